@@ -1,0 +1,34 @@
+# Thin on purpose: each target is one command that can be typed by hand.
+#   make test ARGS="-m 'not slow'"    make env PYTHON=python3.12
+
+PYTHON ?= python3
+VENV = .venv
+ARGS =
+STAMP = $(VENV)/.installed
+
+help:  ## show this list (the default)
+	@sed -n 's/^\([a-z]*\):[^#]*## */\1	/p' Makefile | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+env: $(STAMP)  ## make the virtual environment, or bring it up to date
+
+# Touched only when the installation went through, so a broken one is tried again.
+$(STAMP): pyproject.toml constraints.txt
+	PYTHON="$(PYTHON)" sh scripts/install.sh "$(VENV)"
+	touch $@
+
+reproduce: $(STAMP)  ## compute the results and run the notebooks
+	$(VENV)/bin/blue reproduce $(ARGS)
+
+test: $(STAMP)  ## run the tests
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## check style and formatting, notebooks included
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:  ## remove caches and build outputs (neither .venv nor results)
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.egg-info' \) \
+		-type d -prune -exec rm -rf {} +
+
+.PHONY: help env reproduce test lint clean

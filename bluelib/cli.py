@@ -1,0 +1,221 @@
+"""The command line: ``blue …``. Thin: every command calls the library function of the same name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (2 for input that cannot be used)."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return arguments.command(arguments) or 0
+    except (ValueError, ArithmeticError, FileNotFoundError) as error:
+        print(f"blue: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blue", description="Edit facts in language models, and measure what happens."
+    )
+    parser.add_argument("--version", action="version", version=f"bluelib {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function, about: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about, epilog=f"example: {example}",
+                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+        sub.set_defaults(command=function)
+        return sub
+
+    command("models", _models, "List the models that ship with the project.", "blue models")
+    sub = command("datasets", _datasets, "List the datasets that ship with the project.", "blue datasets")
+    sub.add_argument("--write", type=Path, metavar="DIR", help="generate their files anew into DIR")
+    command("editors", _editors, "List the editors with their formulas.", "blue editors")
+
+    sub = command("pretrain", _pretrain, "Train a pocket model from scratch; continues an interrupted run.",
+                  "blue pretrain pocket-gpt2")  # fmt: skip
+    sub.add_argument("name", help="pocket-gpt2, pocket-gptj or pocket-llama")
+    sub.add_argument("--output", type=Path, help="folder to write; by default the shipped model is replaced")
+    sub.add_argument("--device", default="cpu", help="where to train")
+    sub.add_argument("--steps", type=int, help="training steps, if not the recipe's own")
+
+    sub = command("recall", _recall, "Measure what a pocket model knows: facts and skills, against the bars.",
+                  "blue recall pocket-gpt2")  # fmt: skip
+    sub.add_argument("model", help="a pocket model or the folder of one")
+
+    sub = command("evaluate", _evaluate, "Evaluate a model before any edit.",
+                  "blue evaluate --model pocket-gpt2 --dataset pocket-counterfact --edits 40")  # fmt: skip
+    _add_common(sub)
+
+    sub = command("edit", _edit, "Edit a model with a sequence of records, then evaluate it on them.",
+                  "blue edit --model pocket-llama --dataset pocket-counterfact --editor memit_blue")  # fmt: skip
+    _add_common(sub)
+    sub.add_argument("--editor", required=True, help="see: blue editors")
+    sub.add_argument("--batch-size", type=int, default=10, help="edits per batch")
+
+    sub = command("tune", _tune, "Search an editor's hyper-parameters on the tune split.",
+                  "blue tune --model pocket-gpt2 --editor memit")  # fmt: skip
+    sub.add_argument("--model", required=True, help="a pocket model")
+    sub.add_argument("--editor", required=True, nargs="+", help="one or more editors")
+
+    sub = command("reproduce", _reproduce, "Run the grid of the committed results: notebooks, tables, figures.",
+                  "blue reproduce")  # fmt: skip
+    sub.add_argument("--model", default="pocket-llama", help="the model of the table")
+    sub.add_argument("--edits", type=int, default=200, help="edits per cell")
+    sub.add_argument("--batch-size", type=int, default=10, help="edits per batch")
+    return parser
+
+
+def _add_common(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
+    sub.add_argument("--dataset", required=True, help="a pocket dataset or the path of a JSON file")
+    sub.add_argument("--split", default="report", help="tune or report")
+    sub.add_argument("--edits", type=int, default=100, help="number of records")
+    sub.add_argument("--seed", type=int, default=0, help="0 keeps the dataset's order, others shuffle it")
+    sub.add_argument("--device", default="cpu", help="a torch device")
+    sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    sub.add_argument("--no-generate", action="store_true", help="skip fluency and consistency")
+    sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from .models import pocket_models
+
+    for name, path in pocket_models().items():
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        print(f"{name:16} {config['architectures'][0]}")
+    print("or the path of a local checkpoint, or a hub id; architectures: see bluelib.models.ADAPTERS")
+
+
+def _datasets(arguments: argparse.Namespace) -> None:
+    from .data import DATASETS
+    from .pocket.datasets import write_datasets
+
+    if arguments.write:
+        for path in write_datasets(arguments.write):
+            print(path)
+        return
+    for name, dataset in DATASETS.items():
+        print(f"{name:20} {dataset.about}")
+    print("or the path of a JSON file in the form of CounterFact, zsRE or flat CounterFact")
+
+
+def _editors(arguments: argparse.Namespace) -> None:
+    from .editors import EDITORS
+
+    for name, make in EDITORS.items():
+        print(f"{name:16} {make.__doc__}")
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from .pocket.card import make_model
+    from .pocket.pretrain import recipe_for
+    from .pocket.recall import short_of_bar
+
+    recipe = recipe_for(arguments.name)
+    if arguments.steps is not None:
+        recipe = replace(recipe, steps=arguments.steps)
+    found = make_model(arguments.name, arguments.output, device=arguments.device, recipe=recipe)
+    _print_recall(found)
+    return 1 if short_of_bar(found) else 0
+
+
+def _recall(arguments: argparse.Namespace) -> int:
+    from .models import load_model
+    from .pocket.recall import recall, short_of_bar
+
+    found = recall(load_model(arguments.model))
+    _print_recall(found)
+    return 1 if short_of_bar(found) else 0
+
+
+def _print_recall(found: dict[str, float]) -> None:
+    from .pocket.recall import bar, short_of_bar
+
+    failed = short_of_bar(found)
+    for name, value in found.items():
+        print(f"{name:24} {value:6.2f} %   (bar {bar(name):.0f} %){'   below' if name in failed else ''}")
+
+
+def _load(arguments: argparse.Namespace):
+    from .data import load_dataset
+    from .models import load_model
+
+    records = load_dataset(arguments.dataset, split=arguments.split, limit=arguments.edits, seed=arguments.seed)
+    if len(records) < arguments.edits:
+        raise ValueError(f"{arguments.dataset} has {len(records)} records in split {arguments.split}; "
+                         f"{arguments.edits} were asked for")  # fmt: skip
+    return load_model(arguments.model, device=arguments.device, dtype=arguments.dtype), records
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from .experiment import summary
+    from .metrics import evaluate
+    from .provenance import provenance
+    from .timing import Timer
+
+    model, records = _load(arguments)
+    timer = Timer()
+    with timer("evaluate"):
+        scores = evaluate(model, records, generate=not arguments.no_generate, seed=arguments.seed)
+    result = {"dataset": arguments.dataset, "scores": summary(scores), "seconds": timer.rounded(),
+              "provenance": provenance(model, records)}  # fmt: skip
+    if arguments.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        _print_scores({"before editing": result["scores"]})
+
+
+def _edit(arguments: argparse.Namespace) -> None:
+    from .editors import get_editor
+    from .experiment import run_cell
+
+    model, records = _load(arguments)
+    editor = get_editor(arguments.editor, model)
+    cell = run_cell(model, arguments.dataset, records, editor, batch_size=arguments.batch_size, seed=arguments.seed,
+                    generate=not arguments.no_generate, progress=False if arguments.json else None)  # fmt: skip
+    if arguments.json:
+        print(json.dumps(cell.result, ensure_ascii=False))
+        return
+    _print_scores({"before editing": cell.result["before"], f"after {editor.name}": cell.result["after"]})
+    print("seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in cell.result["seconds"].items()))
+
+
+def _print_scores(rows: dict[str, dict[str, dict[str, Any]]]) -> None:
+    metrics = list(next(iter(rows.values())))
+    print(f"{'':24}" + "".join(f"{metric:>20}" for metric in metrics))
+    for name, scores in rows.items():
+        values = (f"{s['mean']:.2f} ± {s['standard_error']:.2f}" for s in (scores[m] for m in metrics))
+        print(f"{name:24}" + "".join(f"{value:>20}" for value in values))
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    from .models import load_model
+    from .tuning import tune
+
+    model = load_model(arguments.model)
+    for editor in arguments.editor:
+        print(tune(model, editor))
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from .reproduce import reproduce
+
+    for path in reproduce(arguments.model, edits=arguments.edits, batch_size=arguments.batch_size):
+        print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

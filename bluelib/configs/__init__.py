@@ -1,0 +1,34 @@
+"""Hyper-parameters: one YAML file per model, with the critical layers and the settings of each editor."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+
+def model_configs() -> dict[str, dict[str, Any]]:
+    """All configurations, by each name in a file's ``models`` list."""
+    configs = {}
+    for file in sorted(files(__name__).iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".yaml"):
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            configs.update(dict.fromkeys(config["models"], config))
+    return configs
+
+
+def editor_settings(model: str, editor: str) -> dict[str, Any]:
+    """The settings of an editor for a model: the file's ``targets``, then ``editors.<name>`` on top.
+
+    Empty for a model without a configuration.
+    """
+    config = model_configs().get(model)
+    if config is None:
+        return {}
+    return {
+        "layers": config["critical_layers"],
+        **config.get("statistics", {}),
+        **config["targets"],
+        **config["editors"].get(editor, {}),
+    }

@@ -1,0 +1,47 @@
+"""Context prefixes: short texts that stand before a prompt while keys are measured and targets are optimised.
+
+Six of them, as in the paper's code: none, and five that the model itself generates. They are made once per model; a
+pocket model's are shipped with it, another model's are kept in the user's cache under the hash of its weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from .files import atomic_file, cache_dir
+from .models import Model, pocket_models
+
+OPENINGS = ("The", "Therefore", "Because", "I", "You")
+LENGTH = 10
+FILE = "contexts.json"
+
+
+def context_prefixes(model: Model) -> tuple[str, ...]:
+    """The prefixes of a model: the empty one first, then five of about ten tokens, each ending with a space."""
+    shipped = pocket_models().get(model.name)
+    path = shipped / FILE if shipped else cache_dir("contexts") / f"{model.revision.replace(':', '-')}.json"
+    if path.exists():
+        return tuple(json.loads(path.read_text(encoding="utf-8"))["prefixes"])
+    return make_prefixes(model, path)
+
+
+def make_prefixes(model: Model, path: Path, openings: tuple[str, ...] = OPENINGS, seed: int = 0) -> tuple[str, ...]:
+    """Generate the prefixes (one per opening, sampled with a seed of their own) and write them to ``path``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        prefixes = [""]
+        for opening in openings:
+            inputs = model.tokenizer(opening, return_tensors="pt").to(model.device)
+            ids = model.lm.generate(
+                **inputs, max_new_tokens=LENGTH, do_sample=True, top_k=5,
+                eos_token_id=None, pad_token_id=model.tokenizer.pad_token_id,
+            )  # fmt: skip
+            text = model.tokenizer.decode(ids[0], skip_special_tokens=True)
+            prefixes.append(" ".join(text.split()).rstrip(".") + ". ")
+    with atomic_file(path) as temporary:
+        record = {"openings": openings, "seed": seed, "prefixes": prefixes}
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return tuple(prefixes)

@@ -1,0 +1,104 @@
+"""Benchmarks as lists of records: :func:`load_dataset`."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..models import ASSETS
+from .benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre
+from .records import Probe, Record, RecordError
+
+__all__ = ["DATASETS", "Probe", "Record", "RecordError", "load_dataset"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that ships with the project: its file and how a record of it is read."""
+
+    path: Path
+    parse: Callable[[Mapping[str, Any], int], Record]
+    about: str
+
+
+DATASETS = {
+    "pocket-counterfact": Dataset(
+        ASSETS / "datasets" / "pocket-counterfact.json",
+        parse_counterfact,
+        "counterfactual edits of the pocket world, in CounterFact's schema",
+    ),
+    "pocket-zsre": Dataset(
+        ASSETS / "datasets" / "pocket-zsre.json",
+        partial(parse_zsre, target="alt"),
+        "questions about the pocket world, in zsRE's schema; edits install the alternative answer",
+    ),
+}
+SPLITS = ("tune", "report")
+
+
+def load_dataset(
+    name: str | Path, *, split: str | None = None, limit: int | None = None, seed: int = 0
+) -> list[Record]:
+    """Load a benchmark.
+
+    Args:
+        name: a shipped dataset (:data:`DATASETS`), or the path of a JSON file in the form of CounterFact
+            (``counterfact.json``, ``multi_counterfact.json``), of zsRE (``zsre_mend_eval.json``), or in the flat
+            form of knowledge-editing toolkits.
+        split: ``tune`` or ``report``. A file whose records have no ``split`` field is all ``report``.
+        limit: the number of records at most.
+        seed: 0 keeps the benchmark's own order, as the paper does; any other shuffles the split with that seed
+            before ``limit`` applies.
+
+    Raises:
+        ValueError: for an unknown name or split, a limit below 1, a file in none of the forms, or an empty result.
+        FileNotFoundError: if the path does not exist.
+        RecordError: for a record that lacks a field, or whose prompt, subject or target cannot be used.
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
+    shipped = DATASETS.get(str(name))
+    path = shipped.path if shipped else Path(name)
+    if not shipped and not path.suffix:
+        raise ValueError(
+            f"no dataset is called {str(name)!r}; known: {', '.join(DATASETS)}, or the path of a JSON file"
+        )
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} must hold a JSON list of records")
+    parse = shipped.parse if shipped else _parser_for(entries[0], path)
+    records = []
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            raise RecordError(f"record at position {position}: must be an object, not {type(entry).__name__}")
+        if split is None or entry.get("split", "report") == split:
+            records.append(parse(entry, position))
+    if not records:
+        raise ValueError(f"{path} has no records in split {split!r}")
+    if seed:
+        random.Random(seed).shuffle(records)
+    return records[:limit]
+
+
+def _parser_for(entry: Any, path: Path) -> Callable[[Mapping[str, Any], int], Record]:
+    keys = set(entry) if isinstance(entry, Mapping) else set()
+    if "requested_rewrite" in keys:
+        return parse_counterfact
+    if "src" in keys:
+        return parse_zsre
+    if "prompt" in keys:
+        return parse_counterfact_flat
+    raise ValueError(
+        f"{path} is in no known form: its first record has neither 'requested_rewrite' (CounterFact), "
+        "'src' (zsRE) nor 'prompt' (flat CounterFact)"
+    )

@@ -1,0 +1,80 @@
+"""Parsers of the benchmarks' own schemas into :class:`~bluelib.data.records.Record`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .records import Probe, Record, RecordError, field, put_subject_out
+
+
+def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
+    """A record of ``counterfact.json`` or ``multi_counterfact.json`` (Meng et al. 2022)."""
+    case_id = field(entry, "case_id", f"at position {position}", (int, str))
+
+    def text(path: str) -> str:
+        return field(entry, path, case_id)
+
+    def texts(path: str) -> tuple[str, ...]:
+        return tuple(field(entry, path, case_id, list))
+
+    true = text("requested_rewrite.target_true.str")
+    return Record(
+        case_id=case_id,
+        kind="counterfact",
+        prompt=text("requested_rewrite.prompt"),
+        subject=text("requested_rewrite.subject"),
+        target_new=text("requested_rewrite.target_new.str"),
+        target_true=true,
+        relation=text("requested_rewrite.relation_id"),
+        paraphrases=texts("paraphrase_prompts"),
+        locality=tuple(Probe(prompt, true) for prompt in texts("neighborhood_prompts")),
+        attribute_prompts=texts("attribute_prompts"),
+        generation_prompts=texts("generation_prompts"),
+        reference_texts=texts("reference_texts") if "reference_texts" in entry else (),
+    )
+
+
+def parse_counterfact_flat(entry: Mapping[str, Any], position: int) -> Record:
+    """CounterFact in the flat form of knowledge-editing toolkits: one paraphrase, one probe."""
+    case_id = field(entry, "case_id", f"at position {position}", (int, str))
+    subject = field(entry, "subject", case_id)
+    return Record(
+        case_id=case_id,
+        kind="counterfact",
+        prompt=put_subject_out(field(entry, "prompt", case_id), subject, case_id, "prompt"),
+        subject=subject,
+        target_new=field(entry, "target_new", case_id),
+        target_true=field(entry, "ground_truth", case_id),
+        paraphrases=(field(entry, "rephrase_prompt", case_id),),
+        locality=(Probe(field(entry, "locality_prompt", case_id), field(entry, "locality_ground_truth", case_id)),),
+    )
+
+
+def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers") -> Record:
+    """A record of ``zsre_mend_eval.json`` (Mitchell et al. 2022).
+
+    Args:
+        entry: the raw record.
+        position: where it stands in its file, which is its id: the format has none.
+        target: what the edit shall make the model say: ``answers``, the right answer, as the MEMIT family's code
+            does for models that do not know it; or ``alt``, MEND's alternative answer, for models that do.
+    """
+    case_id = entry.get("case_id", position) if isinstance(entry, Mapping) else position
+    subject = field(entry, "subject", case_id)
+    answers = field(entry, "answers", case_id, list)
+    if not answers or not isinstance(answers[0], str):
+        raise RecordError(f"record {case_id}: field 'answers' must start with a string")
+    alternative = field(entry, "alt", case_id)
+    if target not in ("answers", "alt"):
+        raise ValueError(f"the target of zsRE edits is 'answers' or 'alt', not {target!r}")
+    return Record(
+        case_id=case_id,
+        kind="zsre",
+        prompt=put_subject_out(field(entry, "src", case_id), subject, case_id, "src"),
+        subject=subject,
+        target_new=answers[0] if target == "answers" else alternative,
+        target_true=answers[0] if target == "alt" else None,
+        paraphrases=(field(entry, "rephrase", case_id),),
+        locality=(Probe(field(entry, "loc", case_id) + "?", field(entry, "loc_ans", case_id)),),
+    )

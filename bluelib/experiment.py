@@ -1,0 +1,140 @@
+"""One cell of a results table: evaluate, edit, evaluate, with everything that is needed to trust it later."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .data import Record
+from .editors import EDITORS, Editor, describe
+from .files import atomic_file, project_path
+from .metrics import Scores, evaluate
+from .models import Model
+from .provenance import provenance
+from .sequence import Run, edit_sequence
+from .timing import Timer
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model's scores before and after a sequence of edits; :meth:`as_dict` is its JSON form."""
+
+    run: Run
+    before: Scores
+    after: Scores
+    result: dict[str, Any]
+
+    def write(self, path: str | Path) -> Path:
+        """Write the JSON form, whole or not at all."""
+        path = Path(path)
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(self.result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+
+def run_cell(
+    model: Model,
+    dataset: str,
+    records: Sequence[Record],
+    editor: Editor,
+    *,
+    batch_size: int,
+    seed: int,
+    generate: bool = True,
+    progress: bool | None = None,
+) -> Cell:
+    """Evaluate ``records``, edit them in sequence, evaluate them again. The model stays edited; ``run.revert()``."""
+    timer = Timer()
+    with timer("evaluate_before"):
+        before = evaluate(model, records, generate=generate, seed=seed)
+    run = edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, progress=progress)
+    with timer("evaluate_after"):
+        after = evaluate(model, records, generate=generate, seed=seed)
+    result = {
+        "schema": SCHEMA,
+        "model": model.name,
+        "dataset": dataset,
+        "editor": describe(editor),
+        "edits": len(records),
+        "batch_size": batch_size,
+        "seed": seed,
+        "before": summary(before),
+        "after": summary(after),
+        "weight_change": {str(layer): round(change, 6) for layer, change in run.weight_change().items()},
+        "batches": run.batches,
+        "seconds": {**timer.rounded(), **run.seconds},
+        "provenance": provenance(model, records),
+    }
+    return Cell(run, before, after, result)
+
+
+def write_numbers(name: str, model: Model, records: Sequence[Record], numbers: dict[str, Any]) -> Path:
+    """Write a notebook's numbers with their provenance to ``figures/<name>_<model>.json``."""
+    path = project_path("figures", f"{name}_{_plain(model.name)}.json")
+    content = {**numbers, "provenance": provenance(model, records)}
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def cell_path(model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int) -> Path:
+    """Where a cell's JSON belongs in the project: ``results/<scale>/…``."""
+
+    scale = "pocket" if model.startswith("pocket-") else "paper"
+    name = f"{_plain(model)}_{_plain(Path(dataset).stem)}_{editor}_{edits}x{batch_size}_seed{seed}.json"
+    return project_path("results", scale, name)
+
+
+def _plain(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
+
+
+def summary(scores: Scores) -> dict[str, dict[str, float]]:
+    """Mean and standard error of each metric, rounded to what a reader can use."""
+    errors = scores.standard_errors
+    return {
+        metric: {
+            "mean": round(mean, 4),
+            "standard_error": round(errors[metric], 4),
+            "n": len(scores.values(metric)),
+        }
+        for metric, mean in scores.means.items()
+    }
+
+
+def check_parameters(given: dict[str, Any], known: dict[str, type | tuple[type, ...]]) -> None:
+    """Check a notebook's parameters right after its ``parameters`` cell.
+
+    papermill only warns about a name that a notebook does not have, adds it as a variable all the same, and turns
+    ``007`` into 7. This looks at the notebook's variables (``globals()``): any public name of a simple type that is
+    not known is refused, and so is a known one of another type.
+
+    Raises:
+        ValueError: listing the known parameters with their types.
+    """
+    listing = ", ".join(f"{name} ({_type_name(kind)})" for name, kind in known.items())
+    simple = (str, int, float, bool, list, type(None))
+    public = {k: v for k, v in given.items() if not k.startswith("_") and isinstance(v, simple) and k not in _IPYTHON}
+    unknown = [name for name in public if name not in known]
+    if unknown:
+        raise ValueError(f"unknown parameter: {', '.join(unknown)}; known: {listing}")
+    for name, kind in known.items():
+        value = given.get(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"parameter {name} must be {_type_name(kind)}, not {value!r}; known: {listing}")
+    if "editor" in known and given["editor"] not in EDITORS:
+        raise ValueError(f"no editor is called {given['editor']!r}; known: {', '.join(EDITORS)}")
+
+
+_IPYTHON = frozenset({"In", "Out"})
+
+
+def _type_name(kind: type | tuple[type, ...]) -> str:
+    return " or ".join(k.__name__ for k in kind) if isinstance(kind, tuple) else kind.__name__

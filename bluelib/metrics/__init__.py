@@ -1,0 +1,5 @@
+"""What an edit did: the editing metrics of both benchmarks, and fluency and consistency of generated text."""
+
+from .editing import Scores, evaluate
+
+__all__ = ["Scores", "evaluate"]

@@ -1,0 +1,105 @@
+"""The editing metrics of CounterFact and zsRE.
+
+==============  ==================================================  =====================================
+metric          CounterFact                                         zsRE
+==============  ==================================================  =====================================
+efficacy        P(new) > P(true) after the rewrite prompt           token accuracy of the new object there
+generalization  share of paraphrases with P(new) > P(true)          token accuracy after the rephrase
+specificity     share of neighbours with P(true) > P(new)           token accuracy of the unrelated answer
+fluency         n-gram entropy of generated text                    –
+consistency     TF-IDF cosine with reference texts                  –
+==============  ==================================================  =====================================
+
+P is the mean log-probability per token of the object (teacher-forced), without BOS or other special tokens; a tie
+counts as a failure. All values are in the paper's units: per cent, entropy × 100, cosine × 100. Definitions: ROME
+(Meng et al. 2022, Sec. 3.4), MEMIT (Meng et al. 2023, App. B).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from ..data import Record
+from ..models import Model
+from .generation import generation_scores
+from .scoring import TargetScore, score_targets
+
+METRICS = ("efficacy", "generalization", "specificity", "fluency", "consistency")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Results of an evaluation.
+
+    Attributes:
+        records: per record, ``case_id`` and the metrics that its benchmark defines.
+    """
+
+    records: tuple[dict[str, float | int | str], ...]
+
+    def values(self, metric: str) -> list[float]:
+        return [record[metric] for record in self.records if metric in record]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean over records of each metric that any record has."""
+        return {metric: fmean(self.values(metric)) for metric in METRICS if self.values(metric)}
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """Standard error of each mean: sample standard deviation over records / √n (NaN for one record)."""
+        errors = {}
+        for metric in self.means:
+            values = self.values(metric)
+            errors[metric] = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return errors
+
+
+def evaluate(model: Model, records: Sequence[Record], *, generate: bool = True, seed: int = 0) -> Scores:
+    """Evaluate a model, edited or not, on all metrics of each record's benchmark.
+
+    Args:
+        model: the model in its present state.
+        records: what to evaluate on.
+        generate: whether to generate text for fluency and consistency, where records have prompts for it.
+        seed: of the sampling.
+
+    Raises:
+        ValueError: for no records, or a prompt longer than the model's context.
+    """
+    if not records:
+        raise ValueError("there are no records to evaluate")
+    pairs = [pair for record in records for pair in _pairs(record)]
+    scores = iter(score_targets(model, pairs))
+    results = [
+        {"case_id": record.case_id, **_editing_metrics(record, [next(scores) for _ in _pairs(record)])}
+        for record in records
+    ]
+    if generate:
+        for result, extra in zip(results, generation_scores(model, records, seed=seed), strict=True):
+            result.update(extra)
+    return Scores(tuple(results))
+
+
+def _pairs(record: Record) -> list[tuple[str, str]]:
+    """The (prompt, target) pairs that a record's metrics need: rewrite, paraphrases, locality."""
+    edited = [record.request.text, *record.paraphrases]
+    if record.kind == "zsre":
+        return [(prompt, record.target_new) for prompt in edited] + [(p.prompt, p.answer) for p in record.locality]
+    pairs = [(prompt, target) for prompt in edited for target in (record.target_new, record.target_true)]
+    return pairs + [(p.prompt, target) for p in record.locality for target in (record.target_new, p.answer)]
+
+
+def _editing_metrics(record: Record, scores: list[TargetScore]) -> dict[str, float]:
+    n = 1 + len(record.paraphrases)
+    if record.kind == "zsre":
+        values = [score.accuracy for score in scores]
+    else:
+        new, true = scores[0::2], scores[1::2]
+        values = [float(a.log_prob > b.log_prob) for a, b in zip(new[:n], true[:n], strict=True)]
+        values += [float(b.log_prob > a.log_prob) for a, b in zip(new[n:], true[n:], strict=True)]
+    groups = {"efficacy": values[:1], "generalization": values[1:n], "specificity": values[n:]}
+    return {metric: 100 * fmean(group) for metric, group in groups.items() if group}

@@ -1,0 +1,80 @@
+"""How probable a model finds a target after a prompt, and which of its tokens it would predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..models import Model
+from ..prompts import by_length, encode_prompt, encode_target, pad
+
+TOKEN_BUDGET = 8192
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """Teacher-forced score of one target.
+
+    Attributes:
+        log_prob: mean natural log-probability of the target's tokens.
+        accuracy: share of the target's tokens that are the model's first choice, in [0, 1].
+    """
+
+    log_prob: float
+    accuracy: float
+
+
+@torch.no_grad()
+def score_targets(model: Model, pairs: Sequence[tuple[str, str]]) -> list[TargetScore]:
+    """Score each (prompt, target) pair.
+
+    Pairs that feed the same tokens to the model (the same prompt with two one-token targets, say) share a run, and
+    logits are computed at the targets' positions only.
+
+    Raises:
+        ValueError: if a prompt with its target is longer than the model's context.
+    """
+    prompts = {text: encode_prompt(model.tokenizer, text) for text in dict.fromkeys(prompt for prompt, _ in pairs)}
+    targets = {text: encode_target(model.tokenizer, text) for text in dict.fromkeys(target for _, target in pairs)}
+    runs: dict[tuple[int, ...], list[int]] = {}
+    for index, (prompt, target) in enumerate(pairs):
+        runs.setdefault(prompts[prompt] + targets[target][:-1], []).append(index)
+    sequences = list(runs)
+    longest = max(map(len, sequences), default=0)
+    if longest > model.max_positions:
+        text = pairs[runs[max(sequences, key=len)][0]][0]
+        raise ValueError(f"{longest} tokens exceed {model.name}'s context of {model.max_positions}: {text[:80]!r}")
+
+    scores: list[TargetScore | None] = [None] * len(pairs)
+    for batch in by_length([len(s) for s in sequences], TOKEN_BUDGET):
+        inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
+        hidden = model.lm.base_model(**inputs, use_cache=False).last_hidden_state
+        reads = [
+            (row, index, len(prompts[pairs[index][0]]) - 1 + j, token)
+            for row, i in enumerate(batch)
+            for index in runs[sequences[i]]
+            for j, token in enumerate(targets[pairs[index][1]])
+        ]
+        rows, owners, columns, tokens = (list(column) for column in zip(*reads, strict=True))
+        logits = model.head(hidden[rows, columns]).float()
+        wanted = torch.tensor(tokens, device=logits.device)[:, None]
+        log_probs = logits.log_softmax(-1).gather(1, wanted)[:, 0].tolist()
+        hits = (logits.argmax(-1, keepdim=True) == wanted)[:, 0].tolist()
+        by_pair: dict[int, list[tuple[float, bool]]] = {}
+        for owner, log_prob, hit in zip(owners, log_probs, hits, strict=True):
+            by_pair.setdefault(owner, []).append((log_prob, hit))
+        for owner, found in by_pair.items():
+            scores[owner] = TargetScore(
+                sum(log_prob for log_prob, _ in found) / len(found), sum(hit for _, hit in found) / len(found)
+            )
+    return scores
+
+
+@torch.no_grad()
+def top_tokens(model: Model, prompt: str, k: int = 5) -> list[tuple[str, float]]:
+    """The ``k`` most probable next tokens after a prompt, with their probabilities."""
+    inputs = pad([encode_prompt(model.tokenizer, prompt)], model.tokenizer.pad_token_id, model.device)
+    probabilities, tokens = model.lm(**inputs).logits[0, -1].float().softmax(-1).topk(k)
+    return [(model.tokenizer.decode([t]), p) for t, p in zip(tokens.tolist(), probabilities.tolist(), strict=True)]

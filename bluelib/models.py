@@ -1,0 +1,183 @@
+"""Load a causal language model, and name its parts.
+
+A transformer MLP is read as a linear associative memory: its value projection W maps a key (the MLP's inner
+activation) to a value. An :class:`Adapter` says where that projection, the blocks, the final norm and the head of an
+architecture are. Everything else in the library works on these names alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+ASSETS = Path(str(files("bluelib"))) / "assets"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The names of a model's parts, as dotted paths.
+
+    ``value_projection``, ``mlp`` and ``attention`` are relative to a block. ``input_major`` says that the value
+    projection's weight is stored as (d_mlp, d_model), as GPT-2's ``Conv1D`` does, and not as (d_model, d_mlp).
+    """
+
+    blocks: str
+    value_projection: str
+    mlp: str
+    attention: str
+    norm: str
+    head: str = "lm_head"
+    input_major: bool = False
+
+
+#: By ``config.model_type`` of transformers.
+ADAPTERS = {
+    "gpt2": Adapter("transformer.h", "mlp.c_proj", "mlp", "attn", "transformer.ln_f", input_major=True),
+    "gptj": Adapter("transformer.h", "mlp.fc_out", "mlp", "attn", "transformer.ln_f"),
+    "llama": Adapter("model.layers", "mlp.down_proj", "mlp", "self_attn", "model.norm"),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A language model with its tokenizer and the names of its parts.
+
+    Attributes:
+        name: what it was loaded as.
+        lm: the transformers model; in evaluation mode, its parameters do not require gradients.
+        tokenizer: its tokenizer.
+        adapter: the names of its parts.
+        revision: identifies the weights it was loaded with (hub commit, or SHA-256 of the weights).
+    """
+
+    name: str
+    lm: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapter: Adapter
+    revision: str
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.lm.get_submodule(self.adapter.blocks)
+
+    @property
+    def norm(self) -> nn.Module:
+        return self.lm.get_submodule(self.adapter.norm)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.lm.get_submodule(self.adapter.head)
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.device
+
+    def value_projection(self, layer: int) -> nn.Module:
+        """The module whose input is the key and whose weight is edited."""
+        return self.blocks[layer].get_submodule(self.adapter.value_projection)
+
+    def weight(self, layer: int) -> Tensor:
+        """The value projection of a layer as W, ``(d_model, d_mlp)``: a view, so writing to it edits the model."""
+        weight = self.value_projection(layer).weight.data
+        return weight.T if self.adapter.input_major else weight
+
+    def check_layers(self, layers: Iterator[int] | tuple[int, ...] | list[int]) -> tuple[int, ...]:
+        """``layers`` as a sorted tuple.
+
+        Raises:
+            ValueError: if one is not a layer of this model, or occurs twice.
+        """
+        layers = tuple(sorted(layers))
+        wrong = [layer for layer in layers if not 0 <= layer < self.n_layers]
+        if wrong or not layers or len(set(layers)) < len(layers):
+            raise ValueError(
+                f"layers {list(layers)} are not distinct layers of {self.name}, which has 0 to {self.n_layers - 1}"
+            )
+        return layers
+
+    @property
+    def max_positions(self) -> int:
+        return getattr(self.lm.config, "max_position_embeddings", 2**31)
+
+    @property
+    def has_bos(self) -> bool:
+        """Whether the tokenizer itself starts every text with a BOS token."""
+        ids = self.tokenizer("a").input_ids
+        return bool(ids) and ids[0] == self.tokenizer.bos_token_id
+
+
+def pocket_models() -> dict[str, Path]:
+    """The models shipped with the project: name to folder."""
+    return {path.name: path for path in sorted((ASSETS / "models").glob("pocket-*")) if path.is_dir()}
+
+
+def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Model:
+    """Load a causal language model.
+
+    Args:
+        name: a pocket model (see :func:`pocket_models`), a local checkpoint folder, or a hub id.
+        device: a torch device.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        ValueError: for an unknown dtype or an architecture without an adapter.
+        OSError: if the name is neither known, nor a folder, nor reachable on the hub.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    shipped = pocket_models()
+    if name.startswith("pocket-") and name not in shipped and not Path(name).exists():
+        raise ValueError(f"model {name!r} is not shipped here; known: {', '.join(shipped) or 'none'}, "
+                         "or a local checkpoint folder, or a hub id")  # fmt: skip
+    source = str(shipped.get(name, name))
+    config = AutoConfig.from_pretrained(source)
+    adapter = adapter_for(config.model_type)
+    lm = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True)
+    lm = lm.to(device).eval().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    revision = getattr(config, "_commit_hash", None) or weights_hash(lm)
+    return Model(name, lm, tokenizer, adapter, revision)
+
+
+def adapter_for(model_type: str) -> Adapter:
+    """The adapter of an architecture.
+
+    Raises:
+        ValueError: if there is none; the message says what one must provide.
+    """
+    if model_type not in ADAPTERS:
+        raise ValueError(
+            f"no adapter for architecture {model_type!r} (known: {', '.join(ADAPTERS)}); "
+            "add an Adapter with the paths of its blocks, MLP value projection, attention, final norm and head "
+            "to bluelib.models.ADAPTERS"
+        )
+    return ADAPTERS[model_type]
+
+
+def weights_hash(lm: nn.Module) -> str:
+    """SHA-256 over the names, shapes, types and bytes of all parameters and buffers that are saved."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(lm.state_dict().items()):
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return "sha256:" + digest.hexdigest()

@@ -1,0 +1,162 @@
+"""The pocket benchmarks: edits of the pocket world in the schemas of CounterFact and zsRE.
+
+One record per subject at most, and a subject belongs to one split for good: hyper-parameters are chosen on ``tune``
+and never see a subject of ``report``.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_file
+from .text import SEARCHED_RELATIONS, search_question
+from .world import SEED, Fact, World, build_world, rng_for
+
+TUNE, REPORT = 400, 800
+NEIGHBOURS, ATTRIBUTES, REFERENCES = 10, 10, 8
+#: A fact can be edited if at least this many other subjects share its object, so that it has neighbours.
+MIN_NEIGHBOURS = 5
+
+
+def build_counterfact(seed: int = SEED) -> list[dict[str, Any]]:
+    """``pocket-counterfact``: 400 tune and 800 report records, shuffled, as JSON-ready dictionaries.
+
+    The rewrite prompt is a wording the subject was seen in; the two paraphrases are the two it never was seen in,
+    one of them behind an unrelated sentence.
+    """
+    world = build_world(seed)
+    rng = rng_for("counterfact", seed)
+    same = _by_object(world)
+    records = []
+    for case_id, (split, fact) in enumerate(_edited_facts(world, seed)):
+        new = _other_object(fact, world, rng)
+        rewrite, *openings = rng.sample(fact.seen_statements, len(fact.seen_statements))
+        direct, behind = rng.sample(fact.unseen_statements, 2)
+        unrelated = _unrelated(fact, world, rng)
+        records.append(
+            {
+                "case_id": case_id,
+                "split": split,
+                "requested_rewrite": {
+                    "prompt": rewrite,
+                    "relation_id": fact.relation.name,
+                    "target_new": {"str": new, "id": _object_id(new)},
+                    "target_true": {"str": fact.object, "id": _object_id(fact.object)},
+                    "subject": fact.subject,
+                },
+                "paraphrase_prompts": [
+                    f"{unrelated.sentence(rng.choice(unrelated.seen_statements))} {behind.format(fact.subject)}",
+                    direct.format(fact.subject),
+                ],
+                "neighborhood_prompts": _prompts(same[fact.relation.name, fact.object], fact, NEIGHBOURS, rng),
+                "attribute_prompts": _prompts(same[fact.relation.name, new], fact, ATTRIBUTES, rng),
+                "generation_prompts": [opening.format(fact.subject) for opening in openings],
+                "reference_texts": _references(same[fact.relation.name, new], fact, rng),
+            }
+        )
+    return records
+
+
+def build_zsre(seed: int = SEED) -> list[dict[str, Any]]:
+    """``pocket-zsre``: 400 tune and 800 report records in MEND's zsRE schema.
+
+    ``src`` is a question the subject was seen in, ``rephrase`` the one it never was; ``loc`` asks about another
+    subject in the form of a web search.
+    """
+    world = build_world(seed)
+    rng = rng_for("zsre", seed)
+    searched = [fact for fact in world.facts if fact.relation.name in SEARCHED_RELATIONS]
+    records = []
+    for case_id, (split, fact) in enumerate(_edited_facts(world, seed)):
+        new = _other_object(fact, world, rng)
+        source = rng.choice(fact.seen_questions).format(fact.subject)
+        probe = next(other for other in rng.sample(searched, 5) if other.subject != fact.subject)
+        records.append(
+            {
+                "case_id": case_id,
+                "split": split,
+                "subject": fact.subject,
+                "src": source,
+                "pred": fact.object,
+                "rephrase": fact.unseen_questions[0].format(fact.subject),
+                "alt": new,
+                "answers": [fact.object],
+                "loc": search_question(probe.seen_questions[0].format(probe.subject)),
+                "loc_ans": probe.object,
+                "cond": f"{fact.object} >> {new} || {source}",
+            }
+        )
+    return records
+
+
+def write_datasets(folder: Path, seed: int = SEED) -> list[Path]:
+    """Write both benchmarks as JSON files into ``folder``; returns their paths."""
+    paths = []
+    for name, build in (("pocket-counterfact", build_counterfact), ("pocket-zsre", build_zsre)):
+        paths.append(folder / f"{name}.json")
+        with atomic_file(paths[-1]) as temporary:
+            text = json.dumps(build(seed), indent=1, ensure_ascii=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return paths
+
+
+def _edited_facts(world: World, seed: int) -> list[tuple[str, Fact]]:
+    """One editable fact per subject, shuffled, with its split: the same for both benchmarks."""
+    rng = rng_for("splits", seed)
+    counts = Counter((fact.relation.name, fact.object) for fact in world.facts)
+    chosen = []
+    for facts in world.by_subject().values():
+        editable = [fact for fact in facts if counts[fact.relation.name, fact.object] > MIN_NEIGHBOURS]
+        if editable:
+            chosen.append(rng.choice(editable))
+    rng.shuffle(chosen)
+    return [("tune" if i < TUNE else "report", fact) for i, fact in enumerate(chosen[: TUNE + REPORT])]
+
+
+def _by_object(world: World) -> dict[tuple[str, str], list[Fact]]:
+    groups: dict[tuple[str, str], list[Fact]] = {}
+    for fact in world.facts:
+        groups.setdefault((fact.relation.name, fact.object), []).append(fact)
+    return groups
+
+
+def _other_object(fact: Fact, world: World, rng: random.Random) -> str:
+    """An object of the same relation that other subjects have, different from the fact's own."""
+    counts = Counter(other.object for other in world.by_relation()[fact.relation.name])
+    frequent = sorted(value for value, count in counts.items() if count > MIN_NEIGHBOURS)
+    return rng.choice([value for value in frequent if value != fact.object])
+
+
+def _unrelated(fact: Fact, world: World, rng: random.Random) -> Fact:
+    while True:
+        other = rng.choice(world.facts)
+        if other.subject != fact.subject and other.relation.name != fact.relation.name:
+            return other
+
+
+def _others(facts: list[Fact], fact: Fact) -> list[Fact]:
+    return [other for other in facts if other.subject != fact.subject]
+
+
+def _prompts(facts: list[Fact], fact: Fact, count: int, rng: random.Random) -> list[str]:
+    """``count`` distinct prompts about other subjects, spread over as many of them as there are."""
+    prompts: dict[str, None] = {}
+    others = _others(facts, fact)
+    while len(prompts) < count:
+        for other in rng.sample(others, min(count - len(prompts), len(others))):
+            prompts[rng.choice(other.seen_statements).format(other.subject)] = None
+    return list(prompts)
+
+
+def _references(facts: list[Fact], fact: Fact, rng: random.Random) -> list[str]:
+    others = _others(facts, fact)
+    chosen = rng.sample(others, min(REFERENCES, len(others)))
+    return [" ".join(other.sentence(template) for template in other.seen_statements) for other in chosen]
+
+
+def _object_id(value: str) -> str:
+    return "pocket:" + value.replace(" ", "_")

@@ -1,0 +1,65 @@
+"""Where a number comes from: data, weights, versions, device and commit, beside every result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import Record
+from .models import Model
+
+PACKAGES = ("bluelib", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")
+
+
+def provenance(model: Model, records: Sequence[Record]) -> dict[str, Any]:
+    """What a result depends on besides its parameters, as plain values."""
+    return {
+        "scale": "pocket" if model.name.startswith("pocket-") else "paper",
+        "model": model.name,
+        "model_revision": model.revision,
+        "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "device": _device(model),
+        "threads": torch.get_num_threads(),
+        "records_hash": records_hash(records),
+        "case_ids": [record.case_id for record in records],
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "git_commit": git_commit(),
+    }
+
+
+def records_hash(records: Sequence[Record]) -> str:
+    """SHA-256 over the records as loaded."""
+    content = json.dumps([asdict(record) for record in records], sort_keys=True, ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from, with ``+changes`` if it differs; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return commit + ("+changes" if git("status", "--porcelain", "--", str(here)) else "")
+
+
+def _device(model: Model) -> str:
+    if model.device.type == "cuda":
+        return torch.cuda.get_device_name(model.device)
+    return f"{model.device.type} ({platform.machine()})"

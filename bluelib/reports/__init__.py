@@ -1,0 +1,1 @@
+"""Published figures, tables and plots."""

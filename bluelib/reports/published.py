@@ -1,0 +1,38 @@
+"""Published figures of the paper and of those it builds on, each with its source; see the CSV files beside this one.
+
+A figure that no public source has is not here, and a table shows it as not available.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import pandas as pd
+
+#: The published model whose architecture a pocket model shares.
+COUNTERPART = {"pocket-gpt2": "GPT2-XL", "pocket-gptj": "GPT-J-6B", "pocket-llama": "Llama3-8B-Instruct"}
+DATASET = {"pocket-counterfact": "counterfact", "pocket-zsre": "zsre"}
+METHOD = {
+    "pre-edited": "pre-edited",
+    "memit": "MEMIT",
+    "memit_blue": "MEMIT_BLUE",
+    "alphaedit": "AlphaEdit",
+    "alphaedit_blue": "AlphaEdit_BLUE",
+}
+
+
+def published(name: str) -> pd.DataFrame:
+    """One of the CSV files: ``published_results``, ``single_layer_editing``, ``optimisation_steps``,
+    ``edit_seconds`` or ``hyperparameters``."""
+    with files(__package__).joinpath("published", f"{name}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def published_score(model: str, dataset: str, method: str, metric: str, edits: int = 2000) -> tuple[float, str] | None:
+    """A published main-table figure and its source, or None if there is none."""
+    table = published("published_results")
+    rows = table[
+        (table.model == model) & (table.dataset == dataset) & (table.method == method) & (table.metric == metric)
+        & (table.edits == edits) & (table.kind == "published")
+    ]  # fmt: skip
+    return None if rows.empty else (float(rows.iloc[0].value), str(rows.iloc[0].source))

@@ -1,0 +1,48 @@
+"""What a model holds at the subject's last token: keys of an MLP, and hidden states after a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .models import Model
+from .prompts import Request, by_length, locate, pad
+from .tracing import trace
+
+TOKEN_BUDGET = 8192
+
+
+def subject_keys(model: Model, requests: Sequence[Request], layer: int, prefixes: Sequence[str]) -> Tensor:
+    """Keys K of a layer, ``(d_mlp, u)`` float32: the MLP's inner activation at the subject's last token.
+
+    Each key is the mean over the context prefixes (MEMIT, Meng et al. 2023, Eq. 19).
+    """
+    located = [(r, prefix) for r in requests for prefix in prefixes]
+    module = model.value_projection(layer)
+    vectors = _at_subject(model, located, {"inputs": {layer: module}}, layer)
+    return vectors.view(len(requests), len(prefixes), -1).mean(1).T
+
+
+def subject_hidden(model: Model, requests: Sequence[Request], layer: int) -> Tensor:
+    """Outputs of a block at the subject's last token of the bare prompt, ``(d_model, u)`` float32."""
+    block: nn.Module = model.blocks[layer]
+    return _at_subject(model, [(r, "") for r in requests], {"outputs": {layer: block}}, layer).T
+
+
+@torch.no_grad()
+def _at_subject(model: Model, texts: Sequence[tuple[Request, str]], modules: dict, layer: int) -> Tensor:
+    """One vector per text, ``(n, d)``; the forward pass stops at the module that is read."""
+    located = [locate(model.tokenizer, request.prompt, request.subject, prefix) for request, prefix in texts]
+    # What follows the subject's last token cannot reach it, so it is not run.
+    sequences = [place.ids[: place.subject_last + 1] for place in located]
+    vectors: list[Tensor | None] = [None] * len(sequences)
+    for batch in by_length([len(s) for s in sequences], TOKEN_BUDGET):
+        inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
+        with trace(**modules, stop=True) as captured:
+            model.lm.base_model(**inputs, use_cache=False)
+        last = inputs["attention_mask"].sum(1) - 1
+        for row, i in enumerate(batch):
+            vectors[i] = captured[layer][row, last[row]].float()
+    return torch.stack(vectors)

@@ -1,0 +1,123 @@
+"""Second moments of keys, C = E[k kᵀ], over a text: what a ridge solver protects and a null space is found in.
+
+Computed once per (weights, layer, corpus, number of tokens) and kept on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .files import atomic_file, cache_dir
+from .models import Model
+from .prompts import by_length, pad
+from .tracing import trace
+
+log = logging.getLogger(__name__)
+
+TOKENS = 100_000
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """C of one layer: ``matrix`` is (d_mlp, d_mlp) float32, the mean of k kᵀ over ``tokens`` tokens of ``corpus``."""
+
+    matrix: Tensor
+    layer: int
+    corpus: str
+    tokens: int
+
+
+def second_moments(
+    model: Model,
+    layers: Sequence[int],
+    *,
+    corpus: str | Path = "pocket",
+    tokens: int = TOKENS,
+    progress: bool | None = None,
+) -> dict[int, SecondMoment]:
+    """Second moments of the keys of ``layers``, from disk where they are known, in one pass where they are not.
+
+    The statistics belong to the weights the model was loaded with: do not call this on an edited model for layers
+    that are not on disk yet.
+
+    Args:
+        model: the model as loaded.
+        layers: layers to measure.
+        corpus: ``pocket``, or a text file with one document per line.
+        tokens: how many tokens to read.
+        progress: show a progress bar (default: on a terminal).
+
+    Returns:
+        Layer to :class:`SecondMoment`.
+
+    Raises:
+        ValueError: if the corpus has fewer tokens than asked for.
+    """
+    layers = model.check_layers(layers)
+    paths = {layer: _path(model, layer, corpus, tokens) for layer in layers}
+    missing = [layer for layer in layers if not paths[layer].exists()]
+    if missing:
+        for layer, matrix in _measure(model, missing, corpus, tokens, progress).items():
+            with atomic_file(paths[layer]) as temporary:
+                save_file({"second_moment": matrix}, temporary)
+    return {
+        layer: SecondMoment(load_file(paths[layer])["second_moment"], layer, str(corpus), tokens) for layer in layers
+    }
+
+
+def _path(model: Model, layer: int, corpus: str | Path, tokens: int) -> Path:
+    revision = model.revision.removeprefix("sha256:")[:16]
+    dtype = str(model.lm.dtype).removeprefix("torch.")
+    return cache_dir("statistics") / f"{revision}-{dtype}-{Path(corpus).stem}-{tokens}-layer{layer}.safetensors"
+
+
+@torch.no_grad()
+def _measure(model: Model, layers: Sequence[int], corpus, tokens: int, progress: bool | None) -> dict[int, Tensor]:
+    sequences = _sequences(model, corpus, tokens)
+    totals = {layer: 0.0 for layer in layers}
+    modules = {layer: model.value_projection(layer) for layer in layers}
+    quiet = None if progress is None else not progress
+    batches = list(by_length([len(s) for s in sequences], token_budget=4096))
+    for batch in tqdm(batches, desc="second moments", disable=quiet):
+        inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
+        with trace(inputs=modules, stop=True) as keys:
+            model.lm.base_model(**inputs, use_cache=False)
+        kept = inputs["attention_mask"].bool()
+        for layer in layers:
+            k = keys[layer][kept].float()
+            totals[layer] = totals[layer] + (k.T @ k).double()
+    count = sum(map(len, sequences))
+    return {layer: (total / count).float().cpu() for layer, total in totals.items()}
+
+
+def _sequences(model: Model, corpus: str | Path, tokens: int) -> list[list[int]]:
+    """Token sequences of the corpus, ``tokens`` tokens in all."""
+    chosen: list[list[int]] = []
+    left = tokens
+    for sequence in _documents(model, corpus):
+        chosen.append(sequence[:left])
+        left -= len(chosen[-1])
+        if left <= 0:
+            return chosen
+    raise ValueError(f"corpus {str(corpus)!r} has {tokens - left} tokens; {tokens} were asked for")
+
+
+def _documents(model: Model, corpus: str | Path) -> Iterator[list[int]]:
+    if str(corpus) == "pocket":
+        from .pocket.text import PackedText
+
+        yield from PackedText(model.tokenizer, 128).epoch(0)[0].tolist()
+        return
+    longest = min(model.max_positions, 2048)
+    with open(corpus, encoding="utf-8") as file:
+        for line in file:
+            ids = model.tokenizer(line.strip()).input_ids if line.strip() else []
+            yield from (ids[i : i + longest] for i in range(0, len(ids), longest))

@@ -1,0 +1,92 @@
+"""Hyper-parameters by one small search, the same for every method, on records that no result is reported on.
+
+A coordinate search: starting from the first candidate of each axis, the axes are walked in order and the best
+candidate of each is kept while the others stay fixed. A trial edits the first records of the ``tune`` split in as
+many batches as the reported runs have, and is scored by the harmonic mean of efficacy, generalization and specificity
+(ROME's ``Score``). Every trial is recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import harmonic_mean
+from typing import Any
+
+from .configs import editor_settings
+from .data import load_dataset
+from .editors import get_editor
+from .files import atomic_file, project_path
+from .metrics import Scores, evaluate
+from .models import Model
+from .provenance import provenance
+from .sequence import edit_sequence
+
+DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 100, 5
+METRICS = ("efficacy", "generalization", "specificity")
+
+#: Axes of every method, and those of each family.
+COMMON = {"clamp": (0.75, 1.5, 3.0), "learning_rate": (0.5, 0.2, 0.1)}
+FAMILY = {
+    "memit": {"mom2_update_weight": (100, 3, 10, 30, 300, 1000)},
+    "alphaedit": {"nullspace_threshold": (1e-3, 1e-4, 1e-2), "l2": (10, 1, 0.1)},
+}
+
+
+def axes(editor: str) -> dict[str, tuple[float, ...]]:
+    """The axes of an editor; a BLUE variant has those of its plain method."""
+    family = editor.removesuffix("_blue")
+    if family not in FAMILY:
+        raise ValueError(
+            f"there is no search for editor {editor!r}; known: {', '.join(FAMILY)}, and their BLUE variants"
+        )
+    return {**FAMILY[family], **COMMON}
+
+
+def score(scores: Scores) -> float:
+    """Harmonic mean of efficacy, generalization and specificity, in per cent (0 if one of them is)."""
+    return harmonic_mean([scores.means[metric] for metric in METRICS])
+
+
+def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
+    """Search, and write all trials with the best one to ``results/tuning/<model>-<editor>.json``."""
+    records = load_dataset(DATASET, split="tune", limit=EDITS)
+    trials: list[dict[str, Any]] = []
+
+    def attempt(choice: dict[str, float]) -> float:
+        for trial in trials:
+            if trial["choice"] == choice:
+                return trial["score"]
+        try:
+            run = edit_sequence(model, records, get_editor(editor, model, **choice), batch_size=BATCH_SIZE)
+            scores = evaluate(model, records, generate=False)
+            run.revert()
+            trial = {"choice": choice, "score": round(score(scores), 3),
+                     **{metric: round(scores.means[metric], 2) for metric in METRICS}}  # fmt: skip
+        except ArithmeticError as error:
+            trial = {"choice": choice, "score": 0.0, "error": str(error)}
+        trials.append(trial)
+        print(json.dumps(trial), flush=True)
+        return trial["score"]
+
+    space = axes(editor)
+    best = {axis: candidates[0] for axis, candidates in space.items()}
+    for axis, candidates in space.items():
+        best = max(({**best, axis: value} for value in candidates), key=attempt)
+    result = {
+        "model": model.name,
+        "editor": editor,
+        "dataset": DATASET,
+        "split": "tune",
+        "edits": EDITS,
+        "batch_size": BATCH_SIZE,
+        "layers": editor_settings(model.name, editor)["layers"],
+        "axes": space,
+        "best": best,
+        "trials": trials,
+        "provenance": {k: v for k, v in provenance(model, records).items() if k != "case_ids"},
+    }
+    path = (folder or project_path("results", "tuning")) / f"{model.name}-{editor}.json"
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bluelib.models import Model, adapter_for, weights_hash
+from bluelib.pocket.pretrain import pocket_config
+from bluelib.pocket.tokenizer import build_tokenizer
+
+ARCHITECTURES = ("pocket-gpt2", "pocket-gptj", "pocket-llama")
+
+
+def random_model(name: str, seed: int = 0) -> Model:
+    """A small model of one of the three architectures with random weights, in float64 for exact comparisons."""
+    tokenizer = build_tokenizer(bos=name == "pocket-llama")
+    config = pocket_config(name, tokenizer)
+    for key, value in {"n_layer": 4, "num_hidden_layers": 4, "n_inner": 96, "intermediate_size": 96}.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+    torch.manual_seed(seed)
+    lm = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval().requires_grad_(False)
+    for parameter in lm.parameters():  # larger than at initialisation, so that the blocks matter
+        parameter.mul_(4.0) if parameter.ndim > 1 else None
+    return Model(f"random-{name}", lm, tokenizer, adapter_for(config.model_type), weights_hash(lm))
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def any_model(request) -> Model:
+    """Each architecture in turn. Tests must leave the weights as they found them."""
+    return random_model(request.param)

@@ -1,0 +1,159 @@
+"""Loaders of the benchmarks' schemas, and what they refuse."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from bluelib import load_dataset
+from bluelib.data import DATASETS, RecordError
+from bluelib.pocket.datasets import write_datasets
+from bluelib.pocket.world import build_world
+
+COUNTERFACT = {
+    "case_id": 12,
+    "pararel_idx": 1,
+    "requested_rewrite": {
+        "prompt": "The mother tongue of {} is", "relation_id": "P103", "subject": "Ilvane Quillbrook",
+        "target_new": {"str": "Dutch", "id": "Q1"}, "target_true": {"str": "Polish", "id": "Q2"},
+    },
+    "paraphrase_prompts": ["It rains. Ilvane Quillbrook is a native speaker of"],
+    "neighborhood_prompts": ["The mother tongue of Torrin Vantorre is"],
+    "attribute_prompts": ["The mother tongue of Oskel Ashgrave is"],
+    "generation_prompts": ["Ilvane Quillbrook lives where people speak"],
+}  # fmt: skip
+ZSRE = {
+    "subject": "Ottermill Works", "src": "What does Ottermill Works make?", "pred": "tea", "rephrase": "What is made by Ottermill Works?",
+    "alt": "kites", "answers": ["paper"], "loc": "nq question: who wrote the book", "loc_ans": "Nobody", "cond": "",
+}  # fmt: skip
+FLAT = {
+    "case_id": 3, "prompt": "Ilvane Quillbrook plays the", "subject": "Ilvane Quillbrook", "target_new": "tuba",
+    "ground_truth": "harp", "rephrase_prompt": "On stage, Ilvane Quillbrook performs on the",
+    "locality_prompt": "Torrin Vantorre plays the", "locality_ground_truth": "harp",
+}  # fmt: skip
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content):
+        path = tmp_path / "records.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_counterfact(write):
+    (record,) = load_dataset(write([COUNTERFACT]))
+    assert (record.case_id, record.kind, record.relation) == (12, "counterfact", "P103")
+    assert record.request.text == "The mother tongue of Ilvane Quillbrook is"
+    assert (record.target_new, record.target_true) == ("Dutch", "Polish")
+    assert record.locality[0].answer == "Polish"
+
+
+def test_zsre_edits_to_the_answer_by_default(write):
+    (record,) = load_dataset(write([ZSRE]))
+    assert (record.kind, record.prompt, record.target_new) == ("zsre", "What does {} make?", "paper")
+    assert record.locality[0].prompt == "nq question: who wrote the book?"
+
+
+def test_flat_counterfact(write):
+    (record,) = load_dataset(write([FLAT]))
+    assert (record.prompt, record.target_new, record.locality[0].answer) == ("{} plays the", "tuba", "harp")
+
+
+def test_pocket_datasets_have_disjoint_splits_of_distinct_subjects():
+    for name in DATASETS:
+        tune, report = (load_dataset(name, split=split) for split in ("tune", "report"))
+        subjects = [record.subject for record in tune + report]
+        assert len(tune) == 400 and len(report) == 800
+        assert len(set(subjects)) == len(subjects)
+    both = [{r.subject for r in load_dataset(name, split="tune")} for name in DATASETS]
+    assert both[0] == both[1]
+
+
+def test_pocket_counterfact_is_a_full_counterfact():
+    relations = build_world().relations
+    for record in load_dataset("pocket-counterfact"):
+        assert len(record.paraphrases) == 2
+        assert sum(p.count(".") > 0 and not p.startswith(record.subject) for p in record.paraphrases) >= 1
+        assert len({probe.prompt for probe in record.locality}) == 10
+        own = {template.format(record.subject) for template in relations[record.relation].statements}
+        assert not own & {probe.prompt for probe in record.locality}
+        assert set(record.paraphrases[1:]) | {record.request.text} <= own
+        assert record.target_new != record.target_true
+        assert record.reference_texts and all(record.target_new in text for text in record.reference_texts)
+        assert all(record.subject in prompt for prompt in (*record.paraphrases, *record.generation_prompts))
+
+
+def test_shipped_datasets_are_what_their_generator_makes(tmp_path):
+    for path in write_datasets(tmp_path):
+        assert path.read_bytes() == DATASETS[path.stem].path.read_bytes()
+
+
+def test_seed_zero_keeps_the_order_and_others_shuffle():
+    own = load_dataset("pocket-zsre", split="report", limit=20)
+    assert own == load_dataset("pocket-zsre", split="report", limit=20, seed=0)
+    other = load_dataset("pocket-zsre", split="report", limit=20, seed=1)
+    assert other == load_dataset("pocket-zsre", split="report", limit=20, seed=1)
+    assert {r.subject for r in other} != {r.subject for r in own}
+
+
+def broken(record, path, value=None):
+    record = copy.deepcopy(record)
+    *parents, last = path.split(".")
+    place = record
+    for key in parents:
+        place = place[key]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (broken(COUNTERFACT, "paraphrase_prompts"), "record 12: field 'paraphrase_prompts' is missing"),
+        (broken(COUNTERFACT, "requested_rewrite.target_new"), "record 12: field 'requested_rewrite.target_new.str' is missing"),
+        (broken(COUNTERFACT, "requested_rewrite.prompt", "no subject"), r"record 12: prompt must hold \{\}"),
+        (broken(COUNTERFACT, "requested_rewrite.subject", " "), "record 12: subject must be a non-empty string"),
+        (broken(COUNTERFACT, "requested_rewrite.target_new", {"str": ""}), "record 12: target_new must be a non-empty"),
+        (broken(COUNTERFACT, "requested_rewrite.target_new", {"str": 5}), "must be str, not int"),
+        (broken(COUNTERFACT, "neighborhood_prompts", [1]), "record 12: locality holds 1"),
+        (broken(COUNTERFACT, "paraphrase_prompts", "text"), "record 12: field 'paraphrase_prompts' must be list, not str"),
+        (broken(ZSRE, "src", "What is made?"), "record 0: field 'src' does not mention the subject 'Ottermill Works'"),
+        (broken(ZSRE, "answers", [3]), "record 0: field 'answers' must start with a string"),
+        (broken(ZSRE, "loc_ans"), "record 0: field 'loc_ans' is missing"),
+        (broken(FLAT, "subject", ""), "record 3: subject must be a non-empty string"),
+        (broken(FLAT, "ground_truth"), "record 3: field 'ground_truth' is missing"),
+        (broken(FLAT, "case_id"), "record at position 0: field 'case_id' is missing"),
+    ],
+)  # fmt: skip
+def test_a_broken_record_is_refused_with_its_id_and_field(write, record, message):
+    with pytest.raises(RecordError, match=message):
+        load_dataset(write([record]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{not json", "is not JSON"), ([], "JSON list of records"), ({"a": 1}, "JSON list"), ([{"x": 1}], "in no known form"),
+     ([COUNTERFACT, 5], "record at position 1: must be an object")],
+)  # fmt: skip
+def test_a_broken_file_is_refused(write, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(write(content))
+
+
+def test_unknown_names_and_limits_are_refused():
+    with pytest.raises(ValueError, match="known: pocket-counterfact, pocket-zsre"):
+        load_dataset("nonsense")
+    with pytest.raises(ValueError, match="not one of tune, report"):
+        load_dataset("pocket-zsre", split="test")
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        load_dataset("pocket-zsre", limit=0)
+    with pytest.raises(FileNotFoundError):
+        load_dataset("missing.json")

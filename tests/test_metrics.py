@@ -1,0 +1,125 @@
+"""Metrics on examples worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bluelib import evaluate
+from bluelib.data import Probe, Record
+from bluelib.metrics.editing import Scores
+from bluelib.metrics.generation import generate_texts, ngram_entropy
+from bluelib.metrics.scoring import score_targets
+from bluelib.prompts import encode_prompt, encode_target
+
+CF = Record(
+    case_id=7, kind="counterfact", prompt="{} plays the", subject="Ilvane Quillbrook", target_new="bassoon", target_true="harp",
+    paraphrases=("On stage, Ilvane Quillbrook performs on the", "The instrument of Ilvane Quillbrook is the"),
+    locality=tuple(Probe(f"{name} plays the", "harp") for name in ("Torrin Vantorre", "Oskel Ashgrave", "Maribeth Okonmere")),
+    generation_prompts=("Ilvane Quillbrook plays", "The instrument of Ilvane Quillbrook"),
+    reference_texts=("Torrin Vantorre plays the bassoon.",),
+)  # fmt: skip
+ZSRE = Record(
+    case_id=8, kind="zsre", prompt="Where was {} born?", subject="Ilvane Quillbrook", target_new="Rio de Janeiro", target_true="Rome",
+    paraphrases=("What is the birthplace of Ilvane Quillbrook?",),
+    locality=(Probe("nq question: what is the capital of Peru?", "Lima"),),
+)  # fmt: skip
+
+
+def reference_score(model, prompt, target):
+    """One pair at a time, through the whole model with its own head."""
+    prompt, target = encode_prompt(model.tokenizer, prompt), encode_target(model.tokenizer, target)
+    logits = model.lm(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1].float()
+    log_probs = logits.log_softmax(-1).gather(1, torch.tensor(target)[:, None])
+    return log_probs.mean().item(), (logits.argmax(-1) == torch.tensor(target)).float().mean().item()
+
+
+def test_scores_equal_those_of_single_runs(any_model):
+    pairs = [
+        (p, t) for p in (*CF.paraphrases, CF.request.text) for t in ("bassoon", "harp", "East Timor", "Rio de Janeiro")
+    ]
+    for (prompt, target), found in zip(pairs, score_targets(any_model, pairs), strict=True):
+        log_prob, accuracy = reference_score(any_model, prompt, target)
+        assert found.log_prob == pytest.approx(log_prob, abs=1e-5)
+        assert found.accuracy == pytest.approx(accuracy)
+
+
+def test_counterfact_metrics_are_shares_of_comparisons(any_model):
+    scores = evaluate(any_model, [CF], generate=False).records[0]
+
+    def prefers_new(prompt):
+        return reference_score(any_model, prompt, "bassoon")[0] > reference_score(any_model, prompt, "harp")[0]
+
+    assert scores["efficacy"] == 100 * prefers_new(CF.request.text)
+    assert scores["generalization"] == 50 * sum(map(prefers_new, CF.paraphrases))
+    kept = sum(not prefers_new(probe.prompt) for probe in CF.locality)
+    assert scores["specificity"] == pytest.approx(100 * kept / 3)
+    assert scores["case_id"] == 7
+
+
+def test_exchanging_the_objects_exchanges_success_and_failure(any_model):
+    """Efficacy of (new, true) and of (true, new) add up to 100, and specificity is 100 minus that of the neighbours."""
+    swapped = replace(CF, target_new=CF.target_true, target_true=CF.target_new,
+                      locality=tuple(Probe(p.prompt, "bassoon") for p in CF.locality))  # fmt: skip
+    one, two = (evaluate(any_model, [r], generate=False).means for r in (CF, swapped))
+    for metric in ("efficacy", "generalization", "specificity"):
+        assert one[metric] + two[metric] == pytest.approx(100)
+
+
+def test_zsre_metrics_are_token_accuracies(any_model):
+    scores = evaluate(any_model, [ZSRE]).records[0]
+    assert scores["efficacy"] == pytest.approx(100 * reference_score(any_model, ZSRE.request.text, "Rio de Janeiro")[1])
+    assert scores["generalization"] == pytest.approx(
+        100 * reference_score(any_model, ZSRE.paraphrases[0], "Rio de Janeiro")[1]
+    )
+    assert scores["specificity"] == pytest.approx(100 * reference_score(any_model, ZSRE.locality[0].prompt, "Lima")[1])
+    assert "fluency" not in scores
+
+
+def test_means_and_standard_errors():
+    scores = Scores(
+        (
+            {"case_id": 1, "efficacy": 0.0},
+            {"case_id": 2, "efficacy": 100.0},
+            {"case_id": 3, "efficacy": 100.0},
+        )
+    )
+    assert scores.means == {"efficacy": pytest.approx(200 / 3)}
+    sd = math.sqrt(((200 / 3) ** 2 + 2 * (100 / 3) ** 2) / 2)
+    assert scores.standard_errors["efficacy"] == pytest.approx(sd / math.sqrt(3))
+
+
+def test_ngram_entropy_by_hand():
+    # "a b c d": three bigrams and two trigrams, all different: log2 3 and log2 2 bits.
+    assert ngram_entropy("a b c d") == pytest.approx((2 / 3 * math.log2(3) + 4 / 3 * 1.0) / 2)
+    # "x x x x x": one bigram and one trigram only.
+    assert ngram_entropy("x x x x x") == 0.0
+    # A full stop is a unit of its own: bigrams (a b) (b .), one trigram.
+    assert ngram_entropy("a b.") == pytest.approx((2 / 3 * 1.0 + 4 / 3 * 0.0) / 2)
+    assert ngram_entropy("") == 0.0
+
+
+def test_generated_texts_have_the_length_asked_for_and_repeat_with_their_seed(any_model):
+    prompts = ["Ilvane plays", "The instrument of Ilvane Quillbrook"]
+    texts = generate_texts(any_model, prompts, length=30, seed=3)
+    assert texts == generate_texts(any_model, prompts, length=30, seed=3)
+    assert texts != generate_texts(any_model, prompts, length=30, seed=4)
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert text.startswith(prompt)
+
+
+def test_consistency_is_one_for_identical_and_zero_for_disjoint_texts(any_model, monkeypatch):
+    reference = CF.reference_texts[0]
+    for text, expected in ((reference, 100.0), ("Nothing alike here", 0.0)):
+        monkeypatch.setattr("bluelib.metrics.generation.generate_texts", lambda *a, text=text, **k: [text, text])
+        assert evaluate(any_model, [CF]).means["consistency"] == pytest.approx(expected)
+
+
+def test_what_cannot_be_evaluated_is_refused(any_model):
+    with pytest.raises(ValueError, match="no records"):
+        evaluate(any_model, [])
+    with pytest.raises(ValueError, match=r"exceed random-pocket-.*'s context of 128"):
+        evaluate(any_model, [replace(CF, paraphrases=("word " * 200,))], generate=False)

@@ -1,0 +1,105 @@
+"""Closed forms against direct float64 solutions of the normal equations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bluelib.solvers import NullSpace, Ridge, SolverError, null_space
+
+D_MODEL, D_MLP, U = 5, 12, 4
+
+
+def problem(seed: int = 0, rank: int = D_MLP):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    old = draw(D_MLP, 40)
+    old[rank:] = 0.0  # the last directions never occur in the text
+    rotation = torch.linalg.qr(draw(D_MLP, D_MLP)).Q
+    old = rotation @ old
+    return old @ old.T / old.shape[1], draw(D_MLP, U), draw(D_MODEL, U)
+
+
+@pytest.mark.parametrize("weight", [1e-3, 1.0, 1e4])
+def test_memit_solves_its_normal_equations(weight):
+    """Δ minimises λ tr(Δ C Δᵀ) + ‖ΔK − R‖², so Δ (λC + KKᵀ) = R Kᵀ."""
+    c, k, r = problem()
+    solver = Ridge(weight)
+    delta, _ = solver.solve(solver.prepare(c), k, r)
+    direct = torch.linalg.solve(weight * c + k @ k.T, k @ r.T).T
+    torch.testing.assert_close(delta, direct, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(delta @ (weight * c + k @ k.T), r @ k.T, rtol=1e-9, atol=1e-9)
+
+
+def test_memit_is_accurate_for_an_ill_conditioned_second_moment():
+    c, k, r = problem()
+    values = torch.logspace(-9, 1, D_MLP, dtype=torch.float64)
+    vectors = torch.linalg.eigh(c).eigenvectors
+    c = vectors @ torch.diag(values) @ vectors.T
+    solver = Ridge(2.0)
+    delta, _ = solver.solve(solver.prepare(c), k, r)
+    torch.testing.assert_close(delta, torch.linalg.solve(2.0 * c + k @ k.T, k @ r.T).T, rtol=1e-5, atol=1e-7)
+
+
+def test_memit_minimises_its_objective():
+    c, k, r = problem(1)
+    solver = Ridge(0.7)
+    delta, _ = solver.solve(solver.prepare(c), k, r)
+
+    def objective(d):
+        return 0.7 * torch.trace(d @ c @ d.T) + ((d @ k - r) ** 2).sum()
+
+    least = objective(delta)
+    for seed in range(5):
+        step = torch.randn(delta.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert objective(delta + 1e-3 * step) > least
+
+
+@pytest.mark.parametrize("l2", [1e-2, 1.0, 10.0])
+def test_alphaedit_equals_its_published_form_over_a_sequence(l2):
+    """Three batches against Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L2 I)⁻¹ with the dense projector."""
+    c, _, _ = problem(rank=7)
+    solver = NullSpace(threshold=1e-8, l2=l2)
+    state = solver.prepare(c)
+    values, vectors = torch.linalg.eigh(c)
+    u = vectors[:, values < 1e-8]
+    p = u @ u.T
+    assert u.shape[1] == D_MLP - 7
+    earlier = torch.zeros(D_MLP, D_MLP, dtype=torch.float64)
+    for seed in range(3):
+        _, k, r = problem(seed + 10)
+        delta, state = solver.solve(state, k, r)
+        matrix = earlier @ p + k @ k.T @ p + l2 * torch.eye(D_MLP, dtype=torch.float64)
+        direct = torch.linalg.solve(matrix.T, (r @ k.T @ p).T).T
+        torch.testing.assert_close(delta, direct, rtol=1e-9, atol=1e-11)
+        earlier = earlier + k @ k.T
+
+
+def test_alphaedit_leaves_old_keys_alone():
+    c, k, r = problem(rank=6)
+    solver = NullSpace(threshold=1e-8, l2=0.1)
+    delta, _ = solver.solve(solver.prepare(c), k, r)
+    old = torch.linalg.eigh(c).eigenvectors[:, -6:]  # directions that the text does use
+    assert (delta @ old).abs().max() < 1e-10
+    assert delta.abs().max() > 1e-3
+
+
+def test_null_space_is_orthonormal_and_annihilates_c():
+    c, _, _ = problem(rank=5)
+    basis = null_space(c, 1e-8)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(D_MLP - 5, dtype=torch.float64))
+    assert (c @ basis).abs().max() < 1e-12
+
+
+def test_what_cannot_be_solved_is_refused():
+    c, _, _ = problem(rank=6)
+    with pytest.raises(SolverError, match=r"λC .* is not positive definite"):
+        Ridge(1.0).prepare(c - 1e-3 * torch.eye(D_MLP))
+    with pytest.raises(SolverError, match="not positive definite"):
+        Ridge(1.0).prepare(c * float("nan"))
+    with pytest.raises(SolverError, match="null space is empty"):
+        NullSpace(1e-30, 1.0).prepare(problem()[0])
+    with pytest.raises(ValueError, match="must be positive, not 0"):
+        Ridge(0)
+    with pytest.raises(ValueError, match="must be positive"):
+        NullSpace(0.02, -1)
