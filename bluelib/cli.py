@@ -70,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, help="a pocket model")
     sub.add_argument("--editor", required=True, nargs="+", help="one or more editors")
 
+    sub = command("nullspace", _nullspace, "Report what the null space of C keeps of edited subjects' keys.",
+                  "blue nullspace --model pocket-gpt2")  # fmt: skip
+    sub.add_argument("--model", required=True, help="a pocket model")
+
     sub = command("reproduce", _reproduce, "Run the grid of the committed results: notebooks, tables, figures.",
                   "blue reproduce")  # fmt: skip
     sub.add_argument("--model", default="pocket-llama", help="the model of the table")
@@ -208,6 +212,22 @@ def _tune(arguments: argparse.Namespace) -> None:
     model = load_model(arguments.model)
     for editor in arguments.editor:
         print(tune(model, editor))
+
+
+def _nullspace(arguments: argparse.Namespace) -> None:
+    from .configs import model_configs
+    from .data import load_dataset
+    from .files import project_path
+    from .models import load_model
+    from .nullspace import null_space_report, write_null_space_report
+    from .statistics import POCKET_CORPORA, TOKENS
+
+    model = load_model(arguments.model)
+    records = load_dataset("pocket-counterfact", split="tune", limit=100)
+    layers = model_configs()[model.name]["critical_layers"]
+    stem = project_path("figures", f"nullspace_{model.name}")
+    write_null_space_report(null_space_report(model, records, layers, POCKET_CORPORA, TOKENS), stem)
+    print(stem.with_suffix(".md").read_text(encoding="utf-8"))
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from .tracing import trace
 log = logging.getLogger(__name__)
 
 TOKENS = 100_000
+POCKET_CORPORA = ("pocket", "pocket-others")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def second_moments(
     Args:
         model: the model as loaded.
         layers: layers to measure.
-        corpus: ``pocket``, or a text file with one document per line.
+        corpus: ``pocket``, the pocket training text; ``pocket-others``, the same without the sentences about
+            subjects of the benchmarks; or a text file with one document per line.
         tokens: how many tokens to read.
         progress: show a progress bar (default: on a terminal).
 
@@ -111,10 +113,12 @@ def _sequences(model: Model, corpus: str | Path, tokens: int) -> list[list[int]]
 
 
 def _documents(model: Model, corpus: str | Path) -> Iterator[list[int]]:
-    if str(corpus) == "pocket":
+    if str(corpus) in POCKET_CORPORA:
+        from .pocket.datasets import edited_subjects
         from .pocket.text import PackedText
 
-        yield from PackedText(model.tokenizer, 128).epoch(0)[0].tolist()
+        exclude = edited_subjects() if corpus == "pocket-others" else frozenset()
+        yield from PackedText(model.tokenizer, 128, exclude=exclude).epoch(0)[0].tolist()
         return
     longest = min(model.max_positions, 2048)
     with open(corpus, encoding="utf-8") as file:

@@ -22,18 +22,18 @@ from .models import Model
 from .provenance import provenance
 from .sequence import edit_sequence
 
-DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 100, 5
+DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 80, 4
 METRICS = ("efficacy", "generalization", "specificity")
 
 #: Axes of every method, and those of each family.
-COMMON = {"clamp": (0.75, 1.5, 3.0), "learning_rate": (0.5, 0.2, 0.1)}
+COMMON = {"corpus": ("pocket", "pocket-others"), "clamp": (0.75, 2.0), "learning_rate": (0.5, 0.2)}
 FAMILY = {
-    "memit": {"mom2_update_weight": (100, 3, 10, 30, 300, 1000)},
-    "alphaedit": {"nullspace_threshold": (1e-3, 1e-4, 1e-2), "l2": (10, 1, 0.1)},
+    "memit": {"mom2_update_weight": (30, 3, 10, 100, 300)},
+    "alphaedit": {"nullspace_threshold": (1e-3, 1e-4, 1e-2), "l2": (1.0, 0.1, 10.0)},
 }
 
 
-def axes(editor: str) -> dict[str, tuple[float, ...]]:
+def axes(editor: str) -> dict[str, tuple]:
     """The axes of an editor; a BLUE variant has those of its plain method."""
     family = editor.removesuffix("_blue")
     if family not in FAMILY:
@@ -53,7 +53,7 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
     records = load_dataset(DATASET, split="tune", limit=EDITS)
     trials: list[dict[str, Any]] = []
 
-    def attempt(choice: dict[str, float]) -> float:
+    def attempt(choice: dict[str, Any]) -> float:
         for trial in trials:
             if trial["choice"] == choice:
                 return trial["score"]

@@ -104,6 +104,11 @@ def write_datasets(folder: Path, seed: int = SEED) -> list[Path]:
     return paths
 
 
+def edited_subjects(seed: int = SEED) -> frozenset[str]:
+    """The subjects of both benchmarks, of either split."""
+    return frozenset(fact.subject for _, fact in _edited_facts(build_world(seed), seed))
+
+
 def _edited_facts(world: World, seed: int) -> list[tuple[str, Fact]]:
     """One editable fact per subject, shuffled, with its split: the same for both benchmarks."""
     rng = rng_for("splits", seed)

@@ -23,15 +23,21 @@ def search_question(question: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def training_pairs(seed: int = SEED) -> tuple[tuple[str, str], ...]:
-    """Every sentence of the training text once, in a fixed order, as (prompt, answer)."""
+def training_pairs(seed: int = SEED, exclude: frozenset[str] = frozenset()) -> tuple[tuple[str, str], ...]:
+    """Every sentence of the training text once, in a fixed order, as (prompt, answer).
+
+    Sentences about the subjects in ``exclude`` are left out.
+    """
     pairs = []
     for fact in build_world(seed).facts:
+        if fact.subject in exclude:
+            continue
         pairs += [(template.format(fact.subject), fact.object) for template in fact.seen]
         if fact.relation.name in SEARCHED_RELATIONS:
             pairs.append((search_question(fact.seen_questions[0].format(fact.subject)) + "?", fact.object))
     for train, _ in build_skills(seed).values():
-        pairs += [(item.prompt, item.choices[item.answer]) for item in train]
+        kept = [item for item in train if not any(subject in item.prompt for subject in exclude)]
+        pairs += [(item.prompt, item.choices[item.answer]) for item in kept]
     return tuple(pairs)
 
 
@@ -53,7 +59,13 @@ class PackedText:
     one, so that an epoch states every fact in full.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int, seed: int = SEED):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        seed: int = SEED,
+        exclude: frozenset[str] = frozenset(),
+    ):
         self.length, self.seed = length, seed
         self.opening = [] if tokenizer.bos_token_id == tokenizer.eos_token_id else [tokenizer.bos_token_id]
         self.separator = self.opening or [tokenizer.eos_token_id]
@@ -61,7 +73,7 @@ class PackedText:
         def encode(texts: list[str]) -> list[list[int]]:
             return [e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
 
-        pairs = training_pairs(seed)
+        pairs = training_pairs(seed, exclude)
         answers = encode([f" {answer}" for _, answer in pairs])
         stop = encode(["."])[0]
         # A sentence is its prompt's tokens, its answer's and the full stop's; the answer's are marked.

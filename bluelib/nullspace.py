@@ -1,0 +1,87 @@
+"""Does AlphaEdit's premise hold? What the null space of C keeps of the keys of edited subjects, and of C itself.
+
+AlphaEdit assumes that C has a large null space, that the text's keys have next to no energy in it (so that an update
+there disturbs nothing), and that the keys of edited subjects have enough (so that an update there can reach them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .contexts import context_prefixes
+from .data import Record
+from .files import atomic_file
+from .models import Model
+from .representations import subject_keys
+from .statistics import second_moments
+
+THRESHOLDS = (1e-5, 1e-4, 1e-3, 1e-2, 2e-2, 1e-1)
+
+
+def energy_shares(second_moment: Tensor, keys: Tensor, thresholds: Sequence[float]) -> list[dict[str, float]]:
+    """Per threshold: the null space's dimension, and the shares of energy in it.
+
+    Args:
+        second_moment: C, ``(d_mlp, d_mlp)``.
+        keys: K, ``(d_mlp, u)``.
+        thresholds: eigenvalues of C below it count as zero.
+
+    Returns:
+        For each threshold ``dimension`` (as a share of d_mlp), ``key_energy`` = ‖Uᵀ K‖² / ‖K‖² and
+        ``moment_energy`` = tr(Uᵀ C U) / tr(C), all in [0, 1].
+    """
+    values, vectors = torch.linalg.eigh(second_moment.double())
+    energy = (vectors.T @ keys.double().to(values.device)).square().sum(1)
+    rows = []
+    for threshold in thresholds:
+        inside = values < threshold
+        rows.append(
+            {
+                "threshold": threshold,
+                "dimension": inside.double().mean().item(),
+                "key_energy": (energy[inside].sum() / energy.sum()).item(),
+                "moment_energy": (values[inside].clamp_min(0).sum() / values.clamp_min(0).sum()).item(),
+            }
+        )
+    return rows
+
+
+def null_space_report(
+    model: Model, records: Sequence[Record], layers: Sequence[int], corpora: Sequence[str], tokens: int
+) -> pd.DataFrame:
+    """:func:`energy_shares` per corpus and layer, with the keys of the records' subjects."""
+    prefixes = context_prefixes(model)
+    keys = {layer: subject_keys(model, [r.request for r in records], layer, prefixes) for layer in layers}
+    rows = []
+    for corpus in corpora:
+        for layer, moment in second_moments(model, layers, corpus=corpus, tokens=tokens).items():
+            for row in energy_shares(moment.matrix, keys[layer], THRESHOLDS):
+                rows.append({"model": model.name, "d_mlp": len(moment.matrix), "corpus": corpus, "layer": layer, **row})
+    return pd.DataFrame(rows)
+
+
+def write_null_space_report(frame: pd.DataFrame, stem: Path) -> None:
+    """Write ``stem.csv``, and ``stem.md`` with one line per corpus and layer and one column per threshold."""
+    with atomic_file(stem.with_suffix(".csv")) as temporary:
+        frame.round(6).to_csv(temporary, index=False, lineterminator="\n")
+    lines = [
+        f"Shares in the null space of C, {frame.model[0]} (pocket scale, d_mlp = {frame.d_mlp[0]}), in per cent: "
+        "*dimension / energy of edited subjects' keys / energy of C*. AlphaEdit's premise is a large first, a large "
+        "second and a negligible third number.",
+        "",
+        "| corpus | layer | " + " | ".join(f"< {threshold:g}" for threshold in THRESHOLDS) + " |",
+        "|---" * (2 + len(THRESHOLDS)) + "|",
+    ]
+    for (corpus, layer), rows in frame.groupby(["corpus", "layer"], sort=False):
+        cells = (
+            f"{100 * r.dimension:.1f} / {100 * r.key_energy:.2f} / {100 * r.moment_energy:.3f}"
+            for r in rows.itertuples()
+        )
+        lines.append(f"| {corpus} | {layer} | " + " | ".join(cells) + " |")
+    with atomic_file(stem.with_suffix(".md")) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

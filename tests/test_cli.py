@@ -1,0 +1,96 @@
+"""The command line on the shipped models: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
+from bluelib.cli import main
+from bluelib.experiment import check_parameters, summary
+from bluelib.pocket.datasets import write_datasets
+
+
+def test_lists(capsys):
+    for command, expected in (
+        ("models", "pocket-llama     LlamaForCausalLM"),
+        ("datasets", "pocket-zsre"),
+        ("editors", "R Kᵀ"),
+    ):
+        assert main([command]) == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_datasets_can_be_written(tmp_path, capsys):
+    assert main(["datasets", "--write", str(tmp_path)]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pocket-counterfact.json", "pocket-zsre.json"]
+    assert write_datasets(tmp_path)[0].exists()
+
+
+@pytest.mark.parametrize("dataset", ["pocket-counterfact", "pocket-zsre"])
+def test_edit_prints_what_the_library_computes(dataset, capsys):
+    assert main(["edit", "--model", "pocket-llama", "--dataset", dataset, "--editor", "memit_blue", "--edits", "6",
+                 "--batch-size", "3", "--seed", "1", "--json"]) == 0  # fmt: skip
+    printed = json.loads(capsys.readouterr().out)
+    model = load_model("pocket-llama")
+    records = load_dataset(dataset, split="report", limit=6, seed=1)
+    before = evaluate(model, records, seed=1)
+    run = edit_sequence(model, records, get_editor("memit_blue", model), batch_size=3, seed=1)
+    after = evaluate(model, records, seed=1)
+    assert printed["before"] == json.loads(json.dumps(summary(before)))
+    assert printed["after"] == json.loads(json.dumps(summary(after)))
+    assert printed["editor"]["layers"] == list(run.editor.layers)
+    assert set(printed["seconds"]) == {"prepare", "targets", "keys", "solve", "evaluate_before", "evaluate_after"}
+    assert printed["provenance"]["scale"] == "pocket"
+    assert printed["provenance"]["model_revision"] == model.revision
+    assert printed["provenance"]["case_ids"] == [record.case_id for record in records]
+    assert printed["after"]["efficacy"]["mean"] > printed["before"]["efficacy"]["mean"]
+
+
+def test_evaluate_before_editing(capsys):
+    assert (
+        main(["evaluate", "--model", "pocket-gpt2", "--dataset", "pocket-counterfact", "--edits", "5", "--json"]) == 0
+    )
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed["scores"]) == {"efficacy", "generalization", "specificity", "fluency", "consistency"}
+    assert (
+        main(["evaluate", "--model", "pocket-gpt2", "--dataset", "pocket-counterfact", "--edits", "5", "--no-generate"])
+        == 0
+    )
+    assert "before editing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "pocket-bert"], "model 'pocket-bert' is not shipped here; known: pocket-gpt2, pocket-gptj, pocket-llama"),
+        (["--editor", "nonsense"], "no editor is called 'nonsense'; known: memit"),
+        (["--dataset", "nonsense"], "no dataset is called 'nonsense'; known: pocket-counterfact"),
+        (["--edits", "100000"], "has 800 records in split report; 100000 were asked for"),
+        (["--batch-size", "0"], "batch_size must be between 1 and the number of records, 4; it is 0"),
+        (["--dtype", "int8"], "dtype 'int8' is not one of float32, bfloat16, float16"),
+        (["--split", "test"], "split 'test' is not one of tune, report"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line_and_exit_with_2(arguments, message, capsys):
+    command = ["edit", "--model", "pocket-gpt2", "--dataset", "pocket-zsre", "--editor", "memit", "--edits", "4"]
+    assert main(command + arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1
+    assert not printed.out
+
+
+def test_parameters_of_a_notebook_are_checked():
+    known = {"model": str, "edits": int, "editor": str}
+    good = {"model": "x", "edits": 3, "editor": "memit", "In": [], "_i": "", "lm": object()}
+    check_parameters(good, known)
+    for bad, message in (
+        ({"modle": "x"}, "unknown parameter: modle; known: model"),
+        ({"edits": "3"}, "parameter edits must be int, not '3'"),
+        ({"edits": True}, "parameter edits must be int, not True"),
+        ({"model": 7}, "parameter model must be str, not 7"),
+        ({"editor": "x"}, "no editor is called 'x'; known: memit"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_parameters({**good, **bad}, known)
