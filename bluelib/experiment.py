@@ -13,7 +13,7 @@ from .data import Record
 from .editors import EDITORS, Editor, describe
 from .files import atomic_file, project_path
 from .metrics import Scores, evaluate
-from .models import Model
+from .models import Model, scale_of
 from .provenance import provenance
 from .sequence import Run, edit_sequence
 from .timing import Timer
@@ -86,9 +86,8 @@ def write_numbers(name: str, model: Model, records: Sequence[Record], numbers: d
 def cell_path(model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int) -> Path:
     """Where a cell's JSON belongs in the project: ``results/<scale>/…``."""
 
-    scale = "pocket" if model.startswith("pocket-") else "paper"
     name = f"{_plain(model)}_{_plain(Path(dataset).stem)}_{editor}_{edits}x{batch_size}_seed{seed}.json"
-    return project_path("results", scale, name)
+    return project_path("results", scale_of(model), name)
 
 
 def _plain(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .data import Record
-from .models import Model
+from .models import Model, scale_of
 
 PACKAGES = ("bluelib", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")
 
@@ -23,7 +23,7 @@ PACKAGES = ("bluelib", "torch", "transformers", "tokenizers", "numpy", "scikit-l
 def provenance(model: Model, records: Sequence[Record]) -> dict[str, Any]:
     """What a result depends on besides its parameters, as plain values."""
     return {
-        "scale": "pocket" if model.name.startswith("pocket-") else "paper",
+        "scale": scale_of(model.name),
         "model": model.name,
         "model_revision": model.revision,
         "dtype": str(model.lm.dtype).removeprefix("torch."),

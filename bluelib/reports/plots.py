@@ -60,12 +60,13 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
         frame: rows of one model and one dataset, see :func:`bluelib.reports.tables.results_frame`.
     """
     metrics = [metric for metric in METRICS if metric in set(frame.metric)]
-    methods = [method for method in COLOURS if method in set(frame.method)]
     first = frame.iloc[0]
     with style():
         figure, axes = plt.subplots(1, len(metrics), figsize=(2.5 * len(metrics), 3.6), layout="constrained")
         for axis, metric in zip(axes, metrics, strict=True):
-            rows = frame[frame.metric == metric].set_index("method").reindex(methods)
+            rows = frame[frame.metric == metric].set_index("method")
+            methods = [method for method in COLOURS if method in rows.index]
+            rows = rows.loc[methods]
             sns.barplot(
                 x=methods,
                 y=rows["mean"],

@@ -1,0 +1,91 @@
+"""Tables and figures: what they say of scale and source, and that the same numbers give the same bytes."""
+
+from __future__ import annotations
+
+import copy
+
+import pandas as pd
+import pytest
+
+from bluelib.configs import model_configs
+from bluelib.models import PAPER_MODELS, pocket_models, scale_of
+from bluelib.nullspace import THRESHOLDS, energy_shares
+from bluelib.reports.plots import plot_methods, save
+from bluelib.reports.published import published, published_score
+from bluelib.reports.tables import results_frame, write_table
+
+
+def cell(editor="memit_blue", model="pocket-llama", efficacy=91.5):
+    scores = {"efficacy": {"mean": efficacy, "standard_error": 1.25, "n": 200},
+              "fluency": {"mean": 500.0, "standard_error": 2.0, "n": 200}}  # fmt: skip
+    before = {"efficacy": {"mean": 1.0, "standard_error": 0.5, "n": 200}}
+    return {
+        "model": model, "dataset": "pocket-counterfact", "edits": 200, "batch_size": 10, "seed": 0,
+        "editor": {"name": editor, "layers": [2, 6], "residual": "direct", "solver": {"kind": "Ridge", "weight": 30}, "targets": {"steps": 25}},
+        "before": before, "after": scores,
+        "provenance": {"scale": "pocket", "dtype": "float32", "device": "cpu (x)", "model_revision": "sha256:ab",
+                       "records_hash": "sha256:cd", "versions": {"python": "3.11"}, "git_commit": "ef"},
+    }  # fmt: skip
+
+
+def test_published_figures_have_their_source():
+    value, source = published_score("Llama3-8B-Instruct", "counterfact", "MEMIT", "efficacy")
+    assert (value, "arXiv" in source) == (65.65, True)
+    assert published_score("GPT2-XL", "counterfact", "MEMIT_BLUE", "efficacy") is None
+    for name in ("published_results", "single_layer_editing", "optimisation_steps", "edit_seconds"):
+        assert published(name).source.notna().all()
+
+
+def test_a_table_says_scale_source_and_what_is_missing(tmp_path):
+    frame = write_table([cell(), cell("alphaedit", efficacy=80.0)], tmp_path / "t")
+    text = (tmp_path / "t.md").read_text()
+    assert "pocket scale, 200 edits in batches of 10" in text
+    assert "| MEMIT_BLUE | 91.50 ± 1.25 (*99.57*) | 500.00 ± 2.00 (*626.26*) |" in text
+    assert "arXiv:2502.03748" in text and "sha256:ab" in text and "not found in any public source" in text
+    assert list(frame.method.unique()) == ["pre-edited", "MEMIT_BLUE", "AlphaEdit"]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv"), frame)
+    missing = results_frame([cell(model="pocket-gpt2")])
+    row = missing[(missing.method == "MEMIT_BLUE") & (missing.metric == "efficacy")].iloc[0]
+    assert pd.isna(row.published) and row.published_source == "n/a"
+    write_table([cell(model="pocket-gpt2")], tmp_path / "g")
+    assert "91.50 ± 1.25 (*n/a*)" in (tmp_path / "g.md").read_text()
+
+
+def test_the_same_numbers_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        cells = copy.deepcopy([cell(), cell("memit", efficacy=70.0)])
+        frame = write_table(cells, tmp_path / name)
+        save(plot_methods(frame), tmp_path / name)
+    for suffix in (".csv", ".md", ".svg", ".png"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+    frame = write_table([cell(efficacy=91.6), cell("memit", efficacy=70.0)], tmp_path / "c")
+    save(plot_methods(frame), tmp_path / "c")
+    assert (tmp_path / "a.svg").read_bytes() != (tmp_path / "c.svg").read_bytes()
+
+
+def test_scales_are_told_apart():
+    assert [scale_of(name) for name in ("pocket-llama", PAPER_MODELS[0], "/some/checkpoint")] == [
+        "pocket",
+        "paper",
+        "other",
+    ]
+
+
+def test_every_pocket_model_has_a_configuration():
+    configs = model_configs()
+    assert set(pocket_models()) == {"pocket-gpt2", "pocket-gptj", "pocket-llama"}
+    for name in pocket_models():
+        assert set(configs[name]["editors"]) >= {"memit", "memit_blue", "alphaedit", "alphaedit_blue"}
+
+
+def test_energy_shares_by_hand():
+    import torch
+
+    c = torch.diag(torch.tensor([1e-6, 1e-6, 1.0, 3.0]))
+    keys = torch.tensor([[1.0], [1.0], [1.0], [1.0]])
+    rows = energy_shares(c, keys, [1e-3, 2.0])
+    assert rows[0] == pytest.approx(
+        {"threshold": 1e-3, "dimension": 0.5, "key_energy": 0.5, "moment_energy": 2e-6 / 4.000002}, rel=1e-5
+    )
+    assert rows[1]["dimension"] == 0.75 and rows[1]["key_energy"] == pytest.approx(0.75)
+    assert sorted(THRESHOLDS) == list(THRESHOLDS)
