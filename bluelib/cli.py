@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return arguments.command(arguments) or 0
-    except (ValueError, ArithmeticError, FileNotFoundError) as error:
+    except (ValueError, ArithmeticError, OSError) as error:
         print(f"blue: {error}", file=sys.stderr)
         return 2
 
@@ -69,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
                   "blue tune --model pocket-gpt2 --editor memit")  # fmt: skip
     sub.add_argument("--model", required=True, help="a pocket model")
     sub.add_argument("--editor", required=True, nargs="+", help="one or more editors")
+
+    sub = command("contributions", _contributions, "Measure what an edit of each layer alone contributes.",
+                  "blue contributions --model pocket-gpt2")  # fmt: skip
+    sub.add_argument("--model", required=True, help="a pocket model")
 
     sub = command("nullspace", _nullspace, "Report what the null space of C keeps of edited subjects' keys.",
                   "blue nullspace --model pocket-gpt2")  # fmt: skip
@@ -212,6 +216,23 @@ def _tune(arguments: argparse.Namespace) -> None:
     model = load_model(arguments.model)
     for editor in arguments.editor:
         print(tune(model, editor))
+
+
+def _contributions(arguments: argparse.Namespace) -> None:
+    from .contributions import critical_layers, layer_contributions
+    from .data import load_dataset
+    from .editors import get_editor
+    from .files import atomic_file, project_path
+    from .models import load_model
+
+    model = load_model(arguments.model)
+    records = load_dataset("pocket-counterfact", split="tune", limit=60)
+    frame = layer_contributions(model, records, get_editor("memit", model), range(model.n_layers))
+    path = project_path("results", "contributions", f"{model.name}.csv")
+    with atomic_file(path) as temporary:
+        frame.round(4).to_csv(temporary, index=False, lineterminator="\n")
+    print(frame.round(3).to_string(index=False))
+    print(f"five consecutive layers with the largest mean contribution: {critical_layers(frame)}")
 
 
 def _nullspace(arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as hf_logging
 
 ASSETS = Path(str(files("bluelib"))) / "assets"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -159,13 +161,27 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     source = str(shipped.get(name, name))
     config = AutoConfig.from_pretrained(source)
     adapter = adapter_for(config.model_type)
-    lm = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True)
+    with _without_progress_bar(name in shipped):
+        lm = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True)
     lm = lm.to(device).eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     revision = getattr(config, "_commit_hash", None) or weights_hash(lm)
     return Model(name, lm, tokenizer, adapter, revision)
+
+
+@contextmanager
+def _without_progress_bar(quiet: bool) -> Iterator[None]:
+    """Silence transformers' progress bar for models that load in no time."""
+    shown = hf_logging.is_progress_bar_enabled()
+    if quiet:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def adapter_for(model_type: str) -> Adapter:

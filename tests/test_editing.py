@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -207,3 +209,16 @@ def test_what_cannot_be_edited_is_refused(any_model):
         edit_sequence(any_model, RECORDS, editor(), batch_size=6)
     with pytest.raises(ValueError, match="no records"):
         edit_sequence(any_model, [], editor(), batch_size=1)
+
+
+def test_contributions_of_single_layers_leave_the_model_as_it_was(any_model):
+    from bluelib.contributions import critical_layers, layer_contributions
+
+    before = weights_hash(any_model.lm)
+    frame = layer_contributions(
+        any_model, [replace(r, paraphrases=(r.request.text,)) for r in RECORDS[:2]], editor(Ridge(1e-3)), [0, 2]
+    )
+    assert weights_hash(any_model.lm) == before
+    assert list(frame.layer) == [0, 2] and (frame.rewrite > 0).all()
+    frame = frame.iloc[[0] * 6].assign(layer=range(6), paraphrase=[0.1, 0.9, 0.5, 0.2, 0.9, 0.9])
+    assert critical_layers(frame, width=2) == [4, 5] and critical_layers(frame, width=3) == [3, 4, 5]

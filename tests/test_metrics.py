@@ -121,5 +121,5 @@ def test_consistency_is_one_for_identical_and_zero_for_disjoint_texts(any_model,
 def test_what_cannot_be_evaluated_is_refused(any_model):
     with pytest.raises(ValueError, match="no records"):
         evaluate(any_model, [])
-    with pytest.raises(ValueError, match=r"exceed random-pocket-.*'s context of 128"):
-        evaluate(any_model, [replace(CF, paraphrases=("word " * 200,))], generate=False)
+    with pytest.raises(ValueError, match=r"exceed random-pocket-.*'s context of 256"):
+        evaluate(any_model, [replace(CF, paraphrases=("word " * 300,))], generate=False)

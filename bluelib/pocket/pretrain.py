@@ -38,7 +38,8 @@ from .world import SEED
 
 log = logging.getLogger(__name__)
 
-CONTEXT = 128
+#: Positions that a model has, and the length of the rows it is trained on.
+CONTEXT, ROW = 256, 128
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Recipe:
         return self.learning_rate * (rising if rising < 1 else 0.5 - 0.5 * math.cos(math.pi * min(1.0, falling)))
 
 
-RECIPES = {"pocket-gpt2": Recipe(steps=2000), "pocket-gptj": Recipe(steps=2000), "pocket-llama": Recipe()}
+RECIPES = {"pocket-gpt2": Recipe(steps=1800), "pocket-gptj": Recipe(steps=1800), "pocket-llama": Recipe()}
 
 
 def recipe_for(name: str) -> Recipe:
@@ -133,7 +134,7 @@ def pretrain(
     torch.manual_seed(recipe.seed)
     lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device).train()
     optimizers = _optimizers(lm, recipe)
-    text = PackedText(tokenizer, CONTEXT, SEED)
+    text = PackedText(tokenizer, ROW, SEED)
 
     identity = {"name": name, "recipe": asdict(recipe), "data": text_hash(SEED), "config": config.to_dict()}
     identity = json.loads(json.dumps(identity, default=str))
