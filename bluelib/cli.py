@@ -205,7 +205,7 @@ def _print_scores(rows: dict[str, dict[str, dict[str, Any]]]) -> None:
     metrics = list(next(iter(rows.values())))
     print(f"{'':24}" + "".join(f"{metric:>20}" for metric in metrics))
     for name, scores in rows.items():
-        values = (f"{s['mean']:.2f} ± {s['standard_error']:.2f}" for s in (scores[m] for m in metrics))
+        values = (f"{s['mean']:.2f} ± {s['standard_error'] or 0:.2f}" for s in (scores[m] for m in metrics))
         print(f"{name:24}" + "".join(f"{value:>20}" for value in values))
 
 
@@ -226,7 +226,7 @@ def _contributions(arguments: argparse.Namespace) -> None:
     from .models import load_model
 
     model = load_model(arguments.model)
-    records = load_dataset("pocket-counterfact", split="tune", limit=60)
+    records = load_dataset("pocket-counterfact", split="tune", limit=40)
     frame = layer_contributions(model, records, get_editor("memit", model), range(model.n_layers))
     path = project_path("results", "contributions", f"{model.name}.csv")
     with atomic_file(path) as temporary:

@@ -1,7 +1,9 @@
 """Context prefixes: short texts that stand before a prompt while keys are measured and targets are optimised.
 
-Six of them, as in the paper's code: none, and five that the model itself generates. They are made once per model; a
-pocket model's are shipped with it, another model's are kept in the user's cache under the hash of its weights.
+Six of them, as in the paper's code: none, and five that the model itself generates. All six weigh alike (MEMIT, Meng
+et al. 2023, Eq. 19); the family's public code gives the empty one half of the weight when it averages keys. They are
+made once per model; a pocket model's are shipped with it, another model's are kept in the user's cache under the hash
+of its weights.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 import torch
 
 from .files import atomic_file, cache_dir
+from .metrics.generation import SAMPLING
 from .models import Model, pocket_models
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
@@ -30,13 +33,14 @@ def context_prefixes(model: Model) -> tuple[str, ...]:
 
 def make_prefixes(model: Model, path: Path, openings: tuple[str, ...] = OPENINGS, seed: int = 0) -> tuple[str, ...]:
     """Generate the prefixes (one per opening, sampled with a seed of their own) and write them to ``path``."""
+    model.check_unedited("context prefixes")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         prefixes = [""]
         for opening in openings:
             inputs = model.tokenizer(opening, return_tensors="pt").to(model.device)
             ids = model.lm.generate(
-                **inputs, max_new_tokens=LENGTH, do_sample=True, top_k=5,
+                **inputs, max_new_tokens=LENGTH, **SAMPLING,
                 eos_token_id=None, pad_token_id=model.tokenizer.pad_token_id,
             )  # fmt: skip
             text = model.tokenizer.decode(ids[0], skip_special_tokens=True)

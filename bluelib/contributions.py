@@ -14,12 +14,14 @@ from .editors import Editor
 from .metrics.scoring import score_targets
 from .models import Model
 from .residuals import DIRECT
-from .sequence import edit_sequence
+from .sequence import edit_sequence, preserved
 
 
 def layer_contributions(model: Model, records: Sequence[Record], editor: Editor, layers: Sequence[int]) -> pd.DataFrame:
-    """Edit each layer alone with a direct residual, all records in one batch, and measure s = P(new | edited) −
-    P(new | original), the paper's contribution score (Sec. 4.1).
+    """Edit each layer alone with a direct residual, all records in one batch, and measure its contribution.
+
+    The score is the paper's s = P(new | edited) − P(new | original), by which it compares direct with distributed
+    residuals; here it compares layers.
 
     Args:
         model: left as it was found.
@@ -39,11 +41,11 @@ def layer_contributions(model: Model, records: Sequence[Record], editor: Editor,
     original = probabilities()
     rows = []
     for layer in model.check_layers(layers):
-        run = edit_sequence(
-            model, records, replace(editor, layers=(layer,), residual=DIRECT), batch_size=len(records), progress=False
-        )
-        gains = iter([after - before for after, before in zip(probabilities(), original, strict=True)])
-        run.revert()
+        method = replace(editor, layers=(layer,), residual=DIRECT)
+        with preserved(model, (layer,)):
+            edit_sequence(model, records, method, batch_size=len(records), progress=False)
+            edited = probabilities()
+        gains = iter([after - before for after, before in zip(edited, original, strict=True)])
         rewrite, paraphrase = [], []
         for record in records:
             rewrite.append(next(gains))

@@ -19,7 +19,7 @@ from .prompts import Request
 from .representations import subject_hidden, subject_keys
 from .residuals import DIRECT, DISTRIBUTED, Residual
 from .solvers import NullSpace, Ridge, Solver
-from .statistics import second_moments
+from .statistics import TOKENS, second_moments
 from .targets import TargetOptions, Targets, optimise_targets
 from .timing import Timer
 
@@ -42,12 +42,19 @@ class Editor:
     residual: Residual
     solver: Solver
     targets: TargetOptions = field(default_factory=TargetOptions)
-    corpus: str = "pocket"
-    tokens: int = 100_000
+    corpus: str | None = None
+    tokens: int = TOKENS
 
     def prepare(self, model: Model) -> EditState:
-        """What does not depend on a batch: context prefixes, and each layer's factored second moment."""
+        """What does not depend on a batch: context prefixes, and each layer's factored second moment.
+
+        Raises:
+            ValueError: if the editor names no corpus.
+        """
         layers = model.check_layers(self.layers)
+        if self.corpus is None:
+            raise ValueError(f"{self.name} names no corpus for the second moments of {model.name}; "
+                             "pass corpus='path/to/text.txt', or set it in the model's configuration")  # fmt: skip
         moments = second_moments(model, layers, corpus=self.corpus, tokens=self.tokens)
         solvers = {layer: self.solver.prepare(moments[layer].matrix.to(model.device)) for layer in layers}
         return EditState(context_prefixes(model), solvers)

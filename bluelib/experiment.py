@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,9 @@ class Cell:
         """Write the JSON form, whole or not at all."""
         path = Path(path)
         with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(self.result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.write_text(
+                json.dumps(self.result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+            )
         return path
 
 
@@ -76,7 +79,7 @@ def run_cell(
 
 def write_numbers(name: str, model: Model, records: Sequence[Record], numbers: dict[str, Any]) -> Path:
     """Write a notebook's numbers with their provenance to ``figures/<name>_<model>.json``."""
-    path = project_path("figures", f"{name}_{_plain(model.name)}.json")
+    path = project_path("figures", f"{name}_{plain(model.name)}.json")
     content = {**numbers, "provenance": provenance(model, records)}
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -86,22 +89,22 @@ def write_numbers(name: str, model: Model, records: Sequence[Record], numbers: d
 def cell_path(model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int) -> Path:
     """Where a cell's JSON belongs in the project: ``results/<scale>/…``."""
 
-    name = f"{_plain(model)}_{_plain(Path(dataset).stem)}_{editor}_{edits}x{batch_size}_seed{seed}.json"
+    name = f"{plain(model)}_{plain(Path(dataset).stem)}_{editor}_{edits}x{batch_size}_seed{seed}.json"
     return project_path("results", scale_of(model), name)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name as part of a file name."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
 def summary(scores: Scores) -> dict[str, dict[str, float]]:
-    """Mean and standard error of each metric, rounded to what a reader can use."""
+    """Mean and standard error (None for one record) of each metric, rounded to what a reader can use."""
     errors = scores.standard_errors
     return {
         metric: {
             "mean": round(mean, 4),
-            "standard_error": round(errors[metric], 4),
+            "standard_error": None if math.isnan(errors[metric]) else round(errors[metric], 4),
             "n": len(scores.values(metric)),
         }
         for metric, mean in scores.means.items()

@@ -64,6 +64,7 @@ class Model:
         tokenizer: its tokenizer.
         adapter: the names of its parts.
         revision: identifies the weights it was loaded with (hub commit, or SHA-256 of the weights).
+        checksum: of the value projections as loaded, see :meth:`check_unedited`.
     """
 
     name: str
@@ -71,6 +72,28 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
     revision: str
+    checksum: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, name: str, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, revision: str | None = None
+    ) -> Model:
+        """Describe a transformers model; without a revision, its weights are hashed.
+
+        Raises:
+            ValueError: for an architecture without an adapter.
+        """
+        adapter = adapter_for(lm.config.model_type)
+        return cls(name, lm, tokenizer, adapter, revision or weights_hash(lm), _checksum(lm, adapter))
+
+    def check_unedited(self, purpose: str) -> None:
+        """Make sure that what is kept on disk under this model's revision is measured on those weights.
+
+        Raises:
+            ValueError: if a value projection is no longer what it was when the model was loaded.
+        """
+        if _checksum(self.lm, self.adapter) != self.checksum:
+            raise ValueError(f"{self.name} has been edited: {purpose} belong to the weights as loaded; revert it first")
 
     @property
     def n_layers(self) -> int:
@@ -160,15 +183,14 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
                          "or a local checkpoint folder, or a hub id")  # fmt: skip
     source = str(shipped.get(name, name))
     config = AutoConfig.from_pretrained(source)
-    adapter = adapter_for(config.model_type)
+    adapter_for(config.model_type)  # refuse an unknown architecture before loading its weights
     with _without_progress_bar(name in shipped):
         lm = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True)
     lm = lm.to(device).eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    revision = getattr(config, "_commit_hash", None) or weights_hash(lm)
-    return Model(name, lm, tokenizer, adapter, revision)
+    return Model.of(name, lm, tokenizer, getattr(config, "_commit_hash", None))
 
 
 @contextmanager
@@ -197,6 +219,12 @@ def adapter_for(model_type: str) -> Adapter:
             "to bluelib.models.ADAPTERS"
         )
     return ADAPTERS[model_type]
+
+
+def _checksum(lm: PreTrainedModel, adapter: Adapter) -> tuple[float, ...]:
+    blocks = lm.get_submodule(adapter.blocks)
+    weights = (block.get_submodule(adapter.value_projection).weight for block in blocks)
+    return tuple(weight.detach().double().abs().sum().item() for weight in weights)
 
 
 def weights_hash(lm: nn.Module) -> str:

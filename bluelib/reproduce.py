@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .experiment import cell_path
+from .experiment import cell_path, plain
 from .files import project_path
 from .reports.plots import plot_methods, save
 from .reports.tables import write_table
@@ -43,7 +43,7 @@ def reproduce(model: str, *, edits: int, batch_size: int, seed: int = 0) -> list
         cells.append(json.loads(path.read_text(encoding="utf-8")))
         scores = ", ".join(f"{metric} {s['mean']:.1f}" for metric, s in cells[-1]["after"].items())
         print(f"{model} {DATASET} {editor}: {scores}", flush=True)
-    stem = project_path("figures", f"main_{model}_{DATASET}")
+    stem = project_path("figures", f"main_{plain(model)}_{DATASET}")
     frame = write_table(cells, stem)
     save(plot_methods(frame), stem)
     return [stem.with_suffix(suffix) for suffix in (".csv", ".md", ".png", ".svg")]

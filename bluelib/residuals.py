@@ -18,8 +18,8 @@ class Residual:
     Attributes:
         name: its name in configurations and tables.
         direct: whether targets are optimised at each updated layer itself, and not once at the last one.
-        divisor: what the residual of a layer is divided by, given how many layers are still to be updated,
-            this one included: L − l + 1.
+        divisor: what the residual of a layer is divided by, given how many layers are still to be updated, this one
+            included: L − l + 1 where the layers are consecutive.
     """
 
     name: str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -66,7 +67,7 @@ def edit_sequence(
         records: the edits.
         editor: the method, see :func:`~bluelib.get_editor`.
         batch_size: edits per batch.
-        seed: seeds torch's random numbers, for editors that draw any.
+        seed: seeds torch's random numbers for the run; the caller's generator is left alone.
         progress: show a progress bar (default: on a terminal).
         after_batch: called after each batch with its number and result.
 
@@ -78,15 +79,18 @@ def edit_sequence(
         raise ValueError("there are no records to edit")
     if not 1 <= batch_size <= len(records):
         raise ValueError(f"batch_size must be between 1 and the number of records, {len(records)}; it is {batch_size}")
-    torch.manual_seed(seed)
     timer = Timer()
     with timer("prepare"):
         state = editor.prepare(model)
     originals = _snapshot(model, editor.layers)
     batches: list[dict[str, float]] = []
-    with tqdm(
-        total=len(records), desc=editor.name, unit="edit", disable=None if progress is None else not progress
-    ) as bar:
+    with (
+        torch.random.fork_rng(),
+        tqdm(
+            total=len(records), desc=editor.name, unit="edit", disable=None if progress is None else not progress
+        ) as bar,
+    ):
+        torch.manual_seed(seed)
         for first in range(0, len(records), batch_size):
             requests = [record.request for record in records[first : first + batch_size]]
             before = _snapshot(model, editor.layers)
@@ -100,6 +104,16 @@ def edit_sequence(
                 after_batch(len(batches) - 1, result)
             bar.update(len(requests))
     return Run(model, editor, list(records), batch_size, timer.rounded(), batches, originals)
+
+
+@contextmanager
+def preserved(model: Model, layers: Sequence[int]) -> Iterator[None]:
+    """Whatever happens inside the block, the weights of ``layers`` are afterwards what they were before."""
+    originals = _snapshot(model, layers)
+    try:
+        yield
+    finally:
+        _restore(model, originals)
 
 
 def _summary(result: BatchResult, edits: int) -> dict[str, float]:

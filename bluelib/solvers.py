@@ -120,6 +120,6 @@ def _cholesky(matrix: Tensor, name: str) -> Tensor:
     if info.item() or not torch.isfinite(factor).all():
         raise SolverError(
             f"{name} ({matrix.shape[0]} × {matrix.shape[1]}) is not positive definite: "
-            "the second moment is singular or not finite; measure it over more tokens"
+            "the second moment is singular (measure it over more tokens), or it or the keys are not finite"
         )
     return factor

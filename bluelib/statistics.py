@@ -5,6 +5,7 @@ Computed once per (weights, layer, corpus, number of tokens) and kept on disk.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,9 +47,6 @@ def second_moments(
 ) -> dict[int, SecondMoment]:
     """Second moments of the keys of ``layers``, from disk where they are known, in one pass where they are not.
 
-    The statistics belong to the weights the model was loaded with: do not call this on an edited model for layers
-    that are not on disk yet.
-
     Args:
         model: the model as loaded.
         layers: layers to measure.
@@ -61,12 +59,14 @@ def second_moments(
         Layer to :class:`SecondMoment`.
 
     Raises:
-        ValueError: if the corpus has fewer tokens than asked for.
+        ValueError: if the corpus has fewer tokens than asked for, or if the model has been edited and something is
+            to be measured: statistics belong to the weights as loaded.
     """
     layers = model.check_layers(layers)
     paths = {layer: _path(model, layer, corpus, tokens) for layer in layers}
     missing = [layer for layer in layers if not paths[layer].exists()]
     if missing:
+        model.check_unedited("second moments")
         for layer, matrix in _measure(model, missing, corpus, tokens, progress).items():
             with atomic_file(paths[layer]) as temporary:
                 save_file({"second_moment": matrix}, temporary)
@@ -76,9 +76,26 @@ def second_moments(
 
 
 def _path(model: Model, layer: int, corpus: str | Path, tokens: int) -> Path:
+    """One file per weights, type, text and number of tokens; the text counts by its content, not by its name."""
     revision = model.revision.removeprefix("sha256:")[:16]
     dtype = str(model.lm.dtype).removeprefix("torch.")
-    return cache_dir("statistics") / f"{revision}-{dtype}-{Path(corpus).stem}-{tokens}-layer{layer}.safetensors"
+    text = f"{Path(corpus).stem}-{_corpus_hash(str(corpus))[:12]}"
+    return cache_dir("statistics") / f"{revision}-{dtype}-{text}-{tokens}-layer{layer}.safetensors"
+
+
+def _corpus_hash(corpus: str) -> str:
+    if corpus not in POCKET_CORPORA:
+        with open(corpus, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    from .pocket.text import text_hash
+
+    return text_hash(exclude=_excluded(corpus))
+
+
+def _excluded(corpus: str) -> frozenset[str]:
+    from .pocket.datasets import edited_subjects
+
+    return edited_subjects() if corpus == "pocket-others" else frozenset()
 
 
 @torch.no_grad()
@@ -114,11 +131,9 @@ def _sequences(model: Model, corpus: str | Path, tokens: int) -> list[list[int]]
 
 def _documents(model: Model, corpus: str | Path) -> Iterator[list[int]]:
     if str(corpus) in POCKET_CORPORA:
-        from .pocket.datasets import edited_subjects
         from .pocket.text import PackedText
 
-        exclude = edited_subjects() if corpus == "pocket-others" else frozenset()
-        yield from PackedText(model.tokenizer, 128, exclude=exclude).epoch(0)[0].tolist()
+        yield from PackedText(model.tokenizer, 128, exclude=_excluded(str(corpus))).epoch(0)[0].tolist()
         return
     longest = min(model.max_positions, 2048)
     with open(corpus, encoding="utf-8") as file:

@@ -100,8 +100,11 @@ def optimise_targets(
         token_budget: tokens of one micro-batch, with padding. Results do not depend on it beyond rounding.
 
     Raises:
+        ValueError: if the first prefix is not the empty one.
         TargetError: if a loss is not finite.
     """
+    if not prefixes or prefixes[0]:
+        raise ValueError("the first context prefix must be the empty one: h is measured on the bare prompt")
     prepared = [_Prepared.of(model, request, prefixes) for request in requests]
     sizes = [len(p.rows) * max(len(row.ids) for row in p.rows) for p in prepared]
     parts: list[Targets | None] = [None] * len(requests)

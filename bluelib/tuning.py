@@ -13,34 +13,36 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
-from .configs import editor_settings
+from .configs import model_configs
 from .data import load_dataset
 from .editors import get_editor
 from .files import atomic_file, project_path
 from .metrics import Scores, evaluate
 from .models import Model
 from .provenance import provenance
-from .sequence import edit_sequence
+from .sequence import edit_sequence, preserved
 
-DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 80, 4
+DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 60, 3
 METRICS = ("efficacy", "generalization", "specificity")
 
-#: Axes of every method, and those of each family.
-COMMON = {"corpus": ("pocket", "pocket-others"), "clamp": (0.75, 2.0), "learning_rate": (0.5, 0.2)}
+#: Axes of every method, walked first, and those of each family. Adam's rate is in units of hidden states, whose size
+#: differs between models, so it is searched around the one of the model's configuration.
+CLAMPS, RATES, CORPORA = (0.75, 1.5), (1.0, 2.0), ("pocket", "pocket-others")
 FAMILY = {
-    "memit": {"mom2_update_weight": (30, 3, 10, 100, 300)},
-    "alphaedit": {"nullspace_threshold": (1e-3, 1e-4, 1e-2), "l2": (1.0, 0.1, 10.0)},
+    "memit": {"mom2_update_weight": (100, 10, 1000)},
+    "alphaedit": {"nullspace_threshold": (0.1, 0.02, 0.5), "l2": (10.0, 1.0)},
 }
 
 
-def axes(editor: str) -> dict[str, tuple]:
+def axes(model: Model, editor: str) -> dict[str, tuple]:
     """The axes of an editor; a BLUE variant has those of its plain method."""
     family = editor.removesuffix("_blue")
     if family not in FAMILY:
         raise ValueError(
             f"there is no search for editor {editor!r}; known: {', '.join(FAMILY)}, and their BLUE variants"
         )
-    return {**FAMILY[family], **COMMON}
+    rate = model_configs()[model.name]["targets"]["learning_rate"]
+    return {"learning_rate": tuple(rate * r for r in RATES), "clamp": CLAMPS, **FAMILY[family], "corpus": CORPORA}
 
 
 def score(scores: Scores) -> float:
@@ -58,9 +60,10 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
             if trial["choice"] == choice:
                 return trial["score"]
         try:
-            run = edit_sequence(model, records, get_editor(editor, model, **choice), batch_size=BATCH_SIZE)
-            scores = evaluate(model, records, generate=False)
-            run.revert()
+            method = get_editor(editor, model, **choice)
+            with preserved(model, method.layers):
+                edit_sequence(model, records, method, batch_size=BATCH_SIZE)
+                scores = evaluate(model, records, generate=False)
             trial = {"choice": choice, "score": round(score(scores), 3),
                      **{metric: round(scores.means[metric], 2) for metric in METRICS}}  # fmt: skip
         except ArithmeticError as error:
@@ -69,7 +72,7 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
         print(json.dumps(trial), flush=True)
         return trial["score"]
 
-    space = axes(editor)
+    space = axes(model, editor)
     best = {axis: candidates[0] for axis, candidates in space.items()}
     for axis, candidates in space.items():
         best = max(({**best, axis: value} for value in candidates), key=attempt)
@@ -80,7 +83,7 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
         "split": "tune",
         "edits": EDITS,
         "batch_size": BATCH_SIZE,
-        "layers": editor_settings(model.name, editor)["layers"],
+        "layers": get_editor(editor, model, **best).layers,
         "axes": space,
         "best": best,
         "trials": trials,

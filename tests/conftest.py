@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bluelib.models import Model, adapter_for, weights_hash
+from bluelib.models import Model
 from bluelib.pocket.pretrain import pocket_config
 from bluelib.pocket.tokenizer import build_tokenizer
 
@@ -22,7 +22,7 @@ def random_model(name: str, seed: int = 0) -> Model:
     lm = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval().requires_grad_(False)
     for parameter in lm.parameters():  # larger than at initialisation, so that the blocks matter
         parameter.mul_(4.0) if parameter.ndim > 1 else None
-    return Model(f"random-{name}", lm, tokenizer, adapter_for(config.model_type), weights_hash(lm))
+    return Model.of(f"random-{name}", lm, tokenizer)
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)

@@ -76,10 +76,15 @@ def test_pocket_datasets_have_disjoint_splits_of_distinct_subjects():
 
 def test_pocket_counterfact_is_a_full_counterfact():
     relations = build_world().relations
-    for record in load_dataset("pocket-counterfact"):
+    records = load_dataset("pocket-counterfact")
+    edited = {(record.subject, record.relation) for record in records}
+    for record in records:
         assert len(record.paraphrases) == 2
         assert sum(p.count(".") > 0 and not p.startswith(record.subject) for p in record.paraphrases) >= 1
         assert len({probe.prompt for probe in record.locality}) == 10
+        asked = relations[record.relation].statements
+        touched = {t.format(s) for s, r in edited if r == record.relation for t in asked}
+        assert not touched & {probe.prompt for probe in record.locality}
         own = {template.format(record.subject) for template in relations[record.relation].statements}
         assert not own & {probe.prompt for probe in record.locality}
         assert set(record.paraphrases[1:]) | {record.request.text} <= own

@@ -38,7 +38,7 @@ def small_world(tmp_path, monkeypatch):
 
 
 def editor(solver=None, residual=DISTRIBUTED, layers=(0, 1, 2)):
-    return Editor("test", layers, residual, solver or Ridge(50.0), TARGETS, tokens=3000)
+    return Editor("test", layers, residual, solver or Ridge(50.0), TARGETS, corpus="pocket", tokens=3000)
 
 
 @pytest.mark.parametrize("solver", [Ridge(50.0), NullSpace(0.05, 1.0)], ids=["ridge", "null space"])

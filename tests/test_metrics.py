@@ -111,6 +111,22 @@ def test_generated_texts_have_the_length_asked_for_and_repeat_with_their_seed(an
         assert text.startswith(prompt)
 
 
+def test_an_end_of_text_token_does_not_end_a_text(any_model, monkeypatch):
+    """A model to which every token is an end still fills the length: counted by what generate returns."""
+    lengths = []
+    generate = any_model.lm.generate
+    monkeypatch.setattr(any_model.lm.generation_config, "eos_token_id", list(range(2560)))
+
+    def spy(**inputs):
+        ids = generate(**inputs)
+        lengths.append(ids.shape[1])
+        return ids
+
+    monkeypatch.setattr(any_model.lm, "generate", spy)
+    generate_texts(any_model, ["Ilvane plays", "The instrument of Ilvane Quillbrook"], length=30)
+    assert lengths == [30, 30]
+
+
 def test_consistency_is_one_for_identical_and_zero_for_disjoint_texts(any_model, monkeypatch):
     reference = CF.reference_texts[0]
     for text, expected in ((reference, 100.0), ("Nothing alike here", 0.0)):

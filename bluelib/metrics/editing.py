@@ -12,7 +12,7 @@ consistency     TF-IDF cosine with reference texts                  –
 
 P is the mean log-probability per token of the object (teacher-forced), without BOS or other special tokens; a tie
 counts as a failure. All values are in the paper's units: per cent, entropy × 100, cosine × 100. Definitions: ROME
-(Meng et al. 2022, Sec. 3.4), MEMIT (Meng et al. 2023, App. B).
+(Meng et al. 2022), MEMIT (Meng et al. 2023).
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ from ..models import Model
 from ..prompts import encode_prompt
 
 LENGTH = 100
-TOP_K = 5
+#: In full, so that a checkpoint's own generation settings have no say.
+SAMPLING = {"do_sample": True, "top_k": 5, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.0}
 BATCH = 128
-#: n-gram order: weight. The weighted entropies are averaged (Meng et al. 2022, App. on GEN metrics).
+#: n-gram order: weight. The weighted entropies are averaged (ROME, Meng et al. 2022).
 NGRAM_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 
@@ -56,7 +57,7 @@ def generate_texts(model: Model, prompts: Sequence[str], *, length: int = LENGTH
                 if size < length:
                     ids = model.lm.generate(
                         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=length - size,
-                        do_sample=True, top_k=TOP_K, eos_token_id=None, pad_token_id=model.tokenizer.pad_token_id,
+                        **SAMPLING, eos_token_id=None, pad_token_id=model.tokenizer.pad_token_id,
                     )  # fmt: skip
                 for i, text in zip(batch, model.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
                     texts[i] = text

@@ -18,19 +18,20 @@ from .world import SEED, Fact, World, build_world, rng_for
 
 TUNE, REPORT = 400, 800
 NEIGHBOURS, ATTRIBUTES, REFERENCES = 10, 10, 8
-#: A fact can be edited if at least this many other subjects share its object, so that it has neighbours.
-MIN_NEIGHBOURS = 5
+#: At least this many subjects that share an object are never edited, so that every edit has neighbours.
+MIN_NEIGHBOURS = 4
 
 
 def build_counterfact(seed: int = SEED) -> list[dict[str, Any]]:
     """``pocket-counterfact``: 400 tune and 800 report records, shuffled, as JSON-ready dictionaries.
 
     The rewrite prompt is a wording the subject was seen in; the two paraphrases are the two it never was seen in,
-    one of them behind an unrelated sentence.
+    one of them behind an unrelated sentence. Neighbours are facts that no record of either split edits, so that
+    specificity never counts an edit made on purpose as damage.
     """
     world = build_world(seed)
     rng = rng_for("counterfact", seed)
-    same = _by_object(world)
+    untouched = _untouched_by_object(world, seed)
     records = []
     for case_id, (split, fact) in enumerate(_edited_facts(world, seed)):
         new = _other_object(fact, world, rng)
@@ -52,10 +53,10 @@ def build_counterfact(seed: int = SEED) -> list[dict[str, Any]]:
                     f"{unrelated.sentence(rng.choice(unrelated.seen_statements))} {behind.format(fact.subject)}",
                     direct.format(fact.subject),
                 ],
-                "neighborhood_prompts": _prompts(same[fact.relation.name, fact.object], fact, NEIGHBOURS, rng),
-                "attribute_prompts": _prompts(same[fact.relation.name, new], fact, ATTRIBUTES, rng),
+                "neighborhood_prompts": _prompts(untouched[fact.relation.name, fact.object], fact, NEIGHBOURS, rng),
+                "attribute_prompts": _prompts(untouched[fact.relation.name, new], fact, ATTRIBUTES, rng),
                 "generation_prompts": [opening.format(fact.subject) for opening in openings],
-                "reference_texts": _references(same[fact.relation.name, new], fact, rng),
+                "reference_texts": _references(untouched[fact.relation.name, new], fact, rng),
             }
         )
     return records
@@ -64,12 +65,13 @@ def build_counterfact(seed: int = SEED) -> list[dict[str, Any]]:
 def build_zsre(seed: int = SEED) -> list[dict[str, Any]]:
     """``pocket-zsre``: 400 tune and 800 report records in MEND's zsRE schema.
 
-    ``src`` is a question the subject was seen in, ``rephrase`` the one it never was; ``loc`` asks about another
-    subject in the form of a web search.
+    ``src`` is a question the subject was seen in, ``rephrase`` the one it never was; ``loc`` asks for a fact about
+    another subject that no record edits, in the form of a web search.
     """
     world = build_world(seed)
     rng = rng_for("zsre", seed)
-    searched = [fact for fact in world.facts if fact.relation.name in SEARCHED_RELATIONS]
+    edited = {fact for _, fact in _edited_facts(world, seed)}
+    searched = [f for f in world.facts if f.relation.name in SEARCHED_RELATIONS and f not in edited]
     records = []
     for case_id, (split, fact) in enumerate(_edited_facts(world, seed)):
         new = _other_object(fact, world, rng)
@@ -112,20 +114,24 @@ def edited_subjects(seed: int = SEED) -> frozenset[str]:
 def _edited_facts(world: World, seed: int) -> list[tuple[str, Fact]]:
     """One editable fact per subject, shuffled, with its split: the same for both benchmarks."""
     rng = rng_for("splits", seed)
-    counts = Counter((fact.relation.name, fact.object) for fact in world.facts)
+    left = Counter((fact.relation.name, fact.object) for fact in world.facts)
     chosen = []
-    for facts in world.by_subject().values():
-        editable = [fact for fact in facts if counts[fact.relation.name, fact.object] > MIN_NEIGHBOURS]
-        if editable:
-            chosen.append(rng.choice(editable))
-    rng.shuffle(chosen)
-    return [("tune" if i < TUNE else "report", fact) for i, fact in enumerate(chosen[: TUNE + REPORT])]
+    for facts in rng.sample(list(world.by_subject().values()), len(world.by_subject())):
+        editable = [fact for fact in facts if left[fact.relation.name, fact.object] > MIN_NEIGHBOURS]
+        if editable and len(chosen) < TUNE + REPORT:
+            fact = rng.choice(editable)
+            left[fact.relation.name, fact.object] -= 1
+            chosen.append(fact)
+    return [("tune" if i < TUNE else "report", fact) for i, fact in enumerate(chosen)]
 
 
-def _by_object(world: World) -> dict[tuple[str, str], list[Fact]]:
+def _untouched_by_object(world: World, seed: int) -> dict[tuple[str, str], list[Fact]]:
+    """The facts that no record edits, by relation and object."""
+    edited = {fact for _, fact in _edited_facts(world, seed)}
     groups: dict[tuple[str, str], list[Fact]] = {}
     for fact in world.facts:
-        groups.setdefault((fact.relation.name, fact.object), []).append(fact)
+        if fact not in edited:
+            groups.setdefault((fact.relation.name, fact.object), []).append(fact)
     return groups
 
 

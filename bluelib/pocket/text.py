@@ -41,14 +41,15 @@ def training_pairs(seed: int = SEED, exclude: frozenset[str] = frozenset()) -> t
     return tuple(pairs)
 
 
-def training_sentences(seed: int = SEED) -> tuple[str, ...]:
+def training_sentences(seed: int = SEED, exclude: frozenset[str] = frozenset()) -> tuple[str, ...]:
     """The same as sentences."""
-    return tuple(f"{prompt} {answer}." for prompt, answer in training_pairs(seed))
+    return tuple(f"{prompt} {answer}." for prompt, answer in training_pairs(seed, exclude))
 
 
-def text_hash(seed: int = SEED) -> str:
+@lru_cache(maxsize=4)
+def text_hash(seed: int = SEED, exclude: frozenset[str] = frozenset()) -> str:
     """SHA-256 of the training sentences: the data revision that a model card records."""
-    return hashlib.sha256("\n".join(training_sentences(seed)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(training_sentences(seed, exclude)).encode()).hexdigest()
 
 
 class PackedText:
@@ -56,7 +57,7 @@ class PackedText:
 
     A row starts with a sentence (after the BOS token, where the tokenizer has one) and holds paragraphs of one to
     four sentences, separated by the BOS or end-of-text token. A sentence cut by the end of a row opens the next
-    one, so that an epoch states every fact in full.
+    one in full; what does not fill the last row of an epoch is dropped.
     """
 
     def __init__(

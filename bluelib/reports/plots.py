@@ -65,7 +65,7 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
         figure, axes = plt.subplots(1, len(metrics), figsize=(2.5 * len(metrics), 3.6), layout="constrained")
         for axis, metric in zip(axes, metrics, strict=True):
             rows = frame[frame.metric == metric].set_index("method")
-            methods = [method for method in COLOURS if method in rows.index]
+            methods = sorted(rows.index, key=list(COLOURS).index)
             rows = rows.loc[methods]
             sns.barplot(
                 x=methods,

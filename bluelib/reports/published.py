@@ -6,12 +6,18 @@ A figure that no public source has is not here, and a table shows it as not avai
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 
 import pandas as pd
 
-#: The published model whose architecture a pocket model shares.
-COUNTERPART = {"pocket-gpt2": "GPT2-XL", "pocket-gptj": "GPT-J-6B", "pocket-llama": "Llama3-8B-Instruct"}
-DATASET = {"pocket-counterfact": "counterfact", "pocket-zsre": "zsre"}
+from ..models import PAPER_MODELS
+
+_COUNTERPART = {
+    "pocket-gpt2": "GPT2-XL",
+    "pocket-gptj": "GPT-J-6B",
+    "pocket-llama": "Llama3-8B-Instruct",
+    **dict(zip(PAPER_MODELS, ("GPT2-XL", "GPT-J-6B", "Llama3-8B-Instruct"), strict=True)),
+}
 METHOD = {
     "pre-edited": "pre-edited",
     "memit": "MEMIT",
@@ -19,6 +25,17 @@ METHOD = {
     "alphaedit": "AlphaEdit",
     "alphaedit_blue": "AlphaEdit_BLUE",
 }
+
+
+def counterpart(model: str) -> str:
+    """The name under which figures of a model are published: its own, or that of the same architecture."""
+    return _COUNTERPART.get(model, model)
+
+
+def benchmark(dataset: str) -> str:
+    """The benchmark that a dataset has the schema of: ``counterfact``, ``zsre``, or its own name."""
+    stem = Path(dataset).stem
+    return next((name for name in ("counterfact", "zsre") if name in stem), stem)
 
 
 def published(name: str) -> pd.DataFrame:

@@ -10,9 +10,11 @@ import pandas as pd
 
 from ..files import atomic_file
 from ..metrics.editing import METRICS
-from .published import COUNTERPART, DATASET, METHOD, published_score
+from .published import METHOD, benchmark, counterpart, published_score
 
 NOT_AVAILABLE = "n/a"
+NOT_MEASURED = "–"
+KEYS = ["model", "dataset", "edits", "batch_size", "seed", "method", "metric"]
 
 
 def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -27,7 +29,7 @@ def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
         for method, scores in (("pre-edited", cell["before"]), (editor, cell["after"])):
             for metric, score in scores.items():
                 found = published_score(
-                    COUNTERPART.get(cell["model"], cell["model"]), DATASET.get(cell["dataset"], cell["dataset"]),
+                    counterpart(cell["model"]), benchmark(cell["dataset"]),
                     METHOD.get(method, method), metric,
                 )  # fmt: skip
                 rows.append(
@@ -43,26 +45,31 @@ def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
                         "edits": cell["edits"],
                         "batch_size": cell["batch_size"],
                         "seed": cell["seed"],
-                        "published_model": COUNTERPART.get(cell["model"], cell["model"]),
+                        "published_model": counterpart(cell["model"]),
                         "published": found[0] if found else None,
                         "published_source": found[1] if found else NOT_AVAILABLE,
                     }
                 )
-    keys = ["model", "dataset", "method", "metric", "seed"]
-    return pd.DataFrame(rows).drop_duplicates(keys, ignore_index=True)
+    frame = pd.DataFrame(rows)
+    before = frame.method == METHOD["pre-edited"]
+    frame = frame[~(before & frame.duplicated(KEYS))].reset_index(drop=True)
+    if frame.duplicated(KEYS).any():
+        twice = frame[frame.duplicated(KEYS)].iloc[0][KEYS].to_dict()
+        raise ValueError(f"two cells claim the same place in the table: {twice}")
+    return frame
 
 
 def markdown(frame: pd.DataFrame) -> str:
     """The frame as a Markdown table per (model, dataset): methods × metrics, ``ours ± standard error (published)``."""
     parts = []
-    for (model, dataset), group in frame.groupby(["model", "dataset"], sort=False):
+    for (model, dataset, *_), group in frame.groupby(KEYS[:5], sort=False):
         metrics = [metric for metric in METRICS if metric in set(group.metric)]
         first = group.iloc[0]
         lines = [
             f"**{model}, {dataset}** — {first.scale} scale, {first.edits} edits in batches of {first.batch_size}, "
             f"evaluated after the last batch on the {first.records} edited records: mean ± standard error over "
             "records. "
-            f"*In italics: the paper scale ({first.published_model}, {DATASET.get(dataset, dataset)}, 2,000 edits in "
+            f"*In italics: the paper scale ({first.published_model}, {benchmark(dataset)}, 2,000 edits in "
             "batches of 100), as published; not comparable in size, only in pattern.*",
             "",
             "| method | " + " | ".join(metrics) + " |",
@@ -70,7 +77,7 @@ def markdown(frame: pd.DataFrame) -> str:
         ]
         for method, rows in group.groupby("method", sort=False):
             cells = {row.metric: _cell(row) for row in rows.itertuples()}
-            lines.append(f"| {method} | " + " | ".join(cells.get(metric, NOT_AVAILABLE) for metric in metrics) + " |")
+            lines.append(f"| {method} | " + " | ".join(cells.get(metric, NOT_MEASURED) for metric in metrics) + " |")
         parts.append("\n".join(lines))
     sources = sorted({source for source in frame.published_source if source != NOT_AVAILABLE})
     notes = ["Sources of the published figures:", *(f"- {source}" for source in sources),
