@@ -30,7 +30,7 @@ METRICS = ("efficacy", "generalization", "specificity")
 CLAMPS, RATES, CORPORA = (0.75, 1.5), (1.0, 2.0), ("pocket", "pocket-others")
 FAMILY = {
     "memit": {"mom2_update_weight": (100, 10, 1000)},
-    "alphaedit": {"nullspace_threshold": (0.1, 0.02, 0.5), "l2": (10.0, 1.0)},
+    "alphaedit": {"nullspace_threshold": (0.5, 0.1, 2.0), "l2": (10.0, 1.0)},
 }
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from bluelib.configs import model_configs
+from bluelib import load_model
+from bluelib.configs import editor_settings, model_configs
+from bluelib.contributions import critical_layers
 from bluelib.models import PAPER_MODELS, pocket_models, scale_of
 from bluelib.nullspace import THRESHOLDS, energy_shares
+from bluelib.pocket.pretrain import RECIPES
+from bluelib.pocket.recall import short_of_bar
+from bluelib.pocket.text import text_hash
 from bluelib.reports.plots import plot_methods, save
 from bluelib.reports.published import published, published_score
 from bluelib.reports.tables import results_frame, write_table
+
+ROOT = Path(__file__).parent.parent
 
 
 def cell(editor="memit_blue", model="pocket-llama", efficacy=91.5):
@@ -73,9 +82,26 @@ def test_scales_are_told_apart():
 
 def test_every_pocket_model_has_a_configuration():
     configs = model_configs()
-    assert set(pocket_models()) == {"pocket-gpt2", "pocket-gptj", "pocket-llama"}
+    assert pocket_models() and set(pocket_models()) <= set(RECIPES)
     for name in pocket_models():
         assert set(configs[name]["editors"]) >= {"memit", "memit_blue", "alphaedit", "alphaedit_blue"}
+
+
+def test_configurations_of_the_llms_are_the_published_ones():
+    table = published("hyperparameters")
+    for model in PAPER_MODELS:
+        config = model_configs()[model]
+        for editor, settings in config["editors"].items():
+            method, is_blue = editor.removesuffix("_blue"), editor.endswith("_blue")
+            (row,) = [r for r in table.itertuples() if r.model == model and r.method.lower() == method
+                      and r.blue == ("yes" if is_blue else "no")]  # fmt: skip
+            layers = config["critical_layers"]
+            assert str([layers[0], layers[-1]] if is_blue else layers) == row.layers
+            assert config["targets"]["learning_rate"] == row.v_lr and config["targets"]["steps"] == row.v_num_grad_steps
+            assert config["targets"]["clamp"] == row.clamp_norm_factor
+            expected = {"memit": {"mom2_update_weight": row.mom2_update_weight},
+                        "alphaedit": {"nullspace_threshold": row.nullspace_threshold, "l2": row.L2}}  # fmt: skip
+            assert settings == expected[method]
 
 
 def test_energy_shares_by_hand():
@@ -89,3 +115,39 @@ def test_energy_shares_by_hand():
     )
     assert rows[1]["dimension"] == 0.75 and rows[1]["key_energy"] == pytest.approx(0.75)
     assert sorted(THRESHOLDS) == list(THRESHOLDS)
+
+
+def test_settings_of_the_pocket_models_are_those_the_search_found():
+    """Each file in results/tuning is what the configuration says, and records its whole search."""
+    found = sorted((ROOT / "results" / "tuning").glob("*.json"))
+    assert len(found) == 4 * len(pocket_models())
+    for path in found:
+        search = json.loads(path.read_text())
+        settings = editor_settings(search["model"], search["editor"])
+        assert settings.items() >= search["best"].items(), path.name
+        best = max(trial["score"] for trial in search["trials"])
+        (trial,) = [trial for trial in search["trials"] if trial["choice"] == search["best"]]
+        assert trial["score"] == best
+        assert search["split"] == "tune"
+        assert search["provenance"]["model_revision"] == weights_revision(search["model"])
+
+
+def test_critical_layers_are_those_that_contribute_most():
+    for name in pocket_models():
+        frame = pd.read_csv(ROOT / "results" / "contributions" / f"{name}.csv")
+        assert model_configs()[name]["critical_layers"] == critical_layers(frame)
+
+
+def weights_revision(name):
+    return json.loads((pocket_models()[name] / "recall.json").read_text())["weights"]
+
+
+def test_the_shipped_models_meet_their_bars():
+    """As recorded when they were made, for the weights that are shipped now; `blue recall` measures it again."""
+    for name, folder in pocket_models().items():
+        record = json.loads((folder / "recall.json").read_text())
+        assert record.pop("weights") == load_model(name).revision
+        assert short_of_bar(record) == [], name
+        assert len(record) == 9
+        assert json.loads((folder / "training.json").read_text())["data"] == text_hash()
+        assert (folder / "model.safetensors").stat().st_size < 12_000_000
