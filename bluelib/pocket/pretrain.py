@@ -70,7 +70,7 @@ class Recipe:
         return self.learning_rate * (rising if rising < 1 else 0.5 - 0.5 * math.cos(math.pi * min(1.0, falling)))
 
 
-RECIPES = {"pocket-gpt2": Recipe(steps=4000), "pocket-gptj": Recipe(steps=1800), "pocket-llama": Recipe()}
+RECIPES = {name: Recipe() for name in ("pocket-gpt2", "pocket-gptj", "pocket-llama")}
 
 
 def recipe_for(name: str) -> Recipe:
