@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -56,14 +57,17 @@ def test_a_notebook_has_checked_cells_with_outputs(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_a_notebook_gives_its_numbers(path, tmp_path):
-    """nbval in a process of its own, on a copy, so that what the notebook writes stays out of the checkout."""
+    """nbval in a process of its own, on a copy, so that what the notebook writes stays out of the checkout.
+
+    With as many threads as the notebooks were run with: the number of threads decides how sums are rounded.
+    """
     (tmp_path / "notebooks").mkdir()
     copy = tmp_path / "notebooks" / path.name
     copy.write_bytes(path.read_bytes())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env",
          "--nbval-sanitize-with", str(ROOT / "tests" / "nbval_sanitize.cfg"), "--rootdir", str(tmp_path), str(copy)],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "2"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert f"{len(code_cells(path))} passed" in done.stdout
