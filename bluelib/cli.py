@@ -64,6 +64,29 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(sub)
     sub.add_argument("--editor", required=True, help="see: blue editors")
     sub.add_argument("--batch-size", type=int, default=10, help="edits per batch")
+    sub.add_argument("--checkpoint", type=Path, metavar="DIR", help="write what continuing needs after each batch, and "
+                     "continue from it when the same command is given again")  # fmt: skip
+    sub.add_argument("--on-conflict", default="last", help="edits that get in each other's way: last, keep or refuse")
+    sub.add_argument("--save", type=Path, metavar="DIR", help="save the edited model for transformers")
+    sub.add_argument("--save-delta", type=Path, metavar="FILE", help="save only the changed matrices")
+
+    sub = command("apply", _apply, "Put a saved edit into its model again, and save that.",
+                  "blue apply edit.safetensors --model pocket-llama --save edited/")  # fmt: skip
+    sub.add_argument("delta", type=Path, metavar="FILE", help="what blue edit --save-delta wrote")
+    sub.add_argument("--model", required=True, help="the model it was made from")
+    sub.add_argument("--save", type=Path, metavar="DIR", required=True, help="where to save the edited model")
+    sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+
+    sub = command("train-mend", _train_mend, "Train MEND's network for a model.",
+                  "blue train-mend --model pocket-llama")  # fmt: skip
+    sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
+    sub.add_argument("--dataset", nargs="+", default=["pocket-counterfact", "pocket-zsre"], help="what to train on")
+    sub.add_argument("--split", default="tune", help="tune or report")
+    sub.add_argument("--layers", type=int, nargs="+", help="layers to edit; by default the last three")
+    sub.add_argument("--steps", type=int, default=1500, help="training steps")
+    sub.add_argument("--batch-size", type=int, default=10, help="edits per step")
+    sub.add_argument("--device", default="cpu", help="a torch device")
+    sub.add_argument("--output", type=Path, help="file to write; by default the shipped one is replaced")
 
     sub = command("tune", _tune, "Search an editor's hyper-parameters on the tune split.",
                   "blue tune --model pocket-gpt2 --editor memit")  # fmt: skip
@@ -192,13 +215,44 @@ def _edit(arguments: argparse.Namespace) -> None:
 
     model, records = _load(arguments)
     editor = get_editor(arguments.editor, model)
+    for target in (arguments.save, arguments.save_delta):
+        if target is not None and target.exists() and (target.is_file() or any(target.iterdir())):
+            raise FileExistsError(f"{target} exists already; choose another name")
     cell = run_cell(model, arguments.dataset, records, editor, batch_size=arguments.batch_size, seed=arguments.seed,
-                    generate=not arguments.no_generate, progress=False if arguments.json else None)  # fmt: skip
+                    generate=not arguments.no_generate, checkpoint_dir=arguments.checkpoint,
+                    on_conflict=arguments.on_conflict, progress=False if arguments.json else None)  # fmt: skip
+    if arguments.save:
+        cell.run.save(arguments.save)
+    if arguments.save_delta:
+        cell.run.save_delta(arguments.save_delta)
     if arguments.json:
         print(json.dumps(cell.result, ensure_ascii=False))
         return
     _print_scores({"before editing": cell.result["before"], f"after {editor.name}": cell.result["after"]})
     print("seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in cell.result["seconds"].items()))
+
+
+def _apply(arguments: argparse.Namespace) -> None:
+    from .deltas import apply_delta
+    from .models import load_model
+
+    model = load_model(arguments.model, dtype=arguments.dtype)
+    about = apply_delta(model, arguments.delta)
+    print(f"{model.save(arguments.save)}: {model.name} with {about.get('edits')} edits")
+
+
+def _train_mend(arguments: argparse.Namespace) -> None:
+    from .data import load_dataset
+    from .mend import train
+    from .models import ASSETS, load_model
+
+    model = load_model(arguments.model, device=arguments.device)
+    records = [r for dataset in arguments.dataset for r in load_dataset(dataset, split=arguments.split)]
+    layers = arguments.layers or range(model.n_layers - 3, model.n_layers)
+    path = arguments.output or ASSETS / "mend" / f"{model.name}.safetensors"
+    losses = train(model, records, list(layers), path, steps=arguments.steps, batch_size=arguments.batch_size)
+    n = max(1, len(losses) // 20)
+    print(f"{path}: loss {sum(losses[:n]) / n:.4f} at first, {sum(losses[-n:]) / n:.4f} at last")
 
 
 def _print_scores(rows: dict[str, dict[str, dict[str, Any]]]) -> None:

@@ -1,24 +1,31 @@
-"""Editors as compositions: which layers, which residual, which solver.
+"""Editors as compositions: which layers, which residual, which solver, which constraint.
 
 An editor changes facts in place by adding a weight update to the MLP value projections of a few layers. The named
-editors at the end of this file are one line each; :func:`blue` turns one into its BLUE variant.
+editors at the end of this file are one line each; :func:`blue` turns one into its BLUE variant. FT and MEND, which
+are no such composition, stand beside them.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .configs import editor_settings, model_configs
+from .constraints import Constraint, Damp, Sparsify
 from .contexts import context_prefixes
+from .finetuning import FineTuning
+from .mend import Mend
+from .methods import BatchResult, Method
 from .models import Model
 from .prompts import Request
 from .representations import subject_hidden, subject_keys
-from .residuals import DIRECT, DISTRIBUTED, Residual
-from .solvers import NullSpace, Ridge, Solver
+from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT, Residual
+from .solvers import Equality, NullSpace, Ridge, Solver
 from .statistics import TOKENS, second_moments
 from .targets import TargetOptions, Targets, optimise_targets
 from .timing import Timer
@@ -33,8 +40,10 @@ class Editor:
         layers: the layers to update, in ascending order.
         residual: how what is missing is shared among them.
         solver: how keys and residuals become a weight update.
+        constraint: what of the update is applied.
         targets: how targets are optimised.
-        tokens, corpus: the text that second moments are measured on.
+        corpus, tokens: the text that second moments are measured on.
+        max_batch: edits that are made together at most; None for whole batches.
     """
 
     name: str
@@ -42,8 +51,10 @@ class Editor:
     residual: Residual
     solver: Solver
     targets: TargetOptions = field(default_factory=TargetOptions)
+    constraint: Constraint = field(default_factory=Constraint)
     corpus: str | None = None
     tokens: int = TOKENS
+    max_batch: int | None = None
 
     def prepare(self, model: Model) -> EditState:
         """What does not depend on a batch: context prefixes, and each layer's factored second moment.
@@ -60,13 +71,10 @@ class Editor:
         return EditState(context_prefixes(model), solvers)
 
     def edit(self, model: Model, requests: Sequence[Request], state: EditState, timer: Timer) -> BatchResult:
-        """Edit one batch, in place; layers are updated from first to last, each seeing the ones before.
-
-        Returns:
-            The batch's updates and the optimised targets, by layer. ``state`` is advanced to the next batch.
-        """
+        """Edit one batch, in place; layers are updated from first to last, each seeing the ones before."""
         layers = model.check_layers(self.layers)
         targets: dict[int, Targets] = {}
+        keys: dict[int, Tensor] = {}
         updates: dict[int, Tensor] = {}
         for position, layer in enumerate(layers):
             at = layer if self.residual.direct else layers[-1]
@@ -74,14 +82,35 @@ class Editor:
                 with timer("targets"):
                     targets[at] = optimise_targets(model, requests, at, state.prefixes, self.targets)
             with timer("keys"):
-                keys = subject_keys(model, requests, layer, state.prefixes)
-                missing = targets[at].values - subject_hidden(model, requests, at)
+                keys[layer] = subject_keys(model, requests, layer, state.prefixes)
+                missing = targets[at].values - subject_hidden(model, requests, at, self.targets.component)
             with timer("solve"):
+                weight = model.weight(layer)
                 residuals = missing / self.residual.divisor(len(layers) - position)
-                update, state.solvers[layer] = self.solver.solve(state.solvers[layer], keys, residuals)
-                updates[layer] = update.float()
-                model.weight(layer).add_(update.to(model.weight(layer).dtype))
-        return BatchResult(updates, targets)
+                update = self.solver.solve(state.solvers[layer], keys[layer], residuals)
+                updates[layer] = self.constraint.batch(update.float(), weight.float())
+                weight.add_(updates[layer].to(weight.dtype))
+        return BatchResult(
+            updates,
+            keys if self.solver.remembers else {},
+            targets,
+            steps=sum(t.steps.float().mean().item() for t in targets.values()),
+            loss=torch.stack([t.loss.mean() for t in targets.values()]).mean().item(),
+        )
+
+    def remember(self, state: EditState, keys: Mapping[int, Tensor]) -> None:
+        """Advance each layer's solver past a batch with these keys."""
+        for layer, k in keys.items():
+            state.solvers[layer] = self.solver.remember(state.solvers[layer], k)
+
+    def finish(self, model: Model, originals: Mapping[int, Tensor]) -> None:
+        """Apply the constraint to the sum of all updates, if it has anything to say about it."""
+        if not self.constraint.once:
+            return
+        for layer, original in originals.items():
+            weight = model.weight(layer)
+            total = self.constraint.total(weight.double() - original.double(), original.double())
+            weight.copy_(original.double() + total)
 
 
 @dataclass
@@ -90,14 +119,6 @@ class EditState:
 
     prefixes: tuple[str, ...]
     solvers: dict[int, Any] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """One batch's weight updates Δ, ``(d_model, d_mlp)`` by layer, and targets by the layer they were optimised at."""
-
-    updates: Mapping[int, Tensor]
-    targets: Mapping[int, Targets]
 
 
 def blue(editor: Editor) -> Editor:
@@ -117,9 +138,47 @@ def memit(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: 
     return Editor("memit", tuple(layers), DISTRIBUTED, Ridge(mom2_update_weight), targets)
 
 
+def memit_history(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float) -> Editor:
+    """MEMIT that protects the keys K_p of earlier batches too: Δ = R Kᵀ (λ C + K_p K_pᵀ + K Kᵀ)⁻¹."""
+    solver = Ridge(mom2_update_weight, remembers=True)
+    return Editor("memit_history", tuple(layers), DISTRIBUTED, solver, targets)
+
+
+def rect(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, keep: float = 0.4) -> Editor:
+    """RECT (Gu et al. 2024): MEMIT, of whose Δ only the entries with the largest |Δ / W| are kept, 40% of them."""
+    return replace(memit(layers, targets, mom2_update_weight=mom2_update_weight), name="rect",
+                   constraint=Sparsify(keep))  # fmt: skip
+
+
+def prune(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, twice: bool = False) -> Editor:
+    """PRUNE (Ma et al. 2025): MEMIT, and at the end singular values s > σ₁(W) of ΣΔ become log s − log σ₁ + σ₁."""
+    return replace(memit(layers, targets, mom2_update_weight=mom2_update_weight), name="prune", constraint=Damp(twice))
+
+
 def alphaedit(layers: Sequence[int], targets: TargetOptions, *, nullspace_threshold: float, l2: float) -> Editor:
     """AlphaEdit (Fang et al. 2025): MEMIT's residuals, Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L2 · I)⁻¹."""
     return Editor("alphaedit", tuple(layers), DISTRIBUTED, NullSpace(nullspace_threshold, l2), targets)
+
+
+def pmet(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float) -> Editor:
+    """PMET (Li et al. 2024): MEMIT's Δ; targets of the MLP's output, optimised with one of attention's; R / √n."""
+    return Editor("pmet", tuple(layers), DISTRIBUTED_SQRT, Ridge(mom2_update_weight),
+                  replace(targets, component="mlp"))  # fmt: skip
+
+
+def rome(layers: Sequence[int], targets: TargetOptions) -> Editor:
+    """ROME (Meng et al. 2022): one layer, one edit at a time, exactly: Δ = r (C⁻¹ k)ᵀ / (kᵀ C⁻¹ k)."""
+    return Editor("rome", tuple(layers), DIRECT, Equality(), targets, max_batch=1)
+
+
+def ft(layers: Sequence[int], *, steps: int, learning_rate: float, norm_constraint: float | None = None) -> Method:
+    """FT (Zhu et al. 2020): Adam on one value projection, every entry kept within a distance of its old value."""
+    return FineTuning("ft", tuple(layers), steps, learning_rate, norm_constraint)
+
+
+def mend(layers: Sequence[int], *, network: str | None = None) -> Method:
+    """MEND (Mitchell et al. 2022): a trained network maps the gradient's factors, ΔW = − α Σ_t d̃_t k̃_tᵀ."""
+    return Mend("mend", tuple(layers), network)
 
 
 def _blue_of(make: Callable[..., Editor]) -> Callable[..., Editor]:
@@ -127,59 +186,55 @@ def _blue_of(make: Callable[..., Editor]) -> Callable[..., Editor]:
         return blue(make(*args, **kwargs))
 
     build.__doc__ = f"BLUE of: {make.__doc__}"
+    build.__signature__ = inspect.signature(make)
     return build
 
 
+_PLAIN = (memit, memit_history, rect, prune, alphaedit, pmet)
 #: The named editors.
-EDITORS: dict[str, Callable[..., Editor]] = {
-    "memit": memit,
-    "memit_blue": _blue_of(memit),
-    "alphaedit": alphaedit,
-    "alphaedit_blue": _blue_of(alphaedit),
-}
+EDITORS: dict[str, Callable[..., Method]] = {make.__name__: make for make in (ft, mend, rome, *_PLAIN)}
+EDITORS |= {f"{make.__name__}_blue": _blue_of(make) for make in _PLAIN}
 
 
-def get_editor(name: str, model: Model, **overrides: Any) -> Editor:
+def get_editor(name: str, model: Model, **overrides: Any) -> Method:
     """The editor ``name`` with its hyper-parameters for ``model``.
 
     Args:
         name: one of :data:`EDITORS`.
         model: decides which configuration applies (``bluelib/configs``).
-        overrides: hyper-parameters that replace those of the configuration: ``layers``, the method's own
-            (``mom2_update_weight``; ``nullspace_threshold``, ``l2``), those of the targets (``steps``,
-            ``learning_rate``, ``weight_decay``, ``kl_factor``, ``clamp``, ``early_stop``), ``corpus``, ``tokens``.
+        overrides: hyper-parameters that replace those of the configuration: ``layers``; the method's own, which are
+            the arguments of its function in this file; for a composition also those of its targets (the fields of
+            :class:`~bluelib.targets.TargetOptions`), ``corpus`` and ``tokens``.
 
     Raises:
         ValueError: for an unknown editor or hyper-parameter, or a layer that the model does not have.
     """
     if name not in EDITORS:
         raise ValueError(f"no editor is called {name!r}; known: {', '.join(EDITORS)}")
-    settings = {**editor_settings(model.name, name), **overrides}
+    own = set(inspect.signature(EDITORS[name]).parameters)
+    composed = "targets" in own
+    of_targets = {f.name for f in fields(TargetOptions)} if composed else set()
+    of_statistics = {"corpus", "tokens"} if composed else set()
+
+    known = (own | of_targets | of_statistics) - {"targets", "component"}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise ValueError(
+            f"editor {name!r} has no hyper-parameter {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+        )
+    settings = {**editor_settings(model.name, name, shared=composed), **overrides}
     if "layers" not in settings:
         raise ValueError(
             f"no configuration for model {model.name!r} (known: {', '.join(model_configs())}); "
             "pass layers and hyper-parameters as overrides, or add a file to bluelib/configs"
         )
-    layers = model.check_layers(settings.pop("layers"))
-    source = {key: settings.pop(key) for key in ("corpus", "tokens") if key in settings}
-    options = {f.name: settings.pop(f.name) for f in fields(TargetOptions) if f.name in settings}
+    settings["layers"] = model.check_layers(settings["layers"])
+    parts = {key: settings.pop(key) for key in of_statistics & set(settings)}
+    if composed:
+        settings["targets"] = TargetOptions(**{key: settings.pop(key) for key in of_targets & set(settings)})
     try:
-        editor = EDITORS[name](layers, TargetOptions(**options), **settings)
+        return replace(EDITORS[name](**settings), **parts)
     except TypeError as error:
         raise ValueError(
-            f"editor {name!r} does not take these hyper-parameters: {sorted(settings)} ({error})"
+            f"editor {name!r}: {error}; set it in the configuration of {model.name}, or pass it"
         ) from error
-    return replace(editor, **source)
-
-
-def describe(editor: Editor) -> dict[str, Any]:
-    """An editor's resolved settings as plain values, for provenance."""
-    return {
-        "name": editor.name,
-        "layers": list(editor.layers),
-        "residual": editor.residual.name,
-        "solver": {"kind": type(editor.solver).__name__, **vars(editor.solver)},
-        "targets": vars(editor.targets),
-        "corpus": editor.corpus,
-        "tokens": editor.tokens,
-    }

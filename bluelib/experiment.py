@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .data import Record
-from .editors import EDITORS, Editor, describe
+from .editors import EDITORS
 from .files import atomic_file, project_path
+from .methods import Method, describe
 from .metrics import Scores, evaluate
 from .models import Model, scale_of
 from .provenance import provenance
@@ -45,18 +46,21 @@ def run_cell(
     model: Model,
     dataset: str,
     records: Sequence[Record],
-    editor: Editor,
+    editor: Method,
     *,
     batch_size: int,
     seed: int,
     generate: bool = True,
-    progress: bool | None = None,
+    **how: Any,
 ) -> Cell:
-    """Evaluate ``records``, edit them in sequence, evaluate them again. The model stays edited; ``run.revert()``."""
+    """Evaluate ``records``, edit them in sequence, evaluate them again. The model stays edited; ``run.revert()``.
+
+    ``how`` goes to :func:`~bluelib.edit_sequence`: ``checkpoint_dir``, ``on_conflict``, ``progress``.
+    """
     timer = Timer()
     with timer("evaluate_before"):
         before = evaluate(model, records, generate=generate, seed=seed)
-    run = edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, progress=progress)
+    run = edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, **how)
     with timer("evaluate_after"):
         after = evaluate(model, records, generate=generate, seed=seed)
     result = {
@@ -71,6 +75,8 @@ def run_cell(
         "after": summary(after),
         "weight_change": {str(layer): round(change, 6) for layer, change in run.weight_change().items()},
         "batches": run.batches,
+        "conflicts": len(run.conflicts),
+        "skipped": run.skipped,
         "seconds": {**timer.rounded(), **run.seconds},
         "provenance": provenance(model, records),
     }

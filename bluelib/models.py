@@ -25,6 +25,8 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from .files import atomic_directory
+
 ASSETS = Path(str(files("bluelib"))) / "assets"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,14 +35,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Adapter:
     """The names of a model's parts, as dotted paths.
 
-    ``value_projection``, ``mlp`` and ``attention`` are relative to a block. ``input_major`` says that the value
-    projection's weight is stored as (d_mlp, d_model), as GPT-2's ``Conv1D`` does, and not as (d_model, d_mlp).
+    ``value_projection``, ``mlp``, ``attention`` and ``mlp_norm`` are relative to a block. ``mlp_norm`` is what the MLP
+    reads the residual stream through, after attention; None for a block whose MLP stands beside attention, not after
+    it. ``input_major`` says that the value projection's weight is stored as (d_mlp, d_model), as GPT-2's ``Conv1D``
+    does, and not as (d_model, d_mlp).
     """
 
     blocks: str
     value_projection: str
     mlp: str
     attention: str
+    mlp_norm: str | None
     norm: str
     head: str = "lm_head"
     input_major: bool = False
@@ -48,9 +53,9 @@ class Adapter:
 
 #: By ``config.model_type`` of transformers.
 ADAPTERS = {
-    "gpt2": Adapter("transformer.h", "mlp.c_proj", "mlp", "attn", "transformer.ln_f", input_major=True),
-    "gptj": Adapter("transformer.h", "mlp.fc_out", "mlp", "attn", "transformer.ln_f"),
-    "llama": Adapter("model.layers", "mlp.down_proj", "mlp", "self_attn", "model.norm"),
+    "gpt2": Adapter("transformer.h", "mlp.c_proj", "mlp", "attn", "ln_2", "transformer.ln_f", input_major=True),
+    "gptj": Adapter("transformer.h", "mlp.fc_out", "mlp", "attn", None, "transformer.ln_f"),
+    "llama": Adapter("model.layers", "mlp.down_proj", "mlp", "self_attn", "post_attention_layernorm", "model.norm"),
 }
 
 
@@ -95,6 +100,20 @@ class Model:
         if _checksum(self.lm, self.adapter) != self.checksum:
             raise ValueError(f"{self.name} has been edited: {purpose} belong to the weights as loaded; revert it first")
 
+    def save(self, path: str | Path) -> Path:
+        """Write the model in its present state as a checkpoint that ``transformers`` loads, whole or not at all.
+
+        Raises:
+            FileExistsError: if there is something at ``path`` already.
+        """
+        path = Path(path)
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise FileExistsError(f"{path} exists already; choose a new folder")
+        with atomic_directory(path) as temporary:
+            self.lm.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+        return path
+
     @property
     def n_layers(self) -> int:
         return len(self.blocks)
@@ -118,6 +137,10 @@ class Model:
     def value_projection(self, layer: int) -> nn.Module:
         """The module whose input is the key and whose weight is edited."""
         return self.blocks[layer].get_submodule(self.adapter.value_projection)
+
+    def part(self, layer: int, name: str) -> nn.Module:
+        """A part of a block by the adapter's name for it: ``mlp``, ``attention``, ``mlp_norm``."""
+        return self.blocks[layer].get_submodule(getattr(self.adapter, name))
 
     def weight(self, layer: int) -> Tensor:
         """The value projection of a layer as W, ``(d_model, d_mlp)``: a view, so writing to it edits the model."""

@@ -25,10 +25,13 @@ def subject_keys(model: Model, requests: Sequence[Request], layer: int, prefixes
     return vectors.view(len(requests), len(prefixes), -1).mean(1).T
 
 
-def subject_hidden(model: Model, requests: Sequence[Request], layer: int) -> Tensor:
-    """Outputs of a block at the subject's last token of the bare prompt, ``(d_model, u)`` float32."""
-    block: nn.Module = model.blocks[layer]
-    return _at_subject(model, [(r, "") for r in requests], {"outputs": {layer: block}}, layer).T
+def subject_hidden(model: Model, requests: Sequence[Request], layer: int, component: str = "block") -> Tensor:
+    """Outputs of a block, or of its MLP (``component="mlp"``), at the subject's last token of the bare prompt.
+
+    ``(d_model, u)`` float32.
+    """
+    module: nn.Module = model.part(layer, "mlp") if component == "mlp" else model.blocks[layer]
+    return _at_subject(model, [(r, "") for r in requests], {"outputs": {layer: module}}, layer).T
 
 
 @torch.no_grad()

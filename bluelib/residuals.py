@@ -6,8 +6,6 @@ measured now, after the layers before have been updated. Shapes ``(d_model, u)``
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -16,24 +14,23 @@ class Residual:
     """A rule for residuals.
 
     Attributes:
-        name: its name in configurations and tables.
+        name: its name in tables.
         direct: whether targets are optimised at each updated layer itself, and not once at the last one.
-        divisor: what the residual of a layer is divided by, given how many layers are still to be updated, this one
-            included: L − l + 1 where the layers are consecutive.
+        power: the residual of a layer is divided by nᵖᵒʷᵉʳ, where n layers are still to be updated, this one
+            included: n = L − l + 1 where the layers are consecutive.
     """
 
     name: str
     direct: bool
-    divisor: Callable[[int], float]
+    power: float
 
-
-def _one(remaining: int) -> float:
-    return 1.0
+    def divisor(self, remaining: int) -> float:
+        return remaining**self.power
 
 
 #: MEMIT (Meng et al. 2023, Eq. 20): the residual at the last layer L, shared evenly by the layers still to come.
-DISTRIBUTED = Residual("distributed", direct=False, divisor=float)
+DISTRIBUTED = Residual("distributed", direct=False, power=1.0)
 #: PMET (Li et al. 2024): the same, divided by the square root.
-DISTRIBUTED_SQRT = Residual("distributed_sqrt", direct=False, divisor=math.sqrt)
+DISTRIBUTED_SQRT = Residual("distributed_sqrt", direct=False, power=0.5)
 #: BLUE (Li et al. 2025): optimised at the layer itself, not divided.
-DIRECT = Residual("direct", direct=True, divisor=_one)
+DIRECT = Residual("direct", direct=True, power=0.0)

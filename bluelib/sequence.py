@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .checkpoints import Checkpoint, Progress
+from .conflicts import Conflict, resolve
 from .data import Record
-from .editors import BatchResult, Editor
+from .deltas import save_delta
+from .methods import BatchResult, Method, describe
 from .models import Model
+from .provenance import records_hash
 from .timing import Timer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -27,15 +36,19 @@ class Run:
         batch_size: edits per batch; the last batch may be smaller.
         seconds: wall-clock time by phase.
         batches: per batch, the number of edits, the mean number of optimisation steps and the mean last loss.
+        conflicts: edits that get in each other's way.
+        skipped: ids of records that were not edited because a later one of their batch tells the same fact.
     """
 
     model: Model
-    editor: Editor
+    editor: Method
     records: Sequence[Record]
     batch_size: int
     seconds: dict[str, float]
     batches: list[dict[str, float]]
-    _originals: dict[int, Tensor] = field(repr=False)
+    conflicts: list[Conflict]
+    skipped: list[int | str]
+    _originals: Mapping[int, Tensor] = field(repr=False)
 
     def revert(self) -> None:
         """Restore the weights from before the first batch, bit for bit. Calling it again changes nothing."""
@@ -49,14 +62,26 @@ class Run:
             changes[layer] = (change.norm() / original.float().norm()).item()
         return changes
 
+    def save(self, path: str | Path) -> Path:
+        """Write the edited model as a checkpoint that ``transformers`` loads, see :meth:`.Model.save`."""
+        return self.model.save(path)
+
+    def save_delta(self, path: str | Path) -> Path:
+        """Write only the changed matrices, for :func:`~bluelib.apply_delta` on the same model."""
+        about = {"editor": describe(self.editor), "edits": len(self.records), "batch_size": self.batch_size,
+                 "records_hash": records_hash(self.records)}  # fmt: skip
+        return save_delta(self.model, tuple(self._originals), path, about)
+
 
 def edit_sequence(
     model: Model,
     records: Sequence[Record],
-    editor: Editor,
+    editor: Method,
     *,
     batch_size: int,
     seed: int = 0,
+    checkpoint_dir: str | Path | None = None,
+    on_conflict: str = "last",
     progress: bool | None = None,
     after_batch: Callable[[int, BatchResult], None] | None = None,
 ) -> Run:
@@ -65,45 +90,90 @@ def edit_sequence(
     Args:
         model: changed in place; :meth:`Run.revert` restores it.
         records: the edits.
-        editor: the method, see :func:`~bluelib.get_editor`.
+        editor: the method, see :func:`~bluelib.get_editor`. One that makes fewer edits together than ``batch_size``
+            (ROME makes one) gets that many at a time.
         batch_size: edits per batch.
         seed: seeds torch's random numbers for the run; the caller's generator is left alone.
+        checkpoint_dir: where to write after each batch what continuing needs. A run that finds its checkpoint there
+            continues from it and ends, on the same machine with as many threads, with the same weights bit for bit.
+        on_conflict: what to do about edits that get in each other's way, see :mod:`bluelib.conflicts`: ``last``,
+            ``keep`` or ``refuse``.
         progress: show a progress bar (default: on a terminal).
         after_batch: called after each batch with its number and result.
 
     Raises:
-        ValueError: for no records, or a batch size below 1 or above the number of records.
-        TargetError, SolverError: from the batch at hand; the model is left as it was before that batch.
+        ValueError: for no records, or a batch size below 1 or above the number of records; for a checkpoint of
+            another run; for conflicts that are to be refused.
+        ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored); the model
+            is left as it was before that batch.
     """
     if not records:
         raise ValueError("there are no records to edit")
     if not 1 <= batch_size <= len(records):
         raise ValueError(f"batch_size must be between 1 and the number of records, {len(records)}; it is {batch_size}")
-    timer = Timer()
+    size = min(batch_size, editor.max_batch or batch_size)
+    conflicts, skipped = resolve(records, size, on_conflict)
+    if conflicts:
+        log.warning(
+            "%d of %d edits conflict with an earlier one; %d are skipped", len(conflicts), len(records), len(skipped)
+        )
+    checkpoint = None
+    if checkpoint_dir is not None:
+        model.check_unedited("checkpoints")
+        identity = {**_identity(model, records, editor), "batch_size": batch_size, "seed": seed,
+                    "on_conflict": on_conflict}  # fmt: skip
+        checkpoint = Checkpoint(checkpoint_dir, identity)
+    done = checkpoint.load() if checkpoint else None
+    timer = Timer(done.seconds if done else {})
     with timer("prepare"):
         state = editor.prepare(model)
     originals = _snapshot(model, editor.layers)
     batches: list[dict[str, float]] = []
-    with (
-        torch.random.fork_rng(),
-        tqdm(
-            total=len(records), desc=editor.name, unit="edit", disable=None if progress is None else not progress
-        ) as bar,
-    ):
+    groups = [[i for i in range(first, min(first + size, len(records))) if i not in skipped]
+              for first in range(0, len(records), size)]  # fmt: skip
+    groups = [group for group in groups if group]
+
+    with torch.random.fork_rng(), _bar(editor.name, sum(map(len, groups)), progress) as bar:
         torch.manual_seed(seed)
-        for first in range(0, len(records), batch_size):
-            requests = [record.request for record in records[first : first + batch_size]]
+        if done:
+            for keys in done.keys:
+                editor.remember(state, {layer: k.to(model.device) for layer, k in keys.items()})
+            _restore(model, done.weights)
+            torch.set_rng_state(done.random_state)
+            batches = list(done.batches)
+            bar.update(sum(map(len, groups[: len(batches)])))
+        for group in groups[len(batches) :]:
             before = _snapshot(model, editor.layers)
             try:
-                result = editor.edit(model, requests, state, timer)
+                result = editor.edit(model, [records[i].request for i in group], state, timer)
             except BaseException:
                 _restore(model, before)
                 raise
-            batches.append(_summary(result, len(requests)))
+            with timer("remember"):
+                editor.remember(state, result.keys)
+            batches.append({"edits": len(group), "steps": round(result.steps, 3), "loss": round(result.loss, 5)})
+            last = len(batches) == len(groups)
+            if last:
+                with timer("finish"):
+                    editor.finish(model, originals)
+            if checkpoint:
+                weights = {layer: model.weight(layer) for layer in editor.layers}
+                checkpoint.save(Progress(weights, torch.get_rng_state(), [result.keys], batches, timer.rounded(), last))
             if after_batch:
                 after_batch(len(batches) - 1, result)
-            bar.update(len(requests))
-    return Run(model, editor, list(records), batch_size, timer.rounded(), batches, originals)
+            bar.update(len(group))
+    ids = [records[i].case_id for i in sorted(skipped)]
+    return Run(model, editor, list(records), batch_size, timer.rounded(), batches, conflicts, ids, originals)
+
+
+def _identity(model: Model, records: Sequence[Record], editor: Method) -> dict[str, Any]:
+    """What a continued run must have in common with the one that wrote its checkpoint."""
+    return {"model": model.name, "model_revision": model.revision, "dtype": str(model.lm.dtype),
+            "editor": describe(editor), "records_hash": records_hash(records)}  # fmt: skip
+
+
+def _bar(name: str, total: int, progress: bool | None) -> tqdm:
+    return tqdm(total=total, desc=name, unit="edit", disable=None if progress is None else not progress)
 
 
 @contextmanager
@@ -116,16 +186,10 @@ def preserved(model: Model, layers: Sequence[int]) -> Iterator[None]:
         _restore(model, originals)
 
 
-def _summary(result: BatchResult, edits: int) -> dict[str, float]:
-    steps = torch.stack([t.steps.float().mean() for t in result.targets.values()]).sum().item()
-    loss = torch.stack([t.loss.mean() for t in result.targets.values()]).mean().item()
-    return {"edits": edits, "steps": round(steps, 3), "loss": round(loss, 5)}
-
-
 def _snapshot(model: Model, layers: Sequence[int]) -> dict[int, Tensor]:
     return {layer: model.weight(layer).clone() for layer in layers}
 
 
-def _restore(model: Model, weights: dict[int, Tensor]) -> None:
+def _restore(model: Model, weights: Mapping[int, Tensor]) -> None:
     for layer, weight in weights.items():
         model.weight(layer).copy_(weight)

@@ -2,14 +2,24 @@
 
 Shapes: W and Δ are (d_model, d_mlp), K is (d_mlp, u), R is (d_model, u), C is (d_mlp, d_mlp). All solve in float64.
 
-A solver is used in two steps. :meth:`prepare` takes what does not depend on a batch (the layer's second moment) and
-factors it once; :meth:`solve` takes that state with a batch's K and R, and returns Δ with the state for the next
-batch of a sequence.
+A solver is used in three steps. :meth:`Solver.prepare` takes what does not depend on a batch (the layer's second
+moment) and factors it once; :meth:`Solver.solve` takes that state with a batch's K and R and returns Δ;
+:meth:`Solver.remember` returns the state for the next batch. No step's cost depends on the number of batches made.
+
+All of them rest on one system, Δ = R Kᵀ (M + K Kᵀ)⁻¹ with a positive definite M that is factored before the batch
+comes (:class:`Normal`). For a batch of u keys Woodbury's identity turns it into a u × u system,
+
+    Δ = R (I + Kᵀ A)⁻¹ Aᵀ,   A = M⁻¹ K,
+
+at d_mlp² u operations in place of d_mlp³ / 3; where u exceeds d_mlp, M + K Kᵀ is factored itself, which is cheaper
+then. Where M has to take in the keys of earlier batches, it is factored anew once per batch: updating the factor (or
+the inverse, as recursive least squares does) would cost less, but loses accuracy over many batches when C is
+ill-conditioned.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,13 +31,46 @@ class SolverError(ArithmeticError):
 
 
 class Solver(Protocol):
-    """What an editor needs of a solver."""
+    """What an editor needs of a solver.
+
+    Attributes:
+        remembers: whether :meth:`remember` does anything, so that a continued run needs the keys of earlier batches.
+    """
+
+    remembers: bool
 
     def prepare(self, second_moment: Tensor) -> Any:
         """The state before the first batch, from C."""
 
-    def solve(self, state: Any, keys: Tensor, residuals: Tensor) -> tuple[Tensor, Any]:
-        """Δ in float64, and the state for the next batch."""
+    def solve(self, state: Any, keys: Tensor, residuals: Tensor) -> Tensor:
+        """Δ in float64."""
+
+    def remember(self, state: Any, keys: Tensor) -> Any:
+        """The state after a batch with these keys."""
+
+
+@dataclass(frozen=True)
+class Normal:
+    """The system Δ (M + K Kᵀ) = R Kᵀ. Only the Cholesky factor of M is kept: at d_mlp = 14,336 M itself is 1.6 GB."""
+
+    factor: Tensor = field(repr=False)
+    name: str  # of M, for messages
+
+    @classmethod
+    def of(cls, matrix: Tensor, name: str) -> Normal:
+        return cls(_cholesky(matrix, name), name)
+
+    def solve(self, keys: Tensor, residuals: Tensor) -> Tensor:
+        """Δ, ``(d_model, d_mlp)``."""
+        if keys.shape[1] > keys.shape[0]:
+            return torch.cholesky_solve(keys @ residuals.T, self.plus(keys).factor).T
+        solved = torch.cholesky_solve(keys, self.factor)  # A, (d_mlp, u)
+        inner = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device) + keys.T @ solved
+        return torch.cholesky_solve(residuals.T, _cholesky(inner, f"I + Kᵀ({self.name})⁻¹K")).T @ solved.T
+
+    def plus(self, keys: Tensor) -> Normal:
+        """The system with K Kᵀ added to M."""
+        return Normal.of(torch.addmm(keys @ keys.T, self.factor, self.factor.T), self.name)
 
 
 @dataclass(frozen=True)
@@ -36,35 +79,33 @@ class Ridge:
 
     Δ = R Kᵀ (λ C + K Kᵀ)⁻¹
 
-    λ C is factored once (Cholesky). For the u keys of a batch, Woodbury's identity gives the same Δ from a u × u
-    system: with A = (λ C)⁻¹ K, Δ = R (I + Kᵀ A)⁻¹ Aᵀ. That costs d_mlp² u in place of d_mlp³/3 per batch.
-
     Attributes:
         weight: λ, MEMIT's ``mom2_update_weight``; C is a mean over tokens, so λ counts as that many tokens.
+        remembers: protect the keys of earlier batches too ("MEMIT with history"): λ C + K_p K_pᵀ in place of λ C.
     """
 
     weight: float
+    remembers: bool = False
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"the ridge weight λ must be positive, not {self.weight}")
+        _check_positive(λ=self.weight)
 
-    def prepare(self, second_moment: Tensor) -> Tensor:
-        return _cholesky(self.weight * second_moment.double(), "λC")
+    def prepare(self, second_moment: Tensor) -> Normal:
+        return Normal.of(self.weight * second_moment.double(), "λC + K_pK_pᵀ" if self.remembers else "λC")
 
-    def solve(self, state: Tensor, keys: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
-        keys, residuals = keys.double(), residuals.double()
-        solved = torch.cholesky_solve(keys, state)  # A, (d_mlp, u)
-        inner = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device) + keys.T @ solved
-        return torch.cholesky_solve(residuals.T, _cholesky(inner, "I + Kᵀ(λC)⁻¹K")).T @ solved.T, state
+    def solve(self, state: Normal, keys: Tensor, residuals: Tensor) -> Tensor:
+        return state.solve(keys.double(), residuals.double())
+
+    def remember(self, state: Normal, keys: Tensor) -> Normal:
+        return state.plus(keys.double()) if self.remembers else state
 
 
 @dataclass(frozen=True)
 class NullSpaceState:
-    """The basis U of C's null space, (d_mlp, r), and Uᵀ K_p K_pᵀ U of all earlier batches, (r, r)."""
+    """The basis U of C's null space, (d_mlp, r), and the system in it, (r, r)."""
 
-    basis: Tensor
-    history: Tensor = field(repr=False)
+    basis: Tensor = field(repr=False)
+    inside: Normal
 
 
 @dataclass(frozen=True)
@@ -73,12 +114,12 @@ class NullSpace:
 
     Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L2 · I)⁻¹
 
-    P = U Uᵀ, where U holds the eigenvectors of C with eigenvalues under the threshold. The matrix above is not
-    symmetric, but its restriction to the null space is: with K̃ = Uᵀ K,
+    P = U Uᵀ, where U holds the eigenvectors of C with eigenvalues under the threshold, and K_p are the keys of all
+    earlier batches. The matrix above is not symmetric, but its restriction to the null space is: with K̃ = Uᵀ K,
 
-    Δ = R K̃ᵀ (K̃_p K̃_pᵀ + K̃ K̃ᵀ + L2 · I)⁻¹ Uᵀ,
+    Δ = R K̃ᵀ (L2 · I + K̃_p K̃_pᵀ + K̃ K̃ᵀ)⁻¹ Uᵀ,
 
-    an r × r positive definite system, solved by Cholesky; P itself is never formed.
+    an r × r positive definite system; P itself is never formed.
 
     Attributes:
         threshold: eigenvalues of C below it count as zero.
@@ -87,10 +128,10 @@ class NullSpace:
 
     threshold: float
     l2: float
+    remembers = True
 
     def __post_init__(self) -> None:
-        if not (self.threshold > 0 and self.l2 > 0):
-            raise ValueError(f"threshold and L2 must be positive, not {self.threshold} and {self.l2}")
+        _check_positive(threshold=self.threshold, L2=self.l2)
 
     def prepare(self, second_moment: Tensor) -> NullSpaceState:
         basis = null_space(second_moment, self.threshold)
@@ -98,21 +139,50 @@ class NullSpace:
             raise SolverError(
                 f"no eigenvalue of C is below {self.threshold}: its null space is empty; raise the threshold"
             )
-        return NullSpaceState(basis, basis.new_zeros(basis.shape[1], basis.shape[1]))
+        identity = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+        return NullSpaceState(basis, Normal.of(self.l2 * identity, "L2·I + K̃_pK̃_pᵀ"))
 
-    def solve(self, state: NullSpaceState, keys: Tensor, residuals: Tensor) -> tuple[Tensor, NullSpaceState]:
-        inside = state.basis.T @ keys.double()  # K̃, (r, u)
-        history = state.history + inside @ inside.T
-        matrix = history.clone()
-        matrix.diagonal().add_(self.l2)
-        solved = torch.cholesky_solve(inside, _cholesky(matrix, "K̃_pK̃_pᵀ + K̃K̃ᵀ + L2·I"))
-        return residuals.double() @ solved.T @ state.basis.T, replace(state, history=history)
+    def solve(self, state: NullSpaceState, keys: Tensor, residuals: Tensor) -> Tensor:
+        return state.inside.solve(state.basis.T @ keys.double(), residuals.double()) @ state.basis.T
+
+    def remember(self, state: NullSpaceState, keys: Tensor) -> NullSpaceState:
+        return NullSpaceState(state.basis, state.inside.plus(state.basis.T @ keys.double()))
+
+
+@dataclass(frozen=True)
+class Equality:
+    """The smallest update that reaches the residuals exactly: ROME (Meng et al. 2022, Eq. 2), EMMET for u > 1.
+
+    Δ = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹, the minimiser of tr(Δ C Δᵀ) with Δ K = R. For one key, ROME's rank-one update
+    Δ = r (C⁻¹ k)ᵀ / (kᵀ C⁻¹ k). The key is the same on both sides, as in the paper; public code of ROME divides by
+    the bare prompt's key instead, which makes long sequences collapse (Gupta et al. 2024, "Rebuilding ROME").
+    """
+
+    remembers = False
+
+    def prepare(self, second_moment: Tensor) -> Tensor:
+        return _cholesky(second_moment.double(), "C")
+
+    def solve(self, state: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
+        keys = keys.double()
+        solved = torch.cholesky_solve(keys, state)  # C⁻¹ K
+        inner = _cholesky(keys.T @ solved, "KᵀC⁻¹K (are two keys alike?)")
+        return torch.cholesky_solve(residuals.double().T, inner).T @ solved.T
+
+    def remember(self, state: Tensor, keys: Tensor) -> Tensor:
+        return state
 
 
 def null_space(second_moment: Tensor, threshold: float) -> Tensor:
     """Eigenvectors of C with eigenvalues under ``threshold``, ``(d_mlp, r)`` float64, by a symmetric eigen-solver."""
     values, vectors = torch.linalg.eigh(second_moment.double())
     return vectors[:, values < threshold].contiguous()
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, not {value}")
 
 
 def _cholesky(matrix: Tensor, name: str) -> Tensor:

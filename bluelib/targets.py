@@ -6,7 +6,8 @@ the result for one does not depend on the others.
 
 Only what depends on δ is computed at each step, without approximation: the blocks after l, and in them the tokens
 from the subject's last one on. What stands before it is run once; its keys and values in the later blocks are kept.
-Logits are computed at the positions that the loss reads.
+Logits are computed at the positions that the loss reads. Sequences are run in groups of about the same number of
+tokens from the subject on, so that hardly any padding is run.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ class TargetOptions:
          + ``weight_decay`` · ‖δ‖ / ‖h‖²
 
     Attributes:
+        component: what δ is added to, and h is the output of: the ``block``, or its ``mlp``. With the latter a second
+            vector is optimised along with δ and added to attention's output, decayed and clamped in the same way with
+            attention's own h (PMET, Li et al. 2024); only the MLP's is the target.
         steps: evaluations of the loss at most; there is one update less.
         learning_rate: Adam's.
         weight_decay, kl_factor: as above.
@@ -53,8 +57,11 @@ class TargetOptions:
     kl_factor: float = 0.0625
     clamp: float = 0.75
     early_stop: float = 0.05
+    component: str = "block"
 
     def __post_init__(self) -> None:
+        if self.component not in ("block", "mlp"):
+            raise ValueError(f"component must be block or mlp, not {self.component!r}")
         if self.steps < 1 or self.learning_rate <= 0 or self.clamp <= 0:
             raise ValueError(f"steps, learning_rate and clamp must be positive: {self}")
 
@@ -127,11 +134,21 @@ def optimise_targets(
 
 @dataclass(frozen=True)
 class _Row:
-    """One sequence to run, where δ enters it, and from where on its logits are read."""
+    """One sequence to run, where δ enters it, and from where on which tokens are wanted of it.
+
+    An essence prompt wants none: its next token's whole distribution is read.
+    """
 
     ids: tuple[int, ...]
     subject_last: int
     read_from: int
+    wanted: tuple[int, ...] = ()
+    weight: float = 0.0  # of each wanted token in its request's loss
+
+    @property
+    def suffix(self) -> int:
+        """Tokens from the subject's last one on."""
+        return len(self.ids) - self.subject_last
 
 
 @dataclass(frozen=True)
@@ -140,7 +157,6 @@ class _Prepared:
 
     request: Request
     rows: tuple[_Row, ...]
-    target: tuple[int, ...]
 
     @classmethod
     def of(cls, model: Model, request: Request, prefixes: Sequence[str]) -> _Prepared:
@@ -148,10 +164,11 @@ class _Prepared:
         rows = []
         for prefix in prefixes:
             place = locate(model.tokenizer, request.prompt, request.subject, prefix)
-            rows.append(_Row(place.ids + target[:-1], place.subject_last, len(place.ids) - 1))
+            weight = 1 / (len(prefixes) * len(target))
+            rows.append(_Row(place.ids + target[:-1], place.subject_last, len(place.ids) - 1, target, weight))
         place = locate(model.tokenizer, ESSENCE, request.subject)
         rows.append(_Row(place.ids, place.subject_last, len(place.ids) - 1))
-        return cls(request, tuple(rows), target)
+        return cls(request, tuple(rows))
 
 
 class _PrefixCache:
@@ -172,18 +189,58 @@ class _PrefixCache:
 
 
 @dataclass(frozen=True)
+class _Entry:
+    """Where δ ``(u, parts, d_model)`` enters the layer: what the output at the subject's last token becomes."""
+
+    hidden: Tensor  # (n, d_model): the block's output there
+    stream: Tensor | None  # (n, d_model): for component "mlp", what the MLP's norm reads there
+    base: Tensor  # (n, parts, d_model): the outputs that the parts of δ are added to
+    mlp: tuple[nn.Module, ...]  # norm and MLP, if the MLP reads what attention's part of δ changed
+
+    @staticmethod
+    def modules(model: Model, layer: int, component: str) -> dict[str, dict[object, nn.Module]]:
+        """What has to be traced for :meth:`of`."""
+        outputs = {"block": model.blocks[layer]}
+        if component == "block":
+            return {"outputs": outputs}
+        outputs |= {part: model.part(layer, part) for part in ("attention", "mlp")}
+        norm = model.adapter.mlp_norm
+        return {"outputs": outputs, "inputs": {"stream": model.part(layer, "mlp_norm")} if norm else {}}
+
+    @classmethod
+    def of(cls, model: Model, layer: int, component: str, captured: dict[object, Tensor], at: Tensor) -> _Entry:
+        here = {key: values[torch.arange(len(at), device=at.device), at] for key, values in captured.items()}
+        if component == "block":
+            return cls(here["block"], None, here["block"][:, None], ())
+        after = (model.part(layer, "mlp_norm"), model.part(layer, "mlp")) if "stream" in here else ()
+        return cls(here["block"], here.get("stream"), torch.stack([here["mlp"], here["attention"]], 1), after)
+
+    def keep(self, rows: Tensor) -> _Entry:
+        return _Entry(self.hidden[rows], None if self.stream is None else self.stream[rows], self.base[rows], self.mlp)
+
+    def add(self, added: Tensor) -> Tensor:
+        """The output with each row's δ, ``(n, parts, d_model)``, added."""
+        added = added.to(self.hidden.dtype)
+        if not self.mlp:
+            return self.hidden + added.sum(1)
+        stream = self.stream + added[:, 1]
+        norm, mlp = self.mlp
+        return stream + mlp(norm(stream)) + added[:, 0]
+
+
+@dataclass(frozen=True)
 class _Suffix:
     """The part of the computation that depends on δ: tokens from the subject's last one on, in the later blocks."""
 
-    hidden: Tensor  # (n, t, d_model): outputs of block l; column 0 is the subject's last token
+    entry: _Entry  # at the subject's last token
+    rest: Tensor  # (n, t - 1, d_model): outputs of block l behind it
     owner: Tensor  # (n,): the request that a row belongs to
     calls: tuple[tuple[tuple, dict], ...]  # per later block: its further arguments
+    reads: _Reads
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: Model, prepared: Sequence[_Prepared], layer: int) -> _Suffix:
-        rows = [row for p in prepared for row in p.rows]
-        owner = [i for i, p in enumerate(prepared) for _ in p.rows]
+    def of(cls, model: Model, rows: Sequence[_Row], owner: Sequence[int], layer: int, component: str) -> _Suffix:
         # One column of padding more than needed, so that transformers always builds an explicit attention mask.
         inputs = pad([row.ids for row in rows], model.tokenizer.pad_token_id, model.device, extra=1)
         calls: list[tuple[tuple, dict]] = []
@@ -194,13 +251,13 @@ class _Suffix:
             for block in model.blocks[layer + 1 :]
         ]
         try:
-            with trace(outputs={layer: model.blocks[layer]}) as captured:
+            with trace(**_Entry.modules(model, layer, component)) as captured:
                 cache = model.lm.base_model(**inputs, use_cache=True).past_key_values
         finally:
             for hook in hooks:
                 hook.remove()
         first = torch.tensor([row.subject_last for row in rows], device=model.device)
-        length = max(len(row.ids) - row.subject_last for row in rows)
+        length = max(row.suffix for row in rows)
         cut = _Cut(first, length, width=inputs["input_ids"].shape[1])
         prefix = _PrefixCache(
             {
@@ -212,10 +269,16 @@ class _Suffix:
             (tuple(cut(v, prefix) for v in args), {k: cut(v, prefix) for k, v in kwargs.items()})
             for args, kwargs in calls
         )
-        return cls(cut(captured[layer], prefix), torch.tensor(owner, device=model.device), sliced)
+        return cls(
+            _Entry.of(model, layer, component, captured, first),
+            cut(captured["block"], prefix)[:, 1:],
+            torch.tensor(owner, device=model.device),
+            sliced,
+            _Reads.of(rows, owner, model.device),
+        )
 
     def keep(self, rows: Tensor) -> _Suffix:
-        """The same for some of the rows."""
+        """The same for some of the rows, given in ascending order."""
         n = len(self.owner)
 
         def take(value: Any) -> Any:
@@ -226,12 +289,11 @@ class _Suffix:
             return tuple(take(item) for item in value) if isinstance(value, tuple) else value
 
         calls = tuple((take(args), {k: take(v) for k, v in kwargs.items()}) for args, kwargs in self.calls)
-        return _Suffix(self.hidden[rows], self.owner[rows], calls)
+        return _Suffix(self.entry.keep(rows), self.rest[rows], self.owner[rows], calls, self.reads.keep(rows))
 
     def run(self, blocks: Sequence[nn.Module], delta: Tensor) -> Tensor:
-        """Outputs of the last block, ``(n, t, d_model)``, with δ ``(u, d_model)`` added at the subject's last token."""
-        added = delta[self.owner].to(self.hidden.dtype)
-        hidden = torch.cat([self.hidden[:, :1] + added[:, None], self.hidden[:, 1:]], 1)
+        """Outputs of the last block, ``(n, t, d_model)``, with δ ``(u, parts, d_model)`` in place."""
+        hidden = torch.cat([self.entry.add(delta[self.owner])[:, None], self.rest], 1)
         for block, (args, kwargs) in zip(blocks, self.calls, strict=True):
             output = block(hidden, *args, **kwargs)
             hidden = output[0] if isinstance(output, tuple) else output
@@ -286,21 +348,16 @@ class _Reads:
     owner: Tensor
 
     @classmethod
-    def of(cls, prepared: Sequence[_Prepared], device: torch.device) -> _Reads:
-        entries, first = [], 0
-        for i, p in enumerate(prepared):
-            *prompts, essence = p.rows
-            weight = 1.0 / (len(prompts) * len(p.target))
-            for offset, row in enumerate(prompts):
-                at = row.read_from - row.subject_last
-                entries += [(first + offset, at + j, t, weight, i) for j, t in enumerate(p.target)]
-            entries.append((first + len(prompts), essence.read_from - essence.subject_last, -1, 0.0, i))
-            first += len(p.rows)
-        row, column, token, weight, owner = (torch.tensor(c, device=device) for c in zip(*entries, strict=True))
-        return cls(row, column, token, weight, owner)
+    def of(cls, rows: Sequence[_Row], owner: Sequence[int], device: torch.device) -> _Reads:
+        entries = [
+            (i, row.read_from - row.subject_last + j, token, row.weight, owner[i])
+            for i, row in enumerate(rows)
+            for j, token in enumerate(row.wanted or (-1,))
+        ]
+        row, column, token, weight, owners = (torch.tensor(c, device=device) for c in zip(*entries, strict=True))
+        return cls(row, column, token, weight, owners)
 
     def keep(self, rows: Tensor) -> _Reads:
-        """The same for some of the rows, given in ascending order."""
         new_index = torch.full((int(self.row.max()) + 1,), -1, device=rows.device)
         new_index[rows] = torch.arange(len(rows), device=rows.device)
         row = new_index[self.row]
@@ -310,31 +367,40 @@ class _Reads:
 
 def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: TargetOptions) -> Targets:
     blocks = model.blocks[layer + 1 :]
-    suffix = _Suffix.of(model, prepared, layer)
-    reads = _Reads.of(prepared, model.device)
-    u = len(prepared)
-    bare = torch.tensor([0, *[len(p.rows) for p in prepared[:-1]]], device=model.device).cumsum(0)
-    hidden = suffix.hidden[bare, 0].float()  # (u, d_model)
-    norms = hidden.norm(dim=1)
+    owned = [(row, i) for i, p in enumerate(prepared) for row in p.rows]
+    suffixes, base = [], [None] * len(prepared)
+    for group in _by_suffix([row.suffix for row, _ in owned], OVERHEAD[model.device.type == "cuda"]):
+        rows, owner = zip(*(owned[i] for i in group), strict=True)
+        suffixes.append(_Suffix.of(model, rows, owner, layer, options.component))
+        for position, row in enumerate(rows):
+            if row is prepared[owner[position]].rows[0]:
+                base[owner[position]] = suffixes[-1].entry.base[position]
+    base = torch.stack(base).float()  # h, (u, parts, d_model), on the bare prompt
+    norms = base.norm(dim=-1)
 
-    delta = torch.zeros_like(hidden, requires_grad=True)
+    delta = torch.zeros_like(base, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=options.learning_rate)
+    u = len(prepared)
     active = torch.ones(u, dtype=torch.bool, device=model.device)
     steps, last_loss = torch.zeros(u, dtype=torch.long), torch.zeros(u)
     original: Tensor | None = None
     for step in range(options.steps):
-        final = suffix.run(blocks, delta)
-        logits = model.head(model.norm(final[reads.row, reads.column])).float()
-        essence = reads.token < 0
-        log_probs = logits.log_softmax(-1)
-        if original is None:
-            original = log_probs[essence].detach()  # δ is zero: the model's own view of each subject
-        of_target = log_probs[~essence].gather(1, reads.token[~essence, None])[:, 0]
-        nll = torch.zeros_like(norms).index_add(0, reads.owner[~essence], -of_target * reads.weight[~essence])
-        edited, owner = log_probs[essence], reads.owner[essence]
-        kl = torch.zeros_like(norms).index_add(0, owner, (edited.exp() * (edited - original[owner])).sum(1))
-        length = torch.linalg.vector_norm(delta, dim=1)
-        loss = nll + options.kl_factor * kl + options.weight_decay * length / norms**2
+        nll, kl = norms.new_zeros(u), norms.new_zeros(u)
+        views = []
+        for suffix in suffixes:
+            reads = suffix.reads
+            final = suffix.run(blocks, delta)
+            log_probs = model.head(model.norm(final[reads.row, reads.column])).float().log_softmax(-1)
+            essence = reads.token < 0
+            of_target = log_probs[~essence].gather(1, reads.token[~essence, None])[:, 0]
+            nll = nll.index_add(0, reads.owner[~essence], -of_target * reads.weight[~essence])
+            views.append((reads.owner[essence], log_probs[essence]))
+        if original is None:  # δ is zero: the model's own view of each subject
+            original = torch.cat([view.detach() for _, view in views])[torch.cat([who for who, _ in views]).argsort()]
+        for who, view in views:
+            kl = kl.index_add(0, who, (view.exp() * (view - original[who])).sum(1))
+        length = torch.linalg.vector_norm(delta, dim=-1)
+        loss = nll + options.kl_factor * kl + options.weight_decay * (length / norms**2).sum(1)
 
         _check_finite(loss, active, prepared, layer, step)
         steps[active.cpu()] = step + 1
@@ -348,13 +414,33 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
         loss[active].sum().backward()
         adam.step()
         with torch.no_grad():
-            scale = (options.clamp * norms / delta.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)
-            delta.mul_(scale[:, None])
+            scale = (options.clamp * norms / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1.0)
+            delta.mul_(scale[..., None])
             delta[~active] = frozen[~active]
         if finished.any():
-            rows = active[suffix.owner].nonzero()[:, 0]
-            suffix, reads = suffix.keep(rows), reads.keep(rows)
-    return Targets((hidden + delta.detach()).T, hidden.T, steps, last_loss)
+            left = [(suffix, active[suffix.owner].nonzero()[:, 0]) for suffix in suffixes]
+            suffixes = [suffix.keep(rows) for suffix, rows in left if len(rows)]
+    target = base + delta.detach()
+    return Targets(target[:, 0].T, base[:, 0].T, steps, last_loss)
+
+
+#: What a group of its own costs more, in tokens run: on a CPU, on a GPU.
+OVERHEAD = (64, 2048)
+
+
+def _by_suffix(lengths: Sequence[int], overhead: int) -> list[list[int]]:
+    """Group rows by length, longest first; a group takes in shorter rows while padding costs less than a group."""
+    groups: list[list[int]] = []
+    by_length = sorted(set(lengths), reverse=True)
+    longest = 0
+    for length in by_length:
+        rows = [i for i, n in enumerate(lengths) if n == length]
+        if groups and len(rows) * (longest - length) < overhead:
+            groups[-1] += rows
+        else:
+            groups.append(rows)
+            longest = length
+    return groups
 
 
 def _check_finite(loss: Tensor, active: Tensor, prepared: Sequence[_Prepared], layer: int, step: int) -> None:

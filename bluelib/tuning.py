@@ -1,9 +1,10 @@
 """Hyper-parameters by one small search, the same for every method, on records that no result is reported on.
 
 A coordinate search: starting from the first candidate of each axis, the axes are walked in order and the best
-candidate of each is kept while the others stay fixed. A trial edits the first records of the ``tune`` split in as
-many batches as the reported runs have, and is scored by the harmonic mean of efficacy, generalization and specificity
-(ROME's ``Score``). Every trial is recorded.
+candidate of each is kept while the others stay fixed; where the best of three or more numbers is the largest or the
+smallest, the axis goes on in that direction, twice at most. A trial edits the first records of the ``tune`` split in
+as many batches as the reported runs have, and is scored by the harmonic mean of efficacy, generalization and
+specificity (ROME's ``Score``). Every trial is recorded.
 """
 
 from __future__ import annotations
@@ -25,29 +26,53 @@ from .sequence import edit_sequence, preserved
 DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 60, 3
 METRICS = ("efficacy", "generalization", "specificity")
 
-#: Axes of every method, walked first, and those of each family. Adam's rate is in units of hidden states, whose size
-#: differs between models, so it is searched around the one of the model's configuration.
-CLAMPS, RATES, CORPORA = (0.75, 1.5), (1.0, 2.0), ("pocket", "pocket-others")
-FAMILY = {
-    "memit": {"mom2_update_weight": (100, 10, 1000)},
-    "alphaedit": {"nullspace_threshold": (0.5, 0.1, 2.0), "l2": (10.0, 1.0)},
+#: Axes of all compositions, walked first. Adam's rate is in units of hidden states, whose size differs between
+#: models, so it is searched around the one of the model's configuration.
+RATES, CLAMPS = (1.0, 2.0), (0.75, 1.5)
+#: PMET's clamp is relative to the MLP's output, which is 10 to 40 times shorter than the block's in these models.
+PMET_CLAMPS = (15.0, 30.0)
+RIDGE = {"mom2_update_weight": (100, 10, 1000)}
+#: The axes of each method's own; a BLUE variant has those of its plain method.
+OWN: dict[str, dict[str, tuple]] = {
+    "memit": RIDGE,
+    "memit_history": RIDGE,
+    "rect": RIDGE,
+    "prune": RIDGE,
+    "pmet": RIDGE,
+    "alphaedit": {"nullspace_threshold": (0.5, 0.125, 2.0), "l2": (10.0, 1.0, 100.0)},
+    "rome": {},
+    "ft": {"learning_rate": (1e-3, 1e-4, 1e-2), "norm_constraint": (None, 0.03, 0.01)},
 }
 
 
 def axes(model: Model, editor: str) -> dict[str, tuple]:
-    """The axes of an editor; a BLUE variant has those of its plain method."""
-    family = editor.removesuffix("_blue")
-    if family not in FAMILY:
-        raise ValueError(
-            f"there is no search for editor {editor!r}; known: {', '.join(FAMILY)}, and their BLUE variants"
-        )
-    rate = model_configs()[model.name]["targets"]["learning_rate"]
-    return {"learning_rate": tuple(rate * r for r in RATES), "clamp": CLAMPS, **FAMILY[family], "corpus": CORPORA}
+    """The axes of an editor, each a tuple of candidates."""
+    method = editor.removesuffix("_blue")
+    if method not in OWN:
+        raise ValueError(f"there is no search for editor {editor!r}; known: {', '.join(OWN)}, and their BLUE variants")
+    config = model_configs()[model.name]
+    layers = config["critical_layers"]
+    one_layer = {"layers": tuple([layer] for layer in (layers[0], layers[len(layers) // 2], layers[-1]))}
+    rates = tuple(config["targets"]["learning_rate"] * rate for rate in RATES)
+    common = {"learning_rate": rates, "clamp": PMET_CLAMPS if method == "pmet" else CLAMPS}
+    return {
+        **(one_layer if method in ("rome", "ft") else {}),
+        **(common if method != "ft" else {}),
+        **OWN[method],
+    }
 
 
 def score(scores: Scores) -> float:
     """Harmonic mean of efficacy, generalization and specificity, in per cent (0 if one of them is)."""
     return harmonic_mean([scores.means[metric] for metric in METRICS])
+
+
+def further(candidates: tuple, best: Any) -> Any | None:
+    """The next number beyond ``best`` if it is at an end of three or more, in the same ratio; None otherwise."""
+    numbers = sorted(c for c in candidates if isinstance(c, (int, float)))
+    if len(numbers) < 3 or best not in (numbers[0], numbers[-1]):
+        return None
+    return best * best / (numbers[1] if best == numbers[0] else numbers[-2])
 
 
 def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
@@ -62,7 +87,7 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
         try:
             method = get_editor(editor, model, **choice)
             with preserved(model, method.layers):
-                edit_sequence(model, records, method, batch_size=BATCH_SIZE)
+                edit_sequence(model, records, method, batch_size=BATCH_SIZE, progress=False)
                 scores = evaluate(model, records, generate=False)
             trial = {"choice": choice, "score": round(score(scores), 3),
                      **{metric: round(scores.means[metric], 2) for metric in METRICS}}  # fmt: skip
@@ -76,6 +101,11 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
     best = {axis: candidates[0] for axis, candidates in space.items()}
     for axis, candidates in space.items():
         best = max(({**best, axis: value} for value in candidates), key=attempt)
+        for _ in range(2):
+            value = further(candidates, best[axis])
+            if value is None or attempt({**best, axis: value}) <= attempt(best):
+                break
+            best, candidates = {**best, axis: value}, (*candidates, value)
     result = {
         "model": model.name,
         "editor": editor,

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -7,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from bluelib.models import Model
 from bluelib.pocket.pretrain import pocket_config
 from bluelib.pocket.tokenizer import build_tokenizer
+from bluelib.sequence import preserved
 
 ARCHITECTURES = ("pocket-gpt2", "pocket-gptj", "pocket-llama")
 
@@ -25,7 +29,14 @@ def random_model(name: str, seed: int = 0) -> Model:
     return Model.of(f"random-{name}", lm, tokenizer)
 
 
-@pytest.fixture(scope="session", params=ARCHITECTURES)
-def any_model(request) -> Model:
-    """Each architecture in turn. Tests must leave the weights as they found them."""
-    return random_model(request.param)
+@lru_cache
+def _made(name: str) -> Model:
+    return random_model(name)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def any_model(request) -> Iterator[Model]:
+    """Each architecture in turn; value projections are put back after each test."""
+    model = _made(request.param)
+    with preserved(model, range(model.n_layers)):
+        yield model

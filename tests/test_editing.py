@@ -9,7 +9,8 @@ import torch
 
 from bluelib import blue, edit_sequence, get_editor
 from bluelib.data import Record
-from bluelib.editors import EDITORS, Editor, describe
+from bluelib.editors import EDITORS, Editor
+from bluelib.methods import describe
 from bluelib.models import weights_hash
 from bluelib.representations import subject_hidden, subject_keys
 from bluelib.residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT
@@ -80,25 +81,20 @@ def test_each_layer_gets_its_share_of_what_is_missing(any_model, monkeypatch, re
     hidden = []
     real = subject_hidden
 
-    def spy_hidden(model, requests, layer):
-        hidden.append((layer, real(model, requests, layer)))
+    def spy_hidden(model, requests, layer, component):
+        hidden.append((layer, real(model, requests, layer, component)))
         return hidden[-1][1]
 
     monkeypatch.setattr("bluelib.editors.subject_hidden", spy_hidden)
     method = editor(Spy(50.0), residual)
-    weights = {layer: any_model.weight(layer).clone() for layer in method.layers}
     state = method.prepare(any_model)
     result = method.edit(any_model, [r.request for r in RECORDS], state, Timer())
-    try:
-        assert [layer for layer, _ in hidden] == ([0, 1, 2] if residual is DIRECT else [2, 2, 2])
-        for (layer, h), (_, r), divisor in zip(hidden, seen, divisors, strict=True):
-            torch.testing.assert_close(r, (result.targets[layer].values - h) / divisor)
-        if residual is DIRECT:  # measured right after the optimisation, so that R is δ itself
-            for layer, (_, r) in zip(method.layers, seen, strict=True):
-                torch.testing.assert_close(r, result.targets[layer].deltas, rtol=1e-4, atol=1e-5)
-    finally:
-        for layer, weight in weights.items():
-            any_model.weight(layer).copy_(weight)
+    assert [layer for layer, _ in hidden] == ([0, 1, 2] if residual is DIRECT else [2, 2, 2])
+    for (layer, h), (_, r), divisor in zip(hidden, seen, divisors, strict=True):
+        torch.testing.assert_close(r, (result.targets[layer].values - h) / divisor)
+    if residual is DIRECT:  # measured right after the optimisation, so that R is δ itself
+        for layer, (_, r) in zip(method.layers, seen, strict=True):
+            torch.testing.assert_close(r, result.targets[layer].deltas, rtol=1e-4, atol=1e-5)
 
 
 def test_an_update_moves_the_mlp_output_by_delta_k(any_model):
@@ -165,14 +161,11 @@ def test_an_error_leaves_the_model_as_before_the_batch(any_model):
 
     calls = []
     hashes = []
-    before = {layer: any_model.weight(layer).clone() for layer in (0, 1, 2)}
     with pytest.raises(ArithmeticError, match="on purpose"):
         edit_sequence(any_model, RECORDS, editor(Failing(50.0)), batch_size=2,
                       after_batch=lambda i, result: hashes.append(weights_hash(any_model.lm)))  # fmt: skip
     assert calls, "the failing batch had updated a layer already"
     assert weights_hash(any_model.lm) == hashes[-1]
-    for layer, weight in before.items():
-        any_model.weight(layer).copy_(weight)
 
 
 def test_blue_keeps_the_boundary_layers_and_takes_direct_residuals():
@@ -184,23 +177,52 @@ def test_blue_keeps_the_boundary_layers_and_takes_direct_residuals():
         blue(editor(layers=(2,)))
 
 
-def test_named_editors_resolve_their_configuration(any_model):
-    with pytest.raises(ValueError, match=r"no configuration for model 'random-pocket-.*pass layers"):
-        get_editor("memit", any_model)
-    for name in EDITORS:
-        extra = {"mom2_update_weight": 3.0} if name.startswith("memit") else {"nullspace_threshold": 0.1, "l2": 2.0}
-        method = get_editor(name, any_model, layers=[1, 2, 3], clamp=0.5, **extra)
-        assert method.name == name
-        assert method.layers == ((1, 3) if name.endswith("blue") else (1, 2, 3))
-        assert method.targets.clamp == 0.5
-        assert set(extra.values()) <= set(describe(method)["solver"].values())
+OWN = {
+    "alphaedit": {"nullspace_threshold": 0.1, "l2": 2.0},
+    "ft": {"steps": 3, "learning_rate": 0.01},
+    "mend": {},
+    "rome": {},
+}
+
+
+def own_settings(name):
+    return OWN.get(name.removesuffix("_blue"), {"mom2_update_weight": 3.0})
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_named_editors_resolve_their_configuration(any_model, name):
+    composed = name not in ("ft", "mend")
+    extra = {"clamp": 0.5, "corpus": "pocket"} if composed else {}
+    if composed:
+        with pytest.raises(ValueError, match=r"no configuration for model 'random-pocket-.*pass layers"):
+            get_editor(name, any_model, **own_settings(name))
+    method = get_editor(name, any_model, layers=[1, 2, 3], **own_settings(name), **extra)
+    settings = describe(method)
+    assert (method.name, settings["name"]) == (name, name)
+    assert method.layers == ((1, 3) if name.endswith("blue") else (1, 2, 3))
+    own = settings["solver"] if composed else settings
+    assert set(own_settings(name).values()) <= set(map(str, own.values())) | {
+        v for v in own.values() if not isinstance(v, list)
+    }
+    if composed:
+        assert method.targets.clamp == 0.5 and method.corpus == "pocket"
+        assert method.residual.name == {"pmet": "distributed_sqrt", "rome": "direct"}.get(
+            name, "direct" if name.endswith("blue") else "distributed"
+        )
+    assert EDITORS[name].__doc__
 
 
 def test_what_cannot_be_edited_is_refused(any_model):
-    with pytest.raises(ValueError, match="known: memit, memit_blue, alphaedit, alphaedit_blue"):
+    with pytest.raises(ValueError, match="known: ft, mend, rome, memit, memit_history, rect, prune"):
         get_editor("nonsense", any_model)
-    with pytest.raises(ValueError, match=r"does not take these hyper-parameters.*typo"):
+    with pytest.raises(
+        ValueError, match=r"editor 'memit' has no hyper-parameter typo; it has clamp, corpus, early_stop"
+    ):
         get_editor("memit", any_model, layers=[1], mom2_update_weight=1, typo=3)
+    with pytest.raises(ValueError, match=r"editor 'memit': .*mom2_update_weight"):
+        get_editor("memit", any_model, layers=[1])
+    with pytest.raises(ValueError, match=r"editor 'ft' has no hyper-parameter clamp"):
+        get_editor("ft", any_model, layers=[1], steps=2, learning_rate=1e-3, clamp=1)
     with pytest.raises(ValueError, match=r"layers \[1, 9\] are not distinct layers .* 0 to 3"):
         get_editor("memit", any_model, layers=[9, 1], mom2_update_weight=1)
     with pytest.raises(ValueError, match="between 1 and the number of records, 5; it is 0"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bluelib.solvers import NullSpace, Ridge, SolverError, null_space
+from bluelib.solvers import Equality, NullSpace, Ridge, SolverError, null_space
 
 D_MODEL, D_MLP, U = 5, 12, 4
 
@@ -25,7 +25,7 @@ def test_memit_solves_its_normal_equations(weight):
     """Δ minimises λ tr(Δ C Δᵀ) + ‖ΔK − R‖², so Δ (λC + KKᵀ) = R Kᵀ."""
     c, k, r = problem()
     solver = Ridge(weight)
-    delta, _ = solver.solve(solver.prepare(c), k, r)
+    delta = solver.solve(solver.prepare(c), k, r)
     direct = torch.linalg.solve(weight * c + k @ k.T, k @ r.T).T
     torch.testing.assert_close(delta, direct, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(delta @ (weight * c + k @ k.T), r @ k.T, rtol=1e-9, atol=1e-9)
@@ -37,14 +37,14 @@ def test_memit_is_accurate_for_an_ill_conditioned_second_moment():
     vectors = torch.linalg.eigh(c).eigenvectors
     c = vectors @ torch.diag(values) @ vectors.T
     solver = Ridge(2.0)
-    delta, _ = solver.solve(solver.prepare(c), k, r)
+    delta = solver.solve(solver.prepare(c), k, r)
     torch.testing.assert_close(delta, torch.linalg.solve(2.0 * c + k @ k.T, k @ r.T).T, rtol=1e-5, atol=1e-7)
 
 
 def test_memit_minimises_its_objective():
     c, k, r = problem(1)
     solver = Ridge(0.7)
-    delta, _ = solver.solve(solver.prepare(c), k, r)
+    delta = solver.solve(solver.prepare(c), k, r)
 
     def objective(d):
         return 0.7 * torch.trace(d @ c @ d.T) + ((d @ k - r) ** 2).sum()
@@ -68,17 +68,72 @@ def test_alphaedit_equals_its_published_form_over_a_sequence(l2):
     earlier = torch.zeros(D_MLP, D_MLP, dtype=torch.float64)
     for seed in range(3):
         _, k, r = problem(seed + 10)
-        delta, state = solver.solve(state, k, r)
+        delta = solver.solve(state, k, r)
+        state = solver.remember(state, k)
         matrix = earlier @ p + k @ k.T @ p + l2 * torch.eye(D_MLP, dtype=torch.float64)
         direct = torch.linalg.solve(matrix.T, (r @ k.T @ p).T).T
         torch.testing.assert_close(delta, direct, rtol=1e-9, atol=1e-11)
         earlier = earlier + k @ k.T
 
 
+@pytest.mark.parametrize("condition", [1e1, 1e9])
+def test_memit_with_history_protects_earlier_keys(condition):
+    """Three batches against R Kᵀ (λC + K_pK_pᵀ + KKᵀ)⁻¹ solved directly, also for an ill-conditioned C."""
+    c, _, _ = problem()
+    vectors = torch.linalg.eigh(c).eigenvectors
+    c = (
+        vectors
+        @ torch.diag(torch.logspace(0, -torch.tensor(condition).log10().item(), D_MLP, dtype=c.dtype))
+        @ vectors.T
+    )
+    solver = Ridge(3.0, remembers=True)
+    state = solver.prepare(c)
+    matrix = 3.0 * c
+    for seed in range(3):
+        _, k, r = problem(seed + 10)
+        matrix = matrix + k @ k.T
+        direct = torch.linalg.solve(matrix, k @ r.T).T
+        torch.testing.assert_close(solver.solve(state, k, r), direct, rtol=1e-5, atol=1e-7)
+        state = solver.remember(state, k)
+
+
+def test_a_solver_without_history_forgets():
+    c, k, r = problem()
+    solver = Ridge(3.0)
+    state = solver.prepare(c)
+    assert solver.remember(state, k) is state
+
+
+@pytest.mark.parametrize("solver", [Ridge(2.0), Ridge(2.0, remembers=True), NullSpace(1e-8, 0.5)])
+def test_more_keys_than_dimensions_give_the_same_solution(solver):
+    """Where u exceeds d_mlp the other identity is used; splitting the keys' energy over copies changes nothing."""
+    c, k, r = problem(rank=D_MLP if isinstance(solver, Ridge) else 5)
+    copies = D_MLP
+    state = solver.prepare(c)
+    many = solver.solve(state, k.repeat(1, copies) / copies**0.5, r.repeat(1, copies) / copies**0.5)
+    torch.testing.assert_close(many, solver.solve(state, k, r), rtol=1e-8, atol=1e-10)
+
+
+def test_rome_reaches_its_residual_with_the_least_disturbance():
+    c, k, r = problem()
+    solver = Equality()
+    state = solver.prepare(c)
+    one = solver.solve(state, k[:, :1], r[:, :1])
+    inverse = torch.linalg.inv(c) @ k[:, :1]
+    torch.testing.assert_close(one, r[:, :1] @ inverse.T / (k[:, :1].T @ inverse), rtol=1e-9, atol=1e-11)
+    assert torch.linalg.matrix_rank(one) == 1
+    delta = solver.solve(state, k, r)
+    torch.testing.assert_close(delta @ k, r, rtol=1e-8, atol=1e-9)
+    nearly = Ridge(1e-9)  # the equality is the ridge's limit
+    torch.testing.assert_close(nearly.solve(nearly.prepare(c), k, r), delta, rtol=1e-5, atol=1e-7)
+    with pytest.raises(SolverError, match="two keys alike"):
+        solver.solve(state, k[:, [0, 0]], r[:, :2])
+
+
 def test_alphaedit_leaves_old_keys_alone():
     c, k, r = problem(rank=6)
     solver = NullSpace(threshold=1e-8, l2=0.1)
-    delta, _ = solver.solve(solver.prepare(c), k, r)
+    delta = solver.solve(solver.prepare(c), k, r)
     old = torch.linalg.eigh(c).eigenvectors[:, -6:]  # directions that the text does use
     assert (delta @ old).abs().max() < 1e-10
     assert delta.abs().max() > 1e-3

@@ -18,17 +18,14 @@ def model_configs() -> dict[str, dict[str, Any]]:
     return configs
 
 
-def editor_settings(model: str, editor: str) -> dict[str, Any]:
-    """The settings of an editor for a model: the file's ``targets``, then ``editors.<name>`` on top.
+def editor_settings(model: str, editor: str, shared: bool = True) -> dict[str, Any]:
+    """The settings of an editor for a model, from the file's ``editors``.
 
-    Empty for a model without a configuration.
+    With ``shared``, those stand on top of the settings that all compositions have in common: the critical layers,
+    the text of the second moments and the optimisation of targets. Empty for a model without a configuration.
     """
     config = model_configs().get(model)
     if config is None:
         return {}
-    return {
-        "layers": config["critical_layers"],
-        **config.get("statistics", {}),
-        **config["targets"],
-        **config["editors"].get(editor, {}),
-    }
+    common = {"layers": config["critical_layers"], **config.get("statistics", {}), **config["targets"]}
+    return {**(common if shared else {}), **config["editors"].get(editor, {})}

@@ -52,7 +52,7 @@ class Recipe:
     (a fact's object, a skill's right choice) count ``answer_weight`` times.
     """
 
-    steps: int = 3000
+    steps: int = 2000
     rows_per_step: int = 16
     learning_rate: float = 8e-3
     warmup: float = 0.1

@@ -94,11 +94,7 @@ def provenance_note(cells: Sequence[dict[str, Any]]) -> str:
     """Where a table's own figures come from, as Markdown."""
     first = cells[0]["provenance"]
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-    settings = "\n".join(
-        f"- {cell['editor']['name']}: layers {cell['editor']['layers']}, {cell['editor']['residual']} residuals, "
-        f"{_settings(cell['editor']['solver'])}; targets: {_settings(cell['editor']['targets'])}"
-        for cell in cells
-    )
+    settings = "\n".join(f"- {_settings(cell['editor'])}" for cell in cells)
     return (
         f"\nOur figures: {first['dtype']} on {first['device']}, seed {cells[0]['seed']}; "
         f"weights `{first['model_revision']}`, records `{first['records_hash']}`; {versions}; "
@@ -107,7 +103,10 @@ def provenance_note(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def _settings(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
+    """Nested settings on one line."""
+    return ", ".join(
+        f"{key} ({_settings(value)})" if isinstance(value, dict) else f"{key} {value}" for key, value in values.items()
+    )
 
 
 def write_table(cells: Sequence[dict[str, Any]], stem: Path) -> pd.DataFrame:

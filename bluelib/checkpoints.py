@@ -1,0 +1,136 @@
+"""What a sequence of edits needs to continue after it was killed: written after each batch, read before the first.
+
+A checkpoint is a folder with one ``weights-N.safetensors`` (the edited matrices and the random state after N
+batches), one ``keys-N.safetensors`` per batch for methods that remember earlier keys, and ``manifest.json``, which
+names these files with their SHA-256 and says which run they belong to. Every file is written under a temporary name
+and renamed, the manifest last: whenever the process dies, the manifest on disk names files that are complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .files import atomic_file
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be continued; the message says what differs or which file is damaged."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        weights: the edited matrices W, ``(d_model, d_mlp)`` by layer.
+        random_state: torch's.
+        keys: per batch, what the method has to remember.
+        batches, seconds: as in :class:`~bluelib.sequence.Run`.
+        finished: whether the run is over.
+    """
+
+    weights: Mapping[int, Tensor]
+    random_state: Tensor
+    keys: list[Mapping[int, Tensor]]
+    batches: list[dict[str, float]]
+    seconds: dict[str, float]
+    finished: bool
+
+
+class Checkpoint:
+    """The checkpoint in ``folder`` of the run that ``identity`` describes."""
+
+    def __init__(self, folder: str | Path, identity: dict[str, Any]):
+        self.folder = Path(folder)
+        self.identity = json.loads(json.dumps(identity))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for pattern in (".weights-*", ".keys-*", f".{MANIFEST}.*"):  # of a process that was killed while it wrote
+            for leftover in self.folder.glob(pattern):
+                leftover.unlink()
+        self.files: dict[str, str] = {}
+
+    def load(self) -> Progress | None:
+        """Where the run stands, or None if it has not begun.
+
+        Raises:
+            CheckpointError: if the folder holds another run's checkpoint, or a damaged one.
+        """
+        path = self.folder / MANIFEST
+        if not path.exists():
+            return None
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            self.files = dict(manifest["files"])
+            found, batches = manifest["identity"], manifest["batches"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error!r}); delete {self.folder} to start again") from error
+        differing = _differences(found, self.identity)
+        if differing:
+            raise CheckpointError(f"{self.folder} holds the checkpoint of another run: {'; '.join(differing)}. "
+                                  "Repeat that run's command, or choose another folder")  # fmt: skip
+        tensors = {name: self._read(name, digest) for name, digest in self.files.items()}
+        latest = tensors[_weights_name(len(batches))]
+        random_state = latest.pop("random_state")
+        keys = [
+            {int(layer): k for layer, k in tensors.get(_keys_name(n), {}).items()} for n in range(1, len(batches) + 1)
+        ]
+        weights = {int(layer): w for layer, w in latest.items()}
+        return Progress(weights, random_state, keys, batches, manifest["seconds"], manifest["finished"])
+
+    def save(self, progress: Progress) -> None:
+        """Record where the run stands; of ``progress.keys`` only the last batch's, as the others are on disk."""
+        n = len(progress.batches)
+        self.files = {name: digest for name, digest in self.files.items() if name.startswith("keys-")}
+        weights = {str(layer): w.contiguous().cpu() for layer, w in progress.weights.items()}
+        self._write(_weights_name(n), {**weights, "random_state": progress.random_state})
+        if progress.keys and progress.keys[-1]:
+            self._write(_keys_name(n), {str(layer): k.contiguous().cpu() for layer, k in progress.keys[-1].items()})
+        manifest = {"identity": self.identity, "batches": progress.batches, "seconds": progress.seconds,
+                    "finished": progress.finished, "files": self.files}  # fmt: skip
+        with atomic_file(self.folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for old in self.folder.glob("*.safetensors"):
+            if old.name not in self.files:
+                old.unlink()
+
+    def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
+        with atomic_file(self.folder / name) as temporary:
+            save_file(tensors, temporary)
+            self.files[name] = _digest(temporary)
+
+    def _read(self, name: str, digest: str) -> dict[str, Tensor]:
+        path = self.folder / name
+        if not path.exists() or _digest(path) != digest:
+            state = "is missing" if not path.exists() else "is damaged: its SHA-256 is not the manifest's"
+            raise CheckpointError(f"{path} {state}; delete {self.folder} to start again")
+        return load_file(path)
+
+
+def _weights_name(batches: int) -> str:
+    return f"weights-{batches:05}.safetensors"
+
+
+def _keys_name(batch: int) -> str:
+    return f"keys-{batch:05}.safetensors"
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [*found, *(key for key in wanted if key not in found)]
+        return [d for key in keys for d in _differences(found.get(key), wanted.get(key), f"{path}.{key}".strip("."))]
+    return [] if found == wanted else [f"its {path} is {found}, this run's is {wanted}"]

@@ -1,0 +1,87 @@
+"""Constraints: what of a computed update is applied to the weights.
+
+A constraint acts at one of two moments: on each batch's Δ before it is added to W (:meth:`Constraint.batch`), or on
+the sum of all updates after the last batch (:meth:`Constraint.total`). Shapes ``(d_model, d_mlp)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """No constraint, and what others override.
+
+    Attributes:
+        once: whether :meth:`total` has anything to do.
+    """
+
+    once = False
+
+    def batch(self, delta: Tensor, weight: Tensor) -> Tensor:
+        """What of a batch's ``delta`` is added to ``weight``, W before the batch."""
+        return delta
+
+    def total(self, delta: Tensor, weight: Tensor) -> Tensor:
+        """What takes the place of ``delta``, the sum of all updates; ``weight`` is W before the first batch."""
+        return delta
+
+
+@dataclass(frozen=True)
+class Sparsify(Constraint):
+    """RECT (Gu et al. 2024): of an update only the entries with the largest relative change |Δ / W| are kept.
+
+    Attributes:
+        keep: the share of entries that is kept, in (0, 1].
+        at_end: apply it once, to the sum of all updates and relative to the original W, and not to each batch's Δ
+            relative to W before that batch (which is what the paper's own code does for each edit).
+    """
+
+    keep: float = 0.4
+    at_end: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must be a share in (0, 1], not {self.keep}")
+
+    @property
+    def once(self) -> bool:
+        return self.at_end
+
+    def batch(self, delta: Tensor, weight: Tensor) -> Tensor:
+        return delta if self.at_end else self._largest(delta, weight)
+
+    def total(self, delta: Tensor, weight: Tensor) -> Tensor:
+        return self._largest(delta, weight) if self.at_end else delta
+
+    def _largest(self, delta: Tensor, weight: Tensor) -> Tensor:
+        change = (delta / weight).abs().nan_to_num(nan=0.0, posinf=torch.finfo(delta.dtype).max)
+        count = max(1, round(self.keep * delta.numel()))
+        threshold = change.flatten().kthvalue(delta.numel() - count + 1).values
+        return torch.where(change >= threshold, delta, 0.0)
+
+
+@dataclass(frozen=True)
+class Damp(Constraint):
+    """PRUNE (Ma et al. 2025): large singular values of the summed update are damped, once, after the last batch.
+
+    With σ the largest singular value of the original W, every singular value s > σ of the sum of all updates becomes
+    log(s) − log(σ) + σ. The damped sum then replaces the sum.
+
+    Attributes:
+        twice: add the damped sum to weights that already hold the undamped one, as two public code bases do.
+    """
+
+    twice: bool = False
+    once = True
+
+    def total(self, delta: Tensor, weight: Tensor) -> Tensor:
+        limit = torch.linalg.matrix_norm(weight.double(), ord=2)
+        left, values, right = torch.linalg.svd(delta.double(), full_matrices=False)
+        damped = torch.where(values > limit, values.log() - limit.log() + limit, values)
+        damped = (left * damped) @ right
+        return damped + delta if self.twice else damped

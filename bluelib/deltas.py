@@ -1,0 +1,58 @@
+"""An edit as a small file: only the matrices it changed, and the weights they belong to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .files import atomic_file
+from .models import Model
+
+FORMAT = "bluelib-delta-1"
+
+
+def save_delta(model: Model, layers: tuple[int, ...], path: str | Path, about: dict[str, Any] | None = None) -> Path:
+    """Write the value projections of ``layers`` as they are now, with the hash of the model's weights as loaded.
+
+    The edited matrices themselves are kept, not differences, so that applying them gives the same bits.
+    """
+    tensors = {str(layer): model.weight(layer).contiguous().cpu() for layer in layers}
+    metadata = {"format": FORMAT, "model": model.name, "model_revision": model.revision,
+                "about": json.dumps(about or {}, ensure_ascii=False)}  # fmt: skip
+    path = Path(path)
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata)
+    return path
+
+
+@torch.no_grad()
+def apply_delta(model: Model, path: str | Path) -> dict[str, Any]:
+    """Put the matrices of a file that :func:`save_delta` wrote into ``model``.
+
+    Returns:
+        What was written ``about`` the edit.
+
+    Raises:
+        ValueError: if the file is no such file, belongs to other weights, or the model has been edited already; the
+            model is not changed then.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a delta of bluelib: its format is {metadata.get('format')}, not {FORMAT}")
+    if metadata["model_revision"] != model.revision:
+        raise ValueError(f"{path} belongs to {metadata['model']} with weights {metadata['model_revision']}; "
+                         f"{model.name} has {model.revision}")  # fmt: skip
+    model.check_unedited("the delta's matrices")
+    for layer, weight in tensors.items():
+        model.weight(int(layer)).copy_(weight)
+    return json.loads(metadata["about"])

@@ -1,0 +1,247 @@
+"""MEND: a small network that turns the gradient of an edit into a weight update (Mitchell et al. 2022).
+
+The gradient of a linear map's weight is a sum over tokens of outer products d kᵀ, where k is the map's input (here:
+the key) and d the gradient at its output. MEND maps each pair (k, d) to another one and applies their outer products:
+
+    ΔW = − α_l Σ_t d̃_t k̃_tᵀ,   (k̃, d̃) = g_l(k, d)
+
+g is the identity plus a low-rank perceptron that the edited layers share, with a scale and an offset for each; α_l
+is learned too. It is trained so that after one update the model gives the new object, also for paraphrases, and
+answers unrelated prompts as before:
+
+    loss = c_e · NLL(new object | edited) + KL(original ‖ edited) at unrelated prompts.
+
+Two differences from the paper's set-up: only value projections are edited (not the MLP's first projection), and a
+training step makes a whole batch of edits, because batches are what it is used for here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .data import Record
+from .files import atomic_file
+from .finetuning import request_nll
+from .methods import BatchResult
+from .models import ASSETS, Model
+from .prompts import Request, encode_prompt, pad
+from .timing import Timer
+from .tracing import trace
+
+RANK, EDIT_WEIGHT = 64, 0.1
+
+
+class Network(nn.Module):
+    """g: keys ``(n, d_mlp)`` and gradients ``(n, d_model)`` of one layer to their transformed forms.
+
+    Both are divided by their typical length first (``scale``, measured on the training records), the gradient's is
+    restored afterwards.
+    """
+
+    def __init__(self, d_mlp: int, d_model: int, layers: int, rank: int = RANK):
+        super().__init__()
+        width = d_mlp + d_model
+        self.d_mlp = d_mlp
+        self.down = nn.ModuleList(nn.Linear(width, rank, bias=False) for _ in range(2))
+        self.up = nn.ModuleList(nn.Linear(rank, width) for _ in range(2))
+        for up in self.up:
+            nn.init.zeros_(up.weight)
+            nn.init.zeros_(up.bias)
+        self.gain = nn.Parameter(torch.ones(layers, 2, width))
+        self.offset = nn.Parameter(torch.zeros(layers, 2, width))
+        self.log_rate = nn.Parameter(torch.zeros(layers))
+        self.register_buffer("scale", torch.ones(layers, 2))  # typical lengths of keys and gradients
+
+    def forward(self, position: int, keys: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+        key_scale, gradient_scale = self.scale[position]
+        x = torch.cat([keys / key_scale, gradients / gradient_scale], 1)
+        for i, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
+            x = x + torch.relu(self.gain[position, i] * up(down(x)) + self.offset[position, i])
+        return x[:, : self.d_mlp], x[:, self.d_mlp :]
+
+    def update(self, position: int, keys: Tensor, gradients: Tensor) -> Tensor:
+        """ΔW, ``(d_model, d_mlp)``."""
+        new_keys, new_gradients = self(position, keys, gradients)
+        return -self.log_rate[position].exp() / 100 * new_gradients.T @ new_keys
+
+
+@dataclass(frozen=True)
+class Mend:
+    """MEND with a trained network.
+
+    Attributes:
+        name, layers: see :class:`~bluelib.methods.Method`.
+        network: the network's file; None for the one shipped for a pocket model.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    network: str | None = None
+    max_batch = None
+
+    def prepare(self, model: Model) -> Network:
+        """Load the network.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it was trained for other weights or other layers.
+        """
+        path = Path(self.network) if self.network else ASSETS / "mend" / f"{model.name}.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(f"no MEND network at {path}; train one: blue train-mend --model {model.name}")
+        with safe_open(path, "pt") as file:
+            made_for = file.metadata()
+        wanted = {"model_revision": model.revision, "layers": str(list(self.layers))}
+        for key, value in wanted.items():
+            if made_for.get(key) != value:
+                raise ValueError(f"{path} was trained for {key} {made_for.get(key)}; {model.name} has {value}")
+        d_model, d_mlp = model.weight(self.layers[0]).shape
+        network = Network(d_mlp, d_model, len(self.layers))
+        network.load_state_dict(load_file(path))
+        return network.to(model.device).requires_grad_(False)
+
+    def edit(self, model: Model, requests: Sequence[Request], state: Network, timer: Timer) -> BatchResult:
+        with timer("gradients"):
+            loss, pairs = gradient_pairs(model, requests, self.layers)
+        with timer("network"):
+            updates = {
+                layer: state.update(position, *pairs[layer]).to(model.weight(layer).dtype)
+                for position, layer in enumerate(self.layers)
+            }
+            for layer, update in updates.items():
+                model.weight(layer).add_(update)
+        return BatchResult(updates, steps=1, loss=loss)
+
+    def remember(self, state: Network, keys: Mapping[int, Tensor]) -> None:
+        """Nothing: MEND knows no earlier edits."""
+
+    def finish(self, model: Model, originals: Mapping[int, Tensor]) -> None:
+        """Nothing."""
+
+
+@torch.enable_grad()
+def gradient_pairs(
+    model: Model, requests: Sequence[Request], layers: Sequence[int]
+) -> tuple[float, dict[int, tuple[Tensor, Tensor]]]:
+    """The mean loss of the requests, and per layer all tokens' keys and output gradients of the summed loss."""
+    outputs: dict[int, Tensor] = {}
+
+    def hold(layer: int, output: Tensor) -> Tensor:
+        outputs[layer] = output if output.requires_grad else output.detach().requires_grad_()
+        return outputs[layer]
+
+    modules = {layer: model.value_projection(layer) for layer in layers}
+    with trace(inputs={("key", layer): m for layer, m in modules.items()}, outputs=modules, edit=hold) as captured:
+        nll = request_nll(model, requests)
+    gradients = torch.autograd.grad(nll.sum(), [outputs[layer] for layer in layers])
+    pairs = {}
+    for layer, gradient in zip(layers, gradients, strict=True):
+        gradient = gradient.flatten(0, 1).float()
+        used = gradient.abs().amax(1) > 0  # padding, and tokens behind the last one read, have none
+        pairs[layer] = (captured["key", layer].detach().flatten(0, 1)[used].float(), gradient[used])
+    return nll.mean().item(), pairs
+
+
+def train(
+    model: Model,
+    records: Sequence[Record],
+    layers: Sequence[int],
+    path: Path,
+    *,
+    steps: int = 1500,
+    batch_size: int = 10,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> list[float]:
+    """Train a network for ``model`` and write it to ``path``.
+
+    Args:
+        model: not changed.
+        records: what to learn to edit; none of them may be reported on later.
+        layers: the layers to edit.
+        path: the safetensors file to write.
+        steps: training steps; each makes one batch of edits on the original weights.
+        batch_size: edits per step.
+        learning_rate: Adam's, decayed linearly to zero.
+        seed: of the batches and the initial weights.
+        progress: show a progress bar (default: on a terminal).
+
+    Returns:
+        The loss of each step.
+    """
+    layers = model.check_layers(layers)
+    d_model, d_mlp = model.weight(layers[0]).shape
+    losses = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = Network(d_mlp, d_model, len(layers)).to(model.device)
+        _, pairs = gradient_pairs(model, [record.request for record in records[:64]], layers)
+        for position, layer in enumerate(layers):
+            network.scale[position] = torch.stack([vectors.norm(dim=1).mean() for vectors in pairs[layer]])
+        adam = torch.optim.Adam(network.parameters(), lr=learning_rate)
+        bar = tqdm(range(steps), desc="MEND", disable=None if progress is None else not progress)
+        for step in bar:
+            for group in adam.param_groups:
+                group["lr"] = learning_rate * (1 - step / steps)
+            chosen = [records[i] for i in torch.randperm(len(records))[:batch_size].tolist()]
+            loss = _training_loss(model, network, chosen, layers)
+            adam.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            adam.step()
+            losses.append(loss.item())
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with atomic_file(path) as temporary:
+        save_file(state, temporary, metadata={"model_revision": model.revision, "layers": str(list(layers))})
+    return losses
+
+
+def _training_loss(model: Model, network: Network, records: Sequence[Record], layers: Sequence[int]) -> Tensor:
+    _, pairs = gradient_pairs(model, [record.request for record in records], layers)
+    told = [Request("{}", text, record.target_new) for record in records
+            for text in (record.request.text, *record.paraphrases)]  # fmt: skip
+    unrelated = [record.locality[0].prompt for record in records if record.locality]
+    before = _next_tokens(model, unrelated).detach()
+    updates = {layer: network.update(position, *pairs[layer]) for position, layer in enumerate(layers)}
+    with _edited(model, updates):
+        edit_loss = request_nll(model, told).mean()
+        after = _next_tokens(model, unrelated)
+    drift = nn.functional.kl_div(after, before, log_target=True, reduction="batchmean")
+    return EDIT_WEIGHT * edit_loss + drift
+
+
+def _next_tokens(model: Model, prompts: Sequence[str]) -> Tensor:
+    """Log-probabilities of the next token after each prompt, ``(n, vocabulary)``."""
+    inputs = pad([encode_prompt(model.tokenizer, text) for text in prompts], model.tokenizer.pad_token_id, model.device)
+    hidden = model.lm.base_model(**inputs, use_cache=False).last_hidden_state
+    last = inputs["attention_mask"].sum(1) - 1
+    return model.head(hidden[torch.arange(len(prompts), device=last.device), last]).float().log_softmax(-1)
+
+
+@contextmanager
+def _edited(model: Model, updates: Mapping[int, Tensor]) -> Iterator[None]:
+    """Inside the block the value projections give W k + ΔW k, differentiably in ΔW."""
+    with torch.enable_grad():
+        hooks = [
+            model.value_projection(layer).register_forward_hook(
+                lambda module, args, output, update=update: output + args[0] @ update.T
+            )
+            for layer, update in updates.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()

@@ -1,0 +1,67 @@
+"""What every editing method offers to :func:`~bluelib.edit_sequence`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from .models import Model
+from .prompts import Request
+from .targets import Targets
+from .timing import Timer
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What one batch did.
+
+    Attributes:
+        updates: Δ that was added to W, ``(d_model, d_mlp)`` by layer.
+        keys: K that the next batches have to know, ``(d_mlp, u)`` float32 by layer; empty if none.
+        targets: optimised targets by the layer they were optimised at; empty for methods without.
+        steps: optimisation steps made, mean over requests and summed over layers.
+        loss: last loss, mean over requests.
+    """
+
+    updates: Mapping[int, Tensor]
+    keys: Mapping[int, Tensor] = field(default_factory=dict)
+    targets: Mapping[int, Targets] = field(default_factory=dict)
+    steps: float = 0.0
+    loss: float = 0.0
+
+
+class Method(Protocol):
+    """An editing method: it changes the value projections of ``layers``, in place.
+
+    Attributes:
+        name: for tables and provenance.
+        layers: the layers it changes.
+        max_batch: edits that it can make together; None for any number.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    max_batch: int | None
+
+    def prepare(self, model: Model) -> Any:
+        """What does not depend on a batch; from the model before any edit."""
+
+    def edit(self, model: Model, requests: Sequence[Request], state: Any, timer: Timer) -> BatchResult:
+        """Edit one batch in place. ``state`` is not changed."""
+
+    def remember(self, state: Any, keys: Mapping[int, Tensor]) -> None:
+        """Advance ``state`` past a batch with these keys."""
+
+    def finish(self, model: Model, originals: Mapping[int, Tensor]) -> None:
+        """After the last batch, once; ``originals`` are the weights before the first one."""
+
+
+def describe(value: Any) -> Any:
+    """A method's settings as plain values, for provenance: dataclasses become dictionaries, with their kind."""
+    if is_dataclass(value):
+        settings = {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+        return settings if "name" in settings else {"kind": type(value).__name__, **settings}
+    return list(value) if isinstance(value, tuple) else value

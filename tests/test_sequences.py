@@ -1,0 +1,218 @@
+"""Sequences that survive: checkpoints, killed processes, deltas, saved models; and edits that conflict."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bluelib import apply_delta, edit_sequence, get_editor, load_dataset, load_model
+from bluelib.checkpoints import CheckpointError
+from bluelib.conflicts import Conflict, find_conflicts
+from bluelib.models import weights_hash
+from bluelib.residuals import DIRECT
+from bluelib.sequence import preserved
+from bluelib.solvers import NullSpace, Ridge
+
+from .test_editing import RECORDS, editor, small_world  # noqa: F401
+
+HISTORY = Ridge(0.5, remembers=True)
+
+
+class Stop(Exception):
+    """Raised on purpose between two batches."""
+
+
+def stop_after(batches):
+    def check(number, result):
+        if number + 1 == batches:
+            raise Stop
+
+    return check
+
+
+@pytest.mark.parametrize("solver", [HISTORY, NullSpace(0.05, 1.0), Ridge(50.0)], ids=["history", "null space", "ridge"])
+@pytest.mark.parametrize("stops", [[1], [2, 4]])
+def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, stops):
+    method = editor(solver, DIRECT)
+    run = edit_sequence(any_model, RECORDS, method, batch_size=1, checkpoint_dir=tmp_path / "undisturbed")
+    wanted = weights_hash(any_model.lm)
+    run.revert()
+    for stop in stops:
+        with preserved(any_model, (0, 1, 2)), pytest.raises(Stop):
+            edit_sequence(any_model, RECORDS, method, batch_size=1, checkpoint_dir=tmp_path / "c",
+                          after_batch=stop_after(stop))  # fmt: skip
+    made = []
+    run = edit_sequence(any_model, RECORDS, method, batch_size=1, checkpoint_dir=tmp_path / "c",
+                        after_batch=lambda number, result: made.append(number))  # fmt: skip
+    assert weights_hash(any_model.lm) == wanted
+    assert made == list(range(stops[-1], 5)) and len(run.batches) == 5
+    keys = sorted(path.name for path in (tmp_path / "c").glob("keys-*"))
+    assert len(keys) == (5 if solver.remembers else 0)
+    assert len(list((tmp_path / "c").glob("weights-*"))) == 1
+    run.revert()
+    again = edit_sequence(any_model, RECORDS, method, batch_size=1, checkpoint_dir=tmp_path / "c")
+    assert weights_hash(any_model.lm) == wanted, "a finished run is not made again"
+    again.revert()
+
+
+def test_history_matters_for_the_continued_run(any_model):
+    """Without the keys of earlier batches the next batch comes out differently: the test above can fail."""
+    hashes = []
+    for solver in (HISTORY, Ridge(0.5)):
+        run = edit_sequence(any_model, RECORDS, editor(solver, DIRECT), batch_size=1)
+        hashes.append(weights_hash(any_model.lm))
+        run.revert()
+    assert hashes[0] != hashes[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"records": RECORDS[:4]}, "its records_hash is sha256:.*, this run's is sha256:"),
+        ({"batch_size": 3}, "its batch_size is 2, this run's is 3"),
+        ({"seed": 5}, "its seed is 0, this run's is 5"),
+        ({"editor": editor(Ridge(51.0))}, "its editor.solver.weight is 50.0, this run's is 51.0"),
+        ({"editor": editor(Ridge(50.0), layers=(0, 1))}, r"its editor.layers is \[0, 1, 2\], this run's is \[0, 1\]"),
+        ({"on_conflict": "keep"}, "its on_conflict is last, this run's is keep"),
+    ],
+)
+def test_another_runs_checkpoint_is_refused(any_model, tmp_path, change, message):
+    arguments = {"records": RECORDS, "editor": editor(Ridge(50.0)), "batch_size": 2}
+    before = weights_hash(any_model.lm)
+    with preserved(any_model, (0, 1, 2)):
+        with pytest.raises(Stop):
+            edit_sequence(any_model, **arguments, checkpoint_dir=tmp_path / "c", after_batch=stop_after(1))
+        with pytest.raises(ValueError, match="has been edited: checkpoints belong to the weights as loaded"):
+            edit_sequence(any_model, **arguments, checkpoint_dir=tmp_path / "c")
+    with pytest.raises(CheckpointError, match=message):
+        edit_sequence(any_model, **{**arguments, **change}, checkpoint_dir=tmp_path / "c")
+    assert weights_hash(any_model.lm) == before
+
+
+def test_a_damaged_checkpoint_is_refused(any_model, tmp_path):
+    folder = tmp_path / "c"
+    run = edit_sequence(any_model, RECORDS, editor(HISTORY), batch_size=2, checkpoint_dir=folder)
+    run.revert()
+
+    def again(copy):
+        return edit_sequence(any_model, RECORDS, editor(HISTORY), batch_size=2, checkpoint_dir=copy)
+
+    for name in ("keys-00002.safetensors", "weights-00003.safetensors"):
+        copy = shutil.copytree(folder, tmp_path / name)
+        data = bytearray((copy / name).read_bytes())
+        data[-3] ^= 1
+        (copy / name).write_bytes(data)
+        with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+            again(copy)
+        (copy / name).unlink()
+        with pytest.raises(CheckpointError, match=f"{name} is missing"):
+            again(copy)
+    copy = shutil.copytree(folder, tmp_path / "m")
+    (copy / "manifest.json").write_text((copy / "manifest.json").read_text()[:-40])
+    with pytest.raises(CheckpointError, match="manifest.json is damaged"):
+        again(copy)
+
+
+@pytest.mark.slow
+def test_a_killed_process_continues_to_the_same_bits(tmp_path, monkeypatch):
+    """SIGKILL at random moments of `blue edit --checkpoint`, started again each time with the same command."""
+    monkeypatch.delenv("BLUELIB_CACHE")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(name):
+        return [sys.executable, "-m", "bluelib.cli", "edit", "--model", "pocket-llama", "--dataset", "pocket-zsre",
+                "--editor", "memit_history_blue", "--edits", "12", "--batch-size", "2", "--no-generate", "--json",
+                "--checkpoint", str(tmp_path / name), "--save-delta", str(tmp_path / f"{name}.safetensors")]  # fmt: skip
+
+    began = time.monotonic()
+    subprocess.run(command("whole"), check=True, env=environment, capture_output=True)
+    duration = time.monotonic() - began
+    rng, killed = random.Random(0), 0
+    for _ in range(4):
+        process = subprocess.Popen(
+            command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=duration * rng.uniform(0.4, 0.8))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+    assert killed >= 2
+    done = subprocess.run(command("killed"), check=True, env=environment, capture_output=True, text=True)
+    assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert sum(batch["edits"] for batch in json.loads(done.stdout)["batches"]) == 12
+    assert not [path for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
+
+
+def test_a_delta_makes_the_same_model_and_no_other(any_model, tmp_path):
+    run = edit_sequence(any_model, RECORDS, editor(Ridge(1e-2)), batch_size=5)
+    edited = weights_hash(any_model.lm)
+    path = run.save_delta(tmp_path / "edit.safetensors")
+    with pytest.raises(ValueError, match="has been edited"):
+        apply_delta(any_model, path)
+    run.revert()
+    about = apply_delta(any_model, path)
+    assert weights_hash(any_model.lm) == edited
+    assert about["edits"] == 5 and about["editor"]["solver"]["weight"] == 1e-2
+    run.revert()
+    other = replace(any_model, revision="sha256:other")
+    with pytest.raises(ValueError, match="belongs to random-pocket-.* with weights sha256:.*has sha256:other"):
+        apply_delta(other, path)
+    (tmp_path / "text").write_text("no tensors")
+    with pytest.raises(ValueError, match="not a safetensors file, or is damaged"):
+        apply_delta(any_model, tmp_path / "text")
+    assert path.stat().st_size < 3 * any_model.weight(0).numel() * 8 + 5000
+
+
+def test_a_saved_model_is_what_transformers_loads(tmp_path):
+    model = load_model("pocket-llama")
+    records = load_dataset("pocket-counterfact", split="report", limit=2)
+    run = edit_sequence(model, records, get_editor("memit_blue", model, steps=2), batch_size=2)
+    folder = run.save(tmp_path / "edited")
+    again = load_model(str(folder))
+    for (name, a), (_, b) in zip(model.lm.state_dict().items(), again.lm.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert again.tokenizer("Peru is").input_ids == model.tokenizer("Peru is").input_ids
+    with pytest.raises(FileExistsError, match="exists already"):
+        run.save(folder)
+
+
+def test_conflicts_are_found():
+    a = RECORDS[0]
+    records = [a, RECORDS[1], replace(a, case_id=7, target_new="lute"), replace(a, case_id=8, prompt="{} is by", relation="x"),
+               RECORDS[2], replace(RECORDS[1], case_id=9)]  # fmt: skip
+    assert find_conflicts(records, 4) == [
+        Conflict("fact", True, 0, 2), Conflict("subject", True, 2, 3), Conflict("fact", False, 1, 5)
+    ]  # fmt: skip
+    assert find_conflicts(records, 1) == [Conflict("fact", False, 0, 2), Conflict("fact", False, 1, 5)]
+    assert find_conflicts(RECORDS, 5) == []
+
+
+def test_what_happens_to_conflicts(any_model):
+    twice = [RECORDS[0], RECORDS[1], replace(RECORDS[0], case_id=7, target_new="lute")]
+
+    def final(records, policy="last"):
+        run = edit_sequence(any_model, records, editor(), batch_size=len(records), on_conflict=policy)
+        found = weights_hash(any_model.lm)
+        run.revert()
+        return found, run
+
+    last, run = final(twice)
+    assert run.skipped == [0] and run.batches[0]["edits"] == 2
+    assert last == final([RECORDS[1], twice[2]])[0]
+    kept, run = final(twice, "keep")
+    assert run.skipped == [] and len(run.conflicts) == 1 and kept != last
+    with pytest.raises(ValueError, match="records 0 and 7 tell the same fact"):
+        final(twice, "refuse")
+    with pytest.raises(ValueError, match="one of last, keep, refuse"):
+        final(twice, "first")
