@@ -104,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("reproduce", _reproduce, "Run the grid of the committed results: notebooks, tables, figures.",
                   "blue reproduce")  # fmt: skip
     sub.add_argument("--model", default="pocket-llama", help="the model of the table")
+    sub.add_argument("--dataset", default="pocket-counterfact", help="a pocket dataset or the path of a JSON file")
+    sub.add_argument(
+        "--editor", nargs="+", help="the editors of the table; by default MEMIT, AlphaEdit and BLUE of both"
+    )
     sub.add_argument("--edits", type=int, default=200, help="edits per cell")
     sub.add_argument("--batch-size", type=int, default=10, help="edits per batch")
     return parser
@@ -306,9 +310,10 @@ def _nullspace(arguments: argparse.Namespace) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
-    from .reproduce import reproduce
+    from .reproduce import EDITORS, reproduce
 
-    for path in reproduce(arguments.model, edits=arguments.edits, batch_size=arguments.batch_size):
+    for path in reproduce(arguments.model, arguments.dataset, edits=arguments.edits, batch_size=arguments.batch_size,
+                          editors=arguments.editor or EDITORS):  # fmt: skip
         print(path)
 
 

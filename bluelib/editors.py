@@ -166,9 +166,9 @@ def pmet(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: f
                   replace(targets, component="mlp"))  # fmt: skip
 
 
-def rome(layers: Sequence[int], targets: TargetOptions) -> Editor:
+def rome(layers: Sequence[int], targets: TargetOptions, *, mom2_adjustment: bool = True) -> Editor:
     """ROME (Meng et al. 2022): one layer, one edit at a time, exactly: Δ = r (C⁻¹ k)ᵀ / (kᵀ C⁻¹ k)."""
-    return Editor("rome", tuple(layers), DIRECT, Equality(), targets, max_batch=1)
+    return Editor("rome", tuple(layers), DIRECT, Equality(mom2_adjustment), targets, max_batch=1)
 
 
 def ft(layers: Sequence[int], *, steps: int, learning_rate: float, norm_constraint: float | None = None) -> Method:

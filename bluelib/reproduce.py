@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from .experiment import cell_path, plain
@@ -11,11 +12,12 @@ from .reports.plots import plot_methods, save
 from .reports.tables import write_table
 
 EDITORS = ("memit", "memit_blue", "alphaedit", "alphaedit_blue")
-DATASET = "pocket-counterfact"
 NOTEBOOK = "05_sequential_editing.ipynb"
 
 
-def reproduce(model: str, *, edits: int, batch_size: int, seed: int = 0) -> list[Path]:
+def reproduce(
+    model: str, dataset: str, *, edits: int, batch_size: int, editors: Sequence[str] = EDITORS, seed: int = 0
+) -> list[Path]:
     """Run ``notebooks/05_sequential_editing.ipynb`` for the editors on ``model``; write table and figure.
 
     Executed notebooks go to ``results/raw``, cells' numbers to ``results``, table and figure to ``figures``.
@@ -32,8 +34,8 @@ def reproduce(model: str, *, edits: int, batch_size: int, seed: int = 0) -> list
     if not notebook.exists():
         raise FileNotFoundError(f"{notebook} does not exist: run this in a checkout of the project")
     cells = []
-    for editor in EDITORS:
-        parameters = {"model": model, "dataset": DATASET, "editor": editor, "edits": edits, "batch_size": batch_size,
+    for editor in editors:
+        parameters = {"model": model, "dataset": dataset, "editor": editor, "edits": edits, "batch_size": batch_size,
                       "seed": seed}  # fmt: skip
         path = cell_path(**parameters)
         executed = project_path("results", "raw", f"{path.stem}.ipynb")
@@ -42,8 +44,8 @@ def reproduce(model: str, *, edits: int, batch_size: int, seed: int = 0) -> list
                                    kernel_name="python3", progress_bar=False)  # fmt: skip
         cells.append(json.loads(path.read_text(encoding="utf-8")))
         scores = ", ".join(f"{metric} {s['mean']:.1f}" for metric, s in cells[-1]["after"].items())
-        print(f"{model} {DATASET} {editor}: {scores}", flush=True)
-    stem = project_path("figures", f"main_{plain(model)}_{DATASET}")
+        print(f"{model} {dataset} {editor}: {scores}", flush=True)
+    stem = project_path("figures", f"main_{plain(model)}_{dataset}")
     frame = write_table(cells, stem)
     save(plot_methods(frame), stem)
     return [stem.with_suffix(suffix) for suffix in (".csv", ".md", ".png", ".svg")]

@@ -156,12 +156,17 @@ class Equality:
     Δ = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹, the minimiser of tr(Δ C Δᵀ) with Δ K = R. For one key, ROME's rank-one update
     Δ = r (C⁻¹ k)ᵀ / (kᵀ C⁻¹ k). The key is the same on both sides, as in the paper; public code of ROME divides by
     the bare prompt's key instead, which makes long sequences collapse (Gupta et al. 2024, "Rebuilding ROME").
+
+    Attributes:
+        whitened: use C; with False, the identity takes its place (the published setting of ROME for Llama3).
     """
 
+    whitened: bool = True
     remembers = False
 
     def prepare(self, second_moment: Tensor) -> Tensor:
-        return _cholesky(second_moment.double(), "C")
+        c = second_moment.double()
+        return _cholesky(c if self.whitened else torch.eye(len(c), dtype=c.dtype, device=c.device), "C")
 
     def solve(self, state: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
         keys = keys.double()

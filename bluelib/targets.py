@@ -12,6 +12,7 @@ tokens from the subject on, so that hardly any padding is run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,7 @@ def optimise_targets(
     prefixes: Sequence[str],
     options: TargetOptions,
     *,
-    token_budget: int = 8192,
+    token_budget: int | None = None,
 ) -> Targets:
     """Optimise the targets of all requests at ``layer``.
 
@@ -104,7 +105,8 @@ def optimise_targets(
         layer: the block whose output δ is added to.
         prefixes: context prefixes, the empty one first.
         options: see :class:`TargetOptions`.
-        token_budget: tokens of one micro-batch, with padding. Results do not depend on it beyond rounding.
+        token_budget: tokens of one micro-batch, with padding; by default what fits into the free memory. Results do
+            not depend on it beyond rounding.
 
     Raises:
         ValueError: if the first prefix is not the empty one.
@@ -115,7 +117,7 @@ def optimise_targets(
     prepared = [_Prepared.of(model, request, prefixes) for request in requests]
     sizes = [len(p.rows) * max(len(row.ids) for row in p.rows) for p in prepared]
     parts: list[Targets | None] = [None] * len(requests)
-    for batch in by_length(sizes, token_budget):
+    for batch in by_length(sizes, token_budget or default_token_budget(model)):
         found = _optimise(model, [prepared[i] for i in batch], layer, options)
         for position, i in enumerate(batch):
             parts[i] = Targets(
@@ -130,6 +132,26 @@ def optimise_targets(
         torch.stack([p.steps for p in parts]),
         torch.stack([p.loss for p in parts]),
     )
+
+
+#: Tokens of a micro-batch at most, on a CPU and on a GPU: more would not be faster.
+MOST_TOKENS = (8192, 131_072)
+
+
+def default_token_budget(model: Model) -> int:
+    """Tokens of a micro-batch for which half of the free memory suffices.
+
+    Counted as if every token of every block kept, for the backward pass, some 16 vectors of d_model and 6 of d_mlp,
+    and every eighth token two rows of float32 logits.
+    """
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    d_model, d_mlp = model.weight(0).shape
+    size = model.lm.dtype.itemsize
+    per_token = model.n_layers * (16 * d_model + 6 * d_mlp) * size + model.lm.config.vocab_size
+    return max(1, min(MOST_TOKENS[model.device.type == "cuda"], free // 2 // per_token))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.cli import main
+from bluelib.editors import EDITORS
 from bluelib.experiment import check_parameters, summary
 from bluelib.pocket.datasets import write_datasets
 
@@ -41,11 +42,36 @@ def test_edit_prints_what_the_library_computes(dataset, capsys):
     assert printed["before"] == json.loads(json.dumps(summary(before)))
     assert printed["after"] == json.loads(json.dumps(summary(after)))
     assert printed["editor"]["layers"] == list(run.editor.layers)
-    assert set(printed["seconds"]) == {"prepare", "targets", "keys", "solve", "evaluate_before", "evaluate_after"}
+    assert set(printed["seconds"]) >= {"prepare", "targets", "keys", "solve", "evaluate_before", "evaluate_after"}
     assert printed["provenance"]["scale"] == "pocket"
     assert printed["provenance"]["model_revision"] == model.revision
     assert printed["provenance"]["case_ids"] == [record.case_id for record in records]
     assert printed["after"]["efficacy"]["mean"] > printed["before"]["efficacy"]["mean"]
+
+
+def test_an_edit_is_saved_and_applied_again(tmp_path, capsys):
+    delta, saved, applied = tmp_path / "edit.safetensors", tmp_path / "saved", tmp_path / "applied"
+    command = ["edit", "--model", "pocket-llama", "--dataset", "pocket-counterfact", "--editor", "ft", "--edits", "2",
+               "--batch-size", "2", "--no-generate"]  # fmt: skip
+    assert main([*command, "--save", str(saved), "--save-delta", str(delta)]) == 0
+    assert main(["apply", str(delta), "--model", "pocket-llama", "--save", str(applied)]) == 0
+    assert "pocket-llama with 2 edits" in capsys.readouterr().out
+    assert (saved / "model.safetensors").read_bytes() == (applied / "model.safetensors").read_bytes()
+    assert main([*command, "--save", str(saved)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["apply", str(delta), "--model", str(saved), "--save", str(tmp_path / "x")]) == 2
+    assert "belongs to pocket-llama with weights sha256:" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_every_editor_edits_a_pocket_model(editor, capsys):
+    assert main(["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor", editor, "--edits", "4",
+                 "--batch-size", "2", "--json"]) == 0  # fmt: skip
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed["after"]) == {"efficacy", "generalization", "specificity"}
+    assert printed["editor"]["name"] == editor
+    assert all(change > 0 for change in printed["weight_change"].values())
 
 
 def test_evaluate_before_editing(capsys):

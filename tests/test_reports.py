@@ -12,6 +12,7 @@ import pytest
 from bluelib import load_model
 from bluelib.configs import editor_settings, model_configs
 from bluelib.contributions import critical_layers
+from bluelib.editors import EDITORS
 from bluelib.models import PAPER_MODELS, pocket_models, scale_of
 from bluelib.nullspace import THRESHOLDS, energy_shares
 from bluelib.pocket.pretrain import RECIPES
@@ -84,24 +85,42 @@ def test_every_pocket_model_has_a_configuration():
     configs = model_configs()
     assert pocket_models() and set(pocket_models()) <= set(RECIPES)
     for name in pocket_models():
-        assert set(configs[name]["editors"]) >= {"memit", "memit_blue", "alphaedit", "alphaedit_blue"}
+        assert set(configs[name]["editors"]) == set(EDITORS)
 
 
-def test_configurations_of_the_llms_are_the_published_ones():
+#: (our setting, the table's column) of each method's own settings.
+OWN_COLUMNS = {
+    "alphaedit": {"nullspace_threshold": "nullspace_threshold", "l2": "L2"},
+    "ft": {"steps": "num_steps", "learning_rate": "lr", "norm_constraint": "norm_constraint"},
+    "rome": {"mom2_adjustment": "mom2_adjustment"},
+}
+TARGET_COLUMNS = {"clamp": "clamp_norm_factor", "steps": "v_num_grad_steps", "learning_rate": "v_lr",
+                  "weight_decay": "v_weight_decay", "kl_factor": "kl_factor"}  # fmt: skip
+SAME_AS = {"rect": "memit", "prune": "memit", "memit_history": "memit"}
+
+
+@pytest.mark.parametrize("model", PAPER_MODELS)
+@pytest.mark.parametrize("editor", [name for name in EDITORS if name != "mend"])
+def test_configurations_of_the_llms_are_the_published_ones(model, editor):
     table = published("hyperparameters")
-    for model in PAPER_MODELS:
-        config = model_configs()[model]
-        for editor, settings in config["editors"].items():
-            method, is_blue = editor.removesuffix("_blue"), editor.endswith("_blue")
-            (row,) = [r for r in table.itertuples() if r.model == model and r.method.lower() == method
-                      and r.blue == ("yes" if is_blue else "no")]  # fmt: skip
-            layers = config["critical_layers"]
-            assert str([layers[0], layers[-1]] if is_blue else layers) == row.layers
-            assert config["targets"]["learning_rate"] == row.v_lr and config["targets"]["steps"] == row.v_num_grad_steps
-            assert config["targets"]["clamp"] == row.clamp_norm_factor
-            expected = {"memit": {"mom2_update_weight": row.mom2_update_weight},
-                        "alphaedit": {"nullspace_threshold": row.nullspace_threshold, "l2": row.L2}}  # fmt: skip
-            assert settings == expected[method]
+    method, is_blue = editor.removesuffix("_blue"), editor.endswith("_blue")
+    method = SAME_AS.get(method, method)
+    rows = table[
+        (table.model == model) & (table.method.str.lower() == method) & (table.blue == ("yes" if is_blue else "no"))
+    ]
+    if method == "ft" and len(rows) > 1:
+        rows = rows[rows.source_file.str.endswith("_constr")]
+    (row,) = rows.to_dict("records")
+    settings = editor_settings(model, editor, shared=method != "ft")
+    layers = settings["layers"]
+    assert str([layers[0], layers[-1]] if is_blue else layers) == row["layers"]
+    columns = OWN_COLUMNS.get(method, {"mom2_update_weight": "mom2_update_weight"})
+    for setting, column in {**columns, **(TARGET_COLUMNS if method != "ft" else {})}.items():
+        found = {"false": None, "true": True}.get(str(row[column]).lower(), row[column])
+        if setting == "mom2_adjustment":
+            assert settings.get(setting, True) == bool(found)
+        else:
+            assert settings[setting] == (None if found is None else pytest.approx(float(found))), setting
 
 
 def test_energy_shares_by_hand():
@@ -120,10 +139,11 @@ def test_energy_shares_by_hand():
 def test_settings_of_the_pocket_models_are_those_the_search_found():
     """Each file in results/tuning is what the configuration says, and records its whole search."""
     found = sorted((ROOT / "results" / "tuning").glob("*.json"))
-    assert len(found) == 4 * len(pocket_models())
+    searched = set(EDITORS) - {"mend"}  # has a trained network in place of settings
+    assert {path.stem for path in found} == {f"{model}-{editor}" for model in pocket_models() for editor in searched}
     for path in found:
         search = json.loads(path.read_text())
-        settings = editor_settings(search["model"], search["editor"])
+        settings = editor_settings(search["model"], search["editor"], shared=search["editor"] != "ft")
         assert settings.items() >= search["best"].items(), path.name
         best = max(trial["score"] for trial in search["trials"])
         (trial,) = [trial for trial in search["trials"] if trial["choice"] == search["best"]]

@@ -98,7 +98,7 @@ def test_memit_with_history_protects_earlier_keys(condition):
 
 
 def test_a_solver_without_history_forgets():
-    c, k, r = problem()
+    c, k, _ = problem()
     solver = Ridge(3.0)
     state = solver.prepare(c)
     assert solver.remember(state, k) is state

@@ -9,7 +9,15 @@ import torch
 
 from benchmarks.plain import plain_target
 from bluelib.prompts import Request
-from bluelib.targets import OVERHEAD, TargetError, TargetOptions, _by_suffix, optimise_targets
+from bluelib.targets import (
+    MOST_TOKENS,
+    OVERHEAD,
+    TargetError,
+    TargetOptions,
+    _by_suffix,
+    default_token_budget,
+    optimise_targets,
+)
 
 REQUESTS = [
     Request("The mother tongue of {} is", "Ilvane Quillbrook", "Swedish"),
@@ -54,6 +62,18 @@ def test_neither_micro_batches_nor_groups_change_the_result(any_model, monkeypat
         monkeypatch.setattr("bluelib.targets.OVERHEAD", (overhead, overhead))
         found = optimise_targets(any_model, REQUESTS, 1, PREFIXES, OPTIONS)
         torch.testing.assert_close(whole.values, found.values, rtol=1e-5, atol=1e-5)
+
+
+def test_a_micro_batch_fits_into_the_free_memory(any_model, monkeypatch):
+    assert default_token_budget(any_model) == MOST_TOKENS[0]
+    free = {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", free.get)
+    budget = default_token_budget(any_model)
+    assert 1 < budget < 1000
+    free["SC_AVPHYS_PAGES"] = 2000
+    assert budget * 2 <= default_token_budget(any_model) <= budget * 2 + 1
+    free["SC_AVPHYS_PAGES"] = 0
+    assert default_token_budget(any_model) == 1
 
 
 def test_rows_are_grouped_by_length():

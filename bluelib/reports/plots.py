@@ -13,15 +13,22 @@ from matplotlib.figure import Figure
 
 from ..files import atomic_file
 from ..metrics.editing import METRICS
+from .published import METHOD
 
 #: One colour per method family (Okabe and Ito's palette, safe for colour-blind readers); BLUE variants are hatched.
-COLOURS = {
+_FAMILY = {
     "pre-edited": "#BBBBBB",
+    "FT": "#999999",
+    "MEND": "#999999",
+    "ROME": "#999999",
     "MEMIT": "#E69F00",
-    "MEMIT_BLUE": "#E69F00",
+    "MEMIT (history)": "#F0E442",
+    "PRUNE": "#D55E00",
+    "RECT": "#CC79A7",
     "AlphaEdit": "#0072B2",
-    "AlphaEdit_BLUE": "#0072B2",
+    "PMET": "#009E73",
 }
+COLOURS = {method: _FAMILY[method.removesuffix("_BLUE")] for method in METHOD.values()}
 UNITS = {
     "efficacy": "efficacy (%)",
     "generalization": "generalization (%)",
@@ -62,7 +69,8 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
     metrics = [metric for metric in METRICS if metric in set(frame.metric)]
     first = frame.iloc[0]
     with style():
-        figure, axes = plt.subplots(1, len(metrics), figsize=(2.5 * len(metrics), 3.6), layout="constrained")
+        width = 0.9 + 0.32 * frame.method.nunique()
+        figure, axes = plt.subplots(1, len(metrics), figsize=(width * len(metrics), 3.6), layout="constrained")
         for axis, metric in zip(axes, metrics, strict=True):
             rows = frame[frame.metric == metric].set_index("method")
             methods = sorted(rows.index, key=list(COLOURS).index)

@@ -18,13 +18,16 @@ _COUNTERPART = {
     "pocket-llama": "Llama3-8B-Instruct",
     **dict(zip(PAPER_MODELS, ("GPT2-XL", "GPT-J-6B", "Llama3-8B-Instruct"), strict=True)),
 }
+#: By an editor's name, the method's name in tables, in their order.
 METHOD = {
     "pre-edited": "pre-edited",
-    "memit": "MEMIT",
-    "memit_blue": "MEMIT_BLUE",
-    "alphaedit": "AlphaEdit",
-    "alphaedit_blue": "AlphaEdit_BLUE",
+    "ft": "FT",
+    "mend": "MEND",
+    "rome": "ROME",
 }
+for _plain, _name in {"memit": "MEMIT", "memit_history": "MEMIT (history)", "prune": "PRUNE", "rect": "RECT",
+                      "alphaedit": "AlphaEdit", "pmet": "PMET"}.items():  # fmt: skip
+    METHOD |= {_plain: _name, f"{_plain}_blue": f"{_name}_BLUE"}
 
 
 def counterpart(model: str) -> str:

@@ -1,0 +1,214 @@
+"""How fast targets and whole MEMIT edits are, against the plain reference, on the same requests in one process.
+
+    python -m benchmarks.edit_speed                        # the table of docs/performance.md
+    python -m benchmarks.edit_speed --models pocket-llama --batch-sizes 10
+
+Both ways make every optimisation step (no early stop), so that they do the same work. Beside each measured ratio
+stands the ratio of counted work: token-blocks, one for each token that runs through one block in one step, of the
+plain way over those of this way. It is what the measured ratio would be if a token-block cost the same in both; their
+quotient says how much of it is reached. The plain way is timed on at most ``--plain-requests`` of the requests, spread
+evenly over the batch, as its time per request does not depend on the batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+import torch
+
+from benchmarks.plain import plain_memit, plain_target
+from bluelib import Editor, edit_sequence, get_editor, load_dataset, load_model
+from bluelib.contexts import context_prefixes
+from bluelib.files import atomic_file
+from bluelib.models import Model
+from bluelib.prompts import Request, encode_target, locate
+from bluelib.provenance import provenance
+from bluelib.sequence import preserved
+from bluelib.statistics import second_moments
+from bluelib.targets import ESSENCE, optimise_targets
+
+
+def counted_work(model: Model, requests: Sequence[Request], layer: int, prefixes: Sequence[str], steps: int) -> float:
+    """Token-blocks of the plain way over those of this way, from the definition of both, padding of neither."""
+    plain = ours = 0
+    for request in requests:
+        target = len(encode_target(model.tokenizer, request.target))
+        places = [locate(model.tokenizer, request.prompt, request.subject, prefix) for prefix in prefixes]
+        essence = locate(model.tokenizer, ESSENCE, request.subject)
+        rows = [(len(p.ids) + target - 1, p.subject_last) for p in places] + [(len(essence.ids), essence.subject_last)]
+        tokens = sum(length for length, _ in rows)
+        suffix = sum(length - subject for length, subject in rows)
+        plain += steps * tokens * model.n_layers
+        ours += tokens * model.n_layers / 2 + steps * suffix * (
+            model.n_layers - layer - 1
+        )  # the first pass: no backward
+    return plain / ours
+
+
+class Peak(threading.Thread):
+    """Samples the process's resident memory every 2 ms; ``.mb`` is the largest increase over the start."""
+
+    def __enter__(self) -> Peak:
+        self.start_at, self.top, self.running = psutil.Process().memory_info().rss, 0, True
+        self.start()
+        return self
+
+    def run(self) -> None:
+        process = psutil.Process()
+        while self.running:
+            self.top = max(self.top, process.memory_info().rss)
+            time.sleep(0.002)
+
+    def __exit__(self, *error: object) -> None:
+        self.running = False
+        self.join()
+        self.mb = max(0, self.top - self.start_at) / 2**20
+
+
+def timed(function: Callable, repeat: int) -> tuple[float, float, object]:
+    """The best of ``repeat`` wall-clock times in seconds, the memory it took in MB, and the last result."""
+    times, memory = [], []
+    for _ in range(repeat):
+        gc.collect()
+        with Peak() as peak:
+            began = time.perf_counter()
+            result = function()
+            times.append(time.perf_counter() - began)
+        memory.append(peak.mb)
+    return min(times), max(memory), result
+
+
+def measure(model: Model, editor: Editor, batch_size: int, plain_requests: int, repeat: int) -> list[dict]:
+    """The rows of one model and batch size: targets at the first and last critical layer, and whole edits."""
+    records = load_dataset("pocket-counterfact", split="tune", limit=batch_size)
+    requests = [record.request for record in records]
+    sample = [
+        requests[i * len(requests) // min(plain_requests, len(requests))]
+        for i in range(min(plain_requests, len(requests)))
+    ]
+    prefixes = context_prefixes(model)
+    options = replace(editor.targets, early_stop=0.0)
+    rows = []
+    for layer in (editor.layers[0], editor.layers[-1]):
+        ours, memory, found = timed(partial(optimise_targets, model, requests, layer, prefixes, options), repeat)
+        plain, plain_memory, expected = timed(partial(plain_targets, model, sample, layer, prefixes, options), 1)
+        similarity = [
+            torch.nn.functional.cosine_similarity(found.values[:, requests.index(r)], z, 0).item()
+            for r, z in zip(sample, expected, strict=True)
+        ]
+        rows.append(
+            {
+                "what": f"targets at layer {layer}",
+                "seconds_per_edit": ours / batch_size,
+                "plain_seconds_per_edit": plain / len(sample),
+                "counted_ratio": counted_work(model, requests, layer, prefixes, options.steps),
+                "least_cosine": min(similarity),
+                "memory_mb": memory,
+                "plain_memory_mb": plain_memory,
+            }
+        )
+    moments = {layer: m.matrix for layer, m in second_moments(model, editor.layers, corpus=editor.corpus).items()}
+    method = replace(editor, targets=options)
+
+    def edit() -> None:
+        with preserved(model, editor.layers):
+            edit_sequence(model, records, method, batch_size=batch_size, progress=False)
+
+    def edit_plainly() -> None:
+        with preserved(model, editor.layers):
+            plain_memit(model, sample, editor.layers, prefixes, options, editor.solver.weight, moments)
+
+    ours, memory, _ = timed(edit, repeat)
+    plain, plain_memory, _ = timed(edit_plainly, 1)
+    rows.append(
+        {
+            "what": "whole MEMIT edits",
+            "seconds_per_edit": ours / batch_size,
+            "plain_seconds_per_edit": plain / len(sample),
+            "memory_mb": memory,
+            "plain_memory_mb": plain_memory,
+        }
+    )
+    for row in rows:
+        row |= {"model": model.name, "batch_size": batch_size, "plain_requests": len(sample),
+                "ratio": row["plain_seconds_per_edit"] / row["seconds_per_edit"]}  # fmt: skip
+        if "counted_ratio" in row:
+            row["share_of_counted"] = row["ratio"] / row["counted_ratio"]
+    return rows
+
+
+def plain_targets(model: Model, requests: Sequence[Request], *how) -> list[torch.Tensor]:
+    return [plain_target(model, request, *how)[0] for request in requests]
+
+
+def cost_of_batches(model: Model, editor: Editor, batch_size: int, points: int) -> list[dict]:
+    """Seconds of each batch of a sequence: they must not grow."""
+    records = load_dataset("pocket-counterfact", split="tune", limit=batch_size * points)
+    method = replace(editor, targets=replace(editor.targets, early_stop=0.0))
+    stamps = [time.perf_counter()]
+    with preserved(model, editor.layers):
+        edit_sequence(model, records, method, batch_size=batch_size, progress=False,
+                      after_batch=lambda number, result: stamps.append(time.perf_counter()))  # fmt: skip
+    return [{"model": model.name, "editor": editor.name, "batch": i + 1, "seconds": b - a}
+            for i, (a, b) in enumerate(itertools.pairwise(stamps))]  # fmt: skip
+
+
+def markdown(rows: Sequence[dict]) -> str:
+    lines = [
+        "| model | batch | what | s/edit | plain s/edit | ratio | counted | share | least cosine | MB, plain |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        counted = f"{r['counted_ratio']:.2f} | {r['share_of_counted']:.0%}" if "counted_ratio" in r else "– | –"
+        cosine = f"{r['least_cosine']:.7f}" if "least_cosine" in r else "–"
+        lines.append(
+            f"| {r['model']} | {r['batch_size']} | {r['what']} | {r['seconds_per_edit']:.4f} | "
+            f"{r['plain_seconds_per_edit']:.4f} | {r['ratio']:.1f} | {counted} | {cosine} | "
+            f"{r['memory_mb']:.0f}, {r['plain_memory_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["pocket-gpt2", "pocket-gptj", "pocket-llama"])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 10, 100])
+    parser.add_argument("--plain-requests", type=int, default=20)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="a JSON file for the rows with their provenance")
+    arguments = parser.parse_args()
+    rows, batches = [], []
+    for name in arguments.models:
+        model = load_model(name)
+        editor = get_editor("memit", model)
+        measure(model, editor, 2, 1, 1)  # warm up: statistics, allocator
+        for batch_size in arguments.batch_sizes:
+            rows += measure(model, editor, batch_size, arguments.plain_requests, arguments.repeat)
+            print(markdown(rows[-3:]), flush=True)
+        for editor_name in ("memit", "memit_history", "alphaedit"):
+            batches += cost_of_batches(model, get_editor(editor_name, model), 10, 6)
+    print("\n" + markdown(rows) + "\n\nSeconds of consecutive batches of 10 edits:\n")
+    for name, editor_name in dict.fromkeys((b["model"], b["editor"]) for b in batches):
+        seconds = [f"{b['seconds']:.2f}" for b in batches if (b["model"], b["editor"]) == (name, editor_name)]
+        print(f"{name:14} {editor_name:16} {' '.join(seconds)}")
+    if arguments.output:
+        machine = {
+            k: v for k, v in provenance(model, []).items() if k in ("device", "threads", "versions", "git_commit")
+        }
+        content = {"rows": rows, "batches": batches, "provenance": machine}
+        with atomic_file(arguments.output) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
