@@ -8,7 +8,6 @@ and renamed, the manifest last: whenever the process dies, the manifest on disk 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .files import atomic_file
+from .files import atomic_file, file_hash
 
 MANIFEST = "manifest.json"
 
@@ -36,7 +35,6 @@ class Progress:
         random_state: torch's.
         keys: per batch, what the method has to remember.
         batches, seconds: as in :class:`~bluelib.sequence.Run`.
-        finished: whether the run is over.
     """
 
     weights: Mapping[int, Tensor]
@@ -44,7 +42,6 @@ class Progress:
     keys: list[Mapping[int, Tensor]]
     batches: list[dict[str, float]]
     seconds: dict[str, float]
-    finished: bool
 
 
 class Checkpoint:
@@ -85,7 +82,7 @@ class Checkpoint:
             {int(layer): k for layer, k in tensors.get(_keys_name(n), {}).items()} for n in range(1, len(batches) + 1)
         ]
         weights = {int(layer): w for layer, w in latest.items()}
-        return Progress(weights, random_state, keys, batches, manifest["seconds"], manifest["finished"])
+        return Progress(weights, random_state, keys, batches, manifest["seconds"])
 
     def save(self, progress: Progress) -> None:
         """Record where the run stands; of ``progress.keys`` only the last batch's, as the others are on disk."""
@@ -96,21 +93,22 @@ class Checkpoint:
         if progress.keys and progress.keys[-1]:
             self._write(_keys_name(n), {str(layer): k.contiguous().cpu() for layer, k in progress.keys[-1].items()})
         manifest = {"identity": self.identity, "batches": progress.batches, "seconds": progress.seconds,
-                    "finished": progress.finished, "files": self.files}  # fmt: skip
+                    "files": self.files}  # fmt: skip
         with atomic_file(self.folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for old in self.folder.glob("*.safetensors"):
-            if old.name not in self.files:
-                old.unlink()
+        for pattern in ("weights-*.safetensors", "keys-*.safetensors"):
+            for old in self.folder.glob(pattern):
+                if old.name not in self.files:
+                    old.unlink()
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
         with atomic_file(self.folder / name) as temporary:
             save_file(tensors, temporary)
-            self.files[name] = _digest(temporary)
+            self.files[name] = file_hash(temporary)
 
     def _read(self, name: str, digest: str) -> dict[str, Tensor]:
         path = self.folder / name
-        if not path.exists() or _digest(path) != digest:
+        if not path.exists() or file_hash(path) != digest:
             state = "is missing" if not path.exists() else "is damaged: its SHA-256 is not the manifest's"
             raise CheckpointError(f"{path} {state}; delete {self.folder} to start again")
         return load_file(path)
@@ -122,11 +120,6 @@ def _weights_name(batches: int) -> str:
 
 def _keys_name(batch: int) -> str:
     return f"keys-{batch:05}.safetensors"
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:

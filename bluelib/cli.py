@@ -220,14 +220,14 @@ def _edit(arguments: argparse.Namespace) -> None:
     model, records = _load(arguments)
     editor = get_editor(arguments.editor, model)
     for target in (arguments.save, arguments.save_delta):
-        if target is not None and target.exists() and (target.is_file() or any(target.iterdir())):
+        if target is not None and target.exists() and not arguments.checkpoint:
             raise FileExistsError(f"{target} exists already; choose another name")
     cell = run_cell(model, arguments.dataset, records, editor, batch_size=arguments.batch_size, seed=arguments.seed,
                     generate=not arguments.no_generate, checkpoint_dir=arguments.checkpoint,
                     on_conflict=arguments.on_conflict, progress=False if arguments.json else None)  # fmt: skip
-    if arguments.save:
+    if arguments.save and not arguments.save.exists():  # it does where the same command was given before
         cell.run.save(arguments.save)
-    if arguments.save_delta:
+    if arguments.save_delta and not arguments.save_delta.exists():
         cell.run.save_delta(arguments.save_delta)
     if arguments.json:
         print(json.dumps(cell.result, ensure_ascii=False))

@@ -44,8 +44,9 @@ def find_conflicts(records: Sequence[Record], batch_size: int) -> list[Conflict]
         fact = (record.subject, record.relation or record.prompt)
         if fact in facts:
             conflicts.append(Conflict("fact", facts[fact] // batch_size == batch, facts[fact], i))
-        elif (record.subject, batch) in subjects:
-            conflicts.append(Conflict("subject", True, subjects[record.subject, batch], i))
+        near = subjects.get((record.subject, batch))
+        if near is not None and near != facts.get(fact):
+            conflicts.append(Conflict("subject", True, near, i))
         facts[fact] = subjects[record.subject, batch] = i
     return conflicts
 

@@ -54,5 +54,12 @@ def apply_delta(model: Model, path: str | Path) -> dict[str, Any]:
                          f"{model.name} has {model.revision}")  # fmt: skip
     model.check_unedited("the delta's matrices")
     for layer, weight in tensors.items():
+        wanted = model.weight(int(layer))
+        if (weight.dtype, weight.shape) != (wanted.dtype, wanted.shape):
+            raise ValueError(
+                f"{path} has layer {layer} as {weight.dtype} {tuple(weight.shape)}; "
+                f"{model.name} was loaded with {wanted.dtype} {tuple(wanted.shape)}"
+            )
+    for layer, weight in tensors.items():
         model.weight(int(layer)).copy_(weight)
     return json.loads(metadata["about"])

@@ -26,8 +26,8 @@ from .prompts import Request
 from .representations import subject_hidden, subject_keys
 from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT, Residual
 from .solvers import Equality, NullSpace, Ridge, Solver
-from .statistics import TOKENS, second_moments
-from .targets import TargetOptions, Targets, optimise_targets
+from .statistics import TOKENS, corpus_hash, second_moments
+from .targets import TargetOptions, Targets, default_token_budget, optimise_targets
 from .timing import Timer
 
 
@@ -36,7 +36,6 @@ class Editor:
     """A locate-then-edit method.
 
     Attributes:
-        name: for tables and provenance.
         layers: the layers to update, in ascending order.
         residual: how what is missing is shared among them.
         solver: how keys and residuals become a weight update.
@@ -44,17 +43,20 @@ class Editor:
         targets: how targets are optimised.
         corpus, tokens: the text that second moments are measured on.
         max_batch: edits that are made together at most; None for whole batches.
+        token_budget: tokens of a micro-batch of targets; None for what fits into memory when a run begins.
+        name: for tables and provenance.
     """
 
-    name: str
     layers: tuple[int, ...]
     residual: Residual
     solver: Solver
-    targets: TargetOptions = field(default_factory=TargetOptions)
     constraint: Constraint = field(default_factory=Constraint)
+    targets: TargetOptions = field(default_factory=TargetOptions)
     corpus: str | None = None
     tokens: int = TOKENS
     max_batch: int | None = None
+    token_budget: int | None = None
+    name: str = "custom"
 
     def prepare(self, model: Model) -> EditState:
         """What does not depend on a batch: context prefixes, and each layer's factored second moment.
@@ -68,7 +70,10 @@ class Editor:
                              "pass corpus='path/to/text.txt', or set it in the model's configuration")  # fmt: skip
         moments = second_moments(model, layers, corpus=self.corpus, tokens=self.tokens)
         solvers = {layer: self.solver.prepare(moments[layer].matrix.to(model.device)) for layer in layers}
-        return EditState(context_prefixes(model), solvers)
+        return EditState(context_prefixes(model), solvers, self.token_budget or default_token_budget(model))
+
+    def inputs(self, model: Model, state: EditState) -> dict[str, Any]:
+        return {"corpus": corpus_hash(str(self.corpus)), "prefixes": state.prefixes, "token_budget": state.token_budget}
 
     def edit(self, model: Model, requests: Sequence[Request], state: EditState, timer: Timer) -> BatchResult:
         """Edit one batch, in place; layers are updated from first to last, each seeing the ones before."""
@@ -80,7 +85,9 @@ class Editor:
             at = layer if self.residual.direct else layers[-1]
             if at not in targets:
                 with timer("targets"):
-                    targets[at] = optimise_targets(model, requests, at, state.prefixes, self.targets)
+                    targets[at] = optimise_targets(
+                        model, requests, at, state.prefixes, self.targets, token_budget=state.token_budget
+                    )
             with timer("keys"):
                 keys[layer] = subject_keys(model, requests, layer, state.prefixes)
                 missing = targets[at].values - subject_hidden(model, requests, at, self.targets.component)
@@ -115,10 +122,12 @@ class Editor:
 
 @dataclass
 class EditState:
-    """What an editor carries from batch to batch: the model's context prefixes and each layer's solver state."""
+    """What an editor carries from batch to batch: the model's context prefixes, each layer's solver state, and the
+    tokens of a micro-batch, which decide how sums are rounded."""
 
     prefixes: tuple[str, ...]
     solvers: dict[int, Any] = field(repr=False)
+    token_budget: int | None = None
 
 
 def blue(editor: Editor) -> Editor:
@@ -135,19 +144,21 @@ def blue(editor: Editor) -> Editor:
 
 def memit(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float) -> Editor:
     """MEMIT (Meng et al. 2023): distributed residuals, Δ = R Kᵀ (λ C + K Kᵀ)⁻¹."""
-    return Editor("memit", tuple(layers), DISTRIBUTED, Ridge(mom2_update_weight), targets)
+    return Editor(tuple(layers), DISTRIBUTED, Ridge(mom2_update_weight), targets=targets, name="memit")
 
 
 def memit_history(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float) -> Editor:
-    """MEMIT that protects the keys K_p of earlier batches too: Δ = R Kᵀ (λ C + K_p K_pᵀ + K Kᵀ)⁻¹."""
+    """MEMIT (Meng et al. 2023) with earlier batches' keys protected: Δ = R Kᵀ (λ C + K_p K_pᵀ + K Kᵀ)⁻¹."""
     solver = Ridge(mom2_update_weight, remembers=True)
-    return Editor("memit_history", tuple(layers), DISTRIBUTED, solver, targets)
+    return Editor(tuple(layers), DISTRIBUTED, solver, targets=targets, name="memit_history")
 
 
-def rect(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, keep: float = 0.4) -> Editor:
+def rect(
+    layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, keep: float = 0.4, at_end: bool = False
+) -> Editor:
     """RECT (Gu et al. 2024): MEMIT, of whose Δ only the entries with the largest |Δ / W| are kept, 40% of them."""
     return replace(memit(layers, targets, mom2_update_weight=mom2_update_weight), name="rect",
-                   constraint=Sparsify(keep))  # fmt: skip
+                   constraint=Sparsify(keep, at_end))  # fmt: skip
 
 
 def prune(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, twice: bool = False) -> Editor:
@@ -157,18 +168,20 @@ def prune(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: 
 
 def alphaedit(layers: Sequence[int], targets: TargetOptions, *, nullspace_threshold: float, l2: float) -> Editor:
     """AlphaEdit (Fang et al. 2025): MEMIT's residuals, Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L2 · I)⁻¹."""
-    return Editor("alphaedit", tuple(layers), DISTRIBUTED, NullSpace(nullspace_threshold, l2), targets)
+    return Editor(tuple(layers), DISTRIBUTED, NullSpace(nullspace_threshold, l2), targets=targets, name="alphaedit")
 
 
 def pmet(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float) -> Editor:
     """PMET (Li et al. 2024): MEMIT's Δ; targets of the MLP's output, optimised with one of attention's; R / √n."""
-    return Editor("pmet", tuple(layers), DISTRIBUTED_SQRT, Ridge(mom2_update_weight),
-                  replace(targets, component="mlp"))  # fmt: skip
+    return Editor(tuple(layers), DISTRIBUTED_SQRT, Ridge(mom2_update_weight),
+                  targets=replace(targets, component="mlp"), name="pmet")  # fmt: skip
 
 
 def rome(layers: Sequence[int], targets: TargetOptions, *, mom2_adjustment: bool = True) -> Editor:
     """ROME (Meng et al. 2022): one layer, one edit at a time, exactly: Δ = r (C⁻¹ k)ᵀ / (kᵀ C⁻¹ k)."""
-    return Editor("rome", tuple(layers), DIRECT, Equality(mom2_adjustment), targets, max_batch=1)
+    if len(layers) != 1:
+        raise ValueError(f"rome edits one layer, not {list(layers)}")
+    return Editor(tuple(layers), DIRECT, Equality(mom2_adjustment), targets=targets, max_batch=1, name="rome")
 
 
 def ft(layers: Sequence[int], *, steps: int, learning_rate: float, norm_constraint: float | None = None) -> Method:
@@ -204,7 +217,7 @@ def get_editor(name: str, model: Model, **overrides: Any) -> Method:
         model: decides which configuration applies (``bluelib/configs``).
         overrides: hyper-parameters that replace those of the configuration: ``layers``; the method's own, which are
             the arguments of its function in this file; for a composition also those of its targets (the fields of
-            :class:`~bluelib.targets.TargetOptions`), ``corpus`` and ``tokens``.
+            :class:`~bluelib.targets.TargetOptions`), ``corpus``, ``tokens`` and ``token_budget``.
 
     Raises:
         ValueError: for an unknown editor or hyper-parameter, or a layer that the model does not have.
@@ -214,9 +227,9 @@ def get_editor(name: str, model: Model, **overrides: Any) -> Method:
     own = set(inspect.signature(EDITORS[name]).parameters)
     composed = "targets" in own
     of_targets = {f.name for f in fields(TargetOptions)} if composed else set()
-    of_statistics = {"corpus", "tokens"} if composed else set()
+    of_itself = {"corpus", "tokens", "token_budget"} if composed else set()
 
-    known = (own | of_targets | of_statistics) - {"targets", "component"}
+    known = (own | of_targets | of_itself) - {"targets", "component"}
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise ValueError(
@@ -225,11 +238,11 @@ def get_editor(name: str, model: Model, **overrides: Any) -> Method:
     settings = {**editor_settings(model.name, name, shared=composed), **overrides}
     if "layers" not in settings:
         raise ValueError(
-            f"no configuration for model {model.name!r} (known: {', '.join(model_configs())}); "
-            "pass layers and hyper-parameters as overrides, or add a file to bluelib/configs"
+            f"no settings of editor {name!r} for model {model.name!r} (configured: {', '.join(model_configs())}); "
+            "pass layers and hyper-parameters as overrides, or add them to bluelib/configs"
         )
     settings["layers"] = model.check_layers(settings["layers"])
-    parts = {key: settings.pop(key) for key in of_statistics & set(settings)}
+    parts = {key: settings.pop(key) for key in of_itself & set(settings)}
     if composed:
         settings["targets"] = TargetOptions(**{key: settings.pop(key) for key in of_targets & set(settings)})
     try:

@@ -37,6 +37,9 @@ class FineTuning:
     early_stop: float = 0.01
     max_batch = None
 
+    def inputs(self, model: Model, state: None) -> dict[str, str]:
+        return {}
+
     def prepare(self, model: Model) -> None:
         model.check_layers(self.layers)
 

@@ -17,6 +17,7 @@ training step makes a whole batch of edits, because batches are what it is used 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .data import Record
-from .files import atomic_file
+from .files import atomic_file, file_hash
 from .finetuning import request_nll
 from .methods import BatchResult
 from .models import ASSETS, Model
@@ -43,8 +44,7 @@ RANK, EDIT_WEIGHT = 64, 0.1
 class Network(nn.Module):
     """g: keys ``(n, d_mlp)`` and gradients ``(n, d_model)`` of one layer to their transformed forms.
 
-    Both are divided by their typical length first (``scale``, measured on the training records), the gradient's is
-    restored afterwards.
+    Both are divided by their typical length first (``scale``, measured on the training records).
     """
 
     def __init__(self, d_mlp: int, d_model: int, layers: int, rank: int = RANK):
@@ -65,7 +65,8 @@ class Network(nn.Module):
         key_scale, gradient_scale = self.scale[position]
         x = torch.cat([keys / key_scale, gradients / gradient_scale], 1)
         for i, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
-            x = x + torch.relu(self.gain[position, i] * up(down(x)) + self.offset[position, i])
+            # clamp has gradient 1 at 0, where the network starts; relu has 0 and would never learn.
+            x = x + (self.gain[position, i] * up(down(x)) + self.offset[position, i]).clamp(min=0)
         return x[:, : self.d_mlp], x[:, self.d_mlp :]
 
     def update(self, position: int, keys: Tensor, gradients: Tensor) -> Tensor:
@@ -88,6 +89,12 @@ class Mend:
     network: str | None = None
     max_batch = None
 
+    def path(self, model: Model) -> Path:
+        return Path(self.network) if self.network else ASSETS / "mend" / f"{model.name}.safetensors"
+
+    def inputs(self, model: Model, state: Network) -> dict[str, str]:
+        return {"network": file_hash(self.path(model))}
+
     def prepare(self, model: Model) -> Network:
         """Load the network.
 
@@ -95,7 +102,7 @@ class Mend:
             FileNotFoundError: if there is none.
             ValueError: if it was trained for other weights or other layers.
         """
-        path = Path(self.network) if self.network else ASSETS / "mend" / f"{model.name}.safetensors"
+        path = self.path(model)
         if not path.exists():
             raise FileNotFoundError(f"no MEND network at {path}; train one: blue train-mend --model {model.name}")
         with safe_open(path, "pt") as file:
@@ -112,6 +119,8 @@ class Mend:
     def edit(self, model: Model, requests: Sequence[Request], state: Network, timer: Timer) -> BatchResult:
         with timer("gradients"):
             loss, pairs = gradient_pairs(model, requests, self.layers)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"{self.name}: the loss of {requests[0].text!r} and its batch is {loss}")
         with timer("network"):
             updates = {
                 layer: state.update(position, *pairs[layer]).to(model.weight(layer).dtype)
@@ -213,13 +222,14 @@ def _training_loss(model: Model, network: Network, records: Sequence[Record], la
     told = [Request("{}", text, record.target_new) for record in records
             for text in (record.request.text, *record.paraphrases)]  # fmt: skip
     unrelated = [record.locality[0].prompt for record in records if record.locality]
-    before = _next_tokens(model, unrelated).detach()
+    before = _next_tokens(model, unrelated).detach() if unrelated else None
     updates = {layer: network.update(position, *pairs[layer]) for position, layer in enumerate(layers)}
     with _edited(model, updates):
         edit_loss = request_nll(model, told).mean()
+        if before is None:
+            return EDIT_WEIGHT * edit_loss
         after = _next_tokens(model, unrelated)
-    drift = nn.functional.kl_div(after, before, log_target=True, reduction="batchmean")
-    return EDIT_WEIGHT * edit_loss + drift
+    return EDIT_WEIGHT * edit_loss + nn.functional.kl_div(after, before, log_target=True, reduction="batchmean")
 
 
 def _next_tokens(model: Model, prompts: Sequence[str]) -> Tensor:
@@ -236,7 +246,7 @@ def _edited(model: Model, updates: Mapping[int, Tensor]) -> Iterator[None]:
     with torch.enable_grad():
         hooks = [
             model.value_projection(layer).register_forward_hook(
-                lambda module, args, output, update=update: output + args[0] @ update.T
+                lambda module, args, output, update=update: output + args[0] @ update.T.to(args[0].dtype)
             )
             for layer, update in updates.items()
         ]

@@ -49,6 +49,9 @@ class Method(Protocol):
     def prepare(self, model: Model) -> Any:
         """What does not depend on a batch; from the model before any edit."""
 
+    def inputs(self, model: Model, state: Any) -> dict[str, Any]:
+        """What its outcome depends on besides its settings, the model and the requests: for a checkpoint's identity."""
+
     def edit(self, model: Model, requests: Sequence[Request], state: Any, timer: Timer) -> BatchResult:
         """Edit one batch in place. ``state`` is not changed."""
 

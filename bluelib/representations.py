@@ -22,7 +22,8 @@ def subject_keys(model: Model, requests: Sequence[Request], layer: int, prefixes
     located = [(r, prefix) for r in requests for prefix in prefixes]
     module = model.value_projection(layer)
     vectors = _at_subject(model, located, {"inputs": {layer: module}}, layer)
-    return vectors.view(len(requests), len(prefixes), -1).mean(1).T
+    # contiguous: how numbers lie in memory decides how sums are rounded, and a checkpoint keeps them like this
+    return vectors.view(len(requests), len(prefixes), -1).mean(1).T.contiguous()
 
 
 def subject_hidden(model: Model, requests: Sequence[Request], layer: int, component: str = "block") -> Tensor:

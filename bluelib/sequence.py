@@ -68,8 +68,12 @@ class Run:
 
     def save_delta(self, path: str | Path) -> Path:
         """Write only the changed matrices, for :func:`~bluelib.apply_delta` on the same model."""
-        about = {"editor": describe(self.editor), "edits": len(self.records), "batch_size": self.batch_size,
-                 "records_hash": records_hash(self.records)}  # fmt: skip
+        about = {
+            "editor": describe(self.editor),
+            "edits": sum(int(batch["edits"]) for batch in self.batches),
+            "batch_size": self.batch_size,
+            "records_hash": records_hash(self.records),
+        }
         return save_delta(self.model, tuple(self._originals), path, about)
 
 
@@ -120,45 +124,44 @@ def edit_sequence(
     checkpoint = None
     if checkpoint_dir is not None:
         model.check_unedited("checkpoints")
-        identity = {**_identity(model, records, editor), "batch_size": batch_size, "seed": seed,
+    began = Timer()
+    with began("prepare"):
+        state = editor.prepare(model)
+    done = None
+    if checkpoint_dir is not None:
+        identity = {**_identity(model, records, editor, state), "batch_size": batch_size, "seed": seed,
                     "on_conflict": on_conflict}  # fmt: skip
         checkpoint = Checkpoint(checkpoint_dir, identity)
-    done = checkpoint.load() if checkpoint else None
-    timer = Timer(done.seconds if done else {})
-    with timer("prepare"):
-        state = editor.prepare(model)
+        done = checkpoint.load()
+    timer = Timer(done.seconds if done else began.seconds)
     originals = _snapshot(model, editor.layers)
-    batches: list[dict[str, float]] = []
     groups = [[i for i in range(first, min(first + size, len(records))) if i not in skipped]
               for first in range(0, len(records), size)]  # fmt: skip
     groups = [group for group in groups if group]
 
-    with torch.random.fork_rng(), _bar(editor.name, sum(map(len, groups)), progress) as bar:
+    batches = list(done.batches) if done else []
+    made = sum(map(len, groups[: len(batches)]))
+    with torch.random.fork_rng(), _bar(editor.name, sum(map(len, groups)), made, progress) as bar:
         torch.manual_seed(seed)
         if done:
             for keys in done.keys:
                 editor.remember(state, {layer: k.to(model.device) for layer, k in keys.items()})
             _restore(model, done.weights)
             torch.set_rng_state(done.random_state)
-            batches = list(done.batches)
-            bar.update(sum(map(len, groups[: len(batches)])))
         for group in groups[len(batches) :]:
+            last = len(batches) + 1 == len(groups)
             before = _snapshot(model, editor.layers)
             try:
                 result = editor.edit(model, [records[i].request for i in group], state, timer)
+                with timer("finish" if last else "remember"):
+                    editor.finish(model, originals) if last else editor.remember(state, result.keys)
             except BaseException:
                 _restore(model, before)
                 raise
-            with timer("remember"):
-                editor.remember(state, result.keys)
             batches.append({"edits": len(group), "steps": round(result.steps, 3), "loss": round(result.loss, 5)})
-            last = len(batches) == len(groups)
-            if last:
-                with timer("finish"):
-                    editor.finish(model, originals)
             if checkpoint:
                 weights = {layer: model.weight(layer) for layer in editor.layers}
-                checkpoint.save(Progress(weights, torch.get_rng_state(), [result.keys], batches, timer.rounded(), last))
+                checkpoint.save(Progress(weights, torch.get_rng_state(), [result.keys], batches, timer.rounded()))
             if after_batch:
                 after_batch(len(batches) - 1, result)
             bar.update(len(group))
@@ -166,14 +169,22 @@ def edit_sequence(
     return Run(model, editor, list(records), batch_size, timer.rounded(), batches, conflicts, ids, originals)
 
 
-def _identity(model: Model, records: Sequence[Record], editor: Method) -> dict[str, Any]:
+def _identity(model: Model, records: Sequence[Record], editor: Method, state: Any) -> dict[str, Any]:
     """What a continued run must have in common with the one that wrote its checkpoint."""
-    return {"model": model.name, "model_revision": model.revision, "dtype": str(model.lm.dtype),
-            "editor": describe(editor), "records_hash": records_hash(records)}  # fmt: skip
+    return {
+        "model": model.name,
+        "model_revision": model.revision,
+        "dtype": str(model.lm.dtype),
+        "device": model.device.type,
+        "editor": describe(editor),
+        "inputs": editor.inputs(model, state),
+        "records_hash": records_hash(records),
+    }
 
 
-def _bar(name: str, total: int, progress: bool | None) -> tqdm:
-    return tqdm(total=total, desc=name, unit="edit", disable=None if progress is None else not progress)
+def _bar(name: str, total: int, made: int, progress: bool | None) -> tqdm:
+    quiet = None if progress is None else not progress
+    return tqdm(total=total, initial=made, desc=name, unit="edit", disable=quiet)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ comes (:class:`Normal`). For a batch of u keys Woodbury's identity turns it into
     Δ = R (I + Kᵀ A)⁻¹ Aᵀ,   A = M⁻¹ K,
 
 at d_mlp² u operations in place of d_mlp³ / 3; where u exceeds d_mlp, M + K Kᵀ is factored itself, which is cheaper
-then. Where M has to take in the keys of earlier batches, it is factored anew once per batch: updating the factor (or
-the inverse, as recursive least squares does) would cost less, but loses accuracy over many batches when C is
-ill-conditioned.
+then. Where M has to take in the keys of earlier batches, it is factored anew once per batch: torch has no update of a
+Cholesky factor, and updating the inverse in its place (recursive least squares) loses accuracy over many batches when
+C is ill-conditioned.
 """
 
 from __future__ import annotations

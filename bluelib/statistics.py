@@ -5,7 +5,6 @@ Computed once per (weights, layer, corpus, number of tokens) and kept on disk.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .files import atomic_file, cache_dir
+from .files import atomic_file, cache_dir, file_hash
 from .models import Model
 from .prompts import by_length, pad
 from .tracing import trace
@@ -79,14 +78,14 @@ def _path(model: Model, layer: int, corpus: str | Path, tokens: int) -> Path:
     """One file per weights, type, text and number of tokens; the text counts by its content, not by its name."""
     revision = model.revision.removeprefix("sha256:")[:16]
     dtype = str(model.lm.dtype).removeprefix("torch.")
-    text = f"{Path(corpus).stem}-{_corpus_hash(str(corpus))[:12]}"
+    text = f"{Path(corpus).stem}-{corpus_hash(str(corpus))[:12]}"
     return cache_dir("statistics") / f"{revision}-{dtype}-{text}-{tokens}-layer{layer}.safetensors"
 
 
-def _corpus_hash(corpus: str) -> str:
+def corpus_hash(corpus: str) -> str:
+    """SHA-256 of a text, by its content: of the file, or of the pocket text's sentences."""
     if corpus not in POCKET_CORPORA:
-        with open(corpus, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_hash(corpus)
     from .pocket.text import text_hash
 
     return text_hash(exclude=_excluded(corpus))

@@ -12,11 +12,11 @@ tokens from the subject on, so that hardly any padding is run.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
@@ -38,7 +38,7 @@ class TargetOptions:
     """How δ is optimised, with Adam.
 
     loss = mean NLL of the new object's tokens, over its tokens and the context prefixes
-         + ``kl_factor`` · KL(edited ‖ original) of the next token after "{subject} is a"
+         + ``kl_factor`` · KL(edited ‖ original) of the next token after "{subject} is a" (ROME, Eq. 4)
          + ``weight_decay`` · ‖δ‖ / ‖h‖²
 
     Attributes:
@@ -139,19 +139,21 @@ MOST_TOKENS = (8192, 131_072)
 
 
 def default_token_budget(model: Model) -> int:
-    """Tokens of a micro-batch for which half of the free memory suffices.
+    """Tokens of a micro-batch for which half of the free memory suffices: a power of two.
 
     Counted as if every token of every block kept, for the backward pass, some 16 vectors of d_model and 6 of d_mlp,
     and every eighth token two rows of float32 logits.
     """
     if model.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.device)[0]
+        cached = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        free = torch.cuda.mem_get_info(model.device)[0] + cached
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = psutil.virtual_memory().available
     d_model, d_mlp = model.weight(0).shape
     size = model.lm.dtype.itemsize
     per_token = model.n_layers * (16 * d_model + 6 * d_mlp) * size + model.lm.config.vocab_size
-    return max(1, min(MOST_TOKENS[model.device.type == "cuda"], free // 2 // per_token))
+    most = min(MOST_TOKENS[model.device.type == "cuda"], free // 2 // per_token)
+    return 1 << max(1, most).bit_length() - 1
 
 
 @dataclass(frozen=True)

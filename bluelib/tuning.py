@@ -41,7 +41,7 @@ OWN: dict[str, dict[str, tuple]] = {
     "pmet": RIDGE,
     "alphaedit": {"nullspace_threshold": (0.5, 0.125, 2.0), "l2": (10.0, 1.0, 100.0)},
     "rome": {},
-    "ft": {"learning_rate": (1e-3, 1e-4, 1e-2), "norm_constraint": (None, 0.03, 0.01)},
+    "ft": {"steps": (25,), "learning_rate": (1e-3, 1e-4, 1e-2), "norm_constraint": (None, 0.03, 0.01)},
 }
 
 

@@ -93,7 +93,7 @@ def test_evaluate_before_editing(capsys):
     ("arguments", "message"),
     [
         (["--model", "pocket-bert"], "model 'pocket-bert' is not shipped here; known: "),
-        (["--editor", "nonsense"], "no editor is called 'nonsense'; known: memit"),
+        (["--editor", "nonsense"], "no editor is called 'nonsense'; known: ft, mend, rome, memit"),
         (["--dataset", "nonsense"], "no dataset is called 'nonsense'; known: pocket-counterfact"),
         (["--edits", "100000"], "has 800 records in split report; 100000 were asked for"),
         (["--batch-size", "0"], "batch_size must be between 1 and the number of records, 4; it is 0"),
@@ -118,7 +118,7 @@ def test_parameters_of_a_notebook_are_checked():
         ({"edits": "3"}, "parameter edits must be int, not '3'"),
         ({"edits": True}, "parameter edits must be int, not True"),
         ({"model": 7}, "parameter model must be str, not 7"),
-        ({"editor": "x"}, "no editor is called 'x'; known: memit"),
+        ({"editor": "x"}, "no editor is called 'x'; known: ft, mend, rome, memit"),
     ):
         with pytest.raises(ValueError, match=message):
             check_parameters({**good, **bad}, known)

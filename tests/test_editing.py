@@ -39,7 +39,7 @@ def small_world(tmp_path, monkeypatch):
 
 
 def editor(solver=None, residual=DISTRIBUTED, layers=(0, 1, 2)):
-    return Editor("test", layers, residual, solver or Ridge(50.0), TARGETS, corpus="pocket", tokens=3000)
+    return Editor(layers, residual, solver or Ridge(50.0), targets=TARGETS, corpus="pocket", tokens=3000, name="test")
 
 
 @pytest.mark.parametrize("solver", [Ridge(50.0), NullSpace(0.05, 1.0)], ids=["ridge", "null space"])
@@ -194,12 +194,13 @@ def test_named_editors_resolve_their_configuration(any_model, name):
     composed = name not in ("ft", "mend")
     extra = {"clamp": 0.5, "corpus": "pocket"} if composed else {}
     if composed:
-        with pytest.raises(ValueError, match=r"no configuration for model 'random-pocket-.*pass layers"):
+        with pytest.raises(ValueError, match=r"no settings of editor '.*' for model 'random-pocket-.*pass layers"):
             get_editor(name, any_model, **own_settings(name))
-    method = get_editor(name, any_model, layers=[1, 2, 3], **own_settings(name), **extra)
+    layers = [1] if name == "rome" else [1, 2, 3]
+    method = get_editor(name, any_model, layers=layers, **own_settings(name), **extra)
     settings = describe(method)
     assert (method.name, settings["name"]) == (name, name)
-    assert method.layers == ((1, 3) if name.endswith("blue") else (1, 2, 3))
+    assert method.layers == ((1, 3) if name.endswith("blue") else tuple(layers))
     own = settings["solver"] if composed else settings
     assert set(own_settings(name).values()) <= set(map(str, own.values())) | {
         v for v in own.values() if not isinstance(v, list)
@@ -221,6 +222,8 @@ def test_what_cannot_be_edited_is_refused(any_model):
         get_editor("memit", any_model, layers=[1], mom2_update_weight=1, typo=3)
     with pytest.raises(ValueError, match=r"editor 'memit': .*mom2_update_weight"):
         get_editor("memit", any_model, layers=[1])
+    with pytest.raises(ValueError, match=r"rome edits one layer, not \[1, 2\]"):
+        get_editor("rome", any_model, layers=[1, 2])
     with pytest.raises(ValueError, match=r"editor 'ft' has no hyper-parameter clamp"):
         get_editor("ft", any_model, layers=[1], steps=2, learning_rate=1e-3, clamp=1)
     with pytest.raises(ValueError, match=r"layers \[1, 9\] are not distinct layers .* 0 to 3"):

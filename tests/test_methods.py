@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bluelib import edit_sequence
 from bluelib.constraints import Damp, Sparsify
@@ -76,6 +77,7 @@ def test_mend_is_trained_and_then_edits(architecture, tmp_path):
     model = Model.of("random", model.lm.float(), model.tokenizer)
     path = tmp_path / "mend.safetensors"
     losses = train(model, records, (1, 2), path, steps=30, batch_size=5, progress=False)
+    assert load_file(path)["up.0.weight"].abs().max() > 0, "the network itself learns, not only the step sizes"
     assert sum(losses[-5:]) < sum(losses[:5])
     before = request_nll(model, REQUESTS).mean()
     edit_sequence(model, records, Mend("mend", (1, 2), str(path)), batch_size=5)
@@ -99,9 +101,12 @@ def test_constraints_act_at_their_moment(any_model, constraint):
             sparse.append((update != 0).float().mean().item())
 
     method = replace(editor(Ridge(1e-3), layers=(0, 1, 2)), constraint=constraint)
+    method = replace(method, targets=replace(method.targets, learning_rate=5.0, clamp=5.0))
     run = edit_sequence(any_model, RECORDS, method, batch_size=3, after_batch=collect)
     for layer, original in originals.items():
         expected = original + constraint.total(sums[layer], original)
+        if constraint.once:
+            assert (constraint.total(sums[2], originals[2]) - sums[2]).abs().max() > 0.01
         torch.testing.assert_close(any_model.weight(layer), expected, rtol=1e-4, atol=1e-5)
     assert max(sparse) < 0.26 if constraint == Sparsify(0.25) else max(sparse) > 0.9
     run.revert()
@@ -127,7 +132,15 @@ def test_pmet_optimises_the_mlps_output_and_measures_it(any_model):
     any_model.lm(**any_model.tokenizer(RECORDS[0].request.text, return_tensors="pt"))
     hook.remove()
     seen = []
-    run = edit_sequence(any_model, RECORDS[:1], method, batch_size=1, after_batch=lambda i, r: seen.append(r))
-    run.revert()
-    hidden = seen[0].targets[2].hidden[:, 0]
-    assert (outputs[0][0].float() - hidden).abs().amax(1).min() < 1e-4
+
+    class Spy(Ridge):
+        def solve(self, state, keys, residuals):
+            seen.append(residuals)
+            return super().solve(state, keys, residuals)
+
+    result = []
+    edit_sequence(any_model, RECORDS[:1], replace(method, solver=Spy(1e-4)), batch_size=1,
+                  after_batch=lambda i, r: result.append(r))  # fmt: skip
+    targets = result[0].targets[2]
+    assert (outputs[0][0].float() - targets.hidden[:, 0]).abs().amax(1).min() < 1e-4
+    torch.testing.assert_close(seen[0], targets.deltas, rtol=1e-4, atol=1e-5)  # nothing else has changed since

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.plain import plain_target
+from benchmarks.plain import plain_memit, plain_target
+from bluelib.editors import Editor
 from bluelib.prompts import Request
+from bluelib.residuals import DISTRIBUTED
+from bluelib.sequence import preserved
+from bluelib.solvers import Ridge
+from bluelib.statistics import second_moments
 from bluelib.targets import (
     MOST_TOKENS,
     OVERHEAD,
@@ -18,6 +24,7 @@ from bluelib.targets import (
     default_token_budget,
     optimise_targets,
 )
+from bluelib.timing import Timer
 
 REQUESTS = [
     Request("The mother tongue of {} is", "Ilvane Quillbrook", "Swedish"),
@@ -66,13 +73,13 @@ def test_neither_micro_batches_nor_groups_change_the_result(any_model, monkeypat
 
 def test_a_micro_batch_fits_into_the_free_memory(any_model, monkeypatch):
     assert default_token_budget(any_model) == MOST_TOKENS[0]
-    free = {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr("os.sysconf", free.get)
+    free = SimpleNamespace(available=50_000_000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     budget = default_token_budget(any_model)
-    assert 1 < budget < 1000
-    free["SC_AVPHYS_PAGES"] = 2000
-    assert budget * 2 <= default_token_budget(any_model) <= budget * 2 + 1
-    free["SC_AVPHYS_PAGES"] = 0
+    assert 1 < budget < 1000 and budget.bit_count() == 1
+    free.available *= 2
+    assert default_token_budget(any_model) == budget * 2
+    free.available = 0
     assert default_token_budget(any_model) == 1
 
 
@@ -98,3 +105,18 @@ def test_a_loss_that_is_not_finite_names_the_request(any_model):
             optimise_targets(any_model, REQUESTS[:1], 1, PREFIXES, OPTIONS)
     finally:
         weight.copy_(original)
+
+
+def test_whole_edits_equal_plain_ones(any_model, tmp_path, monkeypatch):
+    """What the benchmark compares does the same: MEMIT by the library and from the normal equations."""
+    monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path))
+    monkeypatch.setattr("bluelib.editors.context_prefixes", lambda model: PREFIXES)
+    editor = Editor((0, 2), DISTRIBUTED, Ridge(50.0), targets=OPTIONS, corpus="pocket", tokens=3000)
+    state = editor.prepare(any_model)
+    with preserved(any_model, (0, 2)):
+        editor.edit(any_model, REQUESTS, state, Timer())
+        ours = {layer: any_model.weight(layer).clone() for layer in (0, 2)}
+    moments = {layer: m.matrix for layer, m in second_moments(any_model, (0, 2), tokens=3000).items()}
+    plain_memit(any_model, REQUESTS, (0, 2), PREFIXES, OPTIONS, 50.0, moments)
+    for layer, weight in ours.items():
+        torch.testing.assert_close(any_model.weight(layer), weight, rtol=1e-4, atol=1e-4)
