@@ -31,7 +31,7 @@ def cell(editor="memit_blue", model="pocket-llama", efficacy=91.5):
     before = {"efficacy": {"mean": 1.0, "standard_error": 0.5, "n": 200}}
     return {
         "model": model, "dataset": "pocket-counterfact", "edits": 200, "batch_size": 10, "seed": 0,
-        "editor": {"name": editor, "layers": [2, 6], "residual": "direct", "solver": {"kind": "Ridge", "weight": 30}, "targets": {"steps": 25}},
+        "editor": {"name": editor, "layers": [2, 6], "residual": {"name": "direct", "power": 0.0}, "solver": {"kind": "Ridge", "weight": 30}, "constraint": {"kind": "Constraint"}, "max_batch": None, "targets": {"kind": "TargetOptions", "steps": 25}},
         "before": before, "after": scores,
         "provenance": {"scale": "pocket", "dtype": "float32", "device": "cpu (x)", "model_revision": "sha256:ab",
                        "records_hash": "sha256:cd", "versions": {"python": "3.11"}, "git_commit": "ef"},
@@ -51,6 +51,10 @@ def test_a_table_says_scale_source_and_what_is_missing(tmp_path):
     text = (tmp_path / "t.md").read_text()
     assert "pocket scale, 200 edits in batches of 10" in text
     assert "| MEMIT_BLUE | 91.50 ± 1.25 (*99.57*) | 500.00 ± 2.00 (*626.26*) |" in text
+    assert (
+        "- memit_blue: layers [2, 6], residual direct, solver (Ridge: weight 30), constraint Constraint, targets"
+        in text.replace("(Constraint)", "Constraint")
+    )
     assert "arXiv:2502.03748" in text and "sha256:ab" in text and "not found in any public source" in text
     assert list(frame.method.unique()) == ["pre-edited", "MEMIT_BLUE", "AlphaEdit"]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv"), frame)

@@ -69,7 +69,7 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
     metrics = [metric for metric in METRICS if metric in set(frame.metric)]
     first = frame.iloc[0]
     with style():
-        width = 0.9 + 0.32 * frame.method.nunique()
+        width = max(2.5, 0.9 + 0.32 * frame.method.nunique())
         figure, axes = plt.subplots(1, len(metrics), figsize=(width * len(metrics), 3.6), layout="constrained")
         for axis, metric in zip(axes, metrics, strict=True):
             rows = frame[frame.metric == metric].set_index("method")

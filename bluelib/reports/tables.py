@@ -103,10 +103,16 @@ def provenance_note(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def _settings(values: dict[str, Any]) -> str:
-    """Nested settings on one line."""
-    return ", ".join(
-        f"{key} ({_settings(value)})" if isinstance(value, dict) else f"{key} {value}" for key, value in values.items()
-    )
+    """An editor's settings on one line: parts with a name by their name, others by their kind and settings."""
+    shown = {key: value for key, value in values.items() if key not in ("name", "kind") and value is not None}
+    inner = ", ".join(f"{key} {_setting(value)}" for key, value in shown.items())
+    return f"{values.get('name') or values['kind']}: {inner}" if inner else values["kind"]
+
+
+def _setting(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return value["name"] if "name" in value else f"({_settings(value)})"
 
 
 def write_table(cells: Sequence[dict[str, Any]], stem: Path) -> pd.DataFrame:
