@@ -122,6 +122,8 @@ def _add_common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", default="cpu", help="a torch device")
     sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     sub.add_argument("--no-generate", action="store_true", help="skip fluency and consistency")
+    sub.add_argument("--score-bos", action="store_true", help="zsRE: score a BOS token in every answer, as public "
+                     "code does for Llama")  # fmt: skip
     sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
@@ -204,7 +206,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     model, records = _load(arguments)
     timer = Timer()
     with timer("evaluate"):
-        scores = evaluate(model, records, generate=not arguments.no_generate, seed=arguments.seed)
+        scores = evaluate(
+            model, records, generate=not arguments.no_generate, seed=arguments.seed, score_bos=arguments.score_bos
+        )
     result = {"dataset": arguments.dataset, "scores": summary(scores), "seconds": timer.rounded(),
               "provenance": provenance(model, records)}  # fmt: skip
     if arguments.json:
@@ -223,7 +227,8 @@ def _edit(arguments: argparse.Namespace) -> None:
         if target is not None and target.exists() and not arguments.checkpoint:
             raise FileExistsError(f"{target} exists already; choose another name")
     cell = run_cell(model, arguments.dataset, records, editor, batch_size=arguments.batch_size, seed=arguments.seed,
-                    generate=not arguments.no_generate, checkpoint_dir=arguments.checkpoint,
+                    generate=not arguments.no_generate, score_bos=arguments.score_bos,
+                    checkpoint_dir=arguments.checkpoint,
                     on_conflict=arguments.on_conflict, progress=False if arguments.json else None)  # fmt: skip
     if arguments.save and not arguments.save.exists():  # it does where the same command was given before
         cell.run.save(arguments.save)

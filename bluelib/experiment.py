@@ -51,6 +51,7 @@ def run_cell(
     batch_size: int,
     seed: int,
     generate: bool = True,
+    score_bos: bool = False,
     **how: Any,
 ) -> Cell:
     """Evaluate ``records``, edit them in sequence, evaluate them again. The model stays edited; ``run.revert()``.
@@ -59,10 +60,10 @@ def run_cell(
     """
     timer = Timer()
     with timer("evaluate_before"):
-        before = evaluate(model, records, generate=generate, seed=seed)
+        before = evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
     run = edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, **how)
     with timer("evaluate_after"):
-        after = evaluate(model, records, generate=generate, seed=seed)
+        after = evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
     result = {
         "schema": SCHEMA,
         "model": model.name,
@@ -71,6 +72,7 @@ def run_cell(
         "edits": len(records),
         "batch_size": batch_size,
         "seed": seed,
+        "score_bos": score_bos,
         "before": summary(before),
         "after": summary(after),
         "weight_change": {str(layer): round(change, 6) for layer, change in run.weight_change().items()},

@@ -66,9 +66,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, .
     return tuple(tokenizer(text)["input_ids"])
 
 
-def encode_target(tokenizer: PreTrainedTokenizerBase, target: str) -> tuple[int, ...]:
-    """Token ids of a target as it follows a prompt: after one space, without BOS or other special tokens."""
-    return tuple(tokenizer(" " + target.strip(), add_special_tokens=False)["input_ids"])
+def encode_target(tokenizer: PreTrainedTokenizerBase, target: str, special: bool = False) -> tuple[int, ...]:
+    """Token ids of a target as it follows a prompt: after one space, without BOS or other special tokens.
+
+    With ``special``, with those that the tokenizer adds.
+    """
+    return tuple(tokenizer(" " + target.strip(), add_special_tokens=special)["input_ids"])
 
 
 def pad(

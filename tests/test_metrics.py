@@ -69,6 +69,24 @@ def test_exchanging_the_objects_exchanges_success_and_failure(any_model):
         assert one[metric] + two[metric] == pytest.approx(100)
 
 
+def test_bos_is_scored_only_when_asked_for(any_model):
+    """Teacher-forced by hand: the target is BOS and the answer's tokens, for a tokenizer that adds BOS."""
+    prompt = encode_prompt(any_model.tokenizer, ZSRE.request.text)
+    answer = encode_target(any_model.tokenizer, ZSRE.target_new)
+    bos = (any_model.tokenizer.bos_token_id,) if any_model.has_bos else ()
+    target = bos + answer
+    logits = any_model.lm(input_ids=torch.tensor([prompt + target[:-1]])).logits[0, len(prompt) - 1 :]
+    expected = 100 * (logits.argmax(-1) == torch.tensor(target)).double().mean().item()
+    assert evaluate(any_model, [ZSRE], score_bos=True).records[0]["efficacy"] == pytest.approx(expected)
+    plain, both = (
+        evaluate(any_model, [ZSRE, CF], generate=False),
+        evaluate(any_model, [ZSRE, CF], generate=False, score_bos=True),
+    )
+    assert plain.records[1] == both.records[1], "CounterFact is scored as ever"
+    pair = [(ZSRE.request.text, ZSRE.target_new)]
+    assert (score_targets(any_model, pair) == score_targets(any_model, pair, special=True)) == (not bos)
+
+
 def test_zsre_metrics_are_token_accuracies(any_model):
     scores = evaluate(any_model, [ZSRE]).records[0]
     assert scores["efficacy"] == pytest.approx(100 * reference_score(any_model, ZSRE.request.text, "Rio de Janeiro")[1])

@@ -58,7 +58,9 @@ class Scores:
         return errors
 
 
-def evaluate(model: Model, records: Sequence[Record], *, generate: bool = True, seed: int = 0) -> Scores:
+def evaluate(
+    model: Model, records: Sequence[Record], *, generate: bool = True, seed: int = 0, score_bos: bool = False
+) -> Scores:
     """Evaluate a model, edited or not, on all metrics of each record's benchmark.
 
     Args:
@@ -66,22 +68,33 @@ def evaluate(model: Model, records: Sequence[Record], *, generate: bool = True, 
         records: what to evaluate on.
         generate: whether to generate text for fluency and consistency, where records have prompts for it.
         seed: of the sampling.
+        score_bos: for zsRE, score a BOS token at the start of every answer, where the tokenizer adds one (Llama's
+            does): what public code of this family does, and what published figures may depend on.
 
     Raises:
         ValueError: for no records, or a prompt longer than the model's context.
     """
     if not records:
         raise ValueError("there are no records to evaluate")
-    pairs = [pair for record in records for pair in _pairs(record)]
-    scores = iter(score_targets(model, pairs))
+    scored = {}  # by whether special tokens count
+    for special in (False, True):
+        pairs = [pair for record in records if _special(record, score_bos) == special for pair in _pairs(record)]
+        scored[special] = iter(score_targets(model, pairs, special=special))
     results = [
-        {"case_id": record.case_id, **_editing_metrics(record, [next(scores) for _ in _pairs(record)])}
+        {
+            "case_id": record.case_id,
+            **_editing_metrics(record, [next(scored[_special(record, score_bos)]) for _ in _pairs(record)]),
+        }
         for record in records
     ]
     if generate:
         for result, extra in zip(results, generation_scores(model, records, seed=seed), strict=True):
             result.update(extra)
     return Scores(tuple(results))
+
+
+def _special(record: Record, score_bos: bool) -> bool:
+    return score_bos and record.kind == "zsre"
 
 
 def _pairs(record: Record) -> list[tuple[str, str]]:

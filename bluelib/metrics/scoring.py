@@ -27,8 +27,8 @@ class TargetScore:
 
 
 @torch.no_grad()
-def score_targets(model: Model, pairs: Sequence[tuple[str, str]]) -> list[TargetScore]:
-    """Score each (prompt, target) pair.
+def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bool = False) -> list[TargetScore]:
+    """Score each (prompt, target) pair; with ``special``, the tokenizer's special tokens count as part of a target.
 
     Pairs that feed the same tokens to the model (the same prompt with two one-token targets, say) share a run, and
     logits are computed at the targets' positions only.
@@ -37,7 +37,9 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Target
         ValueError: if a prompt with its target is longer than the model's context.
     """
     prompts = {text: encode_prompt(model.tokenizer, text) for text in dict.fromkeys(prompt for prompt, _ in pairs)}
-    targets = {text: encode_target(model.tokenizer, text) for text in dict.fromkeys(target for _, target in pairs)}
+    targets = {
+        text: encode_target(model.tokenizer, text, special) for text in dict.fromkeys(target for _, target in pairs)
+    }
     runs: dict[tuple[int, ...], list[int]] = {}
     for index, (prompt, target) in enumerate(pairs):
         runs.setdefault(prompts[prompt] + targets[target][:-1], []).append(index)
