@@ -22,8 +22,8 @@ def save_delta(model: Model, layers: tuple[int, ...], path: str | Path, about: d
     The edited matrices themselves are kept, not differences, so that applying them gives the same bits.
     """
     tensors = {str(layer): model.weight(layer).contiguous().cpu() for layer in layers}
-    metadata = {"format": FORMAT, "model": model.name, "model_revision": model.revision,
-                "about": json.dumps(about or {}, ensure_ascii=False)}  # fmt: skip
+    # One entry: safetensors writes several in any order, and the same edit shall give the same bytes.
+    metadata = {FORMAT: json.dumps({"model": model.name, "model_revision": model.revision, "about": about or {}})}
     path = Path(path)
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata)
@@ -43,12 +43,13 @@ def apply_delta(model: Model, path: str | Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            found = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a delta of bluelib: its format is {metadata.get('format')}, not {FORMAT}")
+    if FORMAT not in found:
+        raise ValueError(f"{path} is not a delta of bluelib: it holds {list(found) or 'nothing'}, not {FORMAT}")
+    metadata = json.loads(found[FORMAT])
     if metadata["model_revision"] != model.revision:
         raise ValueError(f"{path} belongs to {metadata['model']} with weights {metadata['model_revision']}; "
                          f"{model.name} has {model.revision}")  # fmt: skip
@@ -62,4 +63,4 @@ def apply_delta(model: Model, path: str | Path) -> dict[str, Any]:
             )
     for layer, weight in tensors.items():
         model.weight(int(layer)).copy_(weight)
-    return json.loads(metadata["about"])
+    return metadata["about"]

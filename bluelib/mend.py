@@ -17,6 +17,7 @@ training step makes a whole batch of edits, because batches are what it is used 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -106,8 +107,8 @@ class Mend:
         if not path.exists():
             raise FileNotFoundError(f"no MEND network at {path}; train one: blue train-mend --model {model.name}")
         with safe_open(path, "pt") as file:
-            made_for = file.metadata()
-        wanted = {"model_revision": model.revision, "layers": str(list(self.layers))}
+            made_for = json.loads((file.metadata() or {}).get("mend", "{}"))
+        wanted = {"model_revision": model.revision, "layers": list(self.layers)}
         for key, value in wanted.items():
             if made_for.get(key) != value:
                 raise ValueError(f"{path} was trained for {key} {made_for.get(key)}; {model.name} has {value}")
@@ -213,7 +214,8 @@ def train(
                 bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_file(path) as temporary:
-        save_file(state, temporary, metadata={"model_revision": model.revision, "layers": str(list(layers))})
+        about = {"model_revision": model.revision, "layers": list(layers)}
+        save_file(state, temporary, metadata={"mend": json.dumps(about)})
     return losses
 
 

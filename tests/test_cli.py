@@ -51,7 +51,7 @@ def test_edit_prints_what_the_library_computes(dataset, capsys):
 
 def test_an_edit_is_saved_and_applied_again(tmp_path, capsys):
     delta, saved, applied = tmp_path / "edit.safetensors", tmp_path / "saved", tmp_path / "applied"
-    command = ["edit", "--model", "pocket-llama", "--dataset", "pocket-counterfact", "--editor", "ft", "--edits", "2",
+    command = ["edit", "--model", "pocket-llama", "--dataset", "pocket-counterfact", "--editor", "memit", "--edits", "2",
                "--batch-size", "2", "--no-generate"]  # fmt: skip
     assert main([*command, "--save", str(saved), "--save-delta", str(delta)]) == 0
     assert main(["apply", str(delta), "--model", "pocket-llama", "--save", str(applied)]) == 0

@@ -95,7 +95,7 @@ SEQUENTIAL = ROOT / "notebooks" / "05_sequential_editing.ipynb"
     ("parameters", "message"),
     [
         ({"modle": "x"}, r"unknown parameter: modle; known: model \(str\), dataset \(str\), editor \(str\), edits \(int\)"),
-        ({"editor": "nonsense"}, "no editor is called 'nonsense'; known: memit, memit_blue, alphaedit, alphaedit_blue"),
+        ({"editor": "nonsense"}, "no editor is called 'nonsense'; known: ft, mend, rome, memit, memit_history, rect"),
         ({"edits": "forty"}, r"parameter edits must be int, not 'forty'; known: model \(str\)"),
         ({"model": "pocket-bert"}, "model 'pocket-bert' is not shipped here; known: "),
         ({"dataset": "pocket-trivia"}, "no dataset is called 'pocket-trivia'; known: pocket-counterfact, pocket-zsre"),
