@@ -8,7 +8,7 @@ architecture are. Everything else in the library works on these names alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -100,8 +100,23 @@ class Model:
         if _checksum(self.lm, self.adapter) != self.checksum:
             raise ValueError(f"{self.name} has been edited: {purpose} belong to the weights as loaded; revert it first")
 
+    def edit_in_float32(self, layers: Iterable[int]) -> None:
+        """Keep the value projections of ``layers`` in float32 from now on, in a model of lower precision.
+
+        Most entries of an update are smaller than a bfloat16's distance to the next one and would be lost. The
+        conversion is exact and the layer's outputs keep the model's type; calling it again changes nothing.
+        """
+        for layer in layers:
+            module, dtype = self.value_projection(layer), self.lm.dtype
+            if module.weight.dtype.itemsize < 4:
+                module.float()
+                module.register_forward_pre_hook(lambda module, args: (args[0].float(), *args[1:]))
+                module.register_forward_hook(lambda module, args, output, dtype=dtype: output.to(dtype))
+
     def save(self, path: str | Path) -> Path:
         """Write the model in its present state as a checkpoint that ``transformers`` loads, whole or not at all.
+
+        Matrices that are edited in float32 are rounded to the model's type.
 
         Raises:
             FileExistsError: if there is something at ``path`` already.
@@ -110,7 +125,8 @@ class Model:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(f"{path} exists already; choose a new folder")
         with atomic_directory(path) as temporary:
-            self.lm.save_pretrained(temporary)
+            state = {k: v.to(self.lm.dtype) if v.is_floating_point() else v for k, v in self.lm.state_dict().items()}
+            self.lm.save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
         return path
 

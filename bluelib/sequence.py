@@ -92,7 +92,8 @@ def edit_sequence(
     """Edit ``model`` in place with all records, in their order, ``batch_size`` at a time.
 
     Args:
-        model: changed in place; :meth:`Run.revert` restores it.
+        model: changed in place; :meth:`Run.revert` restores it. In a model of lower precision the edited matrices
+            are kept in float32, see :meth:`.Model.edit_in_float32`.
         records: the edits.
         editor: the method, see :func:`~bluelib.get_editor`. One that makes fewer edits together than ``batch_size``
             (ROME makes one) gets that many at a time.
@@ -124,6 +125,7 @@ def edit_sequence(
     checkpoint = None
     if checkpoint_dir is not None:
         model.check_unedited("checkpoints")
+    model.edit_in_float32(editor.layers)
     began = Timer()
     with began("prepare"):
         state = editor.prepare(model)

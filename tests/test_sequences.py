@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from bluelib import apply_delta, edit_sequence, get_editor, load_dataset, load_model
 from bluelib.checkpoints import CheckpointError
 from bluelib.conflicts import Conflict, find_conflicts
-from bluelib.models import weights_hash
+from bluelib.models import Model, weights_hash
 from bluelib.residuals import DIRECT
 from bluelib.sequence import preserved
 from bluelib.solvers import NullSpace, Ridge
 
+from .conftest import ARCHITECTURES, random_model
 from .test_editing import RECORDS, editor, small_world  # noqa: F401
 
 HISTORY = Ridge(0.5, remembers=True)
@@ -182,6 +183,40 @@ def test_a_delta_makes_the_same_model_and_no_other(any_model, tmp_path):
     with pytest.raises(ValueError, match="not a safetensors file, or is damaged"):
         apply_delta(any_model, tmp_path / "text")
     assert path.stat().st_size < 3 * any_model.weight(0).numel() * 8 + 5000
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_small_updates_survive_in_a_model_of_low_precision(architecture, tmp_path):
+    """In bfloat16 the edited matrices are kept in float32: their change is the sum of the updates."""
+    model = random_model(architecture)
+    model = Model.of("low", model.lm.bfloat16(), model.tokenizer)
+    before = {layer: model.weight(layer).float().clone() for layer in (0, 1, 2)}
+    revision, text = weights_hash(model.lm), model.tokenizer("Peru is", return_tensors="pt")
+    logits = model.lm(**text).logits
+    sums = {layer: torch.zeros_like(weight) for layer, weight in before.items()}
+
+    def collect(number, result):
+        for layer, update in result.updates.items():
+            sums[layer] += update
+
+    run = edit_sequence(model, RECORDS, editor(Ridge(1e5)), batch_size=2, after_batch=collect)
+    for layer, old in before.items():
+        change = model.weight(layer) - old
+        assert 0 < change.norm() < 0.01 * old.norm(), "an update that bfloat16 would mostly lose"
+        torch.testing.assert_close(change, sums[layer], rtol=1e-3, atol=1e-6)
+    assert model.lm(**text).logits.dtype == torch.bfloat16
+    delta = run.save_delta(tmp_path / "edit.safetensors")
+    edited = {layer: model.weight(layer).clone() for layer in before}
+    saved = run.save(tmp_path / "saved")
+    assert {t.dtype for t in load_file(saved / "model.safetensors").values()} == {torch.bfloat16}
+    run.revert()
+    assert torch.equal(model.lm(**text).logits, logits)
+    model.lm.bfloat16()
+    assert weights_hash(model.lm) == revision
+    again = random_model(architecture)
+    again = Model.of("low", again.lm.bfloat16(), again.tokenizer)
+    apply_delta(again, delta)
+    assert all(torch.equal(again.weight(layer), weight) for layer, weight in edited.items())
 
 
 def test_a_saved_model_is_what_transformers_loads(tmp_path):
