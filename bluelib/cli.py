@@ -82,8 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
     sub.add_argument("--dataset", nargs="+", default=["pocket-counterfact", "pocket-zsre"], help="what to train on")
     sub.add_argument("--split", default="tune", help="tune or report")
-    sub.add_argument("--layers", type=int, nargs="+", help="layers to edit; by default the last three")
-    sub.add_argument("--steps", type=int, default=1500, help="training steps")
+    sub.add_argument("--layers", type=int, nargs="+", help="layers to edit; by default the last three critical "
+                     "layers of a configured model, or the last three of another")  # fmt: skip
+    sub.add_argument("--steps", type=int, default=800, help="training steps")
     sub.add_argument("--batch-size", type=int, default=10, help="edits per step")
     sub.add_argument("--device", default="cpu", help="a torch device")
     sub.add_argument("--output", type=Path, help="file to write; by default the shipped one is replaced")
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--edits", type=int, default=200, help="edits per cell")
     sub.add_argument("--batch-size", type=int, default=10, help="edits per batch")
+    sub.add_argument("--name", default="main", help="what the file names of table and figure begin with")
     return parser
 
 
@@ -251,13 +253,15 @@ def _apply(arguments: argparse.Namespace) -> None:
 
 
 def _train_mend(arguments: argparse.Namespace) -> None:
+    from .configs import model_configs
     from .data import load_dataset
     from .mend import train
     from .models import ASSETS, load_model
 
     model = load_model(arguments.model, device=arguments.device)
     records = [r for dataset in arguments.dataset for r in load_dataset(dataset, split=arguments.split)]
-    layers = arguments.layers or range(model.n_layers - 3, model.n_layers)
+    critical = model_configs().get(model.name, {}).get("critical_layers", range(model.n_layers))
+    layers = arguments.layers or critical[-3:]
     path = arguments.output or ASSETS / "mend" / f"{model.name}.safetensors"
     losses = train(model, records, list(layers), path, steps=arguments.steps, batch_size=arguments.batch_size)
     n = max(1, len(losses) // 20)
@@ -318,7 +322,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     from .reproduce import EDITORS, reproduce
 
     for path in reproduce(arguments.model, arguments.dataset, edits=arguments.edits, batch_size=arguments.batch_size,
-                          editors=arguments.editor or EDITORS):  # fmt: skip
+                          editors=arguments.editor or EDITORS, name=arguments.name):  # fmt: skip
         print(path)
 
 

@@ -11,8 +11,9 @@ answers unrelated prompts as before:
 
     loss = c_e · NLL(new object | edited) + KL(original ‖ edited) at unrelated prompts.
 
-Two differences from the paper's set-up: only value projections are edited (not the MLP's first projection), and a
-training step makes a whole batch of edits, because batches are what it is used for here.
+Three differences from the paper's set-up: only value projections are edited (not the MLP's first projection); a
+training step makes a whole batch of edits, because batches are what it is used for here; and in the pocket models the
+last three critical layers are edited, where edits of one layer contribute, and not the last three layers.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Network(nn.Module):
     def update(self, position: int, keys: Tensor, gradients: Tensor) -> Tensor:
         """ΔW, ``(d_model, d_mlp)``."""
         new_keys, new_gradients = self(position, keys, gradients)
-        return -self.log_rate[position].exp() / 100 * new_gradients.T @ new_keys
+        return -self.log_rate[position].exp() * new_gradients.T @ new_keys
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def train(
     layers: Sequence[int],
     path: Path,
     *,
-    steps: int = 1500,
+    steps: int = 800,
     batch_size: int = 10,
     learning_rate: float = 1e-3,
     seed: int = 0,
@@ -198,6 +199,7 @@ def train(
         _, pairs = gradient_pairs(model, [record.request for record in records[:64]], layers)
         for position, layer in enumerate(layers):
             network.scale[position] = torch.stack([vectors.norm(dim=1).mean() for vectors in pairs[layer]])
+        _first_rates(model, network, records, layers, batch_size)
         adam = torch.optim.Adam(network.parameters(), lr=learning_rate)
         bar = tqdm(range(steps), desc="MEND", disable=None if progress is None else not progress)
         for step in bar:
@@ -217,6 +219,19 @@ def train(
         about = {"model_revision": model.revision, "layers": list(layers)}
         save_file(state, temporary, metadata={"mend": json.dumps(about)})
     return losses
+
+
+@torch.no_grad()
+def _first_rates(
+    model: Model, network: Network, records: Sequence[Record], layers: Sequence[int], batch_size: int
+) -> None:
+    """Start from the one step size, of 13 from 10⁻³ to 10³, with which plain gradients have the least training loss."""
+    batches = [records[i : i + batch_size] for i in range(0, min(len(records), 4 * batch_size), batch_size)]
+    losses = {}
+    for exponent in range(-6, 7):
+        network.log_rate.fill_(exponent * math.log(10) / 2)
+        losses[exponent] = sum(_training_loss(model, network, batch, layers).item() for batch in batches)
+    network.log_rate.fill_(min(losses, key=losses.get) * math.log(10) / 2)
 
 
 def _training_loss(model: Model, network: Network, records: Sequence[Record], layers: Sequence[int]) -> Tensor:

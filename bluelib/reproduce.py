@@ -16,11 +16,19 @@ NOTEBOOK = "05_sequential_editing.ipynb"
 
 
 def reproduce(
-    model: str, dataset: str, *, edits: int, batch_size: int, editors: Sequence[str] = EDITORS, seed: int = 0
+    model: str,
+    dataset: str,
+    *,
+    edits: int,
+    batch_size: int,
+    editors: Sequence[str] = EDITORS,
+    seed: int = 0,
+    name: str = "main",
 ) -> list[Path]:
     """Run ``notebooks/05_sequential_editing.ipynb`` for the editors on ``model``; write table and figure.
 
-    Executed notebooks go to ``results/raw``, cells' numbers to ``results``, table and figure to ``figures``.
+    Executed notebooks go to ``results/raw``, cells' numbers to ``results``, table and figure to ``figures`` under names
+    that begin with ``name``.
 
     Returns:
         The files of the table and the figure.
@@ -45,7 +53,7 @@ def reproduce(
         cells.append(json.loads(path.read_text(encoding="utf-8")))
         scores = ", ".join(f"{metric} {s['mean']:.1f}" for metric, s in cells[-1]["after"].items())
         print(f"{model} {dataset} {editor}: {scores}", flush=True)
-    stem = project_path("figures", f"main_{plain(model)}_{dataset}")
+    stem = project_path("figures", f"{name}_{plain(model)}_{dataset}")
     frame = write_table(cells, stem)
     save(plot_methods(frame), stem)
     return [stem.with_suffix(suffix) for suffix in (".csv", ".md", ".png", ".svg")]

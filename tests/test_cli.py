@@ -8,7 +8,7 @@ import pytest
 
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.cli import main
-from bluelib.configs import model_configs
+from bluelib.editors import EDITORS
 from bluelib.experiment import check_parameters, summary
 from bluelib.pocket.datasets import write_datasets
 
@@ -64,7 +64,7 @@ def test_an_edit_is_saved_and_applied_again(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("editor", model_configs()["pocket-llama"]["editors"])
+@pytest.mark.parametrize("editor", EDITORS)
 def test_every_editor_edits_a_pocket_model(editor, capsys):
     assert main(["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor", editor, "--edits", "4",
                  "--batch-size", "2", "--json"]) == 0  # fmt: skip

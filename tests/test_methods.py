@@ -65,7 +65,7 @@ def test_an_untrained_mend_network_makes_a_gradient_step():
     network = Network(6, 4, layers=2, rank=3)
     network.scale[1] = torch.tensor([2.0, 0.5])
     keys, gradients = torch.randn(5, 6), torch.randn(5, 4)
-    expected = -0.01 * (gradients / 0.5).T @ (keys / 2.0)
+    expected = -(gradients / 0.5).T @ (keys / 2.0)
     torch.testing.assert_close(network.update(1, keys, gradients), expected)
 
 

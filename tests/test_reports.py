@@ -89,7 +89,7 @@ def test_every_pocket_model_has_a_configuration():
     configs = model_configs()
     assert pocket_models() and set(pocket_models()) <= set(RECIPES)
     for name in pocket_models():
-        assert set(configs[name]["editors"]) >= {"memit", "memit_blue", "alphaedit", "alphaedit_blue"}
+        assert set(configs[name]["editors"]) == set(EDITORS)
 
 
 #: (our setting, the table's column) of each method's own settings.

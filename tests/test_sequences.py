@@ -136,7 +136,7 @@ def test_a_killed_process_continues_to_the_same_bits(tmp_path, monkeypatch):
 
     def command(name):
         return [sys.executable, "-m", "bluelib.cli", "edit", "--model", "pocket-llama", "--dataset", "pocket-zsre",
-                "--editor", "alphaedit_blue", "--edits", "14", "--batch-size", "2", "--no-generate", "--json",
+                "--editor", "memit_history_blue", "--edits", "14", "--batch-size", "2", "--no-generate", "--json",
                 "--checkpoint", str(tmp_path / name), "--save-delta", str(tmp_path / f"{name}.safetensors")]  # fmt: skip
 
     def batches():
