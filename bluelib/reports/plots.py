@@ -69,9 +69,10 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
     metrics = [metric for metric in METRICS if metric in set(frame.metric)]
     first = frame.iloc[0]
     with style():
-        width = max(2.5, 0.9 + 0.32 * frame.method.nunique())
-        figure, axes = plt.subplots(1, len(metrics), figsize=(width * len(metrics), 3.6), layout="constrained")
-        for axis, metric in zip(axes, metrics, strict=True):
+        n, many = len(metrics), frame.method.nunique() > 6  # many methods: one panel below the other
+        shape, size = ((n, 1), (7.5, 1.6 * n + 1.5)) if many else ((1, n), (2.5 * n, 3.6))
+        figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", sharex=many, squeeze=False)
+        for axis, metric in zip(axes.flat, metrics, strict=True):
             rows = frame[frame.metric == metric].set_index("method")
             methods = sorted(rows.index, key=list(COLOURS).index)
             rows = rows.loc[methods]
