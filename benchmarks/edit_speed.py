@@ -91,10 +91,8 @@ def measure(model: Model, editor: Editor, batch_size: int, plain_requests: int, 
     """The rows of one model and batch size: targets at the first and last critical layer, and whole edits."""
     records = load_dataset("pocket-counterfact", split="tune", limit=batch_size)
     requests = [record.request for record in records]
-    sample = [
-        requests[i * len(requests) // min(plain_requests, len(requests))]
-        for i in range(min(plain_requests, len(requests)))
-    ]
+    count = min(plain_requests, len(requests))
+    sample = [requests[i * len(requests) // count] for i in range(count)]
     prefixes = context_prefixes(model)
     options = replace(editor.targets, early_stop=0.0)
     rows = []
@@ -178,6 +176,13 @@ def markdown(rows: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
+def write(path: Path, model: Model, rows: Sequence[dict], batches: Sequence[dict]) -> None:
+    machine = {k: v for k, v in provenance(model, []).items() if k in ("device", "threads", "versions", "git_commit")}
+    with atomic_file(path) as temporary:
+        content = {"rows": rows, "batches": batches, "provenance": machine}
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["pocket-gpt2", "pocket-gptj", "pocket-llama"])
@@ -197,17 +202,12 @@ def main() -> None:
         history = get_editor("memit_history", model, mom2_update_weight=editor.solver.weight)
         for method in (editor, history, get_editor("alphaedit", model)):
             batches += cost_of_batches(model, method, 10, 6)
+        if arguments.output:  # after each model, so that an interrupted run keeps what it has
+            write(arguments.output, model, rows, batches)
     print("\n" + markdown(rows) + "\n\nSeconds of consecutive batches of 10 edits:\n")
     for name, editor_name in dict.fromkeys((b["model"], b["editor"]) for b in batches):
         seconds = [f"{b['seconds']:.2f}" for b in batches if (b["model"], b["editor"]) == (name, editor_name)]
         print(f"{name:14} {editor_name:16} {' '.join(seconds)}")
-    if arguments.output:
-        machine = {
-            k: v for k, v in provenance(model, []).items() if k in ("device", "threads", "versions", "git_commit")
-        }
-        content = {"rows": rows, "batches": batches, "provenance": machine}
-        with atomic_file(arguments.output) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -84,16 +84,21 @@ class Checkpoint:
         weights = {int(layer): w for layer, w in latest.items()}
         return Progress(weights, random_state, keys, batches, manifest["seconds"])
 
-    def save(self, progress: Progress) -> None:
-        """Record where the run stands; of ``progress.keys`` only the last batch's, as the others are on disk."""
-        n = len(progress.batches)
+    def save(
+        self,
+        weights: Mapping[int, Tensor],
+        random_state: Tensor,
+        keys: Mapping[int, Tensor],
+        batches: list[dict[str, float]],
+        seconds: dict[str, float],
+    ) -> None:
+        """Record where the run stands after a batch; ``keys`` are that batch's, as the others are on disk."""
+        n = len(batches)
         self.files = {name: digest for name, digest in self.files.items() if name.startswith("keys-")}
-        weights = {str(layer): w.contiguous().cpu() for layer, w in progress.weights.items()}
-        self._write(_weights_name(n), {**weights, "random_state": progress.random_state})
-        if progress.keys and progress.keys[-1]:
-            self._write(_keys_name(n), {str(layer): k.contiguous().cpu() for layer, k in progress.keys[-1].items()})
-        manifest = {"identity": self.identity, "batches": progress.batches, "seconds": progress.seconds,
-                    "files": self.files}  # fmt: skip
+        self._write(_weights_name(n), {**_by_name(weights), "random_state": random_state})
+        if keys:
+            self._write(_keys_name(n), _by_name(keys))
+        manifest = {"identity": self.identity, "batches": batches, "seconds": seconds, "files": self.files}
         with atomic_file(self.folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for pattern in ("weights-*.safetensors", "keys-*.safetensors"):
@@ -112,6 +117,10 @@ class Checkpoint:
             state = "is missing" if not path.exists() else "is damaged: its SHA-256 is not the manifest's"
             raise CheckpointError(f"{path} {state}; delete {self.folder} to start again")
         return load_file(path)
+
+
+def _by_name(matrices: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    return {str(layer): matrix.contiguous().cpu() for layer, matrix in matrices.items()}
 
 
 def _weights_name(batches: int) -> str:

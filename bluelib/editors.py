@@ -32,7 +32,7 @@ from .timing import Timer
 
 
 @dataclass(frozen=True)
-class Editor:
+class Editor(Method):
     """A locate-then-edit method.
 
     Attributes:
@@ -73,6 +73,7 @@ class Editor:
         return EditState(context_prefixes(model), solvers, self.token_budget or default_token_budget(model))
 
     def inputs(self, model: Model, state: EditState) -> dict[str, Any]:
+        """The text of the second moments by its content, and what was chosen when the run began."""
         return {"corpus": corpus_hash(str(self.corpus)), "prefixes": state.prefixes, "token_budget": state.token_budget}
 
     def edit(self, model: Model, requests: Sequence[Request], state: EditState, timer: Timer) -> BatchResult:

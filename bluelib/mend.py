@@ -33,10 +33,10 @@ from tqdm.auto import tqdm
 
 from .data import Record
 from .files import atomic_file, file_hash
-from .finetuning import request_nll
-from .methods import BatchResult
+from .methods import BatchResult, Method
+from .metrics.scoring import next_token_log_probs, request_nll
 from .models import ASSETS, Model
-from .prompts import Request, encode_prompt, pad
+from .prompts import Request
 from .timing import Timer
 from .tracing import trace
 
@@ -78,7 +78,7 @@ class Network(nn.Module):
 
 
 @dataclass(frozen=True)
-class Mend:
+class Mend(Method):
     """MEND with a trained network.
 
     Attributes:
@@ -89,9 +89,9 @@ class Mend:
     name: str
     layers: tuple[int, ...]
     network: str | None = None
-    max_batch = None
 
     def path(self, model: Model) -> Path:
+        """The network's file for a model."""
         return Path(self.network) if self.network else ASSETS / "mend" / f"{model.name}.safetensors"
 
     def inputs(self, model: Model, state: Network) -> dict[str, str]:
@@ -131,12 +131,6 @@ class Mend:
             for layer, update in updates.items():
                 model.weight(layer).add_(update)
         return BatchResult(updates, steps=1, loss=loss)
-
-    def remember(self, state: Network, keys: Mapping[int, Tensor]) -> None:
-        """Nothing: MEND knows no earlier edits."""
-
-    def finish(self, model: Model, originals: Mapping[int, Tensor]) -> None:
-        """Nothing."""
 
 
 @torch.enable_grad()
@@ -239,22 +233,14 @@ def _training_loss(model: Model, network: Network, records: Sequence[Record], la
     told = [Request("{}", text, record.target_new) for record in records
             for text in (record.request.text, *record.paraphrases)]  # fmt: skip
     unrelated = [record.locality[0].prompt for record in records if record.locality]
-    before = _next_tokens(model, unrelated).detach() if unrelated else None
+    before = next_token_log_probs(model, unrelated).detach() if unrelated else None
     updates = {layer: network.update(position, *pairs[layer]) for position, layer in enumerate(layers)}
     with _edited(model, updates):
         edit_loss = request_nll(model, told).mean()
         if before is None:
             return EDIT_WEIGHT * edit_loss
-        after = _next_tokens(model, unrelated)
+        after = next_token_log_probs(model, unrelated)
     return EDIT_WEIGHT * edit_loss + nn.functional.kl_div(after, before, log_target=True, reduction="batchmean")
-
-
-def _next_tokens(model: Model, prompts: Sequence[str]) -> Tensor:
-    """Log-probabilities of the next token after each prompt, ``(n, vocabulary)``."""
-    inputs = pad([encode_prompt(model.tokenizer, text) for text in prompts], model.tokenizer.pad_token_id, model.device)
-    hidden = model.lm.base_model(**inputs, use_cache=False).last_hidden_state
-    last = inputs["attention_mask"].sum(1) - 1
-    return model.head(hidden[torch.arange(len(prompts), device=last.device), last]).float().log_softmax(-1)
 
 
 @contextmanager

@@ -36,6 +36,8 @@ class BatchResult:
 class Method(Protocol):
     """An editing method: it changes the value projections of ``layers``, in place.
 
+    One that keeps nothing from batch to batch inherits the rest from here.
+
     Attributes:
         name: for tables and provenance.
         layers: the layers it changes.
@@ -44,13 +46,14 @@ class Method(Protocol):
 
     name: str
     layers: tuple[int, ...]
-    max_batch: int | None
+    max_batch: int | None = None
 
     def prepare(self, model: Model) -> Any:
         """What does not depend on a batch; from the model before any edit."""
 
     def inputs(self, model: Model, state: Any) -> dict[str, Any]:
         """What its outcome depends on besides its settings, the model and the requests: for a checkpoint's identity."""
+        return {}
 
     def edit(self, model: Model, requests: Sequence[Request], state: Any, timer: Timer) -> BatchResult:
         """Edit one batch in place. ``state`` is not changed."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checkpoints import Checkpoint, Progress
+from .checkpoints import Checkpoint
 from .conflicts import Conflict, resolve
 from .data import Record
 from .deltas import save_delta
@@ -122,20 +122,18 @@ def edit_sequence(
         log.warning(
             "%d of %d edits conflict with an earlier one; %d are skipped", len(conflicts), len(records), len(skipped)
         )
-    checkpoint = None
     if checkpoint_dir is not None:
         model.check_unedited("checkpoints")
     model.edit_in_float32(editor.layers)
-    began = Timer()
-    with began("prepare"):
+    timer = Timer()
+    with timer("prepare"):
         state = editor.prepare(model)
-    done = None
+    checkpoint, done = None, None
     if checkpoint_dir is not None:
         identity = {**_identity(model, records, editor, state), "batch_size": batch_size, "seed": seed,
                     "on_conflict": on_conflict}  # fmt: skip
         checkpoint = Checkpoint(checkpoint_dir, identity)
         done = checkpoint.load()
-    timer = Timer(done.seconds if done else began.seconds)
     originals = _snapshot(model, editor.layers)
     groups = [[i for i in range(first, min(first + size, len(records))) if i not in skipped]
               for first in range(0, len(records), size)]  # fmt: skip
@@ -150,20 +148,26 @@ def edit_sequence(
                 editor.remember(state, {layer: k.to(model.device) for layer, k in keys.items()})
             _restore(model, done.weights)
             torch.set_rng_state(done.random_state)
+            for phase, seconds in done.seconds.items():
+                timer.seconds[phase] += seconds
         for group in groups[len(batches) :]:
             last = len(batches) + 1 == len(groups)
             before = _snapshot(model, editor.layers)
             try:
                 result = editor.edit(model, [records[i].request for i in group], state, timer)
-                with timer("finish" if last else "remember"):
-                    editor.finish(model, originals) if last else editor.remember(state, result.keys)
+                if last:
+                    with timer("finish"):
+                        editor.finish(model, originals)
+                else:
+                    with timer("remember"):
+                        editor.remember(state, result.keys)
             except BaseException:
                 _restore(model, before)
                 raise
             batches.append({"edits": len(group), "steps": round(result.steps, 3), "loss": round(result.loss, 5)})
             if checkpoint:
                 weights = {layer: model.weight(layer) for layer in editor.layers}
-                checkpoint.save(Progress(weights, torch.get_rng_state(), [result.keys], batches, timer.rounded()))
+                checkpoint.save(weights, torch.get_rng_state(), result.keys, batches, timer.rounded())
             if after_batch:
                 after_batch(len(batches) - 1, result)
             bar.update(len(group))

@@ -19,6 +19,7 @@ C is ill-conditioned.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -140,7 +141,7 @@ class NullSpace:
                 f"no eigenvalue of C is below {self.threshold}: its null space is empty; raise the threshold"
             )
         identity = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
-        return NullSpaceState(basis, Normal.of(self.l2 * identity, "L2·I + K̃_pK̃_pᵀ"))
+        return NullSpaceState(basis, Normal(math.sqrt(self.l2) * identity, "L2·I + K̃_pK̃_pᵀ"))
 
     def solve(self, state: NullSpaceState, keys: Tensor, residuals: Tensor) -> Tensor:
         return state.inside.solve(state.basis.T @ keys.double(), residuals.double()) @ state.basis.T

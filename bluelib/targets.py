@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import psutil
@@ -381,7 +382,18 @@ class _Reads:
         row, column, token, weight, owners = (torch.tensor(c, device=device) for c in zip(*entries, strict=True))
         return cls(row, column, token, weight, owners)
 
+    @cached_property
+    def essence(self) -> Tensor:
+        """The reads at essence prompts."""
+        return (self.token < 0).nonzero()[:, 0]
+
+    @cached_property
+    def target(self) -> Tensor:
+        """The reads of target tokens."""
+        return (self.token >= 0).nonzero()[:, 0]
+
     def keep(self, rows: Tensor) -> _Reads:
+        """The same for some of the rows, given in ascending order."""
         new_index = torch.full((int(self.row.max()) + 1,), -1, device=rows.device)
         new_index[rows] = torch.arange(len(rows), device=rows.device)
         row = new_index[self.row]
@@ -404,21 +416,19 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
 
     delta = torch.zeros_like(base, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=options.learning_rate)
-    u = len(prepared)
-    active = torch.ones(u, dtype=torch.bool, device=model.device)
-    steps, last_loss = torch.zeros(u, dtype=torch.long), torch.zeros(u)
+    active = torch.ones(len(prepared), dtype=torch.bool, device=model.device)
+    steps, last_loss = torch.zeros_like(active, dtype=torch.long), torch.zeros_like(norms[:, 0])
     original: Tensor | None = None
     for step in range(options.steps):
-        nll, kl = norms.new_zeros(u), norms.new_zeros(u)
+        nll, kl = torch.zeros_like(last_loss), torch.zeros_like(last_loss)
         views = []
         for suffix in suffixes:
             reads = suffix.reads
             final = suffix.run(blocks, delta)
             log_probs = model.head(model.norm(final[reads.row, reads.column])).float().log_softmax(-1)
-            essence = reads.token < 0
-            of_target = log_probs[~essence].gather(1, reads.token[~essence, None])[:, 0]
-            nll = nll.index_add(0, reads.owner[~essence], -of_target * reads.weight[~essence])
-            views.append((reads.owner[essence], log_probs[essence]))
+            of_target = log_probs[reads.target].gather(1, reads.token[reads.target, None])[:, 0]
+            nll = nll.index_add(0, reads.owner[reads.target], -of_target * reads.weight[reads.target])
+            views.append((reads.owner[reads.essence], log_probs[reads.essence]))
         if original is None:  # δ is zero: the model's own view of each subject
             original = torch.cat([view.detach() for _, view in views])[torch.cat([who for who, _ in views]).argsort()]
         for who, view in views:
@@ -427,8 +437,8 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
         loss = nll + options.kl_factor * kl + options.weight_decay * (length / norms**2).sum(1)
 
         _check_finite(loss, active, prepared, layer, step)
-        steps[active.cpu()] = step + 1
-        last_loss[active.cpu()] = loss.detach().cpu()[active.cpu()]
+        steps[active] = step + 1
+        last_loss[active] = loss.detach()[active]
         finished = active & (loss.detach() < options.early_stop)
         active = active & ~finished
         if step == options.steps - 1 or not active.any():
@@ -445,7 +455,7 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
             left = [(suffix, active[suffix.owner].nonzero()[:, 0]) for suffix in suffixes]
             suffixes = [suffix.keep(rows) for suffix, rows in left if len(rows)]
     target = base + delta.detach()
-    return Targets(target[:, 0].T, base[:, 0].T, steps, last_loss)
+    return Targets(target[:, 0].T, base[:, 0].T, steps.cpu(), last_loss.cpu())
 
 
 #: What a group of its own costs more, in tokens run: on a CPU, on a GPU.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 
 class Timer:
-    """Adds up wall-clock seconds by phase: ``with timer("targets"): …``; goes on from ``seconds``."""
+    """Adds up wall-clock seconds by phase: ``with timer("targets"): …``."""
 
-    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
-        self.seconds: dict[str, float] = defaultdict(float, seconds or {})
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:

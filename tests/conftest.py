@@ -7,12 +7,27 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from bluelib.data import Record
+from bluelib.editors import Editor
 from bluelib.models import Model
 from bluelib.pocket.pretrain import pocket_config
 from bluelib.pocket.tokenizer import build_tokenizer
+from bluelib.residuals import DISTRIBUTED
 from bluelib.sequence import preserved
+from bluelib.solvers import Ridge
+from bluelib.targets import TargetOptions
 
 ARCHITECTURES = ("pocket-gpt2", "pocket-gptj", "pocket-llama")
+SUBJECTS = ["Ilvane Quillbrook", "Torrin Vantorre", "Zoë D'Astrelle", "Oskel Ashgrave", "Maribeth Okonmere"]
+RECORDS = [
+    Record(i, "counterfact", prompt, subject, new, "harp")
+    for i, (subject, new, prompt) in enumerate(
+        zip(SUBJECTS, ["tuba", "Swedish", "Rome", "kites", "East Timor"],
+            ["{} plays the", "The mother tongue of {} is", "{} was born in", "The product of {} is", "{} votes in"], strict=True)
+    )
+]  # fmt: skip
+PREFIXES = ("", "Peru is far. ")
+TARGETS = TargetOptions(steps=4, learning_rate=0.2)
 
 
 def random_model(name: str, seed: int = 0) -> Model:
@@ -40,3 +55,14 @@ def any_model(request) -> Iterator[Model]:
     model = _made(request.param)
     with preserved(model, range(model.n_layers)):
         yield model
+
+
+@pytest.fixture
+def small_world(tmp_path, monkeypatch):
+    """Statistics and contexts of the random models go to a folder of the test's own."""
+    monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path))
+    monkeypatch.setattr("bluelib.editors.context_prefixes", lambda model: PREFIXES)
+
+
+def editor(solver=None, residual=DISTRIBUTED, layers=(0, 1, 2)):
+    return Editor(layers, residual, solver or Ridge(50.0), targets=TARGETS, corpus="pocket", tokens=3000, name="test")

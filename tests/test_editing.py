@@ -8,38 +8,18 @@ import pytest
 import torch
 
 from bluelib import blue, edit_sequence, get_editor
-from bluelib.data import Record
-from bluelib.editors import EDITORS, Editor
+from bluelib.editors import EDITORS
 from bluelib.methods import describe
 from bluelib.models import weights_hash
 from bluelib.representations import subject_hidden, subject_keys
 from bluelib.residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT
 from bluelib.solvers import NullSpace, Ridge
 from bluelib.statistics import second_moments
-from bluelib.targets import TargetOptions
 from bluelib.timing import Timer
 
-SUBJECTS = ["Ilvane Quillbrook", "Torrin Vantorre", "Zoë D'Astrelle", "Oskel Ashgrave", "Maribeth Okonmere"]
-RECORDS = [
-    Record(i, "counterfact", prompt, subject, new, "harp")
-    for i, (subject, new, prompt) in enumerate(
-        zip(SUBJECTS, ["tuba", "Swedish", "Rome", "kites", "East Timor"],
-            ["{} plays the", "The mother tongue of {} is", "{} was born in", "The product of {} is", "{} votes in"], strict=True)
-    )
-]  # fmt: skip
-PREFIXES = ("", "Peru is far. ")
-TARGETS = TargetOptions(steps=4, learning_rate=0.2)
+from .conftest import PREFIXES, RECORDS, editor
 
-
-@pytest.fixture(autouse=True)
-def small_world(tmp_path, monkeypatch):
-    """Statistics and contexts of the random models go to a folder of the test's own."""
-    monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path))
-    monkeypatch.setattr("bluelib.editors.context_prefixes", lambda model: PREFIXES)
-
-
-def editor(solver=None, residual=DISTRIBUTED, layers=(0, 1, 2)):
-    return Editor(layers, residual, solver or Ridge(50.0), targets=TARGETS, corpus="pocket", tokens=3000, name="test")
+pytestmark = pytest.mark.usefixtures("small_world")
 
 
 @pytest.mark.parametrize("solver", [Ridge(50.0), NullSpace(0.05, 1.0)], ids=["ridge", "null space"])

@@ -11,14 +11,16 @@ from safetensors.torch import load_file
 from bluelib import edit_sequence
 from bluelib.constraints import Damp, Sparsify
 from bluelib.data import Probe
-from bluelib.finetuning import FineTuning, request_nll
+from bluelib.finetuning import FineTuning
 from bluelib.mend import Mend, Network, gradient_pairs, train
+from bluelib.metrics.scoring import request_nll, score_targets
 from bluelib.models import Model, weights_hash
 from bluelib.residuals import DIRECT
 from bluelib.solvers import Equality, Ridge
 
-from .conftest import ARCHITECTURES, random_model
-from .test_editing import RECORDS, editor, small_world  # noqa: F401
+from .conftest import ARCHITECTURES, RECORDS, editor, random_model
+
+pytestmark = pytest.mark.usefixtures("small_world")
 
 REQUESTS = [record.request for record in RECORDS]
 
@@ -38,8 +40,6 @@ def test_fine_tuning_lowers_the_loss_within_its_constraint(any_model):
 
 
 def test_request_nll_is_the_models_own(any_model):
-    from bluelib.metrics.scoring import score_targets
-
     scores = score_targets(any_model, [(r.text, r.target) for r in REQUESTS])
     expected = torch.tensor([-score.log_prob for score in scores])
     torch.testing.assert_close(request_nll(any_model, REQUESTS), expected, rtol=1e-4, atol=1e-5)

@@ -24,8 +24,9 @@ from bluelib.residuals import DIRECT
 from bluelib.sequence import preserved
 from bluelib.solvers import NullSpace, Ridge
 
-from .conftest import ARCHITECTURES, random_model
-from .test_editing import RECORDS, editor, small_world  # noqa: F401
+from .conftest import ARCHITECTURES, RECORDS, editor, random_model
+
+pytestmark = pytest.mark.usefixtures("small_world")
 
 HISTORY = Ridge(0.5, remembers=True)
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..models import Model
-from ..prompts import by_length, encode_prompt, encode_target, pad
+from ..prompts import Request, by_length, encode_prompt, encode_target, pad
 
 TOKEN_BUDGET = 8192
 
@@ -51,8 +52,6 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
 
     scores: list[TargetScore | None] = [None] * len(pairs)
     for batch in by_length([len(s) for s in sequences], TOKEN_BUDGET):
-        inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
-        hidden = model.lm.base_model(**inputs, use_cache=False).last_hidden_state
         reads = [
             (row, index, len(prompts[pairs[index][0]]) - 1 + j, token)
             for row, i in enumerate(batch)
@@ -60,7 +59,7 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
             for j, token in enumerate(targets[pairs[index][1]])
         ]
         rows, owners, columns, tokens = (list(column) for column in zip(*reads, strict=True))
-        logits = model.head(hidden[rows, columns]).float()
+        logits = _logits(model, [sequences[i] for i in batch], rows, columns)
         wanted = torch.tensor(tokens, device=logits.device)[:, None]
         log_probs = logits.log_softmax(-1).gather(1, wanted)[:, 0].tolist()
         hits = (logits.argmax(-1, keepdim=True) == wanted)[:, 0].tolist()
@@ -74,9 +73,39 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
     return scores
 
 
+def request_nll(model: Model, requests: Sequence[Request]) -> Tensor:
+    """Mean negative log-likelihood of each request's target tokens after its bare prompt, ``(u,)``, differentiable."""
+    prompts = [encode_prompt(model.tokenizer, request.text) for request in requests]
+    targets = [encode_target(model.tokenizer, request.target) for request in requests]
+    reads = [
+        (row, len(prompt) - 1 + j, token)
+        for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True))
+        for j, token in enumerate(target)
+    ]
+    rows, columns, tokens = (list(column) for column in zip(*reads, strict=True))
+    logits = _logits(model, [p + t[:-1] for p, t in zip(prompts, targets, strict=True)], rows, columns)
+    wanted = torch.tensor(tokens, device=logits.device)[:, None]
+    log_probs = logits.log_softmax(-1).gather(1, wanted)[:, 0]
+    owners = torch.tensor(rows, device=logits.device)
+    lengths = torch.tensor([len(target) for target in targets], device=logits.device)
+    return log_probs.new_zeros(len(requests)).index_add(0, owners, -log_probs / lengths[owners])
+
+
+def next_token_log_probs(model: Model, prompts: Sequence[str]) -> Tensor:
+    """Log-probabilities of the next token after each prompt, ``(n, vocabulary)``, differentiable."""
+    sequences = [encode_prompt(model.tokenizer, text) for text in prompts]
+    return _logits(model, sequences, range(len(sequences)), [len(s) - 1 for s in sequences]).log_softmax(-1)
+
+
 @torch.no_grad()
 def top_tokens(model: Model, prompt: str, k: int = 5) -> list[tuple[str, float]]:
     """The ``k`` most probable next tokens after a prompt, with their probabilities."""
-    inputs = pad([encode_prompt(model.tokenizer, prompt)], model.tokenizer.pad_token_id, model.device)
-    probabilities, tokens = model.lm(**inputs).logits[0, -1].float().softmax(-1).topk(k)
+    probabilities, tokens = next_token_log_probs(model, [prompt])[0].exp().topk(k)
     return [(model.tokenizer.decode([t]), p) for t, p in zip(tokens.tolist(), probabilities.tolist(), strict=True)]
+
+
+def _logits(model: Model, sequences: Sequence[Sequence[int]], rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+    """Logits at the places that are read, ``(n, vocabulary)`` float32, and nowhere else."""
+    inputs = pad(sequences, model.tokenizer.pad_token_id, model.device)
+    hidden = model.lm.base_model(**inputs, use_cache=False).last_hidden_state
+    return model.head(hidden[list(rows), list(columns)]).float()

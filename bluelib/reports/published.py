@@ -18,16 +18,12 @@ _COUNTERPART = {
     "pocket-llama": "Llama3-8B-Instruct",
     **dict(zip(PAPER_MODELS, ("GPT2-XL", "GPT-J-6B", "Llama3-8B-Instruct"), strict=True)),
 }
+_WITH_BLUE = {"memit": "MEMIT", "memit_history": "MEMIT (history)", "prune": "PRUNE", "rect": "RECT",
+              "alphaedit": "AlphaEdit", "pmet": "PMET"}  # fmt: skip
 #: By an editor's name, the method's name in tables, in their order.
-METHOD = {
-    "pre-edited": "pre-edited",
-    "ft": "FT",
-    "mend": "MEND",
-    "rome": "ROME",
+METHOD = {"pre-edited": "pre-edited", "ft": "FT", "mend": "MEND", "rome": "ROME"} | {
+    f"{editor}{suffix}": f"{name}{suffix.upper()}" for editor, name in _WITH_BLUE.items() for suffix in ("", "_blue")
 }
-for _plain, _name in {"memit": "MEMIT", "memit_history": "MEMIT (history)", "prune": "PRUNE", "rect": "RECT",
-                      "alphaedit": "AlphaEdit", "pmet": "PMET"}.items():  # fmt: skip
-    METHOD |= {_plain: _name, f"{_plain}_blue": f"{_name}_BLUE"}
 
 
 def counterpart(model: str) -> str:
