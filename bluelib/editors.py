@@ -25,7 +25,7 @@ from .models import Model
 from .prompts import Request
 from .representations import subject_hidden, subject_keys
 from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT, Residual
-from .solvers import Equality, NullSpace, Ridge, Solver
+from .solvers import Equality, NullSpace, Ridge, Solver, on_device
 from .statistics import TOKENS, corpus_hash, second_moments
 from .targets import TargetOptions, Targets, default_token_budget, optimise_targets
 from .timing import Timer
@@ -69,7 +69,9 @@ class Editor(Method):
             raise ValueError(f"{self.name} names no corpus for the second moments of {model.name}; "
                              "pass corpus='path/to/text.txt', or set it in the model's configuration")  # fmt: skip
         moments = second_moments(model, layers, corpus=self.corpus, tokens=self.tokens)
-        solvers = {layer: self.solver.prepare(moments[layer].matrix.to(model.device)) for layer in layers}
+        solvers = {
+            layer: on_device(self.solver.prepare(moments[layer].matrix.to(model.device)), "cpu") for layer in layers
+        }
         return EditState(context_prefixes(model), solvers, self.token_budget or default_token_budget(model))
 
     def inputs(self, model: Model, state: EditState) -> dict[str, Any]:
@@ -95,7 +97,7 @@ class Editor(Method):
             with timer("solve"):
                 weight = model.weight(layer)
                 residuals = missing / self.residual.divisor(len(layers) - position)
-                update = self.solver.solve(state.solvers[layer], keys[layer], residuals)
+                update = self.solver.solve(on_device(state.solvers[layer], model.device), keys[layer], residuals)
                 updates[layer] = self.constraint.batch(update.float(), weight.float())
                 weight.add_(updates[layer].to(weight.dtype))
         return BatchResult(
@@ -109,7 +111,8 @@ class Editor(Method):
     def remember(self, state: EditState, keys: Mapping[int, Tensor]) -> None:
         """Advance each layer's solver past a batch with these keys."""
         for layer, k in keys.items():
-            state.solvers[layer] = self.solver.remember(state.solvers[layer], k)
+            advanced = self.solver.remember(on_device(state.solvers[layer], k.device), k)
+            state.solvers[layer] = on_device(advanced, "cpu")
 
     def finish(self, model: Model, originals: Mapping[int, Tensor]) -> None:
         """Apply the constraint to the sum of all updates, if it has anything to say about it."""
@@ -123,8 +126,8 @@ class Editor(Method):
 
 @dataclass
 class EditState:
-    """What an editor carries from batch to batch: the model's context prefixes, each layer's solver state, and the
-    tokens of a micro-batch, which decide how sums are rounded."""
+    """What an editor carries from batch to batch: the model's context prefixes, each layer's solver state, kept in the
+    host's memory, and the tokens of a micro-batch, which decide how sums are rounded."""
 
     prefixes: tuple[str, ...]
     solvers: dict[int, Any] = field(repr=False)

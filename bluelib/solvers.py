@@ -20,7 +20,7 @@ C is ill-conditioned.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -177,6 +177,19 @@ class Equality:
 
     def remember(self, state: Tensor, keys: Tensor) -> Tensor:
         return state
+
+
+def on_device(state: Any, device: torch.device | str) -> Any:
+    """A solver's state with its tensors on ``device``.
+
+    Factors are large: 1.6 GB each at d_mlp = 14,336. Editors keep them in the host's memory and bring one to the GPU
+    when its layer's turn comes, so that the GPU's memory does not grow with the number of layers.
+    """
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if is_dataclass(state):
+        return replace(state, **{f.name: on_device(getattr(state, f.name), device) for f in fields(state)})
+    return state
 
 
 def null_space(second_moment: Tensor, threshold: float) -> Tensor:

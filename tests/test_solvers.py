@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bluelib.solvers import Equality, NullSpace, Ridge, SolverError, null_space
+from bluelib.solvers import Equality, NullSpace, Ridge, SolverError, null_space, on_device
 
 D_MODEL, D_MLP, U = 5, 12, 4
 
@@ -158,3 +158,15 @@ def test_what_cannot_be_solved_is_refused():
         Ridge(0)
     with pytest.raises(ValueError, match="must be positive"):
         NullSpace(0.02, -1)
+
+
+@pytest.mark.parametrize("solver", [Equality(), Ridge(1.0), NullSpace(1e-8, 0.1)])
+def test_a_state_moves_with_all_its_tensors(solver):
+    c, k, r = problem(rank=D_MLP if not isinstance(solver, NullSpace) else 6)
+    state = solver.prepare(c)
+    away = on_device(state, "meta")
+    tensors = [away] if isinstance(away, torch.Tensor) else [
+        getattr(away, "factor", None), getattr(away, "basis", None), getattr(getattr(away, "inside", None), "factor", None)
+    ]  # fmt: skip
+    assert {t.device.type for t in tensors if t is not None} == {"meta"}
+    torch.testing.assert_close(solver.solve(on_device(state, "cpu"), k, r), solver.solve(state, k, r))

@@ -1,0 +1,160 @@
+"""Which layers have to be updated: every pair, every single layer, all of them, each with direct residuals.
+
+The paper compares MEMIT's five distributed layers with BLUE's two boundary layers and leaves open whether it is the
+boundary that matters, the number of layers, or the direct residual. Here every choice edits the same records in the
+same batches, for several λ (MEMIT's ``mom2_update_weight``), since a choice that disturbs less may simply edit less:
+choices are compared at the same specificity.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .data import load_dataset
+from .editors import Editor, get_editor
+from .files import atomic_file, project_path
+from .metrics import evaluate
+from .models import Model
+from .provenance import provenance
+from .residuals import DIRECT
+from .sequence import edit_sequence, preserved
+from .solvers import Ridge
+from .uncertainty import bootstrap
+
+EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)
+DATASET = "pocket-counterfact"
+METRICS = ("efficacy", "generalization", "specificity")
+BLUE = "BLUE"
+
+
+def choices(model: Model) -> dict[str, tuple[str, Editor]]:
+    """By name, the family and the editor of each choice of layers.
+
+    MEMIT has its own settings; the others have those of MEMIT_BLUE, but for the layers.
+    """
+    memit, blue = get_editor("memit", model), get_editor("memit_blue", model)
+    direct = lambda layers: replace(blue, layers=tuple(layers), residual=DIRECT)  # noqa: E731
+    critical = memit.layers
+    found = {"MEMIT": ("MEMIT", memit), BLUE: ("BLUE: first and last layer", blue)}
+    for pair in combinations(critical, 2):
+        if pair != blue.layers:
+            found[f"layers {pair[0]} and {pair[1]}"] = ("another pair, direct", direct(pair))
+    for layer in critical:
+        found[f"layer {layer}"] = ("one layer, direct", direct([layer]))
+    found["all layers"] = ("all layers, direct", direct(critical))
+    return found
+
+
+def run_ablation(
+    model: Model, *, edits: int = EDITS, batch_size: int = BATCH_SIZE, weights: Sequence[float] = WEIGHTS
+) -> Path:
+    """Run every choice at every λ and write ``results/ablation/<model>.json``; what is there already is kept.
+
+    A file of other settings, records or weights is begun anew. The model is left as it was.
+    """
+    records = load_dataset(DATASET, split="report", limit=edits)
+    origin = provenance(model, records)
+    identity = {
+        "model": model.name,
+        "dataset": DATASET,
+        "edits": edits,
+        "batch_size": batch_size,
+        "weights": list(weights),
+        **{key: origin[key] for key in ("model_revision", "records_hash")},
+    }
+    path = project_path("results", "ablation", f"{model.name}.json")
+    runs: list[dict[str, Any]] = []
+    if path.exists():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        runs = content["runs"] if content["identity"] == identity else []
+    done = {(run["choice"], run["mom2_update_weight"]) for run in runs}
+    for weight in weights:
+        for name, (family, editor) in choices(model).items():
+            if (name, weight) not in done:
+                runs.append({"choice": name, "family": family, **_run(model, records, editor, weight, batch_size)})
+                _write(path, identity, runs, origin)
+                means = (f"{metric} {sum(runs[-1][metric]) / edits:.1f}" for metric in METRICS)
+                print(f"{model.name} λ={weight} {name}: {', '.join(means)}", flush=True)
+    return path
+
+
+def _run(model: Model, records: Sequence, editor: Editor, weight: float, batch_size: int) -> dict[str, Any]:
+    method = replace(editor, solver=Ridge(weight))
+    with preserved(model, method.layers):
+        run = edit_sequence(model, records, method, batch_size=batch_size, progress=False)
+        scores = evaluate(model, records, generate=False)
+    seconds = sum(value for phase, value in run.seconds.items() if phase != "prepare")
+    return {
+        "layers": list(method.layers),
+        "mom2_update_weight": weight,
+        "seconds_per_edit": round(seconds / len(records), 4),
+        **{metric: [round(value, 2) for value in scores.values(metric)] for metric in METRICS},
+    }
+
+
+def _write(path: Path, identity: dict[str, Any], runs: list[dict[str, Any]], origin: dict[str, Any]) -> None:
+    lines = ",\n".join("  " + json.dumps(run) for run in runs)
+    with atomic_file(path) as temporary:
+        temporary.write_text(
+            f'{{\n "identity": {json.dumps(identity)},\n "provenance": {json.dumps(origin)},\n "runs": [\n{lines}\n ]\n}}\n',
+            encoding="utf-8",
+        )
+
+
+def load_ablation(model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The runs of a model, one row each, and their provenance.
+
+    Besides what is in the file, each metric's mean over records, ``success`` (per record the mean of efficacy and
+    generalization) and its mean ``mean_success``.
+
+    Raises:
+        FileNotFoundError: if the model has no ablation yet; the message says how to make it.
+    """
+    path = project_path("results", "ablation", f"{model}.json")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; make it with: blue ablation --model {model}")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    frame = pd.DataFrame(content["runs"])
+    frame["success"] = [
+        [(e + g) / 2 for e, g in zip(*pair, strict=True)]
+        for pair in zip(frame.efficacy, frame.generalization, strict=True)
+    ]
+    for metric in (*METRICS, "success"):
+        frame[f"mean_{metric}"] = [sum(values) / len(values) for values in frame[metric]]
+    return frame, content["provenance"]
+
+
+def at_equal_specificity(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+    """Each choice at the λ of its largest success among those that reach BLUE's specificity, and its distance to BLUE.
+
+    BLUE's λ is that of its own largest success; the goal is its specificity there, less half a point. A choice that
+    never reaches the goal is taken at its largest specificity, and ``reached`` is false.
+
+    Returns:
+        One row per choice with means and λ; per choice the paired difference of success to BLUE's over records, in
+        points, with its 95 % bootstrap interval; and the goal.
+    """
+    blue = runs[runs.choice == BLUE]
+    blue = blue.loc[blue.mean_success.idxmax()]
+    goal = blue.mean_specificity - 0.5
+    best, differences = [], []
+    for name, group in runs.groupby("choice", sort=False):
+        reaching = group[group.mean_specificity >= goal]
+        chosen = (
+            reaching.loc[reaching.mean_success.idxmax()]
+            if len(reaching)
+            else group.loc[group.mean_specificity.idxmax()]
+        )
+        row = {column: chosen[column] for column in ("family", "mom2_update_weight", "seconds_per_edit")}
+        row |= {metric: chosen[f"mean_{metric}"] for metric in (*METRICS, "success")}
+        best.append({"choice": name, **row, "reached": bool(len(reaching))})
+        gaps = [a - b for a, b in zip(chosen.success, blue.success, strict=True)]
+        differences.append({"choice": name, **bootstrap(gaps)._asdict()})
+    return pd.DataFrame(best), pd.DataFrame(differences), float(goal)

@@ -1,0 +1,301 @@
+"""The measurements behind BLUE: direct and distributed residuals, the weight-shift error, and what either edits.
+
+A :class:`Study` holds, for some requests and layers of one model as it stands, the target optimised at each layer
+itself and the layer's keys. The targets of one request do not depend on the others, so every batch of the requests can
+be looked at from one study. Distributed residuals are R^L / (L − l + 1), with L the last layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .contexts import context_prefixes
+from .data import Record
+from .editors import Editor, EditState
+from .methods import Method
+from .metrics import Scores, evaluate
+from .metrics.scoring import request_nll
+from .models import Model
+from .prompts import Request, locate
+from .representations import subject_hidden, subject_keys
+from .residuals import DIRECT
+from .sequence import edit_sequence, preserved
+from .solvers import Solver
+from .targets import Targets, optimise_targets
+from .theory import bounds, error_terms, gain, least_error_divisor, spectral_norm, weight_shift
+from .timing import Timer
+from .tracing import trace
+
+
+@dataclass(frozen=True)
+class Study:
+    """Targets and keys of u requests at each of ``layers`` (consecutive, ascending), none of them updated.
+
+    Attributes:
+        targets: by layer, optimised there.
+        keys: by layer, K ``(d_mlp, u)``.
+    """
+
+    layers: tuple[int, ...]
+    targets: Mapping[int, Targets]
+    keys: Mapping[int, Tensor]
+
+    def direct(self, layer: int) -> Tensor:
+        """R* of a layer, ``(d_model, u)``."""
+        return self.targets[layer].deltas
+
+    def distributed(self, layer: int) -> Tensor:
+        """R^L / (L − l + 1), ``(d_model, u)``."""
+        return self.direct(self.layers[-1]) / (self.layers[-1] - layer + 1)
+
+
+def study(model: Model, requests: Sequence[Request], layers: Sequence[int], editor: Editor) -> Study:
+    """Optimise the targets of ``requests`` at every one of ``layers`` by the editor's options, and measure their keys.
+
+    Raises:
+        ValueError: if the layers are not consecutive layers of the model.
+    """
+    layers = model.check_layers(layers)
+    if list(layers) != list(range(layers[0], layers[-1] + 1)):
+        raise ValueError(f"layers must be consecutive: {list(layers)}")
+    prefixes = context_prefixes(model)
+    return Study(
+        layers,
+        {layer: optimise_targets(model, requests, layer, prefixes, editor.targets) for layer in layers},
+        {layer: subject_keys(model, requests, layer, prefixes) for layer in layers},
+    )
+
+
+def compare_residuals(found: Study) -> pd.DataFrame:
+    """Per layer and request: the cosine of R* and R^L, ‖R* − R^L‖, and the lengths of both."""
+    last = found.direct(found.layers[-1])
+    rows = []
+    for layer in found.layers:
+        direct = found.direct(layer)
+        cosines = torch.nn.functional.cosine_similarity(direct, last, dim=0)
+        measures = zip(cosines, (direct - last).norm(dim=0), direct.norm(dim=0), last.norm(dim=0), strict=True)
+        for request, (cosine, deviation, length, last_length) in enumerate(measures):
+            rows.append({"layer": layer, "request": request, "cosine": cosine.item(), "deviation": deviation.item(),
+                         "direct_norm": length.item(), "last_norm": last_length.item()})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def contributions(model: Model, requests: Sequence[Request], found: Study) -> pd.DataFrame:
+    """The paper's contribution s = P(new | edited) − P(new | original) of either residual, per layer and request.
+
+    *Edited* is read as: with the residual added to the block's output at the subject's last token, weights untouched.
+    P is the geometric mean over the new object's tokens.
+    """
+    places = [locate(model.tokenizer, r.prompt, r.subject).subject_last for r in requests]
+    rows, columns = torch.arange(len(requests), device=model.device), torch.tensor(places, device=model.device)
+
+    def probabilities(layer: int, added: Tensor) -> Tensor:
+        def add(key: object, hidden: Tensor) -> Tensor:
+            hidden = hidden.clone()
+            hidden[rows, columns] += added.T.to(hidden.dtype)
+            return hidden
+
+        with trace(outputs={layer: model.blocks[layer]}, edit=add):
+            return (-request_nll(model, requests)).exp()
+
+    original = (-request_nll(model, requests)).exp()
+    frames = []
+    for layer in found.layers:
+        for kind, residual in (("distributed", found.distributed(layer)), ("direct", found.direct(layer))):
+            gains = (probabilities(layer, residual) - original).tolist()
+            frames.append(pd.DataFrame({"layer": layer, "residual": kind, "request": range(len(gains)),
+                                        "contribution": gains}))  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def steps_left(model: Model, requests: Sequence[Request], editor: Editor) -> pd.DataFrame:
+    """Optimisation steps each layer still needs after the earlier ones were updated with direct residuals.
+
+    A step is an update of δ: a request whose loss is under the threshold at once needs none. The model is left as it
+    was. Columns: layer, request, steps.
+    """
+    method = replace(editor, residual=DIRECT)
+    with preserved(model, method.layers):
+        result = method.edit(model, requests, method.prepare(model), Timer())
+    return pd.DataFrame(
+        [{"layer": layer, "request": i, "steps": steps - 1}
+         for layer, targets in result.targets.items() for i, steps in enumerate(targets.steps.tolist())]
+    )  # fmt: skip
+
+
+def single_layer_scores(
+    model: Model, records: Sequence[Record], found: Study, editor: Editor, *, generate: bool = True, seed: int = 0
+) -> pd.DataFrame:
+    """Edit one layer alone, all records in one batch, with its distributed and with its direct residual.
+
+    Both are those of the unedited model, in ``found``; at the last layer they are the same, and edited once. The model
+    is left as it was. Columns: layer, residual, metric, record, value.
+    """
+    method = replace(editor, layers=found.layers)
+    state = method.prepare(model)
+    frames = []
+    for layer in found.layers:
+        kinds = {"distributed": found.distributed(layer), "direct": found.direct(layer)}
+        scores: Scores | None = None
+        for kind, residual in kinds.items():
+            if scores is None or layer != found.layers[-1]:
+                with preserved(model, (layer,)):
+                    update = residual.double() @ gain(method.solver, state.solvers[layer], found.keys[layer])
+                    model.weight(layer).add_(update.to(model.weight(layer).dtype))
+                    scores = evaluate(model, records, generate=generate, seed=seed)
+            frames.append(scores_frame(scores).assign(layer=layer, residual=kind))
+    return pd.concat(frames, ignore_index=True)
+
+
+def scores_frame(scores: Scores) -> pd.DataFrame:
+    """Scores per record: columns metric, record, value."""
+    return pd.DataFrame(
+        [{"metric": metric, "record": i, "value": value}
+         for metric in scores.means for i, value in enumerate(scores.values(metric))]
+    )  # fmt: skip
+
+
+def weight_shifts(
+    found: Study, solver: Solver, states: Mapping[int, Any], batches: Sequence[Sequence[int]]
+) -> pd.DataFrame:
+    """The weight-shift error and its bounds at every pair of a layer l and a last layer L ≥ l, for each batch.
+
+    Args:
+        found: of a model as it stands.
+        solver, states: the solver and its state at each layer.
+        batches: indices of the study's requests.
+
+    Returns:
+        Per (batch, l, L) the columns of :func:`_row`.
+    """
+    rows = []
+    for number, batch in enumerate(batches):
+        index = list(batch)
+        for layer in found.layers:
+            keys = found.keys[layer][:, index]
+            q = gain(solver, states[layer], keys)
+            direct = found.direct(layer)[:, index]
+            for last in found.layers:
+                if last >= layer:
+                    measured = _row(direct, found.direct(last)[:, index], last - layer + 1, q)
+                    rows.append({"batch": number, "edits": len(index), "layer": layer, "last": last, **measured})
+    return pd.DataFrame(rows)
+
+
+def _row(direct: Tensor, last: Tensor, divisor: float, q: Tensor) -> dict[str, float]:
+    """One comparison: ``error`` ‖E‖₂, ``relative`` ‖E‖₂ / ‖R*Q‖₂, the bounds by name, the norms they are made of, the
+    terms of ‖E‖²_F, and ``best_share``, the share of R^L that would have been closest to R*."""
+    error = spectral_norm(weight_shift(direct, last, divisor, q))
+    return {
+        "distance": round(divisor) - 1,
+        "error": error,
+        "relative": error / spectral_norm(direct.double() @ q),
+        **bounds(direct, last, divisor, q),
+        "norm_q": spectral_norm(q),
+        "norm_direct": spectral_norm(direct),
+        "norm_last": spectral_norm(last),
+        "norm_deviation": spectral_norm(direct - last),
+        **asdict(error_terms(direct, last, divisor, q)),
+        "best_share": least_error_divisor(direct, last, q),
+    }
+
+
+def shifts_of_batch(
+    model: Model, requests: Sequence[Request], editor: Editor, state: EditState, layers: Sequence[int] | None = None
+) -> Iterator[tuple[dict[str, float], Tensor]]:
+    """Edit one batch as the editor does, and before each layer's update measure the error it makes there.
+
+    R^L is what is missing at L when the layer's turn comes, after the updates before it, and R* is optimised at the
+    layer in the same state. Yields the row and E for each of ``layers`` (default: all of the editor's, ascending); the
+    model ends edited. The editor's layers must be consecutive and its residual distributed evenly.
+    """
+    last = editor.layers[-1]
+    with preserved(model, editor.layers):
+        result = editor.edit(model, requests, state, Timer())
+    for layer in editor.layers:
+        weight = model.weight(layer)
+        if layers is None or layer in layers:
+            direct = optimise_targets(
+                model, requests, layer, state.prefixes, editor.targets, token_budget=state.token_budget
+            ).deltas
+            missing = result.targets[last].values - subject_hidden(model, requests, last)
+            q = gain(editor.solver, state.solvers[layer], subject_keys(model, requests, layer, state.prefixes))
+            divisor = last - layer + 1
+            error = weight_shift(direct, missing, divisor, q)
+            yield {"layer": layer, "last": last, "edits": len(requests), **_row(direct, missing, divisor, q)}, error
+        weight.add_(result.updates[layer].to(weight.dtype))
+    editor.remember(state, result.keys)
+
+
+def shifts_along_sequence(
+    model: Model, records: Sequence[Record], editor: Editor, batch_size: int, layers: Sequence[int]
+) -> pd.DataFrame:
+    """:func:`shifts_of_batch` for one batch after the other; the model is left as it was.
+
+    ``total`` is ‖Σ E‖₂ over the batches so far, the error that has gathered in the weights, and ``total_edits`` the
+    number of edits so far; ``norm_history`` is ‖K_pK_pᵀ‖₂ of the layer's keys of the batches before.
+    """
+    state = editor.prepare(model)
+    totals: dict[int, Tensor] = {}
+    earlier: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    rows = []
+    with preserved(model, editor.layers):
+        for number, first in enumerate(range(0, len(records), batch_size)):
+            requests = [record.request for record in records[first : first + batch_size]]
+            keys = {layer: subject_keys(model, requests, layer, state.prefixes) for layer in layers}
+            for row, error in shifts_of_batch(model, requests, editor, state, layers):
+                layer = int(row["layer"])
+                totals[layer] = totals.get(layer, 0) + error
+                history = spectral_norm(torch.cat(earlier[layer], 1)) ** 2 if earlier[layer] else 0.0
+                rows.append({"batch": number, "total_edits": first + len(requests), **row,
+                             "total": spectral_norm(totals[layer]), "norm_history": history})  # fmt: skip
+            for layer in layers:
+                earlier[layer].append(keys[layer])
+    return pd.DataFrame(rows)
+
+
+def scores_along_sequence(
+    model: Model, records: Sequence[Record], editor: Method, batch_size: int, at: Sequence[int]
+) -> pd.DataFrame:
+    """Edit in batches and evaluate all records edited so far after each number of batches in ``at``.
+
+    The model is left as it was. Columns: edits, metric, record, value.
+    """
+    frames = []
+
+    def evaluate_so_far(number: int, result: object) -> None:
+        if number + 1 in at:
+            done = min(len(records), (number + 1) * batch_size)
+            scores = evaluate(model, records[:done], generate=False)
+            frames.append(scores_frame(scores).assign(edits=done))
+
+    with preserved(model, editor.layers):
+        edit_sequence(model, records, editor, batch_size=batch_size, progress=False, after_batch=evaluate_so_far)
+    return pd.concat(frames, ignore_index=True)
+
+
+def scores_by_batch_size(model: Model, records: Sequence[Record], editor: Method, sizes: Sequence[int]) -> pd.DataFrame:
+    """Edit the first u records in one batch, for each u in ``sizes``, and evaluate them.
+
+    The model is left as it was. Columns: edits, metric, record, value.
+    """
+    frames = []
+    for size in sizes:
+        with preserved(model, editor.layers):
+            edit_sequence(model, records[:size], editor, batch_size=size, progress=False)
+            frames.append(scores_frame(evaluate(model, records[:size], generate=False)).assign(edits=size))
+    return pd.concat(frames, ignore_index=True)
+
+
+def batch_sizes(most: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50, … up to ``most``, which is the last."""
+    sizes = [digit * 10**power for power in range(int(math.log10(most)) + 1) for digit in (1, 2, 5)]
+    return [*(size for size in sizes if size < most), most]

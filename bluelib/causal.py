@@ -1,0 +1,222 @@
+"""Causal tracing: where in the model, and at which token, a fact is recalled (ROME, Meng et al. 2022, Section 2).
+
+A fact's prompt is run clean, then with noise on the embeddings of its subject, so that the model forgets the answer;
+then again with one clean state put back. The *indirect effect* of that state is the probability of the answer that it
+brings back: P(restored) − P(corrupted). The *total effect* is P(clean) − P(corrupted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .models import Model
+from .prompts import Request, encode_target, locate
+from .tracing import trace
+
+#: What is restored: a block's output, or the output of its MLP or its attention in a window of layers; and a block's
+#: output while the MLPs (or attention) after it keep their corrupted output at that token, which severs the path
+#: through them (MEMIT, Meng et al. 2023, Section 4.1).
+KINDS = ("hidden", "mlp", "attention", "hidden, MLPs severed", "hidden, attention severed")
+#: Where a token stands, in ROME's terms.
+ROLES = ("first subject", "middle subject", "last subject", "first after", "further after", "last")
+
+TOKEN_BUDGET = 8192
+
+
+@dataclass(frozen=True)
+class CausalTrace:
+    """The traces of one prompt of t tokens, in a model of n layers.
+
+    Attributes:
+        tokens: the prompt's tokens as text.
+        roles: each token's place, one of :data:`ROLES`, or ``before`` for those that come before the subject.
+        clean, corrupted: probability of the answer's first token; the latter is the mean over the noise samples.
+        correct: whether that token is the clean model's first choice.
+        effects: by kind, ``(t, n)``: the indirect effect, mean over the samples. NaN where a kind is not measured: it
+            is zero before the subject, where noise changes nothing, and severed paths are measured at its last token.
+    """
+
+    tokens: tuple[str, ...]
+    roles: tuple[str, ...]
+    clean: float
+    corrupted: float
+    correct: bool
+    effects: dict[str, Tensor]
+
+
+def noise_scale(model: Model) -> float:
+    """The standard deviation of the model's embedding matrix, over all entries; ROME's noise is three times this."""
+    return model.lm.get_input_embeddings().weight.float().std().item()
+
+
+@torch.no_grad()
+def causal_trace(
+    model: Model,
+    request: Request,
+    *,
+    noise: float = 3.0,
+    samples: int = 10,
+    window: int = 1,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+) -> CausalTrace:
+    """Trace one fact.
+
+    Args:
+        model: any model with an adapter; it is left as it was.
+        request: the fact: its ``target`` is the *true* object here.
+        noise: standard deviation of the noise in units of :func:`noise_scale`.
+        samples: noise samples; the same ones for every state that is restored.
+        window: for ``mlp`` and ``attention``, how many layers around the given one are restored together.
+        seed: of the noise.
+        kinds: what to restore, from :data:`KINDS`.
+
+    Raises:
+        ValueError: for an unknown kind, or no samples.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or samples < 1 or window < 1:
+        raise ValueError(f"kinds must be from {KINDS}, samples and window at least 1: {kinds}, {samples}, {window}")
+    place = locate(model.tokenizer, request.prompt, request.subject)
+    first = _subject_first(model, request)
+    answer = encode_target(model.tokenizer, request.target)[0]
+    t, n = len(place.ids), model.n_layers
+    parts = {("hidden", layer): model.blocks[layer] for layer in range(n)}
+    parts |= {(part, layer): model.part(layer, part) for part in ("mlp", "attention") for layer in range(n)}
+    embedding = model.lm.get_input_embeddings()
+    generator = torch.Generator().manual_seed(seed)
+    subject = slice(first, place.subject_last + 1)
+    shape = (samples, place.subject_last + 1 - first, embedding.weight.shape[1])
+    drawn = torch.randn(shape, generator=generator) * noise * noise_scale(model)
+    drawn = drawn.to(model.device, embedding.weight.dtype)
+    ids = torch.tensor([place.ids], device=model.device)
+
+    def probabilities(rows: int, edit=None, keys: Sequence = ()) -> Tensor:
+        modules = {"embedding": embedding, **{key: parts[key] for key in keys}} if edit else {}
+        with trace(outputs=modules, edit=edit):
+            hidden = model.lm.base_model(ids.expand(rows, -1), use_cache=False).last_hidden_state
+        return model.head(hidden[:, -1]).float().softmax(-1)
+
+    with trace(outputs=parts) as clean:
+        distribution = probabilities(1)[0]
+
+    def corrupt(key, hidden: Tensor) -> Tensor:
+        if key != "embedding":
+            return hidden
+        hidden = hidden.clone()
+        repeats = len(hidden) // samples
+        hidden[:, subject] += drawn.repeat(repeats, 1, 1)
+        return hidden
+
+    with trace(outputs=parts) as corrupted:
+        base = probabilities(samples, corrupt)[:, answer].mean().item()
+
+    states = [
+        _State(kind, token, layer, _restored(kind, layer, n, window), _severed(kind, layer, n))
+        for kind in kinds
+        for token in range(first, t)
+        if "severed" not in kind or token == place.subject_last
+        for layer in range(n)
+    ]
+    effects = {kind: torch.full((t, n), float("nan")) for kind in kinds}
+    for kind in kinds:
+        if "severed" not in kind:
+            effects[kind][:first] = 0.0
+    chunk = max(1, TOKEN_BUDGET // (t * samples))
+    for at in range(0, len(states), chunk):
+        group = states[at : at + chunk]
+        changes: dict[tuple[str, int], list[tuple[int, int, Tensor]]] = {}
+        for row, state in enumerate(group):
+            for keys, source in ((state.restored, clean), (state.severed, corrupted)):
+                for key in keys:
+                    changes.setdefault(key, []).append((row * samples, state.token, source[key][:, state.token]))
+
+        def put(key, hidden: Tensor, changes=changes) -> Tensor:
+            if key == "embedding":
+                return corrupt(key, hidden)
+            hidden = hidden.clone()
+            for row, token, value in changes[key]:
+                hidden[row : row + samples, token] = value
+            return hidden
+
+        found = probabilities(len(group) * samples, put, list(changes))[:, answer].view(len(group), samples).mean(1)
+        for state, value in zip(group, found.tolist(), strict=True):
+            effects[state.kind][state.token, state.layer] = value - base
+    text = tuple(model.tokenizer.decode([token]) for token in place.ids)
+    return CausalTrace(
+        text,
+        tuple(_role(i, first, place.subject_last, t) for i in range(t)),
+        distribution[answer].item(),
+        base,
+        int(distribution.argmax()) == answer,
+        effects,
+    )
+
+
+@dataclass(frozen=True)
+class _State:
+    """One state to put back: at a token, the outputs ``restored`` become clean and ``severed`` stay corrupted."""
+
+    kind: str
+    token: int
+    layer: int
+    restored: tuple[tuple[str, int], ...]
+    severed: tuple[tuple[str, int], ...]
+
+
+def _restored(kind: str, layer: int, n: int, window: int) -> tuple[tuple[str, int], ...]:
+    if kind.startswith("hidden"):
+        return (("hidden", layer),)
+    start = layer - (window - 1) // 2
+    return tuple((kind, i) for i in range(max(0, start), min(n, start + window)))
+
+
+def _severed(kind: str, layer: int, n: int) -> tuple[tuple[str, int], ...]:
+    part = {"hidden, MLPs severed": "mlp", "hidden, attention severed": "attention"}.get(kind)
+    return tuple((part, i) for i in range(layer + 1, n)) if part else ()
+
+
+def _subject_first(model: Model, request: Request) -> int:
+    """Index of the subject's first token."""
+    start = request.prompt.index("{}")
+    offsets = model.tokenizer(request.text, return_offsets_mapping=True)["offset_mapping"]
+    return next(i for i, (a, b) in enumerate(offsets) if b > start and b > a)
+
+
+def _role(index: int, first: int, last: int, length: int) -> str:
+    """The last token of a prompt is that, also where it is the only one after the subject or the subject's own."""
+    if index < first:
+        return "before"
+    if index <= last:
+        return "last subject" if index == last else "first subject" if index == first else "middle subject"
+    if index == length - 1:
+        return "last"
+    return "first after" if index == last + 1 else "further after"
+
+
+def effects_frame(traces: Sequence[CausalTrace]) -> pd.DataFrame:
+    """Indirect effects, one row per (kind, role, layer, prompt): the mean over the prompt's tokens of that role."""
+    rows = [
+        {"kind": kind, "role": role, "layer": layer, "prompt": i, "effect": effect[token, layer].item()}
+        for i, found in enumerate(traces)
+        for kind, effect in found.effects.items()
+        for token, role in enumerate(found.roles)
+        if role in ROLES
+        for layer in range(effect.shape[1])
+    ]
+    frame = pd.DataFrame(rows).dropna()
+    return frame.groupby(["kind", "role", "layer", "prompt"], sort=False, as_index=False).effect.mean()
+
+
+def layers_by_tracing(effects: pd.DataFrame, kind: str = "hidden", width: int = 5) -> list[int]:
+    """The ``width`` consecutive layers with the largest mean effect of ``kind`` at the subject's last token."""
+    chosen = effects[(effects.kind == kind) & (effects.role == "last subject")]
+    means = chosen.groupby("layer").effect.mean()
+    starts = [layer for layer in means.index if layer + width - 1 in means.index]
+    best = max(starts, key=lambda start: means.loc[start : start + width - 1].sum())
+    return list(range(best, best + width))

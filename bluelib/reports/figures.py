@@ -1,0 +1,343 @@
+"""Figures of the analysis notebooks: one column of panels per model, from the numbers that the notebooks write.
+
+Every function takes ``numbers``, a mapping of model name to the notebook's JSON content, so that a notebook draws its
+own model and :func:`bluelib.reproduce.analyse` all of them side by side by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..causal import ROLES
+from ..theory import BOUNDS
+from .plots import style
+from .published import counterpart, published
+
+Numbers = Mapping[str, Mapping[str, Any]]
+
+#: Okabe and Ito's palette.
+DISTRIBUTED, DIRECT, THIRD, FOURTH, FIFTH = "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7"
+RESIDUAL_COLOURS = {"distributed": DISTRIBUTED, "direct": DIRECT}
+EDITOR_COLOURS = {"memit": DISTRIBUTED, "memit_blue": DIRECT}
+EDITOR_NAMES = {"memit": "MEMIT", "memit_blue": "MEMIT_BLUE"}
+
+
+def table(numbers: Mapping[str, Any], name: str) -> pd.DataFrame:
+    """One of a notebook's tables as a frame."""
+    return pd.DataFrame(numbers[name])
+
+
+def _panels(numbers: Numbers, rows: int, height: float, width: float = 4.0, **how: Any) -> tuple[Figure, np.ndarray]:
+    """Rows of panels, a column per model; titles name the model and its scale."""
+    figure, axes = plt.subplots(
+        rows, len(numbers), figsize=(max(4.6, width * len(numbers)), height * rows), layout="constrained",
+        squeeze=False, **how,
+    )  # fmt: skip
+    for axis, (model, found) in zip(axes[0], numbers.items(), strict=True):
+        axis.set_title(f"{model} ({found['provenance']['scale']} scale)")
+    return figure, axes
+
+
+def _band(axis: Axes, frame: pd.DataFrame, x: str, label: str | None, **how: Any) -> None:
+    """A line with its 95 % interval."""
+    frame = frame.sort_values(x)
+    (line,) = axis.plot(frame[x], frame["mean"], label=label, **how)
+    axis.fill_between(frame[x], frame["low"], frame["high"], color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _integers(axis: Axes, values: Sequence[int]) -> None:
+    axis.set_xticks(sorted(set(values)))
+
+
+def causal_traces(numbers: Numbers) -> Figure:
+    """Mean indirect effects, token role × layer, of hidden states, MLP and attention outputs."""
+    kinds = ("hidden", "mlp", "attention")
+    with style():
+        figure, axes = _panels(numbers, len(kinds), 2.3)
+        for column, found in enumerate(numbers.values()):
+            effects = table(found, "effects")
+            for row, kind in enumerate(kinds):
+                grid = effects[effects.kind == kind].pivot(index="role", columns="layer", values="mean")
+                grid = grid.reindex([role for role in ROLES if role in grid.index])
+                axis = axes[row, column]
+                sns.heatmap(grid, ax=axis, cmap="cividis", vmin=min(0, grid.min().min()),
+                            cbar_kws={"label": "indirect effect"})  # fmt: skip
+                axis.set(xlabel="layer", ylabel={"mlp": "MLP"}.get(kind, kind) if column == 0 else "")
+                axis.tick_params(axis="y", rotation=0)
+                if column:
+                    axis.set_yticklabels([])
+        return figure
+
+
+def severed_paths(numbers: Numbers) -> Figure:
+    """Effect of the hidden state at the subject's last token, and what is left of it when later parts are severed."""
+    styles = {
+        "hidden": ("all paths", "black", "o"),
+        "hidden, MLPs severed": ("later MLPs severed", DISTRIBUTED, "s"),
+        "hidden, attention severed": ("later attention severed", DIRECT, "^"),
+    }
+    with style():
+        figure, axes = _panels(numbers, 1, 3.2, sharey=True)
+        for axis, found in zip(axes[0], numbers.values(), strict=True):
+            effects = table(found, "effects")
+            effects = effects[effects.role == "last subject"]
+            for kind, (label, colour, marker) in styles.items():
+                _band(axis, effects[effects.kind == kind], "layer", label, color=colour, marker=marker)
+            critical = found["layers"]["configured"]
+            axis.axvspan(critical[0] - 0.4, critical[-1] + 0.4, color="grey", alpha=0.15, linewidth=0,
+                         label="critical layers (configured)")  # fmt: skip
+            axis.set(xlabel="layer whose hidden state is restored")
+            _integers(axis, effects.layer)
+        axes[0, 0].set_ylabel("indirect effect")
+        axes[0, -1].legend(fontsize=8)
+        return figure
+
+
+def error_and_bounds(numbers: Numbers) -> Figure:
+    """The measured error against each bound, as a ratio, by layer: 1 means attained, below 1 never."""
+    names = {"residual": "‖R* − R^L/c‖‖Q‖", "shared": "shared", "tight": "tight", "paper": "paper (Theorem 4.1)"}
+    markers = dict(zip(BOUNDS, "o^sD", strict=True))
+    colours = dict(zip(BOUNDS, ("black", THIRD, DIRECT, DISTRIBUTED), strict=True))
+    with style():
+        figure, axes = _panels(numbers, 1, 3.4, sharey=True)
+        for axis, found in zip(axes[0], numbers.values(), strict=True):
+            ratios = table(found, "tightness")
+            for bound in BOUNDS:
+                rows = ratios[ratios.bound == bound].sort_values("distance")
+                axis.plot(rows.distance, rows["median"], color=colours[bound], marker=markers[bound],
+                          label=names[bound])  # fmt: skip
+                axis.fill_between(rows.distance, rows.least, rows.most, color=colours[bound], alpha=0.15, linewidth=0)
+            axis.axhline(1, color="grey", linestyle=":")
+            axis.set(yscale="log", xlabel="distribution distance L − l")
+            _integers(axis, ratios.distance)
+        axes[0, 0].set_ylabel("bound / measured error\n(median, range)")
+        axes[0, -1].legend(fontsize=8)
+        return figure
+
+
+def error_terms(numbers: Numbers) -> Figure:
+    """Shares of ‖E‖²: another residual, the division of it, and how much of both cancels."""
+    parts = {
+        "deviation": ("‖DQ‖²", DIRECT),
+        "division": ("‖(1 − 1/c) R^L Q‖²", DISTRIBUTED),
+        "cross": ("cross term", "#999999"),
+    }
+    with style():
+        figure, axes = _panels(numbers, 1, 3.4, sharey=True)
+        for axis, found in zip(axes[0], numbers.values(), strict=True):
+            terms = table(found, "terms").sort_values("distance")
+            for offset, (part, (label, colour)) in zip((-0.27, 0, 0.27), parts.items(), strict=True):
+                rows = terms[terms.term == part]
+                axis.bar(rows.distance + offset, rows["mean"], width=0.25, color=colour, label=label)
+                axis.errorbar(rows.distance + offset, rows["mean"],
+                              [rows["mean"] - rows["low"], rows["high"] - rows["mean"]],
+                              fmt="none", ecolor="black", capsize=2)  # fmt: skip
+            axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
+            axis.set(xlabel="distribution distance L − l")
+            _integers(axis, terms.distance)
+        axes[0, 0].set_ylabel("share of ‖E‖²")
+        axes[0, -1].legend(fontsize=8)
+        return figure
+
+
+def residual_comparison(numbers: Numbers) -> Figure:
+    """Contribution, cosine and deviation of the residuals, by layer."""
+    with style():
+        figure, axes = _panels(numbers, 3, 2.5, sharex="col")
+        for column, found in enumerate(numbers.values()):
+            contribution, compared = table(found, "contributions"), table(found, "compared")
+            for kind, colour in RESIDUAL_COLOURS.items():
+                _band(axes[0, column], contribution[contribution.residual == kind], "layer", kind, color=colour,
+                      marker="o" if kind == "direct" else "s")  # fmt: skip
+            axes[0, column].set(ylim=(-0.05, 1.05))
+            for row, measure in ((1, "cosine"), (2, "deviation")):
+                _band(axes[row, column], compared[compared.measure == measure], "layer", None, color=THIRD, marker="o")
+            axes[1, column].set(ylim=(0, 1.05))
+            axes[2, column].set(xlabel="layer", ylim=(0, None))
+            _integers(axes[2, column], compared.layer)
+        axes[0, 0].set_ylabel("contribution s")
+        axes[1, 0].set_ylabel("cosine of\nR* and R^L")
+        axes[2, 0].set_ylabel("‖R* − R^L‖\nper request")
+        axes[0, 0].legend(fontsize=8)
+        return figure
+
+
+def residual_picture(numbers: Numbers) -> Figure:
+    """Residuals of all critical layers in their two first principal components."""
+    with style():
+        figure, axes = _panels(numbers, 1, 3.8)
+        for axis, found in zip(axes[0], numbers.values(), strict=True):
+            points = table(found, "picture")
+            layers = sorted(points.layer.unique())
+            colours = dict(zip(layers, sns.color_palette("cividis", len(layers)), strict=True))
+            for layer in layers:
+                for kind, marker in (("direct", "o"), ("distributed", "x")):
+                    chosen = points[(points.layer == layer) & (points.residual == kind)]
+                    axis.scatter(chosen.x, chosen.y, color=[colours[layer]], marker=marker, s=18, linewidths=1,
+                                 label=f"{kind}, layer {layer}")  # fmt: skip
+            x, y = found["picture_variance"]
+            axis.set(xlabel=f"first component ({x:.0%} of the variance)", ylabel=f"second component ({y:.0%})")
+        axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+
+def steps_left(numbers: Numbers) -> Figure:
+    """Steps each critical layer still needs, ours and as published for the counterpart, by position."""
+    with style():
+        figure, axes = _panels(numbers, 1, 3.0, sharey=True)
+        for axis, (model, found) in zip(axes[0], numbers.items(), strict=True):
+            ours = table(found, "steps").sort_values("layer").reset_index(drop=True)
+            axis.bar(ours.index, ours["mean"], color=DIRECT, width=0.6, label="ours")
+            axis.errorbar(ours.index, ours["mean"], [ours["mean"] - ours["low"], ours["high"] - ours["mean"]],
+                          fmt="none", ecolor="black", capsize=3)  # fmt: skip
+            theirs = published("optimisation_steps")
+            theirs = theirs[theirs.model == counterpart(model)].reset_index(drop=True)
+            axis.plot(theirs.index, theirs.mean_steps, "D", color="black", markerfacecolor="white", markersize=6,
+                      label=f"published, {counterpart(model)}")  # fmt: skip
+            axis.set(xlabel="critical layer, first to last")
+            axis.set_xticks(range(max(len(ours), len(theirs))))
+            axis.set_xticklabels([str(i + 1) for i in range(max(len(ours), len(theirs)))])
+            axis.legend(fontsize=8)
+        axes[0, 0].set_ylabel("optimisation steps needed")
+        return figure
+
+
+def radar(numbers: Numbers) -> Figure:
+    """Single-layer editing by either residual: efficacy, generalization, specificity, one spoke per critical layer."""
+    metrics = ("efficacy", "generalization", "specificity")
+    with style():
+        figure = plt.figure(figsize=(2.9 * len(metrics), 3.0 * 2 * len(numbers)), layout="constrained")
+        rows = 2 * len(numbers)
+        for number, (model, found) in enumerate(numbers.items()):
+            ours = table(found, "single_layer")
+            theirs = published("single_layer_editing")
+            theirs = theirs[theirs.model == counterpart(model)].melt(
+                ["layer", "residual"], list(metrics), "metric", "mean"
+            )
+            sources = (
+                (f"{model} ({found['provenance']['scale']} scale)", ours),
+                (f"{counterpart(model)}, published", theirs),
+            )
+            for half, (title, frame) in enumerate(sources):
+                for column, metric in enumerate(metrics):
+                    axis = figure.add_subplot(rows, len(metrics), (2 * number + half) * len(metrics) + column + 1,
+                                              projection="polar")  # fmt: skip
+                    _spokes(axis, frame[frame.metric == metric])
+                    axis.set_title(f"{metric}\n{title}" if column == 1 else metric, fontsize=9)
+        handles, labels = axis.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        return figure
+
+
+def _spokes(axis: Axes, frame: pd.DataFrame) -> None:
+    layers = sorted(frame.layer.unique())
+    angles = np.linspace(0, 2 * np.pi, len(layers), endpoint=False)
+    for kind, colour in RESIDUAL_COLOURS.items():
+        values = frame[frame.residual == kind].set_index("layer").loc[layers, "mean"]
+        axis.plot([*angles, angles[0]], [*values, values.iloc[0]], color=colour, label=kind,
+                  linestyle="-" if kind == "direct" else "--")  # fmt: skip
+        axis.fill(angles, values, color=colour, alpha=0.12)
+    axis.set(xticks=angles, xticklabels=[f"layer {layer}" for layer in layers], ylim=(0, 100), yticks=(25, 50, 75, 100))
+    axis.tick_params(labelsize=7)
+
+
+def error_growth(numbers: Numbers) -> Figure:
+    """The relative error against distance, and the absolute one against batch size and number of edits."""
+    with style():
+        figure, axes = _panels(numbers, 3, 2.8)
+        for column, found in enumerate(numbers.values()):
+            distance, batch, sequence = (table(found, f"by_{name}") for name in ("distance", "batch", "sequence"))
+            _band(axes[0, column], distance, "distance", None, color=DIRECT, marker="o")
+            axes[0, column].set(xlabel="distribution distance L − l", ylim=(0, None))
+            _integers(axes[0, column], distance.distance)
+            for row, frame, x, name in ((1, batch, "edits", "batch"), (2, sequence, "total_edits", "sequence")):
+                axis = axes[row, column]
+                for (measure, colour, marker), label in zip(
+                    (("error", DIRECT, "o"), ("norm_q", DISTRIBUTED, "s")) if name == "batch"
+                    else (("total", DIRECT, "o"), ("error", THIRD, "^"), ("norm_q", DISTRIBUTED, "s")),
+                    ("‖E‖", "‖Q‖") if name == "batch" else ("‖Σ E‖ so far", "‖E‖ of one batch", "‖Q‖ of one batch"),
+                    strict=True,
+                ):  # fmt: skip
+                    rows = frame[frame.measure == measure]
+                    scale = rows.sort_values(x)["mean"].iloc[0]
+                    relative = rows.assign(**{k: rows[k] / scale for k in ("mean", "low", "high")})
+                    exponent = found["growth"][name].get(measure)
+                    text = f"{label} ∝ n^{exponent['mean']:.2f} [{exponent['low']:.2f}, {exponent['high']:.2f}]"
+                    _band(axis, relative, x, text, color=colour, marker=marker)
+                axis.set(xscale="log", yscale="log",
+                         xlabel="edits in one batch (n)" if name == "batch" else "edits made so far (n)")  # fmt: skip
+                axis.legend(fontsize=7)
+        axes[0, 0].set_ylabel("‖E‖ / ‖R*Q‖")
+        axes[1, 0].set_ylabel("relative to n = 1")
+        axes[2, 0].set_ylabel("relative to\nthe first batch")
+        return figure
+
+
+def score_growth(numbers: Numbers) -> Figure:
+    """Efficacy, generalization and specificity against batch size and length of the sequence."""
+    metrics = {"efficacy": "-", "generalization": "--", "specificity": ":"}
+    with style():
+        figure, axes = _panels(numbers, 2, 3.0, sharey=True)
+        for column, found in enumerate(numbers.values()):
+            for row, (name, label) in enumerate((("batch", "edits in one batch"), ("sequence", "edits made so far"))):
+                scores = table(found, f"scores_by_{name}")
+                for editor, colour in EDITOR_COLOURS.items():
+                    for metric, line in metrics.items():
+                        chosen = scores[(scores.editor == editor) & (scores.metric == metric)]
+                        _band(axes[row, column], chosen, "edits", f"{EDITOR_NAMES[editor]}, {metric}", color=colour,
+                              linestyle=line, marker="o", markersize=3)  # fmt: skip
+                axes[row, column].set(xscale="log", xlabel=label, ylim=(0, 102))
+        for axis in axes[:, 0]:
+            axis.set_ylabel("%")
+        axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+
+def pareto(numbers: Numbers) -> Figure:
+    """The ablation: efficacy and generalization against specificity as λ varies, one line per choice of layers."""
+    with style():
+        figure, axes = _panels(numbers, 2, 3.4, width=4.6)
+        for column, found in enumerate(numbers.values()):
+            scores = table(found, "ablation")
+            for row, metric in enumerate(("efficacy", "generalization")):
+                axis = axes[row, column]
+                for family, rows in scores.groupby("family", sort=False):
+                    colour, marker, alpha = _FAMILIES[family]
+                    for name, line in rows.groupby("choice", sort=False):
+                        line = line.sort_values("mom2_update_weight")
+                        axis.plot(line.specificity, line[metric], color=colour, marker=marker, markersize=4,
+                                  alpha=alpha, label=family if name == rows.choice.iloc[0] else None,
+                                  zorder=3 if alpha == 1 else 2)  # fmt: skip
+                axis.set(xlabel="specificity (%)", ylabel=f"{metric} (%)" if column == 0 else "")
+        axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+
+_FAMILIES: dict[str, tuple[str, str, float]] = {
+    "MEMIT": (DISTRIBUTED, "s", 1.0),
+    "BLUE: first and last layer": (DIRECT, "o", 1.0),
+    "another pair, direct": ("#56B4E9", "o", 0.45),
+    "one layer, direct": (THIRD, "^", 0.8),
+    "all layers, direct": (FOURTH, "D", 1.0),
+}
+
+#: By notebook, its figures: file name and the function that draws it.
+FIGURES: dict[str, dict[str, Callable[[Numbers], Figure]]] = {
+    "01_locate": {"01_causal_traces": causal_traces, "01_severed_paths": severed_paths},
+    "02_weight_shift_theory": {"02_bounds": error_and_bounds, "02_error_terms": error_terms},
+    "03_residuals": {
+        "03_residuals": residual_comparison,
+        "03_picture": residual_picture,
+        "03_steps_left": steps_left,
+        "03_single_layer": radar,
+    },
+    "04_error_growth": {"04_error_growth": error_growth, "04_score_growth": score_growth, "04_ablation": pareto},
+}

@@ -1,0 +1,163 @@
+"""The weight-shift error of residual distribution, exactly and in bounds (proofs: ``02_weight_shift_theory.ipynb``).
+
+A solver's update is linear in the residual: Δ = R Q, where the gain Q ``(u, d_mlp)`` depends on the keys alone. With a
+target optimised at the layer l itself the update would be R* Q; distribution makes it (R^L / c) Q, where R^L is what is
+missing at the last critical layer L and c the divisor (c = L − l + 1 in MEMIT, its square root in PMET). The error is
+
+    E = (R* − R^L / c) Q.
+
+With D = R* − R^L, and every norm the spectral one, for any c ≥ 1:
+
+    ‖E‖ ≤ ‖R* − R^L/c‖ ‖Q‖                             residual
+        ≤ (‖D‖ + (c − 1) ‖R*‖) / c · ‖Q‖               shared
+        ≤ (‖D‖ + (c − 1)/c · ‖R^L‖) ‖Q‖                tight
+        ≤ (‖D‖ + (c − 1) ‖R^L‖) ‖Q‖                    paper (Theorem 4.1, c − 1 = L − l)
+
+Shapes: R* (``direct``) and R^L (``last``) are ``(d_model, u)``; K is ``(d_mlp, u)``. Everything in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .solvers import Solver, on_device
+
+#: Names of the bounds, from the closest to the paper's.
+BOUNDS = ("residual", "shared", "tight", "paper")
+
+
+def gain(solver: Solver, state: Any, keys: Tensor) -> Tensor:
+    """Q ``(u, d_mlp)`` with Δ = R Q for every R: the solver's answer to R = I.
+
+    For MEMIT Q = Kᵀ(λC + KKᵀ)⁻¹, for AlphaEdit K̃ᵀ(L2·I + K̃_pK̃_pᵀ + K̃K̃ᵀ)⁻¹Uᵀ.
+
+    Args:
+        solver, state: a solver and what its ``prepare`` or ``remember`` returned.
+        keys: K.
+    """
+    identity = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device)
+    return solver.solve(on_device(state, keys.device), keys, identity)
+
+
+def weight_shift(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> Tensor:
+    """E = (R* − R^L / c) Q, ``(d_model, d_mlp)``: what distribution does to a layer's weights in error, exactly.
+
+    Raises:
+        ValueError: for a divisor below 1, or shapes that do not fit.
+    """
+    direct, last, gain = _checked(direct, last, divisor, gain)
+    return (direct - last / divisor) @ gain
+
+
+def bounds(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> dict[str, float]:
+    """Upper bounds on ‖E‖₂ by name, in the order of :data:`BOUNDS`: each is at most the next one.
+
+    ``paper`` is Theorem 4.1; ``tight`` has its coefficient (c − 1)/c in place of c − 1; ``shared`` splits R* − R^L/c as
+    D/c + (1 − 1/c) R* and is never above ``tight``, by ‖R*‖ ≤ ‖D‖ + ‖R^L‖; ``residual`` only takes ‖AQ‖ ≤ ‖A‖‖Q‖.
+
+    Raises:
+        ValueError: see :func:`weight_shift`.
+    """
+    direct, last, gain = _checked(direct, last, divisor, gain)
+    q, d = spectral_norm(gain), spectral_norm(direct - last)
+    r_direct, r_last = spectral_norm(direct), spectral_norm(last)
+    return {
+        "residual": spectral_norm(direct - last / divisor) * q,
+        "shared": (d + (divisor - 1) * r_direct) / divisor * q,
+        "tight": (d + (divisor - 1) / divisor * r_last) * q,
+        "paper": (d + (divisor - 1) * r_last) * q,
+    }
+
+
+@dataclass(frozen=True)
+class ErrorTerms:
+    """‖E‖²_F by where it comes from, with E = D Q + (1 − 1/c) R^L Q: the three add up to it.
+
+    Attributes:
+        deviation: ‖D Q‖²: the residual at l is another one than at L.
+        division: ‖(1 − 1/c) R^L Q‖²: only a share of it is applied.
+        cross: 2⟨D Q, (1 − 1/c) R^L Q⟩: negative where the two cancel.
+    """
+
+    deviation: float
+    division: float
+    cross: float
+
+
+def error_terms(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> ErrorTerms:
+    """The terms of ‖E‖²_F.
+
+    Raises:
+        ValueError: see :func:`weight_shift`.
+    """
+    direct, last, gain = _checked(direct, last, divisor, gain)
+    deviation, division = (direct - last) @ gain, (1 - 1 / divisor) * last @ gain
+    return ErrorTerms(
+        deviation.square().sum().item(), division.square().sum().item(), 2 * (deviation * division).sum().item()
+    )
+
+
+def least_error_divisor(direct: Tensor, last: Tensor, gain: Tensor) -> float:
+    """The real number a = 1/c for which R^L a comes closest to R*, in ‖(R* − a R^L) Q‖_F.
+
+    a = ⟨R*Q, R^LQ⟩ / ‖R^LQ‖². No divisor does better; where a is far from 1/(L − l + 1), sharing the residual out
+    evenly is the mistake, and where the error is large even so, its direction is.
+
+    Raises:
+        ValueError: see :func:`weight_shift`.
+    """
+    direct, last, gain = _checked(direct, last, 1.0, gain)
+    a, b = direct @ gain, last @ gain
+    return ((a * b).sum() / b.square().sum()).item()
+
+
+def gain_cap(matrix: Tensor) -> float:
+    """½ λ_min(M)^(−1/2): no batch of keys, of whatever size, has a larger ‖Kᵀ(M + KKᵀ)⁻¹‖₂.
+
+    With K̂ = M^(−1/2) K, Q = K̂ᵀ(I + K̂K̂ᵀ)⁻¹ M^(−1/2), and σ/(1 + σ²) ≤ ½ for every singular value σ of K̂.
+
+    Args:
+        matrix: M, ``(d_mlp, d_mlp)``, symmetric: λC, or λC + K_pK_pᵀ.
+
+    Raises:
+        ValueError: if M is not positive definite.
+    """
+    least = torch.linalg.eigvalsh(matrix.double())[0].item()
+    if least <= 0:
+        raise ValueError(f"M is not positive definite: its smallest eigenvalue is {least:g}")
+    return 0.5 * least**-0.5
+
+
+def history_bound(gain_norm: float, matrix: Tensor, earlier: Tensor) -> float:
+    """‖Q‖₂ (1 + ‖K_pK_pᵀ‖₂ / λ_min(A)) ≥ ‖Q_p‖₂: a bound that grows with earlier keys, as Lemma 4.3's does.
+
+    From Q_p = Q − Q K_p (I + K_pᵀA⁻¹K_p)⁻¹ K_pᵀA⁻¹ by the triangle inequality. It holds, and it says little: by
+    :func:`gain_cap` the largest possible ‖Q_p‖ falls as earlier keys come in.
+
+    Args:
+        gain_norm: ‖Q‖₂, of the solution without earlier keys, Q = Kᵀ A⁻¹.
+        matrix: A = M + KKᵀ, ``(d_mlp, d_mlp)``.
+        earlier: K_p, ``(d_mlp, any)``.
+    """
+    least = torch.linalg.eigvalsh(matrix.double())[0].item()
+    return gain_norm * (1 + spectral_norm(earlier) ** 2 / least)
+
+
+def spectral_norm(matrix: Tensor) -> float:
+    """The largest singular value, in float64."""
+    return torch.linalg.matrix_norm(matrix.double(), ord=2).item() if matrix.numel() else 0.0
+
+
+def _checked(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if not divisor >= 1:
+        raise ValueError(f"the divisor must be at least 1, not {divisor}")
+    if direct.shape != last.shape or direct.ndim != 2 or direct.shape[1] != gain.shape[0]:
+        raise ValueError(
+            f"residuals must be (d_model, u) and the gain (u, d_mlp): {tuple(direct.shape)}, "
+            f"{tuple(last.shape)}, {tuple(gain.shape)}"
+        )
+    return direct.double(), last.double(), gain.double()

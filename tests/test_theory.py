@@ -1,0 +1,179 @@
+"""The bounds hold for every K, R, C; the tighter ones are never above the paper's; each is attained where proved."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bluelib.solvers import Equality, NullSpace, Ridge
+from bluelib.theory import (
+    BOUNDS,
+    bounds,
+    error_terms,
+    gain,
+    gain_cap,
+    history_bound,
+    least_error_divisor,
+    spectral_norm,
+    weight_shift,
+)
+
+
+@st.composite
+def problems(draw):
+    """Random shapes, scales and conditioning; R* anything from R^L's multiple to unrelated to it."""
+    d_model, d_mlp = draw(st.integers(1, 7)), draw(st.integers(2, 9))
+    u = draw(st.integers(1, 12))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    spread = draw(st.floats(0, 8))
+    values = torch.logspace(-spread, 0, d_mlp, dtype=torch.float64) * 10 ** draw(st.floats(-3, 3))
+    rotation = torch.linalg.qr(normal(d_mlp, d_mlp)).Q
+    c = rotation @ torch.diag(values) @ rotation.T
+    keys = normal(d_mlp, u) * 10 ** draw(st.floats(-3, 3))
+    last = normal(d_model, u) * 10 ** draw(st.floats(-3, 3))
+    mix = draw(st.sampled_from([0.0, 1e-6, 0.3, 1.0]))
+    direct = draw(st.floats(-2, 3)) * last + mix * spectral_norm(last) * normal(d_model, u)
+    return (c + c.T) / 2, keys, direct, last, draw(st.floats(1, 12))
+
+
+SLACK = 1 + 1e-9
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems(), st.floats(-2, 4))
+def test_every_bound_holds_and_each_is_at_most_the_next(problem, log_weight):
+    c, keys, direct, last, divisor = problem
+    solver = Ridge(10**log_weight)
+    q = gain(solver, solver.prepare(c), keys)
+    error = spectral_norm(weight_shift(direct, last, divisor, q))
+    found = bounds(direct, last, divisor, q)
+    chain = [error, *(found[name] for name in BOUNDS)]
+    for lower, upper in itertools.pairwise(chain):
+        assert lower <= upper * SLACK + 1e-300
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems())
+def test_the_gain_gives_the_solver_s_update(problem):
+    c, keys, direct, _, _ = problem
+    solver = Ridge(3.0, remembers=True)
+    state = solver.remember(solver.prepare(c + 1e-6 * torch.eye(len(c))), keys.flip(1) * 0.5)
+    update = solver.solve(state, keys, direct)
+    torch.testing.assert_close(direct @ gain(solver, state, keys), update, rtol=1e-6, atol=1e-9 * spectral_norm(update))
+
+
+@pytest.mark.parametrize("solver", [Equality(), NullSpace(0.5, 0.1)])
+def test_the_gain_of_other_solvers(solver):
+    generator = torch.Generator().manual_seed(0)
+    c = torch.diag(torch.linspace(0.1, 1.0, 8, dtype=torch.float64))
+    keys, residuals = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (8, 5))
+    state = solver.prepare(c)
+    torch.testing.assert_close(residuals @ gain(solver, state, keys), solver.solve(state, keys, residuals))
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems())
+def test_the_terms_add_up_to_the_error(problem):
+    c, keys, direct, last, divisor = problem
+    solver = Ridge(1.0)
+    q = gain(solver, solver.prepare(c), keys)
+    terms = error_terms(direct, last, divisor, q)
+    whole = weight_shift(direct, last, divisor, q).square().sum().item()
+    assert terms.deviation + terms.division + terms.cross == pytest.approx(
+        whole, rel=1e-7, abs=1e-9 * (terms.deviation + terms.division)
+    )
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 5])
+def test_for_one_edit_the_tight_bound_is_attained_where_the_direct_residual_is_a_longer_copy(divisor):
+    """R* = a R^L with a ≥ 1 and u = 1: both inequalities are equalities. The paper's is attained for c = 1 only."""
+    generator = torch.Generator().manual_seed(1)
+    last = torch.randn(4, 1, generator=generator, dtype=torch.float64)
+    q = torch.randn(1, 6, generator=generator, dtype=torch.float64)
+    error = spectral_norm(weight_shift(1.5 * last, last, divisor, q))
+    found = bounds(1.5 * last, last, divisor, q)
+    for name in ("residual", "shared", "tight"):
+        assert found[name] == pytest.approx(error)
+    assert (found["paper"] == pytest.approx(error)) == (divisor == 1)
+
+
+def test_the_shared_bound_is_attained_where_the_tight_one_is_not():
+    """R* orthogonal to R^L, another direction of the same edit: shared < tight < paper."""
+    last, direct = torch.eye(3, dtype=torch.float64)[:, :1], torch.eye(3, dtype=torch.float64)[:, 1:2] * 0.1
+    found = bounds(direct, last, 5, torch.ones(1, 2))
+    assert found["residual"] < found["shared"] < found["tight"] < found["paper"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems(), st.floats(-2, 3))
+def test_no_batch_s_gain_is_above_the_cap_and_earlier_keys_lower_the_cap(problem, log_weight):
+    c, keys, *_ = problem
+    matrix = 10**log_weight * c
+    solver = Ridge(10**log_weight)
+    q = spectral_norm(gain(solver, solver.prepare(c), keys))
+    cap = gain_cap(matrix)
+    assert q <= cap * (1 + 1e-6)
+    earlier = torch.randn(len(c), 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    assert gain_cap(matrix + earlier @ earlier.T) <= cap * (1 + 1e-6)
+
+
+def test_the_cap_is_attained():
+    """One key along the weakest direction of M, with |k|² = λ_min."""
+    matrix = torch.diag(torch.tensor([4.0, 9.0]))
+    solver = Ridge(1.0)
+    q = gain(solver, solver.prepare(matrix), torch.tensor([[2.0], [0.0]]))
+    assert spectral_norm(q) == pytest.approx(gain_cap(matrix)) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="not positive definite"):
+        gain_cap(matrix - 5 * torch.eye(2))
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems(), st.floats(-2, 2))
+def test_the_history_bound_holds(problem, scale):
+    c, keys, _, _, _ = problem
+    solver = Ridge(1.0, remembers=True)
+    state = solver.prepare(c)
+    earlier = 10**scale * torch.randn(len(c), 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    q = spectral_norm(gain(solver, state, keys))
+    with_history = spectral_norm(gain(solver, solver.remember(state, earlier), keys))
+    assert with_history <= history_bound(q, c + keys @ keys.T, earlier) * (1 + 1e-6)
+
+
+def test_earlier_keys_can_raise_a_gain_all_the_same():
+    """‖Q_p‖ ≤ ‖Q‖ is not a theorem: inverses fall in the Loewner order, their squares need not."""
+    c = torch.diag(torch.tensor([1.0, 1e-4], dtype=torch.float64))
+    keys = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    earlier = torch.tensor([[1.0], [0.01]], dtype=torch.float64)
+    solver = Ridge(1.0, remembers=True)
+    state = solver.prepare(c)
+    before, after = (spectral_norm(gain(solver, s, keys)) for s in (state, solver.remember(state, earlier)))
+    assert after > 2 * before
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems(), st.floats(-1, 2))
+def test_no_share_is_better_than_the_least_error_divisor(problem, other):
+    c, keys, direct, last, _ = problem
+    solver = Ridge(1.0)
+    q = gain(solver, solver.prepare(c), keys)
+    best = least_error_divisor(direct, last, q)
+    error = lambda a: ((direct - a * last) @ q).norm().item()  # noqa: E731
+    assert error(best) <= error(other) * SLACK + 1e-12 * (direct @ q).norm().item()
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    r, q = torch.ones(3, 2), torch.ones(2, 5)
+    with pytest.raises(ValueError, match=r"at least 1, not 0\.5"):
+        weight_shift(r, r, 0.5, q)
+    with pytest.raises(ValueError, match=r"\(3, 2\), \(3, 1\), \(2, 5\)"):
+        bounds(r, r[:, :1], 2, q)
+    with pytest.raises(ValueError, match=r"\(2, 5\)|\(1, 5\)"):
+        error_terms(r, r, 2, q[:1])
