@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
 from .data import load_dataset
 from .editors import Editor, get_editor
-from .files import atomic_file, project_path
+from .files import project_path, write_json
 from .metrics import evaluate
 from .models import Model
 from .provenance import provenance
@@ -79,10 +80,24 @@ def run_ablation(
         for name, (family, editor) in choices(model).items():
             if (name, weight) not in done:
                 runs.append({"choice": name, "family": family, **_run(model, records, editor, weight, batch_size)})
-                _write(path, identity, runs, origin)
-                means = (f"{metric} {sum(runs[-1][metric]) / edits:.1f}" for metric in METRICS)
+                write_json(path, {"identity": identity, "provenance": origin, "runs": runs})
+                means = (f"{metric} {fmean(runs[-1][metric]):.1f}" for metric in METRICS)
                 print(f"{model.name} λ={weight} {name}: {', '.join(means)}", flush=True)
     return path
+
+
+def rerun(model: Model, choice: str, weight: float) -> dict[str, float]:
+    """Make one of the runs in ``results/ablation`` again, and return the means of its metrics.
+
+    Raises:
+        KeyError: for an unknown choice.
+        FileNotFoundError: if the model has no ablation yet.
+    """
+    _, origin = load_ablation(model.name)
+    identity = origin["identity"]
+    records = load_dataset(identity["dataset"], split="report", limit=identity["edits"])
+    run = _run(model, records, choices(model)[choice][1], weight, identity["batch_size"])
+    return {metric: fmean(run[metric]) for metric in METRICS}
 
 
 def _run(model: Model, records: Sequence, editor: Editor, weight: float, batch_size: int) -> dict[str, Any]:
@@ -99,17 +114,8 @@ def _run(model: Model, records: Sequence, editor: Editor, weight: float, batch_s
     }
 
 
-def _write(path: Path, identity: dict[str, Any], runs: list[dict[str, Any]], origin: dict[str, Any]) -> None:
-    lines = ",\n".join("  " + json.dumps(run) for run in runs)
-    with atomic_file(path) as temporary:
-        temporary.write_text(
-            f'{{\n "identity": {json.dumps(identity)},\n "provenance": {json.dumps(origin)},\n "runs": [\n{lines}\n ]\n}}\n',
-            encoding="utf-8",
-        )
-
-
 def load_ablation(model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The runs of a model, one row each, and their provenance.
+    """The runs of a model, one row each, and where they come from (``identity``: records, batches, λ).
 
     Besides what is in the file, each metric's mean over records, ``success`` (per record the mean of efficacy and
     generalization) and its mean ``mean_success``.
@@ -127,8 +133,8 @@ def load_ablation(model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         for pair in zip(frame.efficacy, frame.generalization, strict=True)
     ]
     for metric in (*METRICS, "success"):
-        frame[f"mean_{metric}"] = [sum(values) / len(values) for values in frame[metric]]
-    return frame, content["provenance"]
+        frame[f"mean_{metric}"] = [fmean(values) for values in frame[metric]]
+    return frame, {"identity": content["identity"], **content["provenance"]}
 
 
 def at_equal_specificity(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, float]:

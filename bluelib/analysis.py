@@ -36,7 +36,9 @@ from .tracing import trace
 
 @dataclass(frozen=True)
 class Study:
-    """Targets and keys of u requests at each of ``layers`` (consecutive, ascending), none of them updated.
+    """Targets and keys of u requests at each of ``layers`` (ascending), none of them updated.
+
+    Distances are counted in the model's own layers, as where all layers from the first to the last are updated.
 
     Attributes:
         targets: by layer, optimised there.
@@ -57,14 +59,8 @@ class Study:
 
 
 def study(model: Model, requests: Sequence[Request], layers: Sequence[int], editor: Editor) -> Study:
-    """Optimise the targets of ``requests`` at every one of ``layers`` by the editor's options, and measure their keys.
-
-    Raises:
-        ValueError: if the layers are not consecutive layers of the model.
-    """
+    """Optimise the targets of ``requests`` at every one of ``layers`` by the editor's options; measure their keys."""
     layers = model.check_layers(layers)
-    if list(layers) != list(range(layers[0], layers[-1] + 1)):
-        raise ValueError(f"layers must be consecutive: {list(layers)}")
     prefixes = context_prefixes(model)
     return Study(
         layers,

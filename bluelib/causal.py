@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .contributions import best_window
 from .models import Model
 from .prompts import Request, encode_target, locate
 from .tracing import trace
@@ -216,7 +217,4 @@ def effects_frame(traces: Sequence[CausalTrace]) -> pd.DataFrame:
 def layers_by_tracing(effects: pd.DataFrame, kind: str = "hidden", width: int = 5) -> list[int]:
     """The ``width`` consecutive layers with the largest mean effect of ``kind`` at the subject's last token."""
     chosen = effects[(effects.kind == kind) & (effects.role == "last subject")]
-    means = chosen.groupby("layer").effect.mean()
-    starts = [layer for layer in means.index if layer + width - 1 in means.index]
-    best = max(starts, key=lambda start: means.loc[start : start + width - 1].sum())
-    return list(range(best, best + width))
+    return best_window(chosen.groupby("layer").effect.mean(), width)

@@ -118,6 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--edits", type=int, default=200, help="edits per cell")
     sub.add_argument("--batch-size", type=int, default=10, help="edits per batch")
     sub.add_argument("--name", default="main", help="what the file names of table and figure begin with")
+
+    sub = command("analyse", _analyse, "Run the analysis notebooks 01 to 04 and draw their figures side by side.",
+                  "blue analyse --notebook 03_residuals --model pocket-gpt2")  # fmt: skip
+    sub.add_argument("--model", nargs="+", help="the models, of one scale; by default the pocket models")
+    sub.add_argument("--notebook", nargs="+", help="notebooks by name; by default all four")
+    sub.add_argument("--draw", action="store_true", help="only draw the figures, from the numbers in figures/")
     return parser
 
 
@@ -292,7 +298,7 @@ def _tune(arguments: argparse.Namespace) -> None:
 
 
 def _contributions(arguments: argparse.Namespace) -> None:
-    from .contributions import critical_layers, layer_contributions
+    from .contributions import layer_contributions, layers_by_editing
     from .data import load_dataset
     from .editors import get_editor
     from .files import atomic_file, project_path
@@ -305,7 +311,7 @@ def _contributions(arguments: argparse.Namespace) -> None:
     with atomic_file(path) as temporary:
         frame.round(4).to_csv(temporary, index=False, lineterminator="\n")
     print(frame.round(3).to_string(index=False))
-    print(f"five consecutive layers with the largest mean contribution: {critical_layers(frame)}")
+    print(f"five consecutive layers with the largest mean contribution: {layers_by_editing(frame)}")
 
 
 def _ablation(arguments: argparse.Namespace) -> None:
@@ -316,7 +322,7 @@ def _ablation(arguments: argparse.Namespace) -> None:
 
 
 def _nullspace(arguments: argparse.Namespace) -> None:
-    from .configs import model_configs
+    from .configs import critical_layers
     from .data import load_dataset
     from .files import project_path
     from .models import load_model
@@ -325,7 +331,7 @@ def _nullspace(arguments: argparse.Namespace) -> None:
 
     model = load_model(arguments.model)
     records = load_dataset("pocket-counterfact", split="tune", limit=100)
-    layers = model_configs()[model.name]["critical_layers"]
+    layers = critical_layers(model.name)
     stem = project_path("figures", f"nullspace_{model.name}")
     write_null_space_report(null_space_report(model, records, layers, POCKET_CORPORA, TOKENS), stem)
     print(stem.with_suffix(".md").read_text(encoding="utf-8"))
@@ -336,6 +342,19 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
     for path in reproduce(arguments.model, arguments.dataset, edits=arguments.edits, batch_size=arguments.batch_size,
                           editors=arguments.editor or EDITORS, name=arguments.name):  # fmt: skip
+        print(path)
+
+
+def _analyse(arguments: argparse.Namespace) -> None:
+    from .models import pocket_models
+    from .reproduce import ANALYSIS, analyse, draw_analysis
+
+    models, notebooks = arguments.model or list(pocket_models()), arguments.notebook or list(ANALYSIS)
+    if arguments.draw:
+        drawn = [path for notebook in notebooks for path in draw_analysis(notebook, models)]
+    else:
+        drawn = analyse(models, notebooks)
+    for path in drawn:
         print(path)
 
 

@@ -54,9 +54,13 @@ def layer_contributions(model: Model, records: Sequence[Record], editor: Editor,
     return pd.DataFrame(rows)
 
 
-def critical_layers(contributions: pd.DataFrame, width: int = 5) -> list[int]:
+def layers_by_editing(contributions: pd.DataFrame, width: int = 5) -> list[int]:
     """The ``width`` consecutive layers with the largest mean contribution after paraphrases."""
-    scores = contributions.set_index("layer").paraphrase
+    return best_window(contributions.set_index("layer").paraphrase, width)
+
+
+def best_window(scores: pd.Series, width: int) -> list[int]:
+    """The ``width`` consecutive layers with the largest mean of ``scores``, which is indexed by layer."""
     starts = [layer for layer in scores.index if all(layer + i in scores.index for i in range(width))]
     best = max(starts, key=lambda start: scores.loc[start : start + width - 1].mean())
     return list(range(best, best + width))

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from .data import Record
 from .editors import EDITORS
-from .files import atomic_file, project_path
+from .files import atomic_file, project_path, write_json
 from .methods import Method, describe
 from .metrics import Scores, evaluate
 from .models import Model, scale_of
@@ -85,13 +87,25 @@ def run_cell(
     return Cell(run, before, after, result)
 
 
-def write_numbers(name: str, model: Model, records: Sequence[Record], numbers: dict[str, Any]) -> Path:
-    """Write a notebook's numbers with their provenance to ``figures/<name>_<model>.json``."""
-    path = project_path("figures", f"{name}_{plain(model.name)}.json")
-    content = {**numbers, "provenance": provenance(model, records)}
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+def write_numbers(name: str, model: Model, records: Sequence[Record], numbers: dict[str, Any]) -> dict[str, Any]:
+    """Write a notebook's numbers with their provenance to ``figures/<name>_<model>.json``, and return them.
+
+    Frames become lists of rows; floats in them are rounded to five significant digits.
+    """
+    content = {key: _rows(value) if isinstance(value, pd.DataFrame) else value for key, value in numbers.items()}
+    content["provenance"] = provenance(model, records)
+    write_json(numbers_path(name, model.name), content)
+    return content
+
+
+def numbers_path(name: str, model: str) -> Path:
+    """Where a notebook's numbers for a model belong in the project."""
+    return project_path("figures", f"{name}_{plain(model)}.json")
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    rounded = frame.map(lambda value: float(f"{value:.5g}") if isinstance(value, float) else value)
+    return json.loads(rounded.to_json(orient="records", double_precision=15))
 
 
 def cell_path(model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int) -> Path:

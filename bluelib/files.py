@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -35,6 +37,24 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a JSON object, whole or not at all: a line for each value, and for each item of a list of objects.
+
+    Raises:
+        ValueError: for NaN or infinity, which JSON does not have.
+    """
+
+    def text(value: Any) -> str:
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            return "[\n" + ",\n".join("  " + text(item) for item in value) + "\n ]"
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+    lines = ",\n".join(f" {json.dumps(key)}: {text(value)}" for key, value in content.items())
+    with atomic_file(path) as temporary:
+        temporary.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    return Path(path)
 
 
 def file_hash(path: str | Path) -> str:

@@ -1,18 +1,44 @@
-"""``blue reproduce``: one cell per editor through papermill, then the table and the figure."""
+"""``blue reproduce`` and ``blue analyse``: notebooks through papermill, then tables and figures from their numbers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from .experiment import cell_path, plain
+from .experiment import cell_path, numbers_path, plain
 from .files import project_path
+from .models import scale_of
+from .reports.figures import FIGURES
 from .reports.plots import plot_methods, save
 from .reports.tables import write_table
 
 EDITORS = ("memit", "memit_blue", "alphaedit", "alphaedit_blue")
-NOTEBOOK = "05_sequential_editing.ipynb"
+#: By notebook, the parameters of the committed analysis where they are not the notebook's own.
+ANALYSIS: dict[str, dict[str, Any]] = {
+    "01_locate": {"edits": 60, "samples": 10},
+    "02_weight_shift_theory": {"edits": 100},
+    "03_residuals": {"edits": 100, "batch_size": 100, "generate": True},
+    "04_error_growth": {"edits": 100, "batch_size": 10, "largest": 800},
+}
+
+
+def run_notebook(name: str, parameters: Mapping[str, Any], stem: str) -> None:
+    """Run ``notebooks/<name>.ipynb`` with papermill; the executed copy goes to ``results/raw/<stem>.ipynb``.
+
+    Raises:
+        FileNotFoundError: outside a checkout of the project.
+    """
+    import papermill
+
+    notebook = project_path("notebooks", f"{name}.ipynb")
+    if not notebook.exists():
+        raise FileNotFoundError(f"{notebook} does not exist: run this in a checkout of the project")
+    executed = project_path("results", "raw", f"{stem}.ipynb")
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(str(notebook), str(executed), dict(parameters), cwd=str(project_path()),
+                               kernel_name="python3", progress_bar=False)  # fmt: skip
 
 
 def reproduce(
@@ -25,10 +51,9 @@ def reproduce(
     seed: int = 0,
     name: str = "main",
 ) -> list[Path]:
-    """Run ``notebooks/05_sequential_editing.ipynb`` for the editors on ``model``; write table and figure.
+    """Run ``05_sequential_editing`` for the editors on ``model``; write table and figure.
 
-    Executed notebooks go to ``results/raw``, cells' numbers to ``results``, table and figure to ``figures`` under names
-    that begin with ``name``.
+    Cells' numbers go to ``results``, table and figure to ``figures`` under names that begin with ``name``.
 
     Returns:
         The files of the table and the figure.
@@ -36,20 +61,12 @@ def reproduce(
     Raises:
         FileNotFoundError: outside a checkout of the project.
     """
-    import papermill
-
-    notebook = project_path("notebooks", NOTEBOOK)
-    if not notebook.exists():
-        raise FileNotFoundError(f"{notebook} does not exist: run this in a checkout of the project")
     cells = []
     for editor in editors:
         parameters = {"model": model, "dataset": dataset, "editor": editor, "edits": edits, "batch_size": batch_size,
                       "seed": seed}  # fmt: skip
         path = cell_path(**parameters)
-        executed = project_path("results", "raw", f"{path.stem}.ipynb")
-        executed.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(str(notebook), str(executed), parameters, cwd=str(project_path()),
-                                   kernel_name="python3", progress_bar=False)  # fmt: skip
+        run_notebook("05_sequential_editing", parameters, path.stem)
         cells.append(json.loads(path.read_text(encoding="utf-8")))
         scores = ", ".join(f"{metric} {s['mean']:.1f}" for metric, s in cells[-1]["after"].items())
         print(f"{model} {dataset} {editor}: {scores}", flush=True)
@@ -57,3 +74,47 @@ def reproduce(
     frame = write_table(cells, stem)
     save(plot_methods(frame), stem)
     return [stem.with_suffix(suffix) for suffix in (".csv", ".md", ".png", ".svg")]
+
+
+def analyse(models: Sequence[str], notebooks: Sequence[str], parameters: Mapping[str, Any] | None = None) -> list[Path]:
+    """Run analysis notebooks for each model and draw their figures, the models side by side.
+
+    Args:
+        models: of one scale.
+        notebooks: names, from :data:`ANALYSIS`.
+        parameters: for the notebooks, in place of :data:`ANALYSIS`.
+
+    Returns:
+        The figures.
+
+    Raises:
+        ValueError: for an unknown notebook.
+        FileNotFoundError: outside a checkout of the project.
+    """
+    unknown = [name for name in notebooks if name not in ANALYSIS]
+    if unknown:
+        raise ValueError(f"no analysis notebook is called {', '.join(unknown)}; known: {', '.join(ANALYSIS)}")
+    drawn = []
+    for name in notebooks:
+        for model in models:
+            chosen = {"model": model, **(ANALYSIS[name] if parameters is None else parameters)}
+            run_notebook(name, chosen, f"{name}_{plain(model)}")
+            print(f"{name} {model}: done", flush=True)
+        drawn += draw_analysis(name, models)
+    return drawn
+
+
+def draw_analysis(notebook: str, models: Sequence[str], folder: Path | None = None) -> list[Path]:
+    """Draw a notebook's figures from the numbers that it wrote for ``models``, side by side, into ``figures``.
+
+    Raises:
+        FileNotFoundError: if a model's numbers are missing.
+    """
+    numbers = {model: json.loads(numbers_path(notebook, model).read_text(encoding="utf-8")) for model in models}
+    scale = scale_of(models[0])
+    drawn = []
+    for name, draw in FIGURES[notebook].items():
+        stem = (folder or project_path("figures")) / (name if scale == "pocket" else f"{name}_{scale}")
+        save(draw(numbers), stem)
+        drawn += [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+    return drawn

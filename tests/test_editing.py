@@ -217,7 +217,7 @@ def test_what_cannot_be_edited_is_refused(any_model):
 
 
 def test_contributions_of_single_layers_leave_the_model_as_it_was(any_model):
-    from bluelib.contributions import critical_layers, layer_contributions
+    from bluelib.contributions import layer_contributions, layers_by_editing
 
     before = weights_hash(any_model.lm)
     frame = layer_contributions(
@@ -226,4 +226,4 @@ def test_contributions_of_single_layers_leave_the_model_as_it_was(any_model):
     assert weights_hash(any_model.lm) == before
     assert list(frame.layer) == [0, 2] and (frame.rewrite > 0).all()
     frame = frame.iloc[[0] * 6].assign(layer=range(6), paraphrase=[0.1, 0.9, 0.5, 0.2, 0.9, 0.9])
-    assert critical_layers(frame, width=2) == [4, 5] and critical_layers(frame, width=3) == [3, 4, 5]
+    assert layers_by_editing(frame, width=2) == [4, 5] and layers_by_editing(frame, width=3) == [3, 4, 5]

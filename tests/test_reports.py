@@ -11,7 +11,7 @@ import pytest
 
 from bluelib import load_model
 from bluelib.configs import editor_settings, model_configs
-from bluelib.contributions import critical_layers
+from bluelib.contributions import layers_by_editing
 from bluelib.editors import EDITORS
 from bluelib.models import PAPER_MODELS, pocket_models, scale_of
 from bluelib.nullspace import THRESHOLDS, energy_shares
@@ -161,7 +161,7 @@ def test_settings_of_the_pocket_models_are_those_the_search_found():
 def test_critical_layers_are_those_that_contribute_most():
     for name in pocket_models():
         frame = pd.read_csv(ROOT / "results" / "contributions" / f"{name}.csv")
-        assert model_configs()[name]["critical_layers"] == critical_layers(frame)
+        assert model_configs()[name]["critical_layers"] == layers_by_editing(frame)
 
 
 def weights_revision(name):

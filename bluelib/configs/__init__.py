@@ -18,6 +18,18 @@ def model_configs() -> dict[str, dict[str, Any]]:
     return configs
 
 
+def critical_layers(model: str) -> tuple[int, ...]:
+    """The critical layers of a configured model.
+
+    Raises:
+        ValueError: for a model without a configuration.
+    """
+    configs = model_configs()
+    if model not in configs:
+        raise ValueError(f"model {model!r} has no configuration (configured: {', '.join(configs)})")
+    return tuple(configs[model]["critical_layers"])
+
+
 def editor_settings(model: str, editor: str, shared: bool = True) -> dict[str, Any]:
     """The settings of an editor for a model, from the file's ``editors``.
 

@@ -15,6 +15,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from ..causal import ROLES
 from ..theory import BOUNDS
@@ -51,6 +52,15 @@ def _band(axis: Axes, frame: pd.DataFrame, x: str, label: str | None, **how: Any
     frame = frame.sort_values(x)
     (line,) = axis.plot(frame[x], frame["mean"], label=label, **how)
     axis.fill_between(frame[x], frame["low"], frame["high"], color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _log_axis(axis: Axes, values: Sequence[int]) -> None:
+    """A logarithmic x axis with the values themselves as ticks, thinned where they would overlap."""
+    ticks = sorted(set(values))
+    kept = [tick for i, tick in enumerate(ticks) if i % max(1, len(ticks) // 5) == 0 or tick == ticks[-1]]
+    axis.set(xscale="log")
+    axis.set_xticks(kept, [str(tick) for tick in kept])
+    axis.set_xticks([], minor=True)
 
 
 def _integers(axis: Axes, values: Sequence[int]) -> None:
@@ -171,21 +181,17 @@ def residual_comparison(numbers: Numbers) -> Figure:
 
 
 def residual_picture(numbers: Numbers) -> Figure:
-    """Residuals of all critical layers in their two first principal components."""
+    """Residuals of the first and the last critical layer in their two first principal components."""
     with style():
         figure, axes = _panels(numbers, 1, 3.8)
         for axis, found in zip(axes[0], numbers.values(), strict=True):
             points = table(found, "picture")
-            layers = sorted(points.layer.unique())
-            colours = dict(zip(layers, sns.color_palette("cividis", len(layers)), strict=True))
-            for layer in layers:
-                for kind, marker in (("direct", "o"), ("distributed", "x")):
-                    chosen = points[(points.layer == layer) & (points.residual == kind)]
-                    axis.scatter(chosen.x, chosen.y, color=[colours[layer]], marker=marker, s=18, linewidths=1,
-                                 label=f"{kind}, layer {layer}")  # fmt: skip
+            markers = zip(points.groupby("residual", sort=False), (DIRECT, DISTRIBUTED, "#999999"), "ox^", strict=True)
+            for (name, chosen), colour, marker in markers:
+                axis.scatter(chosen.x, chosen.y, color=colour, marker=marker, s=18, linewidths=1, label=name)
             x, y = found["picture_variance"]
             axis.set(xlabel=f"first component ({x:.0%} of the variance)", ylabel=f"second component ({y:.0%})")
-        axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+            axis.legend(fontsize=7)
         return figure
 
 
@@ -272,8 +278,10 @@ def error_growth(numbers: Numbers) -> Figure:
                     exponent = found["growth"][name].get(measure)
                     text = f"{label} ∝ n^{exponent['mean']:.2f} [{exponent['low']:.2f}, {exponent['high']:.2f}]"
                     _band(axis, relative, x, text, color=colour, marker=marker)
-                axis.set(xscale="log", yscale="log",
-                         xlabel="edits in one batch (n)" if name == "batch" else "edits made so far (n)")  # fmt: skip
+                axis.set(yscale="log", xlabel="edits in one batch (n)" if name == "batch" else "edits made so far (n)")
+                axis.yaxis.set_major_formatter(ScalarFormatter())
+                axis.yaxis.set_minor_formatter(NullFormatter())
+                _log_axis(axis, frame[x])
                 axis.legend(fontsize=7)
         axes[0, 0].set_ylabel("‖E‖ / ‖R*Q‖")
         axes[1, 0].set_ylabel("relative to n = 1")
@@ -294,7 +302,8 @@ def score_growth(numbers: Numbers) -> Figure:
                         chosen = scores[(scores.editor == editor) & (scores.metric == metric)]
                         _band(axes[row, column], chosen, "edits", f"{EDITOR_NAMES[editor]}, {metric}", color=colour,
                               linestyle=line, marker="o", markersize=3)  # fmt: skip
-                axes[row, column].set(xscale="log", xlabel=label, ylim=(0, 102))
+                axes[row, column].set(xlabel=label, ylim=(0, 102))
+                _log_axis(axes[row, column], scores.edits)
         for axis in axes[:, 0]:
             axis.set_ylabel("%")
         axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -314,7 +323,7 @@ def pareto(numbers: Numbers) -> Figure:
                     for name, line in rows.groupby("choice", sort=False):
                         line = line.sort_values("mom2_update_weight")
                         axis.plot(line.specificity, line[metric], color=colour, marker=marker, markersize=4,
-                                  alpha=alpha, label=family if name == rows.choice.iloc[0] else None,
+                                  linewidth=0.9, alpha=alpha, label=family if name == rows.choice.iloc[0] else None,
                                   zorder=3 if alpha == 1 else 2)  # fmt: skip
                 axis.set(xlabel="specificity (%)", ylabel=f"{metric} (%)" if column == 0 else "")
         axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

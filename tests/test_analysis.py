@@ -1,0 +1,195 @@
+"""The measurements behind BLUE against the same done by hand, and that they leave the model alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bluelib.analysis import (
+    batch_sizes,
+    compare_residuals,
+    contributions,
+    scores_along_sequence,
+    scores_by_batch_size,
+    shifts_along_sequence,
+    shifts_of_batch,
+    single_layer_scores,
+    steps_left,
+    study,
+    weight_shifts,
+)
+from bluelib.metrics.scoring import score_targets
+from bluelib.prompts import locate
+from bluelib.residuals import DIRECT
+from bluelib.solvers import Ridge
+from bluelib.theory import BOUNDS, spectral_norm
+from bluelib.timing import Timer
+from bluelib.tracing import trace
+from bluelib.uncertainty import bootstrap, bootstrap_by, growth_exponent
+from tests.conftest import RECORDS, editor
+
+REQUESTS = [record.request for record in RECORDS]
+
+
+@pytest.fixture
+def world(any_model, small_world, monkeypatch):
+    monkeypatch.setattr("bluelib.analysis.context_prefixes", lambda model: ("", "Peru is far. "))
+    return any_model, editor()
+
+
+@pytest.fixture
+def unchanged(any_model):
+    before = [any_model.weight(layer).clone() for layer in range(any_model.n_layers)]
+    yield
+    for layer, weight in enumerate(before):
+        assert torch.equal(any_model.weight(layer), weight)
+
+
+def test_errors_are_differences_of_the_solver_s_updates(world, unchanged):
+    model, method = world
+    found = study(model, REQUESTS, method.layers, method)
+    states = method.prepare(model).solvers
+    rows = weight_shifts(found, method.solver, states, [[0, 1, 2], [4]])
+    assert len(rows) == 2 * 6 and (rows.error[rows["layer"] == rows["last"]] == 0).all()
+    row = rows[(rows.batch == 0) & (rows.layer == 0) & (rows["last"] == 2)].iloc[0]
+    keys = found.keys[0][:, :3]
+    updates = [method.solver.solve(states[0], keys, r[:, :3]) for r in (found.direct(0), found.distributed(0))]
+    assert row.error == pytest.approx(spectral_norm(updates[0] - updates[1]), rel=1e-6)
+    assert row.relative == pytest.approx(row.error / spectral_norm(updates[0]), rel=1e-6)
+    assert row.distance == 2 and (rows[list(BOUNDS)].diff(axis=1).iloc[:, 1:] >= -1e-9).all().all()
+    total = (updates[0] - updates[1]).square().sum().item()
+    assert row.deviation + row.division + row.cross == pytest.approx(total, rel=1e-6)
+
+
+def test_residuals_are_compared_per_request(world, unchanged):
+    model, method = world
+    found = study(model, REQUESTS, (1, 2), method)
+    rows = compare_residuals(found).set_index(["layer", "request"])
+    a, b = found.direct(1)[:, 3], found.direct(2)[:, 3]
+    assert rows.cosine[1, 3] == pytest.approx((a @ b / (a.norm() * b.norm())).item(), rel=1e-5)
+    assert rows.deviation[1, 3] == pytest.approx((a - b).norm().item(), rel=1e-5)
+    assert rows.cosine[2].min() == pytest.approx(1.0) and (rows.deviation[2] == 0).all()
+
+
+def test_a_contribution_is_what_the_residual_adds_to_the_hidden_state(world, unchanged):
+    model, method = world
+    found = study(model, REQUESTS, (0, 1, 2), method)
+    rows = contributions(model, REQUESTS, found).set_index(["layer", "residual", "request"]).contribution.sort_index()
+    request = REQUESTS[2]
+    at = locate(model.tokenizer, request.prompt, request.subject).subject_last
+    pairs = [(request.text, request.target)]
+    before = np.exp(score_targets(model, pairs)[0].log_prob)
+
+    def add(key, hidden):
+        hidden = hidden.clone()
+        hidden[:, at] += found.direct(2)[:, 2] / 2
+        return hidden
+
+    with trace(outputs={1: model.blocks[1]}, edit=add):
+        after = np.exp(score_targets(model, pairs)[0].log_prob)
+    assert rows[1, "distributed", 2] == pytest.approx(after - before, rel=1e-4, abs=1e-9)
+    assert (rows[2, "direct"] == rows[2, "distributed"]).all()
+    assert rows.xs("direct", level="residual").mean() > 0  # optimised for it
+
+
+def test_a_batch_is_edited_as_the_editor_does_and_the_error_is_measured_before_each_update(world):
+    model, method = world
+    state = method.prepare(model)
+    before = {layer: model.weight(layer).clone() for layer in method.layers}
+    result = method.edit(model, REQUESTS, state, Timer())
+    expected = {layer: model.weight(layer).clone() for layer in method.layers}
+    for layer in method.layers:
+        model.weight(layer).copy_(before[layer])
+    rows = list(shifts_of_batch(model, REQUESTS, method, state))
+    for layer in method.layers:
+        torch.testing.assert_close(model.weight(layer), expected[layer])
+    assert [row["layer"] for row, _ in rows] == [0, 1, 2]
+    for row, error in rows:
+        assert row["error"] == pytest.approx(spectral_norm(error))
+        assert row["error"] <= row["residual"] * (1 + 1e-9)
+    # at the first layer nothing has been updated yet: the direct update less the editor's own is the error
+    for layer in method.layers:
+        model.weight(layer).copy_(before[layer])
+    found = study(model, REQUESTS, (0,), method)
+    direct = method.solver.solve(state.solvers[0], found.keys[0], found.direct(0))
+    torch.testing.assert_close(rows[0][1], direct - result.updates[0].double(), rtol=1e-4, atol=1e-8)
+
+
+def test_errors_gather_along_a_sequence(world, unchanged):
+    model, _ = world
+    method = editor(Ridge(50.0, remembers=True))
+    rows = shifts_along_sequence(model, RECORDS, method, 2, (0, 1))
+    assert rows.groupby("batch").layer.apply(list).tolist() == [[0, 1]] * 3
+    assert rows.total_edits.tolist() == [2, 2, 4, 4, 5, 5]
+    first = rows[rows.layer == 0]
+    assert first.total.iloc[0] == pytest.approx(first.error.iloc[0])
+    assert (first.total <= first.error.cumsum() * (1 + 1e-9)).all()
+    assert first.norm_history.iloc[0] == 0 and first.norm_history.is_monotonic_increasing
+
+
+def test_steps_left_fall_once_a_layer_has_been_updated(world, unchanged):
+    model, method = world
+    rows = steps_left(model, REQUESTS, method)
+    assert rows.groupby("layer").request.count().tolist() == [5, 5, 5]
+    assert rows.steps.between(0, method.targets.steps - 1).all()
+
+
+def test_single_layer_scores_leave_the_model_and_agree_at_the_last_layer(world, unchanged):
+    model, method = world
+    found = study(model, REQUESTS, method.layers, method)
+    rows = single_layer_scores(model, RECORDS, found, method, generate=False)
+    table = rows.set_index(["layer", "residual", "metric", "record"]).value.sort_index()
+    assert (table[2, "direct"] == table[2, "distributed"]).all()
+    assert (
+        set(rows.layer) == {0, 1, 2}
+        and rows[rows.metric == "efficacy"].groupby(["layer", "residual"]).size().eq(5).all()
+    )
+
+
+def test_scores_along_the_axes_leave_the_model(world, unchanged):
+    model, method = world
+    along = scores_along_sequence(model, RECORDS, method, 2, at=(1, 3))
+    assert sorted(along.edits.unique()) == [2, 5]
+    assert along[along.metric == "efficacy"].groupby("edits").size().to_dict() == {2: 2, 5: 5}
+    by_size = scores_by_batch_size(model, RECORDS, editor(residual=DIRECT, layers=(0, 2)), [1, 4])
+    assert by_size[by_size.metric == "efficacy"].groupby("edits").size().to_dict() == {1: 1, 4: 4}
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [(1, [1]), (4, [1, 2, 4]), (50, [1, 2, 5, 10, 20, 50]), (800, [1, 2, 5, 10, 20, 50, 100, 200, 500, 800])],
+)
+def test_batch_sizes(most, sizes):
+    assert batch_sizes(most) == sizes
+
+
+def test_a_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    covered = sum(low <= 2.0 <= high for _, low, high in (bootstrap(random.normal(2, 3, 40)) for _ in range(200)))
+    assert 0.9 * 200 <= covered <= 0.99 * 200
+    assert bootstrap([5.0, 5.0]) == (5.0, 5.0, 5.0) and bootstrap([1.0]).low == 1.0
+    assert bootstrap([0, 1, 1, 0, 1], seed=3) == bootstrap([0, 1, 1, 0, 1], seed=3)
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap([])
+
+
+def test_bootstrap_by_groups():
+    frame = pd.DataFrame({"a": [1, 1, 2, 2], "b": "x", "v": [0.0, 1.0, 3.0, 3.0]})
+    found = bootstrap_by(frame, ["a", "b"], "v")
+    assert found["mean"].tolist() == [0.5, 3.0] and found.n.tolist() == [2, 2] and list(found.b) == ["x", "x"]
+
+
+def test_a_growth_exponent_is_found_again():
+    random = np.random.default_rng(0)
+    x = np.array([1, 2, 5, 10, 20, 50])
+    frame = pd.concat(
+        [pd.DataFrame({"x": x, "y": 3 * x**0.7 * np.exp(random.normal(0, 0.05, 6)), "seed": i}) for i in range(5)]
+    )
+    found = growth_exponent(frame, "x", "y", "seed")
+    assert found.low < 0.7 < found.high and found.high - found.low < 0.1
+    with pytest.raises(ValueError, match="at least two groups"):
+        growth_exponent(frame[frame.seed == 0], "x", "y", "seed")
+    with pytest.raises(ValueError, match="one value of x"):
+        growth_exponent(frame[frame.x == 1], "x", "y", "seed")
