@@ -1,0 +1,99 @@
+"""The ablation of layers: what is tried, how choices are compared, and that a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from bluelib import load_dataset, load_model
+from bluelib.ablation import (
+    BATCH_SIZE,
+    DATASET,
+    EDITS,
+    METRICS,
+    WEIGHTS,
+    at_equal_specificity,
+    choices,
+    load_ablation,
+    rerun,
+    run_ablation,
+)
+from bluelib.models import pocket_models
+from bluelib.provenance import records_hash
+
+
+def test_every_pair_every_layer_all_and_memit_are_tried():
+    found = choices(load_model("pocket-llama"))
+    direct = {name: editor.layers for name, (_, editor) in found.items() if name != "MEMIT"}
+    pairs = [layers for layers in direct.values() if len(layers) == 2]
+    assert len(pairs) == len(set(pairs)) == 10 and direct["BLUE"] == (0, 4)
+    assert sorted(layers for layers in direct.values() if len(layers) == 1) == [(0,), (1,), (2,), (3,), (4,)]
+    assert direct["all layers"] == (0, 1, 2, 3, 4) and len(found) == 17
+    assert all(editor.residual.direct for name, (_, editor) in found.items() if name != "MEMIT")
+    assert not found["MEMIT"][1].residual.direct
+
+
+def frame(rows):
+    data = pd.DataFrame(rows, columns=["choice", "mom2_update_weight", "success", "mean_specificity"])
+    data["mean_success"] = [sum(values) / len(values) for values in data.success]
+    return data.assign(family="f", seconds_per_edit=0.1, mean_efficacy=0.0, mean_generalization=0.0)
+
+
+def test_choices_are_compared_at_blue_s_specificity():
+    runs = frame(
+        [
+            ("BLUE", 1, [60, 60, 90, 90], 90.0),
+            ("BLUE", 10, [80, 80, 80, 80], 95.0),
+            ("one", 1, [100, 100, 100, 100], 94.0),  # better, at the price of specificity
+            ("one", 10, [70, 80, 80, 70], 94.6),
+            ("one", 100, [10, 10, 10, 10], 99.0),
+            ("never", 1, [90, 90, 90, 90], 50.0),
+            ("never", 10, [20, 20, 20, 20], 60.0),
+        ]
+    )
+    best, differences, goal = at_equal_specificity(runs)
+    assert goal == 94.5
+    best, differences = best.set_index("choice"), differences.set_index("choice")
+    assert best.mom2_update_weight.to_dict() == {"BLUE": 10, "one": 10, "never": 10}
+    assert best.reached.to_dict() == {"BLUE": True, "one": True, "never": False}
+    assert differences["mean"].to_dict() == {"BLUE": 0.0, "one": -5.0, "never": -60.0}
+    assert differences.low["one"] == -10.0 and differences.high["one"] == 0.0
+
+
+def test_a_stopped_ablation_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = load_model("pocket-gpt2")
+    few = {name: choice for name, choice in choices(model).items() if name in ("MEMIT", "layer 0")}
+    monkeypatch.setattr("bluelib.ablation.choices", lambda model: few)
+    path = run_ablation(model, edits=2, batch_size=2, weights=(100,))
+    content = json.loads(path.read_text())
+    assert [run["choice"] for run in content["runs"]] == ["MEMIT", "layer 0"]
+    content["runs"] = [{**content["runs"][0], "seconds_per_edit": -1.0}]  # as if it had been stopped after the first
+    path.write_text(json.dumps(content))
+    runs = json.loads(run_ablation(model, edits=2, batch_size=2, weights=(100,)).read_text())["runs"]
+    assert [run["seconds_per_edit"] < 0 for run in runs] == [True, False]
+    found, origin = load_ablation("pocket-gpt2")
+    assert origin["identity"]["edits"] == 2 and found.mean_specificity.between(0, 100).all()
+    again = rerun(model, "layer 0", 100)
+    assert again == {metric: pytest.approx(found.iloc[1][f"mean_{metric}"], abs=0.01) for metric in METRICS}
+    # other settings: begun anew
+    runs = json.loads(run_ablation(model, edits=3, batch_size=3, weights=(100,)).read_text())["runs"]
+    assert all(run["seconds_per_edit"] > 0 and len(run["efficacy"]) == 3 for run in runs)
+    with pytest.raises(FileNotFoundError, match="blue ablation --model pocket-bert"):
+        load_ablation("pocket-bert")
+
+
+@pytest.mark.parametrize("name", sorted(pocket_models()))
+def test_the_committed_ablation_is_whole_and_of_the_shipped_weights(name):
+    model = load_model(name)
+    runs, origin = load_ablation(name)
+    assert origin["identity"]["model_revision"] == model.revision
+    records = load_dataset(DATASET, split="report", limit=EDITS)
+    assert origin["identity"]["records_hash"] == records_hash(records)
+    assert (origin["identity"]["edits"], origin["identity"]["batch_size"]) == (EDITS, BATCH_SIZE)
+    tried = set(zip(runs.choice, runs.mom2_update_weight, strict=True))
+    assert tried == {(choice, weight) for choice in choices(model) for weight in WEIGHTS}
+    assert runs.efficacy.map(len).eq(EDITS).all()

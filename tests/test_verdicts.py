@@ -1,0 +1,82 @@
+"""Verdicts follow from the numbers, and the analysis figures from the committed ones, byte for byte."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from bluelib.models import pocket_models
+from bluelib.reports import verdicts
+from bluelib.reports.figures import FIGURES
+from bluelib.reproduce import ANALYSIS, draw_analysis
+
+ROOT = Path(__file__).parent.parent
+MODELS = sorted(pocket_models())
+JUDGES = {
+    "01_locate": verdicts.locate,
+    "02_weight_shift_theory": verdicts.theory,
+    "03_residuals": verdicts.residuals,
+    "04_error_growth": verdicts.growth,
+}
+
+
+def numbers(notebook, model="pocket-llama"):
+    return json.loads((ROOT / "figures" / f"{notebook}_{model}.json").read_text())
+
+
+def test_judge():
+    assert verdicts.judge(True, True) == "reproduced"
+    assert verdicts.judge(True, False) == "partly"
+    assert verdicts.judge(False) == "not at this scale"
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("notebook", list(JUDGES))
+def test_the_committed_verdicts_follow_from_the_committed_numbers(notebook, model):
+    content = numbers(notebook, model)
+    assert [verdict._asdict() for verdict in JUDGES[notebook](content)] == content["verdicts"]
+    assert content["provenance"]["scale"] == "pocket" and content["provenance"]["model"] == model
+    parameters = content["parameters"]
+    assert parameters.items() >= ANALYSIS[notebook].items(), "the committed analysis is not the one that is described"
+    assert (
+        content["provenance"]["model_revision"]
+        == json.loads((pocket_models()[model] / "recall.json").read_text())["weights"]
+    )
+
+
+def test_a_violated_bound_would_be_seen():
+    content = copy.deepcopy(numbers("02_weight_shift_theory"))
+    assert content["violations"] == 0 and content["cells"] > 100
+    content["violations"] = 1
+    assert verdicts.theory(content)[0].verdict == "not at this scale"
+
+
+def test_residual_verdicts_change_with_the_numbers():
+    content = copy.deepcopy(numbers("03_residuals"))
+    claims = {v.claim: v.verdict for v in verdicts.residuals(content)}
+    cosine = next(claim for claim in claims if "cosine" in claim)
+    for row in content["compared"]:
+        if row["measure"] == "cosine":
+            row["mean"] = 1 - row["mean"]
+    assert {v.claim: v.verdict for v in verdicts.residuals(content)}[cosine] == "not at this scale"
+
+
+def test_the_ablation_s_verdict_needs_an_interval_near_zero():
+    content = copy.deepcopy(numbers("04_error_growth"))
+    for low, high, verdict in ((-2, 2, "reproduced"), (-9, 2, "partly"), (-9, -4, "not at this scale")):
+        for row in content["ablation_differences"]:
+            row |= {"low": low, "high": high}
+        assert verdicts.growth(content)[-1].verdict == verdict
+
+
+@pytest.mark.parametrize("notebook", list(JUDGES))
+def test_the_figures_are_those_of_the_committed_numbers(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    drawn = draw_analysis(notebook, MODELS, tmp_path)
+    assert {path.stem for path in drawn} == set(FIGURES[notebook])
+    for path in drawn:
+        if path.suffix == ".svg":
+            assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes(), path.name
