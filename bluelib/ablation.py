@@ -18,16 +18,18 @@ from typing import Any
 
 import pandas as pd
 
-from .data import load_dataset
+from .data import Record, load_dataset
 from .editors import Editor, get_editor
+from .experiment import plain
 from .files import project_path, write_json
+from .methods import describe
 from .metrics import evaluate
 from .models import Model
 from .provenance import provenance
-from .residuals import DIRECT
+from .residuals import DIRECT, DISTRIBUTED
 from .sequence import edit_sequence, preserved
 from .solvers import Ridge
-from .uncertainty import bootstrap
+from .uncertainty import interval
 
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)
 DATASET = "pocket-counterfact"
@@ -36,9 +38,9 @@ BLUE = "BLUE"
 
 
 def choices(model: Model) -> dict[str, tuple[str, Editor]]:
-    """By name, the family and the editor of each choice of layers.
+    """By name, the family and the editor of each choice of layers and residual.
 
-    MEMIT has its own settings; the others have those of MEMIT_BLUE, but for the layers.
+    MEMIT has its own settings; the others have those of MEMIT_BLUE, but for the layers and, where said, the residual.
     """
     memit, blue = get_editor("memit", model), get_editor("memit_blue", model)
     direct = lambda layers: replace(blue, layers=tuple(layers), residual=DIRECT)  # noqa: E731
@@ -50,6 +52,9 @@ def choices(model: Model) -> dict[str, tuple[str, Editor]]:
     for layer in critical:
         found[f"layer {layer}"] = ("one layer, direct", direct([layer]))
     found["all layers"] = ("all layers, direct", direct(critical))
+    shared = replace(blue, residual=DISTRIBUTED)
+    found["all layers, distributed"] = ("distributed, BLUE's settings", replace(shared, layers=critical))
+    found["first and last, distributed"] = ("distributed, BLUE's settings", shared)
     return found
 
 
@@ -58,7 +63,8 @@ def run_ablation(
 ) -> Path:
     """Run every choice at every λ and write ``results/ablation/<model>.json``; what is there already is kept.
 
-    A file of other settings, records or weights is begun anew. The model is left as it was.
+    A file of other records, batches or weights is begun anew, and a run of other settings is made again. The model is
+    left as it was.
     """
     records = load_dataset(DATASET, split="report", limit=edits)
     origin = provenance(model, records)
@@ -70,16 +76,18 @@ def run_ablation(
         "weights": list(weights),
         **{key: origin[key] for key in ("model_revision", "records_hash")},
     }
-    path = project_path("results", "ablation", f"{model.name}.json")
+    path = _path(model.name)
     runs: list[dict[str, Any]] = []
     if path.exists():
         content = json.loads(path.read_text(encoding="utf-8"))
         runs = content["runs"] if content["identity"] == identity else []
-    done = {(run["choice"], run["mom2_update_weight"]) for run in runs}
     for weight in weights:
         for name, (family, editor) in choices(model).items():
-            if (name, weight) not in done:
-                runs.append({"choice": name, "family": family, **_run(model, records, editor, weight, batch_size)})
+            method = replace(editor, solver=Ridge(weight))
+            place = {"choice": name, "family": family, "mom2_update_weight": weight, "settings": describe(method)}
+            if not any(place.items() <= run.items() for run in runs):
+                runs = [run for run in runs if (run["choice"], run["mom2_update_weight"]) != (name, weight)]
+                runs.append({**place, **_run(model, records, method, batch_size)})
                 write_json(path, {"identity": identity, "provenance": origin, "runs": runs})
                 means = (f"{metric} {fmean(runs[-1][metric]):.1f}" for metric in METRICS)
                 print(f"{model.name} λ={weight} {name}: {', '.join(means)}", flush=True)
@@ -96,19 +104,22 @@ def rerun(model: Model, choice: str, weight: float) -> dict[str, float]:
     _, origin = load_ablation(model.name)
     identity = origin["identity"]
     records = load_dataset(identity["dataset"], split="report", limit=identity["edits"])
-    run = _run(model, records, choices(model)[choice][1], weight, identity["batch_size"])
+    method = replace(choices(model)[choice][1], solver=Ridge(weight))
+    run = _run(model, records, method, identity["batch_size"])
     return {metric: fmean(run[metric]) for metric in METRICS}
 
 
-def _run(model: Model, records: Sequence, editor: Editor, weight: float, batch_size: int) -> dict[str, Any]:
-    method = replace(editor, solver=Ridge(weight))
+def _path(model: str) -> Path:
+    return project_path("results", "ablation", f"{plain(model)}.json")
+
+
+def _run(model: Model, records: Sequence[Record], method: Editor, batch_size: int) -> dict[str, Any]:
     with preserved(model, method.layers):
         run = edit_sequence(model, records, method, batch_size=batch_size, progress=False)
         scores = evaluate(model, records, generate=False)
     seconds = sum(value for phase, value in run.seconds.items() if phase != "prepare")
     return {
         "layers": list(method.layers),
-        "mom2_update_weight": weight,
         "seconds_per_edit": round(seconds / len(records), 4),
         **{metric: [round(value, 2) for value in scores.values(metric)] for metric in METRICS},
     }
@@ -123,7 +134,7 @@ def load_ablation(model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     Raises:
         FileNotFoundError: if the model has no ablation yet; the message says how to make it.
     """
-    path = project_path("results", "ablation", f"{model}.json")
+    path = _path(model)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; make it with: blue ablation --model {model}")
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -144,8 +155,8 @@ def at_equal_specificity(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
     never reaches the goal is taken at its largest specificity, and ``reached`` is false.
 
     Returns:
-        One row per choice with means and λ; per choice the paired difference of success to BLUE's over records, in
-        points, with its 95 % bootstrap interval; and the goal.
+        One row per choice with means, λ and the least of its seconds per edit; per choice the paired difference of
+        success to BLUE's over records, in points, with its 95 % bootstrap interval; and the goal.
     """
     blue = runs[runs.choice == BLUE]
     blue = blue.loc[blue.mean_success.idxmax()]
@@ -158,9 +169,10 @@ def at_equal_specificity(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
             if len(reaching)
             else group.loc[group.mean_specificity.idxmax()]
         )
-        row = {column: chosen[column] for column in ("family", "mom2_update_weight", "seconds_per_edit")}
+        row = {"family": chosen.family, "mom2_update_weight": chosen.mom2_update_weight}
+        row["seconds_per_edit"] = group.seconds_per_edit.min()
         row |= {metric: chosen[f"mean_{metric}"] for metric in (*METRICS, "success")}
         best.append({"choice": name, **row, "reached": bool(len(reaching))})
         gaps = [a - b for a, b in zip(chosen.success, blue.success, strict=True)]
-        differences.append({"choice": name, **bootstrap(gaps)._asdict()})
+        differences.append({"choice": name, **interval(gaps)._asdict()})
     return pd.DataFrame(best), pd.DataFrame(differences), float(goal)

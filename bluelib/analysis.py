@@ -8,7 +8,7 @@ be looked at from one study. Distributed residuals are R^L / (L − l + 1), with
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,11 +25,11 @@ from .metrics.scoring import request_nll
 from .models import Model
 from .prompts import Request, locate
 from .representations import subject_hidden, subject_keys
-from .residuals import DIRECT
+from .residuals import DIRECT, DISTRIBUTED
 from .sequence import edit_sequence, preserved
 from .solvers import Solver
 from .targets import Targets, optimise_targets
-from .theory import bounds, error_terms, gain, least_error_divisor, spectral_norm, weight_shift
+from .theory import bounds, error_terms, gain, spectral_norm, weight_shift
 from .timing import Timer
 from .tracing import trace
 
@@ -119,6 +119,7 @@ def steps_left(model: Model, requests: Sequence[Request], editor: Editor) -> pd.
     was. Columns: layer, request, steps.
     """
     method = replace(editor, residual=DIRECT)
+    model.edit_in_float32(method.layers)
     with preserved(model, method.layers):
         result = method.edit(model, requests, method.prepare(model), Timer())
     return pd.DataFrame(
@@ -136,6 +137,7 @@ def single_layer_scores(
     is left as it was. Columns: layer, residual, metric, record, value.
     """
     method = replace(editor, layers=found.layers)
+    model.edit_in_float32(method.layers)
     state = method.prepare(model)
     frames = []
     for layer in found.layers:
@@ -170,7 +172,9 @@ def weight_shifts(
         batches: indices of the study's requests.
 
     Returns:
-        Per (batch, l, L) the columns of :func:`_row`.
+        Per (``batch``, ``layer``, ``last``): ``distance`` L − l, ``error`` ‖E‖₂, ``relative`` ‖E‖₂ / ‖R*Q‖₂ (NaN where
+        R* is zero), the bounds by name, the norms they are made of (``norm_q``, ``norm_direct``, ``norm_last``,
+        ``norm_deviation``), and the terms of ‖E‖²_F (:class:`~bluelib.theory.ErrorTerms`).
     """
     rows = []
     for number, batch in enumerate(batches):
@@ -187,48 +191,71 @@ def weight_shifts(
 
 
 def _row(direct: Tensor, last: Tensor, divisor: float, q: Tensor) -> dict[str, float]:
-    """One comparison: ``error`` ‖E‖₂, ``relative`` ‖E‖₂ / ‖R*Q‖₂, the bounds by name, the norms they are made of, the
-    terms of ‖E‖²_F, and ``best_share``, the share of R^L that would have been closest to R*."""
+    """One comparison: the columns of :func:`weight_shifts`."""
+    whole = spectral_norm(direct.double() @ q)
     error = spectral_norm(weight_shift(direct, last, divisor, q))
     return {
         "distance": round(divisor) - 1,
         "error": error,
-        "relative": error / spectral_norm(direct.double() @ q),
+        "relative": error / whole if whole else math.nan,
         **bounds(direct, last, divisor, q),
         "norm_q": spectral_norm(q),
         "norm_direct": spectral_norm(direct),
         "norm_last": spectral_norm(last),
         "norm_deviation": spectral_norm(direct - last),
         **asdict(error_terms(direct, last, divisor, q)),
-        "best_share": least_error_divisor(direct, last, q),
     }
+
+
+@dataclass(frozen=True)
+class MeasuredUpdate:
+    """What :func:`shifts_of_batch` saw at one layer: the row of numbers, E ``(d_model, d_mlp)``, and K."""
+
+    row: dict[str, float]
+    error: Tensor
+    keys: Tensor
 
 
 def shifts_of_batch(
     model: Model, requests: Sequence[Request], editor: Editor, state: EditState, layers: Sequence[int] | None = None
-) -> Iterator[tuple[dict[str, float], Tensor]]:
+) -> list[MeasuredUpdate]:
     """Edit one batch as the editor does, and before each layer's update measure the error it makes there.
 
     R^L is what is missing at L when the layer's turn comes, after the updates before it, and R* is optimised at the
-    layer in the same state. Yields the row and E for each of ``layers`` (default: all of the editor's, ascending); the
-    model ends edited. The editor's layers must be consecutive and its residual distributed evenly.
+    layer in the same state. The model ends edited, and ``state`` has taken in the batch's keys.
+
+    Args:
+        editor: one that distributes its residual evenly over consecutive layers.
+        state: from the editor's ``prepare``, of the unedited model.
+        layers: where to measure; by default all of the editor's.
+
+    Raises:
+        ValueError: for another editor, or a layer that it does not update.
     """
-    last = editor.layers[-1]
+    first, last = editor.layers[0], editor.layers[-1]
+    if editor.residual != DISTRIBUTED or editor.layers != tuple(range(first, last + 1)):
+        raise ValueError(f"{editor.name} does not distribute its residual evenly over consecutive layers")
+    chosen = editor.layers if layers is None else model.check_layers(layers)
+    if not set(chosen) <= set(editor.layers):
+        raise ValueError(f"{editor.name} updates layers {list(editor.layers)}, not all of {list(chosen)}")
+    model.edit_in_float32(editor.layers)
     with preserved(model, editor.layers):
         result = editor.edit(model, requests, state, Timer())
+    measured = []
     for layer in editor.layers:
-        weight = model.weight(layer)
-        if layers is None or layer in layers:
+        if layer in chosen:
             direct = optimise_targets(
                 model, requests, layer, state.prefixes, editor.targets, token_budget=state.token_budget
             ).deltas
             missing = result.targets[last].values - subject_hidden(model, requests, last)
-            q = gain(editor.solver, state.solvers[layer], subject_keys(model, requests, layer, state.prefixes))
-            divisor = last - layer + 1
-            error = weight_shift(direct, missing, divisor, q)
-            yield {"layer": layer, "last": last, "edits": len(requests), **_row(direct, missing, divisor, q)}, error
+            keys = subject_keys(model, requests, layer, state.prefixes)
+            q, divisor = gain(editor.solver, state.solvers[layer], keys), last - layer + 1
+            row = {"layer": layer, "last": last, "edits": len(requests), **_row(direct, missing, divisor, q)}
+            measured.append(MeasuredUpdate(row, weight_shift(direct, missing, divisor, q), keys))
+        weight = model.weight(layer)
         weight.add_(result.updates[layer].to(weight.dtype))
     editor.remember(state, result.keys)
+    return measured
 
 
 def shifts_along_sequence(
@@ -246,15 +273,13 @@ def shifts_along_sequence(
     with preserved(model, editor.layers):
         for number, first in enumerate(range(0, len(records), batch_size)):
             requests = [record.request for record in records[first : first + batch_size]]
-            keys = {layer: subject_keys(model, requests, layer, state.prefixes) for layer in layers}
-            for row, error in shifts_of_batch(model, requests, editor, state, layers):
-                layer = int(row["layer"])
-                totals[layer] = totals.get(layer, 0) + error
+            for measured in shifts_of_batch(model, requests, editor, state, layers):
+                layer = int(measured.row["layer"])
+                totals[layer] = totals.get(layer, 0) + measured.error
                 history = spectral_norm(torch.cat(earlier[layer], 1)) ** 2 if earlier[layer] else 0.0
-                rows.append({"batch": number, "total_edits": first + len(requests), **row,
+                rows.append({"batch": number, "total_edits": first + len(requests), **measured.row,
                              "total": spectral_norm(totals[layer]), "norm_history": history})  # fmt: skip
-            for layer in layers:
-                earlier[layer].append(keys[layer])
+                earlier[layer].append(measured.keys)
     return pd.DataFrame(rows)
 
 
@@ -264,7 +289,12 @@ def scores_along_sequence(
     """Edit in batches and evaluate all records edited so far after each number of batches in ``at``.
 
     The model is left as it was. Columns: edits, metric, record, value.
+
+    Raises:
+        ValueError: for a batch size that the editor does not make.
     """
+    if batch_size > (editor.max_batch or batch_size):
+        raise ValueError(f"{editor.name} makes at most {editor.max_batch} edits together, not {batch_size}")
     frames = []
 
     def evaluate_so_far(number: int, result: object) -> None:

@@ -38,8 +38,8 @@ class CausalTrace:
         roles: each token's place, one of :data:`ROLES`, or ``before`` for those that come before the subject.
         clean, corrupted: probability of the answer's first token; the latter is the mean over the noise samples.
         correct: whether that token is the clean model's first choice.
-        effects: by kind, ``(t, n)``: the indirect effect, mean over the samples. NaN where a kind is not measured: it
-            is zero before the subject, where noise changes nothing, and severed paths are measured at its last token.
+        effects: by kind, ``(t, n)``: the indirect effect, mean over the samples. Before the subject, where noise
+            changes nothing, it is 0; severed paths are measured at the subject's last token only, and NaN elsewhere.
     """
 
     tokens: tuple[str, ...]
@@ -51,7 +51,11 @@ class CausalTrace:
 
 
 def noise_scale(model: Model) -> float:
-    """The standard deviation of the model's embedding matrix, over all entries; ROME's noise is three times this."""
+    """The standard deviation of the model's embedding matrix, over all entries: the unit of the noise.
+
+    ROME's noise is three times the standard deviation of embeddings; its public code takes that over the embeddings of
+    the traced subjects' tokens, and this over the whole vocabulary.
+    """
     return model.lm.get_input_embeddings().weight.float().std().item()
 
 
@@ -84,7 +88,7 @@ def causal_trace(
     if unknown or samples < 1 or window < 1:
         raise ValueError(f"kinds must be from {KINDS}, samples and window at least 1: {kinds}, {samples}, {window}")
     place = locate(model.tokenizer, request.prompt, request.subject)
-    first = _subject_first(model, request)
+    first = place.subject_first
     answer = encode_target(model.tokenizer, request.target)[0]
     t, n = len(place.ids), model.n_layers
     parts = {("hidden", layer): model.blocks[layer] for layer in range(n)}
@@ -107,11 +111,8 @@ def causal_trace(
         distribution = probabilities(1)[0]
 
     def corrupt(key, hidden: Tensor) -> Tensor:
-        if key != "embedding":
-            return hidden
         hidden = hidden.clone()
-        repeats = len(hidden) // samples
-        hidden[:, subject] += drawn.repeat(repeats, 1, 1)
+        hidden[:, subject] += drawn.repeat(len(hidden) // samples, 1, 1)
         return hidden
 
     with trace(outputs=parts) as corrupted:
@@ -173,7 +174,7 @@ class _State:
 def _restored(kind: str, layer: int, n: int, window: int) -> tuple[tuple[str, int], ...]:
     if kind.startswith("hidden"):
         return (("hidden", layer),)
-    start = layer - (window - 1) // 2
+    start = layer - window // 2  # as in ROME, where ten layers around l are l - 5 to l + 4
     return tuple((kind, i) for i in range(max(0, start), min(n, start + window)))
 
 
@@ -182,15 +183,8 @@ def _severed(kind: str, layer: int, n: int) -> tuple[tuple[str, int], ...]:
     return tuple((part, i) for i in range(layer + 1, n)) if part else ()
 
 
-def _subject_first(model: Model, request: Request) -> int:
-    """Index of the subject's first token."""
-    start = request.prompt.index("{}")
-    offsets = model.tokenizer(request.text, return_offsets_mapping=True)["offset_mapping"]
-    return next(i for i, (a, b) in enumerate(offsets) if b > start and b > a)
-
-
 def _role(index: int, first: int, last: int, length: int) -> str:
-    """The last token of a prompt is that, also where it is the only one after the subject or the subject's own."""
+    """Of two places that a token may have, the subject's come first, then the prompt's last one."""
     if index < first:
         return "before"
     if index <= last:

@@ -346,8 +346,9 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 
 def _analyse(arguments: argparse.Namespace) -> None:
+    from .experiment import ANALYSIS
     from .models import pocket_models
-    from .reproduce import ANALYSIS, analyse, draw_analysis
+    from .reproduce import analyse, draw_analysis
 
     models, notebooks = arguments.model or list(pocket_models()), arguments.notebook or list(ANALYSIS)
     if arguments.draw:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -87,25 +87,57 @@ def run_cell(
     return Cell(run, before, after, result)
 
 
-def write_numbers(name: str, model: Model, records: Sequence[Record], numbers: dict[str, Any]) -> dict[str, Any]:
-    """Write a notebook's numbers with their provenance to ``figures/<name>_<model>.json``, and return them.
+#: By analysis notebook, the parameters of the committed analysis where they are not the notebook's own.
+ANALYSIS: dict[str, dict[str, Any]] = {
+    "01_locate": {"edits": 40, "samples": 10},
+    "02_weight_shift_theory": {"edits": 100},
+    "03_residuals": {"edits": 100, "batch_size": 100, "generate": True},
+    "04_error_growth": {"edits": 100, "batch_size": 10, "largest": 400},
+}
 
-    Frames become lists of rows; floats in them are rounded to five significant digits.
+
+def write_numbers(
+    name: str,
+    model: Model,
+    records: Sequence[Record],
+    numbers: dict[str, Any],
+    judge: Callable[[dict[str, Any]], Sequence[NamedTuple]] | None = None,
+) -> dict[str, Any]:
+    """Write a notebook's numbers with their provenance as JSON, see :func:`numbers_path`, and return them.
+
+    Frames become lists of rows, and floats are rounded to five significant digits. ``judge`` makes the notebook's
+    verdicts from what is written.
+
+    Raises:
+        ValueError: for an infinite number, or NaN other than as the end of an interval.
     """
-    content = {key: _rows(value) if isinstance(value, pd.DataFrame) else value for key, value in numbers.items()}
+    content = {key: _tidy(value) for key, value in numbers.items()}
+    if judge:
+        content["verdicts"] = [verdict._asdict() for verdict in judge(content)]
     content["provenance"] = provenance(model, records)
-    write_json(numbers_path(name, model.name), content)
+    write_json(numbers_path(name, model.name, content["parameters"]), content)
     return content
 
 
-def numbers_path(name: str, model: str) -> Path:
-    """Where a notebook's numbers for a model belong in the project."""
-    return project_path("figures", f"{name}_{plain(model)}.json")
+def numbers_path(name: str, model: str, parameters: dict[str, Any]) -> Path:
+    """Where a notebook's numbers for a model belong: ``figures``, but ``results/raw`` for an analysis of another size
+    than the committed one."""
+    committed = parameters.items() >= ANALYSIS.get(name, {}).items()
+    return project_path(*(("figures",) if committed else ("results", "raw")), f"{name}_{plain(model)}.json")
 
 
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    rounded = frame.map(lambda value: float(f"{value:.5g}") if isinstance(value, float) else value)
-    return json.loads(rounded.to_json(orient="records", double_precision=15))
+def _tidy(value: Any) -> Any:
+    """As plain values that JSON has; the ends of an interval that there is not are None."""
+    if isinstance(value, pd.DataFrame):
+        return [_tidy(row) for row in value.to_dict("records")]
+    if isinstance(value, dict):
+        return {
+            key: None if key in ("low", "high") and value[key] != value[key] else _tidy(value[key]) for key in value
+        }
+    if isinstance(value, (list, tuple)):
+        return [_tidy(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def cell_path(model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int) -> Path:

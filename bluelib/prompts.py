@@ -34,10 +34,11 @@ def fill(template: str, subject: str) -> str:
 
 @dataclass(frozen=True)
 class Located:
-    """A tokenised prompt and the index of its subject's last token."""
+    """A tokenised prompt and the indices of its subject's first and last token."""
 
     ids: tuple[int, ...]
     subject_last: int
+    subject_first: int
 
 
 def locate(tokenizer: PreTrainedTokenizerBase, template: str, subject: str, prefix: str = "") -> Located:
@@ -58,7 +59,7 @@ def locate(tokenizer: PreTrainedTokenizerBase, template: str, subject: str, pref
     inside = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if a < end and b > start and a < b]
     if not inside:
         raise ValueError(f"subject {subject!r} has no token in {prefix + fill(template, subject)!r}")
-    return Located(tuple(encoding["input_ids"]), inside[-1])
+    return Located(tuple(encoding["input_ids"]), inside[-1], inside[0])
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

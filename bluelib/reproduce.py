@@ -7,21 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .experiment import cell_path, numbers_path, plain
+import matplotlib.pyplot as plt
+
+from .experiment import ANALYSIS, cell_path, numbers_path, plain
 from .files import project_path
-from .models import scale_of
+from .models import pocket_models, scale_of
 from .reports.figures import FIGURES
 from .reports.plots import plot_methods, save
 from .reports.tables import write_table
 
 EDITORS = ("memit", "memit_blue", "alphaedit", "alphaedit_blue")
-#: By notebook, the parameters of the committed analysis where they are not the notebook's own.
-ANALYSIS: dict[str, dict[str, Any]] = {
-    "01_locate": {"edits": 60, "samples": 10},
-    "02_weight_shift_theory": {"edits": 100},
-    "03_residuals": {"edits": 100, "batch_size": 100, "generate": True},
-    "04_error_growth": {"edits": 100, "batch_size": 10, "largest": 800},
-}
 
 
 def run_notebook(name: str, parameters: Mapping[str, Any], stem: str) -> None:
@@ -76,45 +71,57 @@ def reproduce(
     return [stem.with_suffix(suffix) for suffix in (".csv", ".md", ".png", ".svg")]
 
 
-def analyse(models: Sequence[str], notebooks: Sequence[str], parameters: Mapping[str, Any] | None = None) -> list[Path]:
-    """Run analysis notebooks for each model and draw their figures, the models side by side.
+def analyse(models: Sequence[str], notebooks: Sequence[str] = tuple(ANALYSIS)) -> list[Path]:
+    """Run analysis notebooks for each model at the committed size and draw their figures, the models side by side.
 
     Args:
         models: of one scale.
         notebooks: names, from :data:`ANALYSIS`.
-        parameters: for the notebooks, in place of :data:`ANALYSIS`.
 
     Returns:
         The figures.
 
     Raises:
-        ValueError: for an unknown notebook.
+        ValueError: for an unknown notebook, or models of several scales.
         FileNotFoundError: outside a checkout of the project.
     """
     unknown = [name for name in notebooks if name not in ANALYSIS]
     if unknown:
         raise ValueError(f"no analysis notebook is called {', '.join(unknown)}; known: {', '.join(ANALYSIS)}")
+    _one_scale(models)
     drawn = []
     for name in notebooks:
         for model in models:
-            chosen = {"model": model, **(ANALYSIS[name] if parameters is None else parameters)}
-            run_notebook(name, chosen, f"{name}_{plain(model)}")
+            run_notebook(name, {"model": model, **ANALYSIS[name]}, f"{name}_{plain(model)}")
             print(f"{name} {model}: done", flush=True)
         drawn += draw_analysis(name, models)
     return drawn
 
 
 def draw_analysis(notebook: str, models: Sequence[str], folder: Path | None = None) -> list[Path]:
-    """Draw a notebook's figures from the numbers that it wrote for ``models``, side by side, into ``figures``.
+    """Draw a notebook's figures from the committed numbers of ``models``, side by side, into ``figures``.
+
+    The names of figures of other than all pocket models end with the models'.
 
     Raises:
+        ValueError: for models of several scales.
         FileNotFoundError: if a model's numbers are missing.
     """
-    numbers = {model: json.loads(numbers_path(notebook, model).read_text(encoding="utf-8")) for model in models}
-    scale = scale_of(models[0])
+    _one_scale(models)
+    paths = {model: numbers_path(notebook, model, ANALYSIS[notebook]) for model in models}
+    numbers = {model: json.loads(path.read_text(encoding="utf-8")) for model, path in paths.items()}
+    suffix = "" if set(models) == set(pocket_models()) else "_" + "_".join(map(plain, models))
     drawn = []
     for name, draw in FIGURES[notebook].items():
-        stem = (folder or project_path("figures")) / (name if scale == "pocket" else f"{name}_{scale}")
-        save(draw(numbers), stem)
-        drawn += [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+        stem = (folder or project_path("figures")) / (name + suffix)
+        figure = draw(numbers)
+        save(figure, stem)
+        plt.close(figure)
+        drawn += [stem.with_suffix(extension) for extension in (".png", ".svg")]
     return drawn
+
+
+def _one_scale(models: Sequence[str]) -> None:
+    scales = sorted({scale_of(model) for model in models})
+    if len(scales) != 1:
+        raise ValueError(f"models of one scale are shown side by side, not of {', '.join(scales) or 'none'}")

@@ -11,7 +11,7 @@ With D = R* − R^L, and every norm the spectral one, for any c ≥ 1:
     ‖E‖ ≤ ‖R* − R^L/c‖ ‖Q‖                             residual
         ≤ (‖D‖ + (c − 1) ‖R*‖) / c · ‖Q‖               shared
         ≤ (‖D‖ + (c − 1)/c · ‖R^L‖) ‖Q‖                tight
-        ≤ (‖D‖ + (c − 1) ‖R^L‖) ‖Q‖                    paper (Theorem 4.1, c − 1 = L − l)
+        ≤ (‖D‖ + (c − 1) ‖R^L‖) ‖Q‖                    paper (Theorem 4.1, where c − 1 = L − l: MEMIT)
 
 Shapes: R* (``direct``) and R^L (``last``) are ``(d_model, u)``; K is ``(d_mlp, u)``. Everything in float64.
 """
@@ -75,44 +75,52 @@ def bounds(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> dict[s
 
 @dataclass(frozen=True)
 class ErrorTerms:
-    """‖E‖²_F by where it comes from, with E = D Q + (1 − 1/c) R^L Q: the three add up to it.
+    """‖E‖²_F by where it comes from, in two ways; each adds up to it.
+
+    E = D Q + (1 − 1/c) R^L Q:
 
     Attributes:
         deviation: ‖D Q‖²: the residual at l is another one than at L.
         division: ‖(1 − 1/c) R^L Q‖²: only a share of it is applied.
-        cross: 2⟨D Q, (1 − 1/c) R^L Q⟩: negative where the two cancel.
+        cross: 2⟨D Q, (1 − 1/c) R^L Q⟩, negative exactly where ``share`` is below 1 (and c above).
+
+    E = (R* − a R^L) Q + (a − 1/c) R^L Q, two orthogonal parts, with a the ``share`` below:
+
+        direction: ‖(R* − a R^L) Q‖² = (1 − ρ²) ‖R*Q‖²: what no multiple of R^L can give.
+        amount: (a − 1/c)² ‖R^L Q‖²: another multiple would have been better.
+        share: a = ⟨R*Q, R^LQ⟩ / ‖R^LQ‖², the real number for which a R^L comes closest to R* in ‖(R* − a R^L) Q‖_F.
+        cosine: ρ = ⟨R*Q, R^LQ⟩ / (‖R*Q‖ ‖R^LQ‖).
     """
 
     deviation: float
     division: float
     cross: float
+    direction: float
+    amount: float
+    share: float
+    cosine: float
 
 
 def error_terms(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> ErrorTerms:
-    """The terms of ‖E‖²_F.
+    """The terms of ‖E‖²_F; ``share`` and ``cosine`` are NaN where R*Q or R^LQ is zero.
 
     Raises:
         ValueError: see :func:`weight_shift`.
     """
     direct, last, gain = _checked(direct, last, divisor, gain)
-    deviation, division = (direct - last) @ gain, (1 - 1 / divisor) * last @ gain
-    return ErrorTerms(
-        deviation.square().sum().item(), division.square().sum().item(), 2 * (deviation * division).sum().item()
-    )
-
-
-def least_error_divisor(direct: Tensor, last: Tensor, gain: Tensor) -> float:
-    """The real number a = 1/c for which R^L a comes closest to R*, in ‖(R* − a R^L) Q‖_F.
-
-    a = ⟨R*Q, R^LQ⟩ / ‖R^LQ‖². No divisor does better; where a is far from 1/(L − l + 1), sharing the residual out
-    evenly is the mistake, and where the error is large even so, its direction is.
-
-    Raises:
-        ValueError: see :func:`weight_shift`.
-    """
-    direct, last, gain = _checked(direct, last, 1.0, gain)
     a, b = direct @ gain, last @ gain
-    return ((a * b).sum() / b.square().sum()).item()
+    inner, squared = (a * b).sum(), b.square().sum()
+    share = inner / squared
+    deviation, division = a - b, (1 - 1 / divisor) * b
+    return ErrorTerms(
+        deviation.square().sum().item(),
+        division.square().sum().item(),
+        2 * (deviation * division).sum().item(),
+        (a - share * b).square().sum().item(),
+        ((share - 1 / divisor).square() * squared).item(),
+        share.item(),
+        (inner / (a.norm() * b.norm())).item(),
+    )
 
 
 def gain_cap(matrix: Tensor) -> float:
@@ -121,30 +129,36 @@ def gain_cap(matrix: Tensor) -> float:
     With K̂ = M^(−1/2) K, Q = K̂ᵀ(I + K̂K̂ᵀ)⁻¹ M^(−1/2), and σ/(1 + σ²) ≤ ½ for every singular value σ of K̂.
 
     Args:
-        matrix: M, ``(d_mlp, d_mlp)``, symmetric: λC, or λC + K_pK_pᵀ.
+        matrix: M, ``(d_mlp, d_mlp)``, symmetric: λC, or λC + K_pK_pᵀ; for AlphaEdit L2·I, in the coordinates of K̃.
 
     Raises:
         ValueError: if M is not positive definite.
     """
-    least = torch.linalg.eigvalsh(matrix.double())[0].item()
-    if least <= 0:
-        raise ValueError(f"M is not positive definite: its smallest eigenvalue is {least:g}")
-    return 0.5 * least**-0.5
+    return 0.5 * _least_eigenvalue(matrix, "M") ** -0.5
 
 
 def history_bound(gain_norm: float, matrix: Tensor, earlier: Tensor) -> float:
     """‖Q‖₂ (1 + ‖K_pK_pᵀ‖₂ / λ_min(A)) ≥ ‖Q_p‖₂: a bound that grows with earlier keys, as Lemma 4.3's does.
 
-    From Q_p = Q − Q K_p (I + K_pᵀA⁻¹K_p)⁻¹ K_pᵀA⁻¹ by the triangle inequality. It holds, and it says little: by
-    :func:`gain_cap` the largest possible ‖Q_p‖ falls as earlier keys come in.
+    From Q_p = Q − Q K_p (I + K_pᵀA⁻¹K_p)⁻¹ K_pᵀA⁻¹ by the triangle inequality. Its growth has no limit, but that of
+    ‖Q_p‖ has: :func:`gain_cap` does not rise as earlier keys come in.
 
     Args:
         gain_norm: ‖Q‖₂, of the solution without earlier keys, Q = Kᵀ A⁻¹.
         matrix: A = M + KKᵀ, ``(d_mlp, d_mlp)``.
         earlier: K_p, ``(d_mlp, any)``.
+
+    Raises:
+        ValueError: if A is not positive definite.
     """
+    return gain_norm * (1 + spectral_norm(earlier) ** 2 / _least_eigenvalue(matrix, "A"))
+
+
+def _least_eigenvalue(matrix: Tensor, name: str) -> float:
     least = torch.linalg.eigvalsh(matrix.double())[0].item()
-    return gain_norm * (1 + spectral_norm(earlier) ** 2 / least)
+    if least <= 0:
+        raise ValueError(f"{name} is not positive definite: its smallest eigenvalue is {least:g}")
+    return least
 
 
 def spectral_norm(matrix: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
+FEW = 20
 
 
 class Interval(NamedTuple):
@@ -25,10 +26,11 @@ class Interval(NamedTuple):
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
-    """The mean of ``values`` (one per record) with its percentile bootstrap interval.
+def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """The mean of ``values`` (one per record, or per independent run) with its interval.
 
-    For paired comparisons, give the differences of the two methods on each record.
+    From 20 values on the percentile bootstrap; for fewer, of which it makes too little, Student's t. One value has no
+    interval: its ends are NaN. For paired comparisons, give the differences of the two methods on each record.
 
     Raises:
         ValueError: for no values.
@@ -37,8 +39,13 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
     if not len(values):
         raise ValueError("no values to take the mean of")
     mean = float(values.mean())
-    if len(values) == 1 or np.ptp(values) == 0:
+    if len(values) == 1:
+        return Interval(mean, math.nan, math.nan)
+    if np.ptp(values) == 0:
         return Interval(mean, mean, mean)
+    if len(values) < FEW:
+        half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
+        return Interval(mean, float(mean - half), float(mean + half))
     found = stats.bootstrap(
         (values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile",
         rng=np.random.default_rng(seed),
@@ -46,32 +53,29 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
     return Interval(mean, float(found.low), float(found.high))
 
 
-def bootstrap_by(frame: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
-    """:func:`bootstrap` of ``value`` in each group of ``keys``: columns ``mean``, ``low``, ``high``, ``n``."""
+def intervals_by(frame: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
+    """:func:`interval` of ``value`` in each group of ``keys``: columns ``mean``, ``low``, ``high``, ``n``."""
     rows = [
-        {**dict(zip(keys, names, strict=True)), **bootstrap(group[value])._asdict(), "n": len(group)}
+        {**dict(zip(keys, names, strict=True)), **interval(group[value])._asdict(), "n": len(group)}
         for names, group in frame.groupby(list(keys), sort=False)
     ]
     return pd.DataFrame(rows)
 
 
 def growth_exponent(frame: pd.DataFrame, x: str, y: str, by: str) -> Interval:
-    """The exponent b of y ∝ xᵇ: the mean over the groups ``by`` (seeds, sequences) of each one's least-squares slope
-    of log y against log x, with Student's t interval over the groups.
+    """The exponent b of y ∝ xᵇ: the least-squares slope of log y against log x in each of the groups ``by`` (seeds,
+    sequences), and the interval over the groups.
 
     Raises:
-        ValueError: for fewer than two groups, or fewer than two values of ``x`` in one.
+        ValueError: for fewer than two groups, fewer than two values of ``x`` in one, or values that have no logarithm.
     """
     slopes = []
     for name, group in frame.groupby(by):
         if group[x].nunique() < 2:
             raise ValueError(f"group {name!r} has one value of {x}: no growth can be fitted")
+        if not (group[[x, y]] > 0).all(axis=None):
+            raise ValueError(f"group {name!r} has values of {x} or {y} that are not positive")
         slopes.append(stats.linregress(np.log(group[x]), np.log(group[y])).slope)
     if len(slopes) < 2:
         raise ValueError(f"an interval needs at least two groups of {by}, not {len(slopes)}")
-    if np.ptp(slopes) == 0:
-        return Interval(slopes[0], slopes[0], slopes[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        interval = stats.ttest_1samp(slopes, 0.0).confidence_interval(LEVEL)
-    return Interval(float(np.mean(slopes)), float(interval.low), float(interval.high))
+    return interval(slopes)

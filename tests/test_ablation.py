@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -20,19 +21,24 @@ from bluelib.ablation import (
     rerun,
     run_ablation,
 )
+from bluelib.methods import describe
 from bluelib.models import pocket_models
 from bluelib.provenance import records_hash
+from bluelib.solvers import Ridge
 
 
 def test_every_pair_every_layer_all_and_memit_are_tried():
     found = choices(load_model("pocket-llama"))
-    direct = {name: editor.layers for name, (_, editor) in found.items() if name != "MEMIT"}
+    direct = {name: editor.layers for name, (_, editor) in found.items() if editor.residual.direct}
     pairs = [layers for layers in direct.values() if len(layers) == 2]
     assert len(pairs) == len(set(pairs)) == 10 and direct["BLUE"] == (0, 4)
     assert sorted(layers for layers in direct.values() if len(layers) == 1) == [(0,), (1,), (2,), (3,), (4,)]
-    assert direct["all layers"] == (0, 1, 2, 3, 4) and len(found) == 17
-    assert all(editor.residual.direct for name, (_, editor) in found.items() if name != "MEMIT")
-    assert not found["MEMIT"][1].residual.direct
+    assert direct["all layers"] == (0, 1, 2, 3, 4) and len(found) == 19
+    shared = {name: editor.layers for name, (_, editor) in found.items() if name not in direct}
+    every = (0, 1, 2, 3, 4)
+    assert shared == {"MEMIT": every, "all layers, distributed": every, "first and last, distributed": (0, 4)}
+    blue = found["BLUE"][1]
+    assert all(e.targets == blue.targets for name, (_, e) in found.items() if name != "MEMIT")
 
 
 def frame(rows):
@@ -72,6 +78,8 @@ def test_a_stopped_ablation_goes_on(tmp_path, monkeypatch):
     content = json.loads(path.read_text())
     assert [run["choice"] for run in content["runs"]] == ["MEMIT", "layer 0"]
     content["runs"] = [{**content["runs"][0], "seconds_per_edit": -1.0}]  # as if it had been stopped after the first
+    stale = {**content["runs"][0], "choice": "layer 0", "settings": {"name": "other"}}
+    content["runs"].append(stale)  # and a run of other settings, which is made again
     path.write_text(json.dumps(content))
     runs = json.loads(run_ablation(model, edits=2, batch_size=2, weights=(100,)).read_text())["runs"]
     assert [run["seconds_per_edit"] < 0 for run in runs] == [True, False]
@@ -94,6 +102,10 @@ def test_the_committed_ablation_is_whole_and_of_the_shipped_weights(name):
     records = load_dataset(DATASET, split="report", limit=EDITS)
     assert origin["identity"]["records_hash"] == records_hash(records)
     assert (origin["identity"]["edits"], origin["identity"]["batch_size"]) == (EDITS, BATCH_SIZE)
-    tried = set(zip(runs.choice, runs.mom2_update_weight, strict=True))
-    assert tried == {(choice, weight) for choice in choices(model) for weight in WEIGHTS}
+    tried = {(run.choice, run.mom2_update_weight): run.settings for run in runs.itertuples()}
+    expected = {
+        (choice, weight): json.loads(json.dumps(describe(replace(editor, solver=Ridge(weight)))))
+        for choice, (_, editor) in choices(model).items() for weight in WEIGHTS
+    }  # fmt: skip
+    assert tried == expected
     assert runs.efficacy.map(len).eq(EDITS).all()

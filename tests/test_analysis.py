@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,22 +22,25 @@ from bluelib.analysis import (
     study,
     weight_shifts,
 )
+from bluelib.metrics import evaluate
 from bluelib.metrics.scoring import score_targets
 from bluelib.prompts import locate
 from bluelib.residuals import DIRECT
+from bluelib.sequence import edit_sequence, preserved
 from bluelib.solvers import Ridge
+from bluelib.targets import optimise_targets
 from bluelib.theory import BOUNDS, spectral_norm
 from bluelib.timing import Timer
 from bluelib.tracing import trace
-from bluelib.uncertainty import bootstrap, bootstrap_by, growth_exponent
-from tests.conftest import RECORDS, editor
+from bluelib.uncertainty import growth_exponent, interval, intervals_by
+from tests.conftest import PREFIXES, RECORDS, editor
 
 REQUESTS = [record.request for record in RECORDS]
 
 
 @pytest.fixture
 def world(any_model, small_world, monkeypatch):
-    monkeypatch.setattr("bluelib.analysis.context_prefixes", lambda model: ("", "Peru is far. "))
+    monkeypatch.setattr("bluelib.analysis.context_prefixes", lambda model: PREFIXES)
     return any_model, editor()
 
 
@@ -102,7 +107,8 @@ def test_a_batch_is_edited_as_the_editor_does_and_the_error_is_measured_before_e
     expected = {layer: model.weight(layer).clone() for layer in method.layers}
     for layer in method.layers:
         model.weight(layer).copy_(before[layer])
-    rows = list(shifts_of_batch(model, REQUESTS, method, state))
+    measured = shifts_of_batch(model, REQUESTS, method, state)
+    rows = [(m.row, m.error) for m in measured]
     for layer in method.layers:
         torch.testing.assert_close(model.weight(layer), expected[layer])
     assert [row["layer"] for row, _ in rows] == [0, 1, 2]
@@ -120,20 +126,40 @@ def test_a_batch_is_edited_as_the_editor_does_and_the_error_is_measured_before_e
 def test_errors_gather_along_a_sequence(world, unchanged):
     model, _ = world
     method = editor(Ridge(50.0, remembers=True))
+    originals = {layer: model.weight(layer).clone() for layer in method.layers}
     rows = shifts_along_sequence(model, RECORDS, method, 2, (0, 1))
     assert rows.groupby("batch").layer.apply(list).tolist() == [[0, 1]] * 3
     assert rows.total_edits.tolist() == [2, 2, 4, 4, 5, 5]
     first = rows[rows.layer == 0]
     assert first.total.iloc[0] == pytest.approx(first.error.iloc[0])
     assert (first.total <= first.error.cumsum() * (1 + 1e-9)).all()
-    assert first.norm_history.iloc[0] == 0 and first.norm_history.is_monotonic_increasing
+    # the keys of earlier batches, as the solver took them in: at layer 1 they depend on the update of layer 0
+    state = method.prepare(model)
+    kept = [method.edit(model, REQUESTS[:2], state, Timer()).keys]
+    method.remember(state, kept[0])
+    kept.append(method.edit(model, REQUESTS[2:4], state, Timer()).keys)
+    for layer in (0, 1):
+        history = rows[rows.layer == layer].norm_history.tolist()
+        expected = [0.0, spectral_norm(kept[0][layer]) ** 2, spectral_norm(torch.cat([k[layer] for k in kept], 1)) ** 2]
+        assert history == pytest.approx(expected, rel=1e-5)
+    for layer in method.layers:
+        model.weight(layer).copy_(originals[layer])
 
 
 def test_steps_left_fall_once_a_layer_has_been_updated(world, unchanged):
     model, method = world
+    method = replace(method, targets=replace(method.targets, steps=12, early_stop=6.0))
     rows = steps_left(model, REQUESTS, method)
     assert rows.groupby("layer").request.count().tolist() == [5, 5, 5]
-    assert rows.steps.between(0, method.targets.steps - 1).all()
+    # by hand: the first layer's update, then what the second still needs
+    with preserved(model, (0,)):
+        found = study(model, REQUESTS, (0,), method)
+        update = method.solver.solve(method.prepare(model).solvers[0], found.keys[0], found.direct(0))
+        model.weight(0).add_(update)
+        second = optimise_targets(model, REQUESTS, 1, PREFIXES, method.targets)
+    assert rows[rows.layer == 0].steps.tolist() == (found.targets[0].steps - 1).tolist()
+    assert rows[rows.layer == 1].steps.tolist() == (second.steps - 1).tolist()
+    assert rows[rows.layer == 0].steps.sum() > rows[rows.layer == 1].steps.sum()
 
 
 def test_single_layer_scores_leave_the_model_and_agree_at_the_last_layer(world, unchanged):
@@ -142,6 +168,12 @@ def test_single_layer_scores_leave_the_model_and_agree_at_the_last_layer(world, 
     rows = single_layer_scores(model, RECORDS, found, method, generate=False)
     table = rows.set_index(["layer", "residual", "metric", "record"]).value.sort_index()
     assert (table[2, "direct"] == table[2, "distributed"]).all()
+    for layer in method.layers:  # one layer, direct, is an edit that the editor itself can make
+        alone = replace(method, layers=(layer,), residual=DIRECT)
+        with preserved(model, (layer,)):
+            edit_sequence(model, RECORDS, alone, batch_size=5, progress=False)
+            expected = evaluate(model, RECORDS, generate=False)
+        assert table[layer, "direct", "efficacy"].tolist() == expected.values("efficacy")
     assert (
         set(rows.layer) == {0, 1, 2}
         and rows[rows.metric == "efficacy"].groupby(["layer", "residual"]).size().eq(5).all()
@@ -153,6 +185,12 @@ def test_scores_along_the_axes_leave_the_model(world, unchanged):
     along = scores_along_sequence(model, RECORDS, method, 2, at=(1, 3))
     assert sorted(along.edits.unique()) == [2, 5]
     assert along[along.metric == "efficacy"].groupby("edits").size().to_dict() == {2: 2, 5: 5}
+    with preserved(model, method.layers):
+        edit_sequence(model, RECORDS, method, batch_size=2, progress=False)
+        expected = evaluate(model, RECORDS, generate=False)
+    assert along.query("edits == 5 and metric == 'efficacy'").value.tolist() == expected.values("efficacy")
+    with pytest.raises(ValueError, match="makes at most 1 edits together"):
+        scores_along_sequence(model, RECORDS, replace(method, max_batch=1), 2, at=(1,))
     by_size = scores_by_batch_size(model, RECORDS, editor(residual=DIRECT, layers=(0, 2)), [1, 4])
     assert by_size[by_size.metric == "efficacy"].groupby("edits").size().to_dict() == {1: 1, 4: 4}
 
@@ -165,19 +203,24 @@ def test_batch_sizes(most, sizes):
     assert batch_sizes(most) == sizes
 
 
-def test_a_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+@pytest.mark.parametrize("n", [3, 5, 40])
+def test_an_interval_covers_the_mean_as_often_as_it_says(n):
     random = np.random.default_rng(0)
-    covered = sum(low <= 2.0 <= high for _, low, high in (bootstrap(random.normal(2, 3, 40)) for _ in range(200)))
+    covered = sum(low <= 2.0 <= high for _, low, high in (interval(random.normal(2, 3, n)) for _ in range(200)))
     assert 0.9 * 200 <= covered <= 0.99 * 200
-    assert bootstrap([5.0, 5.0]) == (5.0, 5.0, 5.0) and bootstrap([1.0]).low == 1.0
-    assert bootstrap([0, 1, 1, 0, 1], seed=3) == bootstrap([0, 1, 1, 0, 1], seed=3)
+
+
+def test_intervals_of_few_and_of_equal_values():
+    assert interval([5.0, 5.0]) == (5.0, 5.0, 5.0) and np.isnan(interval([1.0]).low)
+    many = [0, 1, 1, 0, 1] * 5
+    assert interval(many, seed=3) == interval(many, seed=3)
     with pytest.raises(ValueError, match="no values"):
-        bootstrap([])
+        interval([])
 
 
-def test_bootstrap_by_groups():
+def test_intervals_by_groups():
     frame = pd.DataFrame({"a": [1, 1, 2, 2], "b": "x", "v": [0.0, 1.0, 3.0, 3.0]})
-    found = bootstrap_by(frame, ["a", "b"], "v")
+    found = intervals_by(frame, ["a", "b"], "v")
     assert found["mean"].tolist() == [0.5, 3.0] and found.n.tolist() == [2, 2] and list(found.b) == ["x", "x"]
 
 
@@ -191,5 +234,17 @@ def test_a_growth_exponent_is_found_again():
     assert found.low < 0.7 < found.high and found.high - found.low < 0.1
     with pytest.raises(ValueError, match="at least two groups"):
         growth_exponent(frame[frame.seed == 0], "x", "y", "seed")
+    with pytest.raises(ValueError, match="not positive"):
+        growth_exponent(frame.assign(y=0.0), "x", "y", "seed")
     with pytest.raises(ValueError, match="one value of x"):
         growth_exponent(frame[frame.x == 1], "x", "y", "seed")
+
+
+def test_an_editor_that_does_not_distribute_evenly_is_refused(world, unchanged):
+    model, method = world
+    state = method.prepare(model)
+    for other in (replace(method, residual=DIRECT), replace(method, layers=(0, 2))):
+        with pytest.raises(ValueError, match="does not distribute its residual evenly over consecutive layers"):
+            shifts_of_batch(model, REQUESTS, other, state)
+    with pytest.raises(ValueError, match=r"updates layers \[0, 1, 2\], not all of \[3\]"):
+        shifts_of_batch(model, REQUESTS, method, state, layers=(3,))

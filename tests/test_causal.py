@@ -14,8 +14,9 @@ HOW = {"samples": 3, "seed": 1}
 
 
 @torch.no_grad()
-def by_hand(model, fact, samples, seed, noise=3.0, restore=None):
-    """P(answer) with noise on the subject and, at ``restore`` = (modules, token), clean outputs; plain hooks."""
+def by_hand(model, fact, samples, seed, noise=3.0, restore=None, hold=()):
+    """P(answer) with noise on the subject and, at ``restore`` = (modules, token), clean outputs; the modules ``hold``
+    keep there what they give under noise alone. Plain hooks."""
     place = locate(model.tokenizer, fact.prompt, fact.subject)
     ids = torch.tensor([place.ids])
     answer = encode_target(model.tokenizer, fact.target)[0]
@@ -48,7 +49,19 @@ def by_hand(model, fact, samples, seed, noise=3.0, restore=None):
 
         return hook
 
+    noisy = []
     hooks = [model.lm.get_input_embeddings().register_forward_hook(disturb)]
+    hooks += [
+        module.register_forward_hook(
+            lambda module, args, output: noisy.append((output[0] if isinstance(output, tuple) else output)[:, token])
+        )
+        for module in hold
+    ]
+    model.lm(ids.expand(samples, -1))
+    [hook.remove() for hook in hooks]
+
+    hooks = [model.lm.get_input_embeddings().register_forward_hook(disturb)]
+    hooks += [module.register_forward_hook(put(value)) for module, value in zip(hold, noisy, strict=True)]
     hooks += [module.register_forward_hook(put(value)) for module, value in zip(modules, kept, strict=True)]
     probabilities = model.lm(ids.expand(samples, -1)).logits[:, -1].softmax(-1)[:, answer]
     [hook.remove() for hook in hooks]
@@ -62,11 +75,23 @@ def test_effects_are_those_of_states_put_back_by_hand(any_model):
     assert found.corrupted == pytest.approx(base, rel=1e-5)
     for kind, layer, modules in (
         ("hidden", 1, [any_model.blocks[1]]),
-        ("mlp", 2, [any_model.part(2, "mlp"), any_model.part(3, "mlp")]),
-        ("attention", 0, [any_model.part(0, "attention"), any_model.part(1, "attention")]),
+        ("mlp", 2, [any_model.part(1, "mlp"), any_model.part(2, "mlp")]),
+        ("attention", 0, [any_model.part(0, "attention")]),
     ):
         expected = by_hand(any_model, FACT, **HOW, restore=(modules, token)) - base
         assert found.effects[kind][token, layer].item() == pytest.approx(expected, rel=1e-4, abs=1e-9), kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"), [("hidden, MLPs severed", "mlp"), ("hidden, attention severed", "attention")]
+)
+def test_severed_paths_are_those_severed_by_hand(any_model, kind, part, monkeypatch):
+    monkeypatch.setattr("bluelib.causal.TOKEN_BUDGET", 1)  # one state at a time: nothing depends on it
+    found = causal_trace(any_model, FACT, kinds=(kind,), **HOW)
+    token = locate(any_model.tokenizer, FACT.prompt, FACT.subject).subject_last
+    later = [any_model.part(layer, part) for layer in (2, 3)]
+    expected = by_hand(any_model, FACT, **HOW, restore=([any_model.blocks[1]], token), hold=later) - found.corrupted
+    assert found.effects[kind][token, 1].item() == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
 def test_what_must_hold(any_model):

@@ -17,7 +17,6 @@ from bluelib.theory import (
     gain,
     gain_cap,
     history_bound,
-    least_error_divisor,
     spectral_norm,
     weight_shift,
 )
@@ -87,29 +86,46 @@ def test_the_terms_add_up_to_the_error(problem):
     q = gain(solver, solver.prepare(c), keys)
     terms = error_terms(direct, last, divisor, q)
     whole = weight_shift(direct, last, divisor, q).square().sum().item()
-    assert terms.deviation + terms.division + terms.cross == pytest.approx(
-        whole, rel=1e-7, abs=1e-9 * (terms.deviation + terms.division)
-    )
+    slack = 1e-9 * (terms.deviation + terms.division)
+    assert terms.deviation + terms.division + terms.cross == pytest.approx(whole, rel=1e-7, abs=slack)
+    assert terms.direction + terms.amount == pytest.approx(whole, rel=1e-7, abs=slack)
+    if abs(terms.share - 1) > 1e-6 and divisor > 1 + 1e-6 and terms.division > 0:
+        assert (terms.cross < 0) == (terms.share < 1)
+    if terms.cosine == terms.cosine:
+        size = (direct @ q).square().sum().item()
+        assert terms.direction == pytest.approx((1 - terms.cosine**2) * size, rel=1e-6, abs=1e-9 * size + slack)
 
 
-@pytest.mark.parametrize("divisor", [1, 2, 5])
-def test_for_one_edit_the_tight_bound_is_attained_where_the_direct_residual_is_a_longer_copy(divisor):
-    """R* = a R^L with a ≥ 1 and u = 1: both inequalities are equalities. The paper's is attained for c = 1 only."""
-    generator = torch.Generator().manual_seed(1)
-    last = torch.randn(4, 1, generator=generator, dtype=torch.float64)
+def single(*, multiple: float | None = None, divisor: float, seed: int = 1) -> tuple[float, dict[str, float]]:
+    """The error of one edit and its bounds, where R* is a multiple of R^L, or unrelated to it."""
+    generator = torch.Generator().manual_seed(seed)
+    last, other = (torch.randn(4, 1, generator=generator, dtype=torch.float64) for _ in range(2))
     q = torch.randn(1, 6, generator=generator, dtype=torch.float64)
-    error = spectral_norm(weight_shift(1.5 * last, last, divisor, q))
-    found = bounds(1.5 * last, last, divisor, q)
-    for name in ("residual", "shared", "tight"):
-        assert found[name] == pytest.approx(error)
-    assert (found["paper"] == pytest.approx(error)) == (divisor == 1)
+    direct = other if multiple is None else multiple * last
+    return spectral_norm(weight_shift(direct, last, divisor, q)), bounds(direct, last, divisor, q)
 
 
-def test_the_shared_bound_is_attained_where_the_tight_one_is_not():
-    """R* orthogonal to R^L, another direction of the same edit: shared < tight < paper."""
-    last, direct = torch.eye(3, dtype=torch.float64)[:, :1], torch.eye(3, dtype=torch.float64)[:, 1:2] * 0.1
-    found = bounds(direct, last, 5, torch.ones(1, 2))
-    assert found["residual"] < found["shared"] < found["tight"] < found["paper"]
+@pytest.mark.parametrize("divisor", [2, 5])
+@pytest.mark.parametrize(
+    ("multiple", "attained"),
+    [
+        (1.5, {"residual", "shared", "tight"}),
+        (1.0, {"residual", "shared", "tight"}),
+        (0.0, {"residual", "shared"}),
+        (-1.0, {"residual", "shared"}),
+        (0.6, {"residual"}),
+        (None, {"residual"}),
+    ],
+)
+def test_for_one_edit_the_bounds_are_attained_where_proved(multiple, attained, divisor):
+    """R* = a R^L: all but the paper's for a ≥ 1, the shared one also for a ≤ 0, neither in between or off the line."""
+    error, found = single(multiple=multiple, divisor=divisor)
+    assert {name for name in BOUNDS if found[name] == pytest.approx(error)} == attained
+
+
+def test_at_the_last_layer_all_bounds_are_one():
+    error, found = single(divisor=1)
+    assert set(found) == {name for name in BOUNDS if found[name] == pytest.approx(error)}
 
 
 @settings(max_examples=200, deadline=None)
@@ -131,8 +147,10 @@ def test_the_cap_is_attained():
     solver = Ridge(1.0)
     q = gain(solver, solver.prepare(matrix), torch.tensor([[2.0], [0.0]]))
     assert spectral_norm(q) == pytest.approx(gain_cap(matrix)) == pytest.approx(0.25)
-    with pytest.raises(ValueError, match="not positive definite"):
+    with pytest.raises(ValueError, match="M is not positive definite"):
         gain_cap(matrix - 5 * torch.eye(2))
+    with pytest.raises(ValueError, match="A is not positive definite"):
+        history_bound(1.0, matrix - 5 * torch.eye(2), torch.ones(2, 1))
 
 
 @settings(max_examples=200, deadline=None)
@@ -160,11 +178,11 @@ def test_earlier_keys_can_raise_a_gain_all_the_same():
 
 @settings(max_examples=100, deadline=None)
 @given(problems(), st.floats(-1, 2))
-def test_no_share_is_better_than_the_least_error_divisor(problem, other):
-    c, keys, direct, last, _ = problem
+def test_no_share_is_better_than_the_best(problem, other):
+    c, keys, direct, last, divisor = problem
     solver = Ridge(1.0)
     q = gain(solver, solver.prepare(c), keys)
-    best = least_error_divisor(direct, last, q)
+    best = error_terms(direct, last, divisor, q).share
     error = lambda a: ((direct - a * last) @ q).norm().item()  # noqa: E731
     assert error(best) <= error(other) * SLACK + 1e-12 * (direct @ q).norm().item()
 

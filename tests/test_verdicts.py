@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bluelib.experiment import ANALYSIS
 from bluelib.models import pocket_models
 from bluelib.reports import verdicts
 from bluelib.reports.figures import FIGURES
-from bluelib.reproduce import ANALYSIS, draw_analysis
+from bluelib.reproduce import draw_analysis
 
 ROOT = Path(__file__).parent.parent
 MODELS = sorted(pocket_models())
@@ -31,6 +32,8 @@ def test_judge():
     assert verdicts.judge(True, True) == "reproduced"
     assert verdicts.judge(True, False) == "partly"
     assert verdicts.judge(False) == "not at this scale"
+    with pytest.raises(ValueError, match="without conditions"):
+        verdicts.judge()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -66,10 +69,13 @@ def test_residual_verdicts_change_with_the_numbers():
 
 def test_the_ablation_s_verdict_needs_an_interval_near_zero():
     content = copy.deepcopy(numbers("04_error_growth"))
-    for low, high, verdict in ((-2, 2, "reproduced"), (-9, 2, "partly"), (-9, -4, "not at this scale")):
+    for mean, low, verdict in ((0, -2, "reproduced"), (-2, -9, "partly"), (-5, -9, "not at this scale")):
         for row in content["ablation_differences"]:
-            row |= {"low": low, "high": high}
+            row |= {"mean": mean, "low": low}
         assert verdicts.growth(content)[-1].verdict == verdict
+    for row in content["ablation_best"]:
+        row["reached"] = False
+    assert verdicts.growth(content)[-1].seen == "no single layer reaches BLUE's specificity"
 
 
 @pytest.mark.parametrize("notebook", list(JUDGES))

@@ -20,7 +20,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from ..causal import ROLES
 from ..theory import BOUNDS
 from .plots import style
-from .published import counterpart, published
+from .published import METHOD, counterpart, published
 
 Numbers = Mapping[str, Mapping[str, Any]]
 
@@ -28,7 +28,6 @@ Numbers = Mapping[str, Mapping[str, Any]]
 DISTRIBUTED, DIRECT, THIRD, FOURTH, FIFTH = "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7"
 RESIDUAL_COLOURS = {"distributed": DISTRIBUTED, "direct": DIRECT}
 EDITOR_COLOURS = {"memit": DISTRIBUTED, "memit_blue": DIRECT}
-EDITOR_NAMES = {"memit": "MEMIT", "memit_blue": "MEMIT_BLUE"}
 
 
 def table(numbers: Mapping[str, Any], name: str) -> pd.DataFrame:
@@ -112,7 +111,7 @@ def severed_paths(numbers: Numbers) -> Figure:
 
 
 def error_and_bounds(numbers: Numbers) -> Figure:
-    """The measured error against each bound, as a ratio, by layer: 1 means attained, below 1 never."""
+    """The measured error against each bound, as a ratio, by distance: 1 means attained, below 1 never."""
     names = {"residual": "‖R* − R^L/c‖‖Q‖", "shared": "shared", "tight": "tight", "paper": "paper (Theorem 4.1)"}
     markers = dict(zip(BOUNDS, "o^sD", strict=True))
     colours = dict(zip(BOUNDS, ("black", THIRD, DIRECT, DISTRIBUTED), strict=True))
@@ -134,27 +133,32 @@ def error_and_bounds(numbers: Numbers) -> Figure:
 
 
 def error_terms(numbers: Numbers) -> Figure:
-    """Shares of ‖E‖²: another residual, the division of it, and how much of both cancels."""
-    parts = {
-        "deviation": ("‖DQ‖²", DIRECT),
-        "division": ("‖(1 − 1/c) R^L Q‖²", DISTRIBUTED),
-        "cross": ("cross term", "#999999"),
-    }
+    """Shares of ‖E‖²: what the theorem's two terms give and how much of them cancels; and direction against amount."""
+    parts = (
+        {
+            "deviation": ("‖DQ‖²", DIRECT),
+            "division": ("‖(1 − 1/c) R^L Q‖²", DISTRIBUTED),
+            "cross": ("cross term", "#999999"),
+        },
+        {"direction": ("direction", THIRD), "amount": ("amount", FOURTH)},
+    )
     with style():
-        figure, axes = _panels(numbers, 1, 3.4, sharey=True)
-        for axis, found in zip(axes[0], numbers.values(), strict=True):
+        figure, axes = _panels(numbers, 2, 2.9, sharey="row")
+        for column, found in enumerate(numbers.values()):
             terms = table(found, "terms").sort_values("distance")
-            for offset, (part, (label, colour)) in zip((-0.27, 0, 0.27), parts.items(), strict=True):
-                rows = terms[terms.term == part]
-                axis.bar(rows.distance + offset, rows["mean"], width=0.25, color=colour, label=label)
-                axis.errorbar(rows.distance + offset, rows["mean"],
-                              [rows["mean"] - rows["low"], rows["high"] - rows["mean"]],
-                              fmt="none", ecolor="black", capsize=2)  # fmt: skip
-            axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
-            axis.set(xlabel="distribution distance L − l")
-            _integers(axis, terms.distance)
-        axes[0, 0].set_ylabel("share of ‖E‖²")
-        axes[0, -1].legend(fontsize=8)
+            for axis, group in zip(axes[:, column], parts, strict=True):
+                for number, (part, (label, colour)) in enumerate(group.items()):
+                    rows, at = terms[terms.term == part], 0.27 * (number - (len(group) - 1) / 2)
+                    axis.bar(rows.distance + at, rows["mean"], width=0.25, color=colour, label=label)
+                    axis.errorbar(rows.distance + at, rows["mean"],
+                                  [rows["mean"] - rows["low"], rows["high"] - rows["mean"]],
+                                  fmt="none", ecolor="black", capsize=2)  # fmt: skip
+                axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
+                _integers(axis, terms.distance)
+            axes[1, column].set(xlabel="distribution distance L − l")
+        for row in (0, 1):
+            axes[row, 0].set_ylabel("share of ‖E‖²")
+            axes[row, 0].legend(fontsize=8)
         return figure
 
 
@@ -228,10 +232,8 @@ def radar(numbers: Numbers) -> Figure:
             theirs = theirs[theirs.model == counterpart(model)].melt(
                 ["layer", "residual"], list(metrics), "metric", "mean"
             )
-            sources = (
-                (f"{model} ({found['provenance']['scale']} scale)", ours),
-                (f"{counterpart(model)}, published", theirs),
-            )
+            sources = [(f"{model} ({found['provenance']['scale']} scale)", ours)]
+            sources += [(f"{counterpart(model)}, published", theirs)] if len(theirs) else []
             for half, (title, frame) in enumerate(sources):
                 for column, metric in enumerate(metrics):
                     axis = figure.add_subplot(rows, len(metrics), (2 * number + half) * len(metrics) + column + 1,
@@ -275,7 +277,7 @@ def error_growth(numbers: Numbers) -> Figure:
                     rows = frame[frame.measure == measure]
                     scale = rows.sort_values(x)["mean"].iloc[0]
                     relative = rows.assign(**{k: rows[k] / scale for k in ("mean", "low", "high")})
-                    exponent = found["growth"][name].get(measure)
+                    exponent = found["growth"][name][measure]
                     text = f"{label} ∝ n^{exponent['mean']:.2f} [{exponent['low']:.2f}, {exponent['high']:.2f}]"
                     _band(axis, relative, x, text, color=colour, marker=marker)
                 axis.set(yscale="log", xlabel="edits in one batch (n)" if name == "batch" else "edits made so far (n)")
@@ -300,7 +302,7 @@ def score_growth(numbers: Numbers) -> Figure:
                 for editor, colour in EDITOR_COLOURS.items():
                     for metric, line in metrics.items():
                         chosen = scores[(scores.editor == editor) & (scores.metric == metric)]
-                        _band(axes[row, column], chosen, "edits", f"{EDITOR_NAMES[editor]}, {metric}", color=colour,
+                        _band(axes[row, column], chosen, "edits", f"{METHOD[editor]}, {metric}", color=colour,
                               linestyle=line, marker="o", markersize=3)  # fmt: skip
                 axes[row, column].set(xlabel=label, ylim=(0, 102))
                 _log_axis(axes[row, column], scores.edits)
@@ -336,6 +338,7 @@ _FAMILIES: dict[str, tuple[str, str, float]] = {
     "another pair, direct": ("#56B4E9", "o", 0.45),
     "one layer, direct": (THIRD, "^", 0.8),
     "all layers, direct": (FOURTH, "D", 1.0),
+    "distributed, BLUE's settings": (FIFTH, "v", 1.0),
 }
 
 #: By notebook, its figures: file name and the function that draws it.
