@@ -33,7 +33,7 @@ from bluelib.theory import BOUNDS, spectral_norm
 from bluelib.timing import Timer
 from bluelib.tracing import trace
 from bluelib.uncertainty import growth_exponent, interval, intervals_by
-from tests.conftest import PREFIXES, RECORDS, editor
+from tests.conftest import PREFIXES, RECORDS, editor, random_model
 
 REQUESTS = [record.request for record in RECORDS]
 
@@ -248,3 +248,14 @@ def test_an_editor_that_does_not_distribute_evenly_is_refused(world, unchanged):
             shifts_of_batch(model, REQUESTS, other, state)
     with pytest.raises(ValueError, match=r"updates layers \[0, 1, 2\], not all of \[3\]"):
         shifts_of_batch(model, REQUESTS, method, state, layers=(3,))
+
+
+def test_updates_of_a_low_precision_model_are_not_lost(small_world, monkeypatch):
+    monkeypatch.setattr("bluelib.analysis.context_prefixes", lambda model: PREFIXES)
+    model = random_model("pocket-llama")
+    model.lm.to(torch.bfloat16)
+    method = editor()
+    found = study(model, REQUESTS, method.layers, method)
+    single_layer_scores(model, RECORDS, found, method, generate=False)
+    shifts_of_batch(model, REQUESTS, method, method.prepare(model), layers=(0,))
+    assert all(model.weight(layer).dtype == torch.float32 for layer in method.layers)

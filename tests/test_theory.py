@@ -39,7 +39,7 @@ def problems(draw):
     keys = normal(d_mlp, u) * 10 ** draw(st.floats(-3, 3))
     last = normal(d_model, u) * 10 ** draw(st.floats(-3, 3))
     mix = draw(st.sampled_from([0.0, 1e-6, 0.3, 1.0]))
-    direct = draw(st.floats(-2, 3)) * last + mix * spectral_norm(last) * normal(d_model, u)
+    direct = draw(st.integers(-20, 30)) / 10 * last + mix * spectral_norm(last) * normal(d_model, u)
     return (c + c.T) / 2, keys, direct, last, draw(st.floats(1, 12))
 
 
@@ -185,6 +185,15 @@ def test_no_share_is_better_than_the_best(problem, other):
     best = error_terms(direct, last, divisor, q).share
     error = lambda a: ((direct - a * last) @ q).norm().item()  # noqa: E731
     assert error(best) <= error(other) * SLACK + 1e-12 * (direct @ q).norm().item()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 7), (5, 40), (40, 5), (30, 30), (2, 0)])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_the_spectral_norm_is_the_largest_singular_value(shape, scale):
+    matrix = scale * torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.linalg.svdvals(matrix).max().item() if matrix.numel() else 0.0
+    assert spectral_norm(matrix) == pytest.approx(expected, rel=1e-12)
+    assert spectral_norm(torch.zeros(3, 4)) == 0.0
 
 
 def test_shapes_that_do_not_fit_are_refused():

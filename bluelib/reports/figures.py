@@ -19,13 +19,12 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from ..causal import ROLES
 from ..theory import BOUNDS
-from .plots import style
+from .plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, style
 from .published import METHOD, counterpart, published
 
 Numbers = Mapping[str, Mapping[str, Any]]
 
-#: Okabe and Ito's palette.
-DISTRIBUTED, DIRECT, THIRD, FOURTH, FIFTH = "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7"
+DISTRIBUTED, DIRECT = ORANGE, BLUE
 RESIDUAL_COLOURS = {"distributed": DISTRIBUTED, "direct": DIRECT}
 EDITOR_COLOURS = {"memit": DISTRIBUTED, "memit_blue": DIRECT}
 
@@ -114,7 +113,7 @@ def error_and_bounds(numbers: Numbers) -> Figure:
     """The measured error against each bound, as a ratio, by distance: 1 means attained, below 1 never."""
     names = {"residual": "‖R* − R^L/c‖‖Q‖", "shared": "shared", "tight": "tight", "paper": "paper (Theorem 4.1)"}
     markers = dict(zip(BOUNDS, "o^sD", strict=True))
-    colours = dict(zip(BOUNDS, ("black", THIRD, DIRECT, DISTRIBUTED), strict=True))
+    colours = dict(zip(BOUNDS, ("black", GREEN, DIRECT, DISTRIBUTED), strict=True))
     with style():
         figure, axes = _panels(numbers, 1, 3.4, sharey=True)
         for axis, found in zip(axes[0], numbers.values(), strict=True):
@@ -138,9 +137,9 @@ def error_terms(numbers: Numbers) -> Figure:
         {
             "deviation": ("‖DQ‖²", DIRECT),
             "division": ("‖(1 − 1/c) R^L Q‖²", DISTRIBUTED),
-            "cross": ("cross term", "#999999"),
+            "cross": ("cross term", GREY),
         },
-        {"direction": ("direction", THIRD), "amount": ("amount", FOURTH)},
+        {"direction": ("direction", GREEN), "amount": ("amount", VERMILION)},
     )
     with style():
         figure, axes = _panels(numbers, 2, 2.9, sharey="row")
@@ -173,7 +172,7 @@ def residual_comparison(numbers: Numbers) -> Figure:
                       marker="o" if kind == "direct" else "s")  # fmt: skip
             axes[0, column].set(ylim=(-0.05, 1.05))
             for row, measure in ((1, "cosine"), (2, "deviation")):
-                _band(axes[row, column], compared[compared.measure == measure], "layer", None, color=THIRD, marker="o")
+                _band(axes[row, column], compared[compared.measure == measure], "layer", None, color=GREEN, marker="o")
             axes[1, column].set(ylim=(0, 1.05))
             axes[2, column].set(xlabel="layer", ylim=(0, None))
             _integers(axes[2, column], compared.layer)
@@ -190,7 +189,7 @@ def residual_picture(numbers: Numbers) -> Figure:
         figure, axes = _panels(numbers, 1, 3.8)
         for axis, found in zip(axes[0], numbers.values(), strict=True):
             points = table(found, "picture")
-            markers = zip(points.groupby("residual", sort=False), (DIRECT, DISTRIBUTED, "#999999"), "ox^", strict=True)
+            markers = zip(points.groupby("residual", sort=False), (DIRECT, DISTRIBUTED, GREY), "ox^", strict=True)
             for (name, chosen), colour, marker in markers:
                 axis.scatter(chosen.x, chosen.y, color=colour, marker=marker, s=18, linewidths=1, label=name)
             x, y = found["picture_variance"]
@@ -270,7 +269,7 @@ def error_growth(numbers: Numbers) -> Figure:
                 axis = axes[row, column]
                 for (measure, colour, marker), label in zip(
                     (("error", DIRECT, "o"), ("norm_q", DISTRIBUTED, "s")) if name == "batch"
-                    else (("total", DIRECT, "o"), ("error", THIRD, "^"), ("norm_q", DISTRIBUTED, "s")),
+                    else (("total", DIRECT, "o"), ("error", GREEN, "^"), ("norm_q", DISTRIBUTED, "s")),
                     ("‖E‖", "‖Q‖") if name == "batch" else ("‖Σ E‖ so far", "‖E‖ of one batch", "‖Q‖ of one batch"),
                     strict=True,
                 ):  # fmt: skip
@@ -335,10 +334,10 @@ def pareto(numbers: Numbers) -> Figure:
 _FAMILIES: dict[str, tuple[str, str, float]] = {
     "MEMIT": (DISTRIBUTED, "s", 1.0),
     "BLUE: first and last layer": (DIRECT, "o", 1.0),
-    "another pair, direct": ("#56B4E9", "o", 0.45),
-    "one layer, direct": (THIRD, "^", 0.8),
-    "all layers, direct": (FOURTH, "D", 1.0),
-    "distributed, BLUE's settings": (FIFTH, "v", 1.0),
+    "another pair, direct": (SKY, "o", 0.45),
+    "one layer, direct": (GREEN, "^", 0.8),
+    "all layers, direct": (VERMILION, "D", 1.0),
+    "distributed, BLUE's settings": (PURPLE, "v", 1.0),
 }
 
 #: By notebook, its figures: file name and the function that draws it.

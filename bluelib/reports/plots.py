@@ -15,18 +15,23 @@ from ..files import atomic_file
 from ..metrics.editing import METRICS
 from .published import METHOD
 
-#: One colour per method family (Okabe and Ito's palette, safe for colour-blind readers); BLUE variants are hatched.
+#: Okabe and Ito's palette, safe for colour-blind readers.
+ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+GREY = "#999999"
+#: One colour per method family; BLUE variants are hatched.
 _FAMILY = {
     "pre-edited": "#BBBBBB",
-    "FT": "#999999",
-    "MEND": "#999999",
-    "ROME": "#999999",
-    "MEMIT": "#E69F00",
-    "MEMIT (history)": "#F0E442",
-    "PRUNE": "#D55E00",
-    "RECT": "#CC79A7",
-    "AlphaEdit": "#0072B2",
-    "PMET": "#009E73",
+    "FT": GREY,
+    "MEND": GREY,
+    "ROME": GREY,
+    "MEMIT": ORANGE,
+    "MEMIT (history)": YELLOW,
+    "PRUNE": VERMILION,
+    "RECT": PURPLE,
+    "AlphaEdit": BLUE,
+    "PMET": GREEN,
 }
 COLOURS = {method: _FAMILY[method.removesuffix("_BLUE")] for method in METHOD.values()}
 UNITS = {

@@ -115,7 +115,7 @@ def theory(numbers: Numbers) -> list[Verdict]:
             "the bound tells how large the error is",
             f"at the largest distance the paper's bound is {far['paper']:.1f} times the error, "
             f"tight {far['tight']:.1f}, shared {far['shared']:.1f} times (medians)",
-            judge(far["paper"] < 2, far["shared"] < 2),
+            judge(far["paper"] < 2),
         ),
         Verdict(
             "the error grows with the distance L − l",
