@@ -220,26 +220,25 @@ def steps_left(numbers: Numbers) -> Figure:
 
 
 def radar(numbers: Numbers) -> Figure:
-    """Single-layer editing by either residual: efficacy, generalization, specificity, one spoke per critical layer."""
+    """Single-layer editing by either residual, one spoke per critical layer: ours, and as published, for each model."""
     metrics = ("efficacy", "generalization", "specificity")
+    sources = []
+    for model, found in numbers.items():
+        sources.append((f"{model}\n({found['provenance']['scale']} scale)", table(found, "single_layer")))
+        theirs = published("single_layer_editing")
+        theirs = theirs[theirs.model == counterpart(model)]
+        if len(theirs):
+            theirs = theirs.melt(["layer", "residual"], list(metrics), "metric", "mean")
+            sources.append((f"{counterpart(model)}\n(published)", theirs))
     with style():
-        figure = plt.figure(figsize=(2.9 * len(metrics), 3.0 * 2 * len(numbers)), layout="constrained")
-        rows = 2 * len(numbers)
-        for number, (model, found) in enumerate(numbers.items()):
-            ours = table(found, "single_layer")
-            theirs = published("single_layer_editing")
-            theirs = theirs[theirs.model == counterpart(model)].melt(
-                ["layer", "residual"], list(metrics), "metric", "mean"
-            )
-            sources = [(f"{model} ({found['provenance']['scale']} scale)", ours)]
-            sources += [(f"{counterpart(model)}, published", theirs)] if len(theirs) else []
-            for half, (title, frame) in enumerate(sources):
-                for column, metric in enumerate(metrics):
-                    axis = figure.add_subplot(rows, len(metrics), (2 * number + half) * len(metrics) + column + 1,
-                                              projection="polar")  # fmt: skip
-                    _spokes(axis, frame[frame.metric == metric])
-                    axis.set_title(f"{metric}\n{title}" if column == 1 else metric, fontsize=9)
-        handles, labels = axis.get_legend_handles_labels()
+        size = (2.6 * len(sources), 2.8 * len(metrics) + 0.8)
+        figure, axes = plt.subplots(len(metrics), len(sources), figsize=size, layout="constrained", squeeze=False,
+                                    subplot_kw={"projection": "polar"})  # fmt: skip
+        for row, metric in zip(axes, metrics, strict=True):
+            for axis, (title, frame) in zip(row, sources, strict=True):
+                _spokes(axis, frame[frame.metric == metric])
+                axis.set_title(f"{title}\n{metric}" if metric == metrics[0] else metric, fontsize=9)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         return figure
 
@@ -252,7 +251,7 @@ def _spokes(axis: Axes, frame: pd.DataFrame) -> None:
         axis.plot([*angles, angles[0]], [*values, values.iloc[0]], color=colour, label=kind,
                   linestyle="-" if kind == "direct" else "--")  # fmt: skip
         axis.fill(angles, values, color=colour, alpha=0.12)
-    axis.set(xticks=angles, xticklabels=[f"layer {layer}" for layer in layers], ylim=(0, 100), yticks=(25, 50, 75, 100))
+    axis.set(xticks=angles, xticklabels=[str(layer) for layer in layers], ylim=(0, 100), yticks=(25, 50, 75, 100))
     axis.tick_params(labelsize=7)
 
 

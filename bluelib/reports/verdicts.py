@@ -74,7 +74,8 @@ def locate(numbers: Numbers) -> list[Verdict]:
     found, configured = numbers["layers"]["tracing"], numbers["layers"]["configured"]
     start = configured[0]
     lost = pd.DataFrame(numbers["severed"]).set_index(["path", "layer"])
-    whole = effects[(effects.kind == "hidden") & (effects.role == "last subject")].set_index("layer")["mean"][start]
+    hidden = effects[(effects.kind == "hidden") & (effects.role == "last subject")].set_index("layer")
+    whole = hidden["mean"][start]
     mlps, paths = lost.loc[("MLPs", start)], lost.loc[("attention", start)]
     return [
         Verdict(
@@ -91,8 +92,8 @@ def locate(numbers: Numbers) -> list[Verdict]:
         ),
         Verdict(
             "tracing names the layers to edit",
-            f"tracing: {found}; editing (configured): {configured}",
-            judge(found == configured),
+            f"tracing: {found}, where the effect is {_list(hidden['mean'][found])}; editing (configured): {configured}",
+            judge(found == configured, hidden.low[found].min() > 0),
         ),
     ]
 
