@@ -6,6 +6,7 @@ own model and :func:`bluelib.reproduce.analyse` all of them side by side by the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from ..causal import ROLES
 from ..theory import BOUNDS
@@ -53,9 +53,13 @@ def _band(axis: Axes, frame: pd.DataFrame, x: str, label: str | None, **how: Any
 
 
 def _log_axis(axis: Axes, values: Sequence[int]) -> None:
-    """A logarithmic x axis with the values themselves as ticks, thinned where they would overlap."""
+    """A logarithmic x axis with the values themselves as ticks, as far as they have room."""
     ticks = sorted(set(values))
-    kept = [tick for i, tick in enumerate(ticks) if i % max(1, len(ticks) // 5) == 0 or tick == ticks[-1]]
+    room = math.log(ticks[-1] / ticks[0]) / 12
+    kept = [ticks[-1]]
+    for tick in reversed(ticks):
+        if math.log(kept[-1] / tick) > room:
+            kept.append(tick)
     axis.set(xscale="log")
     axis.set_xticks(kept, [str(tick) for tick in kept])
     axis.set_xticks([], minor=True)
@@ -279,8 +283,10 @@ def error_growth(numbers: Numbers) -> Figure:
                     text = f"{label} ∝ n^{exponent['mean']:.2f} [{exponent['low']:.2f}, {exponent['high']:.2f}]"
                     _band(axis, relative, x, text, color=colour, marker=marker)
                 axis.set(yscale="log", xlabel="edits in one batch (n)" if name == "batch" else "edits made so far (n)")
-                axis.yaxis.set_major_formatter(ScalarFormatter())
-                axis.yaxis.set_minor_formatter(NullFormatter())
+                low, high = axis.get_ylim()
+                ticks = [tick for tick in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if low <= tick <= high]
+                axis.set_yticks(ticks, [str(tick) for tick in ticks])
+                axis.set_yticks([], minor=True)
                 _log_axis(axis, frame[x])
                 axis.legend(fontsize=7)
         axes[0, 0].set_ylabel("‖E‖ / ‖R*Q‖")
