@@ -155,8 +155,9 @@ def at_equal_specificity(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
     never reaches the goal is taken at its largest specificity, and ``reached`` is false.
 
     Returns:
-        One row per choice with means, λ and the least of its seconds per edit; per choice the paired difference of
-        success to BLUE's over records, in points, with its 95 % bootstrap interval; and the goal.
+        One row per choice with means, λ (``edge``: the smallest or largest that was tried, so that another might do
+        better) and the least of its seconds per edit; per choice the paired difference of success to BLUE's over
+        records, in points, with its 95 % bootstrap interval; and the goal.
     """
     blue = runs[runs.choice == BLUE]
     blue = blue.loc[blue.mean_success.idxmax()]
@@ -172,7 +173,9 @@ def at_equal_specificity(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
         row = {"family": chosen.family, "mom2_update_weight": chosen.mom2_update_weight}
         row["seconds_per_edit"] = group.seconds_per_edit.min()
         row |= {metric: chosen[f"mean_{metric}"] for metric in (*METRICS, "success")}
-        best.append({"choice": name, **row, "reached": bool(len(reaching))})
+        grid = (group.mom2_update_weight.min(), group.mom2_update_weight.max())
+        edge = bool(chosen.mom2_update_weight in grid and len(group) > 1)
+        best.append({"choice": name, **row, "reached": bool(len(reaching)), "edge": edge})
         gaps = [a - b for a, b in zip(chosen.success, blue.success, strict=True)]
         differences.append({"choice": name, **interval(gaps)._asdict()})
     return pd.DataFrame(best), pd.DataFrame(differences), float(goal)

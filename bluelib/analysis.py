@@ -29,7 +29,7 @@ from .residuals import DIRECT, DISTRIBUTED
 from .sequence import edit_sequence, preserved
 from .solvers import Solver
 from .targets import Targets, optimise_targets
-from .theory import bounds, error_terms, gain, spectral_norm, weight_shift
+from .theory import BOUNDS, bounds, error_terms, gain, spectral_norm, weight_shift
 from .timing import Timer
 from .tracing import trace
 
@@ -205,6 +205,36 @@ def _row(direct: Tensor, last: Tensor, divisor: float, q: Tensor) -> dict[str, f
         "norm_deviation": spectral_norm(direct - last),
         **asdict(error_terms(direct, last, divisor, q)),
     }
+
+
+def violations(shifts: pd.DataFrame) -> int:
+    """Rows in which error ≤ residual ≤ shared ≤ tight ≤ paper does not hold, up to rounding, or is not a number."""
+    steps = shifts[["error", *BOUNDS]].diff(axis=1).iloc[:, 1:]
+    holds = steps.ge(-1e-9 * shifts["paper"], axis=0).all(axis=1)
+    return int((~holds).sum())
+
+
+def error_by_distance(found: Study, solver: Solver, states: Mapping[int, Any]) -> pd.DataFrame:
+    """‖E‖ / ‖R*Q‖ of every request alone, the mean over the layers (l, L) of one distance.
+
+    Columns: request, distance, relative.
+    """
+    requests = range(found.keys[found.layers[0]].shape[1])
+    rows = weight_shifts(found, solver, states, [[request] for request in requests])
+    means = rows.groupby(["batch", "distance"]).relative.mean().reset_index()
+    return means.rename(columns={"batch": "request"})
+
+
+def error_by_batch_size(
+    found: Study, solver: Solver, states: Mapping[int, Any], groups: Sequence[Sequence[int]]
+) -> pd.DataFrame:
+    """The columns of :func:`weight_shifts` between the first and the last layer for batches of 1, 2, 5, 10, … requests
+    of each of the disjoint ``groups``, numbered by ``group``, and for all of them in one batch (``group`` −1)."""
+    batches = [(number, group[:size]) for number, group in enumerate(groups) for size in batch_sizes(len(group))]
+    batches.append((-1, [request for group in groups for request in group]))
+    rows = weight_shifts(found, solver, states, [batch for _, batch in batches])
+    rows["group"] = [batches[number][0] for number in rows.batch]
+    return rows[(rows.layer == found.layers[0]) & (rows["last"] == found.layers[-1])].reset_index(drop=True)
 
 
 @dataclass(frozen=True)

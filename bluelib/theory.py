@@ -154,6 +154,30 @@ def history_bound(gain_norm: float, matrix: Tensor, earlier: Tensor) -> float:
     return gain_norm * (1 + spectral_norm(earlier) ** 2 / _least_eigenvalue(matrix, "A"))
 
 
+def gains_with_history(keys: Tensor, matrix: Tensor, batch_size: int) -> list[dict[str, float]]:
+    """‖Q‖ of each batch of ``batch_size`` keys in turn, alone and with all other keys as earlier ones.
+
+    Args:
+        keys: K of all edits, ``(d_mlp, any)``.
+        matrix: M, ``(d_mlp, d_mlp)``.
+
+    Returns:
+        Per batch ``norm_q`` ‖Q‖₂, ``norm_q_with_history`` ‖Q_p‖₂, their ``ratio``, ``norm_history`` ‖K_pK_pᵀ‖₂, and
+        ``history_bound`` (:func:`history_bound`).
+    """
+    keys, rows = keys.double(), []
+    for start in range(0, keys.shape[1] - batch_size + 1, batch_size):
+        new = keys[:, start : start + batch_size]
+        past = torch.cat([keys[:, :start], keys[:, start + batch_size :]], 1)
+        system = matrix.double() + new @ new.T
+        alone = spectral_norm(new.T @ torch.linalg.inv(system))
+        after = spectral_norm(new.T @ torch.linalg.inv(system + past @ past.T))
+        rows.append({"norm_q": alone, "norm_q_with_history": after, "ratio": after / alone,
+                     "norm_history": spectral_norm(past) ** 2,
+                     "history_bound": history_bound(alone, system, past)})  # fmt: skip
+    return rows
+
+
 def _least_eigenvalue(matrix: Tensor, name: str) -> float:
     least = torch.linalg.eigvalsh(matrix.double())[0].item()
     if least <= 0:

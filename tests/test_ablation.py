@@ -63,6 +63,7 @@ def test_choices_are_compared_at_blue_s_specificity():
     assert goal == 94.5
     best, differences = best.set_index("choice"), differences.set_index("choice")
     assert best.mom2_update_weight.to_dict() == {"BLUE": 10, "one": 10, "never": 10}
+    assert best.edge.to_dict() == {"BLUE": True, "one": False, "never": True}
     assert best.reached.to_dict() == {"BLUE": True, "one": True, "never": False}
     assert differences["mean"].to_dict() == {"BLUE": 0.0, "one": -5.0, "never": -60.0}
     assert differences.low["one"] == -10.0 and differences.high["one"] == 0.0

@@ -13,6 +13,8 @@ from bluelib.analysis import (
     batch_sizes,
     compare_residuals,
     contributions,
+    error_by_batch_size,
+    error_by_distance,
     scores_along_sequence,
     scores_by_batch_size,
     shifts_along_sequence,
@@ -20,6 +22,7 @@ from bluelib.analysis import (
     single_layer_scores,
     steps_left,
     study,
+    violations,
     weight_shifts,
 )
 from bluelib.metrics import evaluate
@@ -66,6 +69,27 @@ def test_errors_are_differences_of_the_solver_s_updates(world, unchanged):
     assert row.distance == 2 and (rows[list(BOUNDS)].diff(axis=1).iloc[:, 1:] >= -1e-9).all().all()
     total = (updates[0] - updates[1]).square().sum().item()
     assert row.deviation + row.division + row.cross == pytest.approx(total, rel=1e-6)
+
+
+def test_a_violated_bound_is_counted(world):
+    model, method = world
+    rows = weight_shifts(study(model, REQUESTS, (0, 1), method), method.solver, method.prepare(model).solvers, [[0, 1]])
+    assert violations(rows) == 0
+    assert violations(rows.assign(error=rows.error + rows.paper + 1)) == len(rows)
+    assert violations(rows.assign(tight=2 * rows.paper + 1)) == len(rows)
+    assert violations(rows.assign(error=np.nan)) == len(rows)
+
+
+def test_errors_by_distance_and_batch_size_are_those_of_their_cells(world):
+    model, method = world
+    found, states = study(model, REQUESTS, (0, 1, 2), method), method.prepare(model).solvers
+    distances = error_by_distance(found, method.solver, states).set_index(["request", "distance"]).relative
+    cells = weight_shifts(found, method.solver, states, [[3]]).set_index(["layer", "last"]).relative
+    assert distances[3, 1] == pytest.approx((cells[0, 1] + cells[1, 2]) / 2) and distances[3, 0] == 0
+    sizes = error_by_batch_size(found, method.solver, states, [[4, 0], [2, 1]])
+    assert list(zip(sizes.group, sizes.edits, strict=True)) == [(0, 1), (0, 2), (1, 1), (1, 2), (-1, 4)]
+    whole = weight_shifts(found, method.solver, states, [[4, 0, 2, 1], [2]]).query("layer == 0 and last == 2")
+    assert sizes.error.iloc[[4, 2]].tolist() == pytest.approx(whole.error.tolist())
 
 
 def test_residuals_are_compared_per_request(world, unchanged):

@@ -16,6 +16,7 @@ from bluelib.theory import (
     error_terms,
     gain,
     gain_cap,
+    gains_with_history,
     history_bound,
     spectral_norm,
     weight_shift,
@@ -163,6 +164,24 @@ def test_the_history_bound_holds(problem, scale):
     q = spectral_norm(gain(solver, state, keys))
     with_history = spectral_norm(gain(solver, solver.remember(state, earlier), keys))
     assert with_history <= history_bound(q, c + keys @ keys.T, earlier) * (1 + 1e-6)
+
+
+def test_gains_with_history_are_the_solver_s():
+    generator = torch.Generator().manual_seed(3)
+    c, keys = (
+        torch.diag(torch.linspace(0.1, 2, 6, dtype=torch.float64)),
+        torch.randn(6, 5, generator=generator).double(),
+    )
+    rows = gains_with_history(keys, c, 2)
+    assert len(rows) == 2  # the fifth key is no batch of its own
+    solver = Ridge(1.0, remembers=True)
+    state = solver.prepare(c)
+    past = torch.cat([keys[:, :2], keys[:, 4:]], 1)
+    assert rows[1]["norm_q"] == pytest.approx(spectral_norm(gain(solver, state, keys[:, 2:4])))
+    after = spectral_norm(gain(solver, solver.remember(state, past), keys[:, 2:4]))
+    assert rows[1]["norm_q_with_history"] == pytest.approx(after) and after <= rows[1]["history_bound"]
+    assert rows[1]["ratio"] == pytest.approx(after / rows[1]["norm_q"])
+    assert rows[1]["norm_history"] == pytest.approx(spectral_norm(past @ past.T))
 
 
 def test_earlier_keys_can_raise_a_gain_all_the_same():

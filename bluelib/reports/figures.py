@@ -265,7 +265,11 @@ def error_growth(numbers: Numbers) -> Figure:
         figure, axes = _panels(numbers, 3, 2.8)
         for column, found in enumerate(numbers.values()):
             distance, batch, sequence = (table(found, f"by_{name}") for name in ("distance", "batch", "sequence"))
-            _band(axes[0, column], distance, "distance", None, color=DIRECT, marker="o")
+            _band(axes[0, column], distance, "distance", "measured", color=DIRECT, marker="o")
+            steps = sorted(set(distance.distance))
+            axes[0, column].plot(steps, [1 - 1 / (step + 1) for step in steps], color=GREY, linestyle="--",
+                                 label="1 − 1/c: the same residual, divided")  # fmt: skip
+            axes[0, column].legend(fontsize=7)
             axes[0, column].set(xlabel="distribution distance L − l", ylim=(0, None))
             _integers(axes[0, column], distance.distance)
             for row, frame, x, name in ((1, batch, "edits", "batch"), (2, sequence, "total_edits", "sequence")):
@@ -328,10 +332,14 @@ def pareto(numbers: Numbers) -> Figure:
                     colour, marker, alpha = _FAMILIES[family]
                     for name, line in rows.groupby("choice", sort=False):
                         line = line.sort_values("mom2_update_weight")
-                        axis.plot(line.specificity, line[metric], color=colour, marker=marker, markersize=4,
-                                  linewidth=0.9, alpha=alpha, label=family if name == rows.choice.iloc[0] else None,
-                                  zorder=3 if alpha == 1 else 2)  # fmt: skip
-                axis.set(xlabel="specificity (%)", ylabel=f"{metric} (%)" if column == 0 else "")
+                        axis.plot(line.specificity, line[metric], color=colour, linewidth=0.9, alpha=alpha)
+                        sizes = [12 + 16 * i for i in range(len(line))]
+                        axis.scatter(line.specificity, line[metric], color=colour, marker=marker, s=sizes, alpha=alpha,
+                                     label=family if name == rows.choice.iloc[0] else None,
+                                     zorder=3 if alpha == 1 else 2)  # fmt: skip
+                axis.set(
+                    xlabel="specificity (%); larger marks: larger λ", ylabel=f"{metric} (%)" if column == 0 else ""
+                )
         axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         return figure
 
