@@ -74,14 +74,16 @@ def causal_traces(numbers: Numbers) -> Figure:
     kinds = ("hidden", "mlp", "attention")
     with style():
         figure, axes = _panels(numbers, len(kinds), 2.3)
+        every = pd.concat([table(found, "effects") for found in numbers.values()])
         for column, found in enumerate(numbers.values()):
             effects = table(found, "effects")
             for row, kind in enumerate(kinds):
                 grid = effects[effects.kind == kind].pivot(index="role", columns="layer", values="mean")
                 grid = grid.reindex([role for role in ROLES if role in grid.index])
-                axis = axes[row, column]
-                sns.heatmap(grid, ax=axis, cmap="cividis", vmin=min(0, grid.min().min()),
-                            cbar_kws={"label": "indirect effect"})  # fmt: skip
+                axis, last = axes[row, column], column == len(numbers) - 1
+                scale = every[every.kind == kind]["mean"]  # the same for all models
+                sns.heatmap(grid, ax=axis, cmap="cividis", vmin=min(0, scale.min()), vmax=scale.max(), cbar=last,
+                            cbar_kws={"label": "indirect effect"} if last else None)  # fmt: skip
                 axis.set(xlabel="layer", ylabel={"mlp": "MLP"}.get(kind, kind) if column == 0 else "")
                 axis.tick_params(axis="y", rotation=0)
                 if column:
@@ -115,23 +117,25 @@ def severed_paths(numbers: Numbers) -> Figure:
 
 def error_and_bounds(numbers: Numbers) -> Figure:
     """The measured error against each bound, as a ratio, by distance: 1 means attained, below 1 never."""
-    names = {"residual": "‖R* − R^L/c‖‖Q‖", "shared": "shared", "tight": "tight", "paper": "paper (Theorem 4.1)"}
+    names = {"residual": "residual", "shared": "shared", "tight": "tight", "paper": "paper (Theorem 4.1)"}
     markers = dict(zip(BOUNDS, "o^sD", strict=True))
     colours = dict(zip(BOUNDS, ("black", GREEN, DIRECT, DISTRIBUTED), strict=True))
     with style():
         figure, axes = _panels(numbers, 1, 3.4, sharey=True)
         for axis, found in zip(axes[0], numbers.values(), strict=True):
             ratios = table(found, "tightness")
-            for bound in BOUNDS:
+            for bound, shift in zip(BOUNDS, (-0.18, -0.06, 0.06, 0.18), strict=True):
                 rows = ratios[ratios.bound == bound].sort_values("distance")
-                axis.plot(rows.distance, rows["median"], color=colours[bound], marker=markers[bound],
-                          label=names[bound])  # fmt: skip
-                axis.fill_between(rows.distance, rows.least, rows.most, color=colours[bound], alpha=0.15, linewidth=0)
+                axis.errorbar(rows.distance + shift, rows["median"],
+                              [rows["median"] - rows.least, rows.most - rows["median"]], color=colours[bound],
+                              marker=markers[bound], capsize=2, elinewidth=1, label=names[bound])  # fmt: skip
             axis.axhline(1, color="grey", linestyle=":")
             axis.set(yscale="log", xlabel="distribution distance L − l")
+            axis.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+            axis.set_yticks([], minor=True)
             _integers(axis, ratios.distance)
         axes[0, 0].set_ylabel("bound / measured error\n(median, range)")
-        axes[0, -1].legend(fontsize=8)
+        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         return figure
 
 
