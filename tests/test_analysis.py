@@ -27,6 +27,7 @@ from bluelib.analysis import (
 )
 from bluelib.metrics import evaluate
 from bluelib.metrics.scoring import score_targets
+from bluelib.models import Model
 from bluelib.prompts import locate
 from bluelib.residuals import DIRECT
 from bluelib.sequence import edit_sequence, preserved
@@ -276,8 +277,8 @@ def test_an_editor_that_does_not_distribute_evenly_is_refused(world, unchanged):
 
 def test_updates_of_a_low_precision_model_are_not_lost(small_world, monkeypatch):
     monkeypatch.setattr("bluelib.analysis.context_prefixes", lambda model: PREFIXES)
-    model = random_model("pocket-llama")
-    model.lm.to(torch.bfloat16)
+    made = random_model("pocket-llama")
+    model = Model.of("random-bfloat16", made.lm.to(torch.bfloat16), made.tokenizer)
     method = editor()
     found = study(model, REQUESTS, method.layers, method)
     single_layer_scores(model, RECORDS, found, method, generate=False)

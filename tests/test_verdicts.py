@@ -64,6 +64,9 @@ def test_residual_verdicts_change_with_the_numbers():
     for row in content["compared"]:
         if row["measure"] == "cosine":
             row["mean"] = 1 - row["mean"]
+    assert {v.claim: v.verdict for v in verdicts.residuals(content)}[cosine] == "partly"
+    for row in content["trend"]:
+        row["low"] = -1.0
     assert {v.claim: v.verdict for v in verdicts.residuals(content)}[cosine] == "not at this scale"
 
 
