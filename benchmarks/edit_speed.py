@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ import torch
 from benchmarks.plain import plain_memit, plain_target
 from bluelib import Editor, edit_sequence, get_editor, load_dataset, load_model
 from bluelib.contexts import context_prefixes
-from bluelib.files import atomic_file
+from bluelib.files import write_json
 from bluelib.models import Model
 from bluelib.prompts import Request, encode_target, locate
 from bluelib.provenance import provenance
@@ -178,9 +177,7 @@ def markdown(rows: Sequence[dict]) -> str:
 
 def write(path: Path, model: Model, rows: Sequence[dict], batches: Sequence[dict]) -> None:
     machine = {k: v for k, v in provenance(model, []).items() if k in ("device", "threads", "versions", "git_commit")}
-    with atomic_file(path) as temporary:
-        content = {"rows": rows, "batches": batches, "provenance": machine}
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {"rows": rows, "batches": batches, "provenance": machine}, indent=1)
 
 
 def main() -> None:

@@ -24,16 +24,16 @@ from .experiment import plain
 from .files import project_path, write_json
 from .methods import describe
 from .metrics import evaluate
+from .metrics.editing import TEACHER_FORCED
 from .models import Model
 from .provenance import provenance
-from .residuals import DIRECT, DISTRIBUTED
+from .residuals import DISTRIBUTED
 from .sequence import edit_sequence, preserved
 from .solvers import Ridge
 from .uncertainty import interval
 
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)
 DATASET = "pocket-counterfact"
-METRICS = ("efficacy", "generalization", "specificity")
 BLUE = "BLUE"
 
 
@@ -43,18 +43,17 @@ def choices(model: Model) -> dict[str, tuple[str, Editor]]:
     MEMIT has its own settings; the others have those of MEMIT_BLUE, but for the layers and, where said, the residual.
     """
     memit, blue = get_editor("memit", model), get_editor("memit_blue", model)
-    direct = lambda layers: replace(blue, layers=tuple(layers), residual=DIRECT)  # noqa: E731
     critical = memit.layers
     found = {"MEMIT": ("MEMIT", memit), BLUE: ("BLUE: first and last layer", blue)}
     for pair in combinations(critical, 2):
         if pair != blue.layers:
-            found[f"layers {pair[0]} and {pair[1]}"] = ("another pair, direct", direct(pair))
+            found[f"layers {pair[0]} and {pair[1]}"] = ("another pair, direct", replace(blue, layers=pair))
     for layer in critical:
-        found[f"layer {layer}"] = ("one layer, direct", direct([layer]))
-    found["all layers"] = ("all layers, direct", direct(critical))
-    shared = replace(blue, residual=DISTRIBUTED)
-    found["all layers, distributed"] = ("distributed, BLUE's settings", replace(shared, layers=critical))
-    found["first and last, distributed"] = ("distributed, BLUE's settings", shared)
+        found[f"layer {layer}"] = ("one layer, direct", replace(blue, layers=(layer,)))
+    found["all layers"] = ("all layers, direct", replace(blue, layers=critical))
+    for name, layers in (("all layers", critical), ("first and last", blue.layers)):
+        shared = replace(blue, layers=layers, residual=DISTRIBUTED)
+        found[f"{name}, distributed"] = ("distributed, BLUE's settings", shared)
     return found
 
 
@@ -63,8 +62,8 @@ def run_ablation(
 ) -> Path:
     """Run every choice at every λ and write ``results/ablation/<model>.json``; what is there already is kept.
 
-    A file of other records, batches or weights is begun anew, and a run of other settings is made again. The model is
-    left as it was.
+    A file of another model's weights, other records or batches is begun anew, and a run of other settings is made
+    again. The model is left as it was.
     """
     records = load_dataset(DATASET, split="report", limit=edits)
     origin = provenance(model, records)
@@ -73,7 +72,6 @@ def run_ablation(
         "dataset": DATASET,
         "edits": edits,
         "batch_size": batch_size,
-        "weights": list(weights),
         **{key: origin[key] for key in ("model_revision", "records_hash")},
     }
     path = _path(model.name)
@@ -89,7 +87,7 @@ def run_ablation(
                 runs = [run for run in runs if (run["choice"], run["mom2_update_weight"]) != (name, weight)]
                 runs.append({**place, **_run(model, records, method, batch_size)})
                 write_json(path, {"identity": identity, "provenance": origin, "runs": runs})
-                means = (f"{metric} {fmean(runs[-1][metric]):.1f}" for metric in METRICS)
+                means = (f"{metric} {fmean(runs[-1][metric]):.1f}" for metric in TEACHER_FORCED)
                 print(f"{model.name} λ={weight} {name}: {', '.join(means)}", flush=True)
     return path
 
@@ -106,7 +104,7 @@ def rerun(model: Model, choice: str, weight: float) -> dict[str, float]:
     records = load_dataset(identity["dataset"], split="report", limit=identity["edits"])
     method = replace(choices(model)[choice][1], solver=Ridge(weight))
     run = _run(model, records, method, identity["batch_size"])
-    return {metric: fmean(run[metric]) for metric in METRICS}
+    return {metric: fmean(run[metric]) for metric in TEACHER_FORCED}
 
 
 def _path(model: str) -> Path:
@@ -119,9 +117,8 @@ def _run(model: Model, records: Sequence[Record], method: Editor, batch_size: in
         scores = evaluate(model, records, generate=False)
     seconds = sum(value for phase, value in run.seconds.items() if phase != "prepare")
     return {
-        "layers": list(method.layers),
         "seconds_per_edit": round(seconds / len(records), 4),
-        **{metric: [round(value, 2) for value in scores.values(metric)] for metric in METRICS},
+        **{metric: [round(value, 2) for value in scores.values(metric)] for metric in TEACHER_FORCED},
     }
 
 
@@ -143,7 +140,7 @@ def load_ablation(model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         [(e + g) / 2 for e, g in zip(*pair, strict=True)]
         for pair in zip(frame.efficacy, frame.generalization, strict=True)
     ]
-    for metric in (*METRICS, "success"):
+    for metric in (*TEACHER_FORCED, "success"):
         frame[f"mean_{metric}"] = [fmean(values) for values in frame[metric]]
     return frame, {"identity": content["identity"], **content["provenance"]}
 
@@ -172,7 +169,7 @@ def at_equal_specificity(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
         )
         row = {"family": chosen.family, "mom2_update_weight": chosen.mom2_update_weight}
         row["seconds_per_edit"] = group.seconds_per_edit.min()
-        row |= {metric: chosen[f"mean_{metric}"] for metric in (*METRICS, "success")}
+        row |= {metric: chosen[f"mean_{metric}"] for metric in (*TEACHER_FORCED, "success")}
         grid = (group.mom2_update_weight.min(), group.mom2_update_weight.max())
         edge = bool(chosen.mom2_update_weight in grid and len(group) > 1)
         best.append({"choice": name, **row, "reached": bool(len(reaching)), "edge": edge})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations_with_replacement
 from typing import Any
 
 import pandas as pd
@@ -29,7 +30,7 @@ from .residuals import DIRECT, DISTRIBUTED
 from .sequence import edit_sequence, preserved
 from .solvers import Solver
 from .targets import Targets, optimise_targets
-from .theory import BOUNDS, bounds, error_terms, gain, spectral_norm, weight_shift
+from .theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
 from .timing import Timer
 from .tracing import trace
 
@@ -70,21 +71,20 @@ def study(model: Model, requests: Sequence[Request], layers: Sequence[int], edit
 
 
 def compare_residuals(found: Study) -> pd.DataFrame:
-    """Per layer and request: the cosine of R* and R^L, ‖R* − R^L‖, and the lengths of both."""
+    """Per layer and request: the ``cosine`` of R* and R^L, and their ``deviation`` ‖R* − R^L‖."""
     last = found.direct(found.layers[-1])
     rows = []
     for layer in found.layers:
         direct = found.direct(layer)
         cosines = torch.nn.functional.cosine_similarity(direct, last, dim=0)
-        measures = zip(cosines, (direct - last).norm(dim=0), direct.norm(dim=0), last.norm(dim=0), strict=True)
-        for request, (cosine, deviation, length, last_length) in enumerate(measures):
-            rows.append({"layer": layer, "request": request, "cosine": cosine.item(), "deviation": deviation.item(),
-                         "direct_norm": length.item(), "last_norm": last_length.item()})  # fmt: skip
+        measures = zip(cosines.tolist(), (direct - last).norm(dim=0).tolist(), strict=True)
+        for request, (cosine, deviation) in enumerate(measures):
+            rows.append({"layer": layer, "request": request, "cosine": cosine, "deviation": deviation})
     return pd.DataFrame(rows)
 
 
 @torch.no_grad()
-def contributions(model: Model, requests: Sequence[Request], found: Study) -> pd.DataFrame:
+def residual_contributions(model: Model, requests: Sequence[Request], found: Study) -> pd.DataFrame:
     """The paper's contribution s = P(new | edited) − P(new | original) of either residual, per layer and request.
 
     *Edited* is read as: with the residual added to the block's output at the subject's last token, weights untouched.
@@ -141,15 +141,15 @@ def single_layer_scores(
     state = method.prepare(model)
     frames = []
     for layer in found.layers:
-        kinds = {"distributed": found.distributed(layer), "direct": found.direct(layer)}
-        scores: Scores | None = None
-        for kind, residual in kinds.items():
-            if scores is None or layer != found.layers[-1]:
-                with preserved(model, (layer,)):
-                    update = residual.double() @ gain(method.solver, state.solvers[layer], found.keys[layer])
-                    model.weight(layer).add_(update.to(model.weight(layer).dtype))
-                    scores = evaluate(model, records, generate=generate, seed=seed)
-            frames.append(scores_frame(scores).assign(layer=layer, residual=kind))
+        residuals = {("distributed",): found.distributed(layer), ("direct",): found.direct(layer)}
+        if layer == found.layers[-1]:
+            residuals = {("distributed", "direct"): found.direct(layer)}
+        q, weight = gain(method.solver, state.solvers[layer], found.keys[layer]), model.weight(layer)
+        for kinds, residual in residuals.items():
+            with preserved(model, (layer,)):
+                weight.add_((residual.double() @ q).to(weight.dtype))
+                scores = scores_frame(evaluate(model, records, generate=generate, seed=seed))
+            frames += [scores.assign(layer=layer, residual=kind) for kind in kinds]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -162,31 +162,35 @@ def scores_frame(scores: Scores) -> pd.DataFrame:
 
 
 def weight_shifts(
-    found: Study, solver: Solver, states: Mapping[int, Any], batches: Sequence[Sequence[int]]
+    found: Study,
+    solver: Solver,
+    states: Mapping[int, Any],
+    batches: Sequence[Sequence[int]],
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> pd.DataFrame:
-    """The weight-shift error and its bounds at every pair of a layer l and a last layer L ≥ l, for each batch.
+    """The weight-shift error and its bounds at pairs of a layer l and a last layer L ≥ l, for each batch.
 
     Args:
         found: of a model as it stands.
         solver, states: the solver and its state at each layer.
         batches: indices of the study's requests.
+        pairs: (l, L); by default every pair of the study's layers.
 
     Returns:
         Per (``batch``, ``layer``, ``last``): ``distance`` L − l, ``error`` ‖E‖₂, ``relative`` ‖E‖₂ / ‖R*Q‖₂ (NaN where
         R* is zero), the bounds by name, the norms they are made of (``norm_q``, ``norm_direct``, ``norm_last``,
         ``norm_deviation``), and the terms of ‖E‖²_F (:class:`~bluelib.theory.ErrorTerms`).
     """
+    pairs = list(combinations_with_replacement(found.layers, 2)) if pairs is None else pairs
+    direct = {layer: found.direct(layer) for layer in found.layers}
     rows = []
     for number, batch in enumerate(batches):
         index = list(batch)
-        for layer in found.layers:
-            keys = found.keys[layer][:, index]
-            q = gain(solver, states[layer], keys)
-            direct = found.direct(layer)[:, index]
-            for last in found.layers:
-                if last >= layer:
-                    measured = _row(direct, found.direct(last)[:, index], last - layer + 1, q)
-                    rows.append({"batch": number, "edits": len(index), "layer": layer, "last": last, **measured})
+        layers = dict.fromkeys(layer for layer, _ in pairs)
+        gains = {layer: gain(solver, states[layer], found.keys[layer][:, index]) for layer in layers}
+        for layer, last in pairs:
+            measured = _row(direct[layer][:, index], direct[last][:, index], last - layer + 1, gains[layer])
+            rows.append({"batch": number, "edits": len(index), "layer": layer, "last": last, **measured})
     return pd.DataFrame(rows)
 
 
@@ -194,15 +198,16 @@ def _row(direct: Tensor, last: Tensor, divisor: float, q: Tensor) -> dict[str, f
     """One comparison: the columns of :func:`weight_shifts`."""
     whole = spectral_norm(direct.double() @ q)
     error = spectral_norm(weight_shift(direct, last, divisor, q))
+    norms = Norms.of(direct, last, divisor, q)
     return {
         "distance": round(divisor) - 1,
         "error": error,
         "relative": error / whole if whole else math.nan,
-        **bounds(direct, last, divisor, q),
-        "norm_q": spectral_norm(q),
-        "norm_direct": spectral_norm(direct),
-        "norm_last": spectral_norm(last),
-        "norm_deviation": spectral_norm(direct - last),
+        **norms.bounds(),
+        "norm_q": norms.q,
+        "norm_direct": norms.direct,
+        "norm_last": norms.last,
+        "norm_deviation": norms.deviation,
         **asdict(error_terms(direct, last, divisor, q)),
     }
 
@@ -232,9 +237,9 @@ def error_by_batch_size(
     of each of the disjoint ``groups``, numbered by ``group``, and for all of them in one batch (``group`` −1)."""
     batches = [(number, group[:size]) for number, group in enumerate(groups) for size in batch_sizes(len(group))]
     batches.append((-1, [request for group in groups for request in group]))
-    rows = weight_shifts(found, solver, states, [batch for _, batch in batches])
-    rows["group"] = [batches[number][0] for number in rows.batch]
-    return rows[(rows.layer == found.layers[0]) & (rows["last"] == found.layers[-1])].reset_index(drop=True)
+    ends = [(found.layers[0], found.layers[-1])]
+    rows = weight_shifts(found, solver, states, [batch for _, batch in batches], ends)
+    return rows.assign(group=[number for number, _ in batches])
 
 
 @dataclass(frozen=True)

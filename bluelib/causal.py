@@ -7,7 +7,8 @@ brings back: P(restored) − P(corrupted). The *total effect* is P(clean) − P(
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,10 +20,16 @@ from .models import Model
 from .prompts import Request, encode_target, locate
 from .tracing import trace
 
-#: What is restored: a block's output, or the output of its MLP or its attention in a window of layers; and a block's
-#: output while the MLPs (or attention) after it keep their corrupted output at that token, which severs the path
-#: through them (MEMIT, Meng et al. 2023, Section 4.1).
-KINDS = ("hidden", "mlp", "attention", "hidden, MLPs severed", "hidden, attention severed")
+#: By name, what is restored: a block's output, or the output of its MLP or its attention in a window of layers; and
+#: which part of the later blocks keeps its corrupted output at that token, so that the path through it is severed
+#: (MEMIT, Meng et al. 2023, Section 4.1).
+KINDS: dict[str, tuple[str, str | None]] = {
+    "hidden": ("hidden", None),
+    "mlp": ("mlp", None),
+    "attention": ("attention", None),
+    "hidden, MLPs severed": ("hidden", "mlp"),
+    "hidden, attention severed": ("hidden", "attention"),
+}
 #: Where a token stands, in ROME's terms.
 ROLES = ("first subject", "middle subject", "last subject", "first after", "further after", "last")
 
@@ -64,18 +71,18 @@ def causal_trace(
     model: Model,
     request: Request,
     *,
-    noise: float = 3.0,
+    noise: float | None = None,
     samples: int = 10,
     window: int = 1,
     seed: int = 0,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = tuple(KINDS),
 ) -> CausalTrace:
     """Trace one fact.
 
     Args:
         model: any model with an adapter; it is left as it was.
         request: the fact: its ``target`` is the *true* object here.
-        noise: standard deviation of the noise in units of :func:`noise_scale`.
+        noise: standard deviation of the noise; by default three times :func:`noise_scale`, ROME's.
         samples: noise samples; the same ones for every state that is restored.
         window: for ``mlp`` and ``attention``, how many layers around the given one are restored together.
         seed: of the noise.
@@ -86,7 +93,9 @@ def causal_trace(
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or samples < 1 or window < 1:
-        raise ValueError(f"kinds must be from {KINDS}, samples and window at least 1: {kinds}, {samples}, {window}")
+        raise ValueError(
+            f"kinds must be from {tuple(KINDS)}, samples and window at least 1: {kinds}, {samples}, {window}"
+        )
     place = locate(model.tokenizer, request.prompt, request.subject)
     first = place.subject_first
     answer = encode_target(model.tokenizer, request.target)[0]
@@ -97,7 +106,7 @@ def causal_trace(
     generator = torch.Generator().manual_seed(seed)
     subject = slice(first, place.subject_last + 1)
     shape = (samples, place.subject_last + 1 - first, embedding.weight.shape[1])
-    drawn = torch.randn(shape, generator=generator) * noise * noise_scale(model)
+    drawn = torch.randn(shape, generator=generator) * (3 * noise_scale(model) if noise is None else noise)
     drawn = drawn.to(model.device, embedding.weight.dtype)
     ids = torch.tensor([place.ids], device=model.device)
 
@@ -118,25 +127,22 @@ def causal_trace(
     with trace(outputs=parts) as corrupted:
         base = probabilities(samples, corrupt)[:, answer].mean().item()
 
-    states = [
-        _State(kind, token, layer, _restored(kind, layer, n, window), _severed(kind, layer, n))
-        for kind in kinds
-        for token in range(first, t)
-        if "severed" not in kind or token == place.subject_last
-        for layer in range(n)
-    ]
-    effects = {kind: torch.full((t, n), float("nan")) for kind in kinds}
+    states: list[tuple[str, int, int]] = []  # kind, token, layer
+    effects = {kind: torch.full((t, n), math.nan) for kind in kinds}
     for kind in kinds:
-        if "severed" not in kind:
+        tokens = range(first, t)
+        if KINDS[kind][1]:
+            tokens = [place.subject_last]
+        else:
             effects[kind][:first] = 0.0
+        states += [(kind, token, layer) for token in tokens for layer in range(n)]
     chunk = max(1, TOKEN_BUDGET // (t * samples))
     for at in range(0, len(states), chunk):
         group = states[at : at + chunk]
         changes: dict[tuple[str, int], list[tuple[int, int, Tensor]]] = {}
-        for row, state in enumerate(group):
-            for keys, source in ((state.restored, clean), (state.severed, corrupted)):
-                for key in keys:
-                    changes.setdefault(key, []).append((row * samples, state.token, source[key][:, state.token]))
+        for row, (kind, token, layer) in enumerate(group):
+            for key, value in _replaced(kind, layer, n, window, clean, corrupted):
+                changes.setdefault(key, []).append((row * samples, token, value[:, token]))
 
         def put(key, hidden: Tensor, changes=changes) -> Tensor:
             if key == "embedding":
@@ -147,8 +153,8 @@ def causal_trace(
             return hidden
 
         found = probabilities(len(group) * samples, put, list(changes))[:, answer].view(len(group), samples).mean(1)
-        for state, value in zip(group, found.tolist(), strict=True):
-            effects[state.kind][state.token, state.layer] = value - base
+        for (kind, token, layer), value in zip(group, found.tolist(), strict=True):
+            effects[kind][token, layer] = value - base
     text = tuple(model.tokenizer.decode([token]) for token in place.ids)
     return CausalTrace(
         text,
@@ -160,27 +166,16 @@ def causal_trace(
     )
 
 
-@dataclass(frozen=True)
-class _State:
-    """One state to put back: at a token, the outputs ``restored`` become clean and ``severed`` stay corrupted."""
-
-    kind: str
-    token: int
-    layer: int
-    restored: tuple[tuple[str, int], ...]
-    severed: tuple[tuple[str, int], ...]
-
-
-def _restored(kind: str, layer: int, n: int, window: int) -> tuple[tuple[str, int], ...]:
-    if kind.startswith("hidden"):
-        return (("hidden", layer),)
+def _replaced(
+    kind: str, layer: int, n: int, window: int, clean: Mapping, corrupted: Mapping
+) -> Iterator[tuple[tuple[str, int], Tensor]]:
+    """Which outputs are replaced to restore a state, and by what: clean ones, and corrupted ones where severed."""
+    restored, severed = KINDS[kind]
     start = layer - window // 2  # as in ROME, where ten layers around l are l - 5 to l + 4
-    return tuple((kind, i) for i in range(max(0, start), min(n, start + window)))
-
-
-def _severed(kind: str, layer: int, n: int) -> tuple[tuple[str, int], ...]:
-    part = {"hidden, MLPs severed": "mlp", "hidden, attention severed": "attention"}.get(kind)
-    return tuple((part, i) for i in range(layer + 1, n)) if part else ()
+    layers = [layer] if restored == "hidden" else range(max(0, start), min(n, start + window))
+    yield from (((restored, i), clean[restored, i]) for i in layers)
+    if severed:
+        yield from (((severed, i), corrupted[severed, i]) for i in range(layer + 1, n))
 
 
 def _role(index: int, first: int, last: int, length: int) -> str:

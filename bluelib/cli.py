@@ -101,8 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("ablation", _ablation, "Edit with every choice of layers at several λ: which of them matter.",
                   "blue ablation --model pocket-gpt2")  # fmt: skip
     sub.add_argument("--model", required=True, help="a pocket model")
-    sub.add_argument("--edits", type=int, default=60, help="edits of each run")
-    sub.add_argument("--batch-size", type=int, default=10, help="edits per batch")
 
     sub = command("nullspace", _nullspace, "Report what the null space of C keeps of edited subjects' keys.",
                   "blue nullspace --model pocket-gpt2")  # fmt: skip
@@ -318,7 +316,7 @@ def _ablation(arguments: argparse.Namespace) -> None:
     from .ablation import run_ablation
     from .models import load_model
 
-    print(run_ablation(load_model(arguments.model), edits=arguments.edits, batch_size=arguments.batch_size))
+    print(run_ablation(load_model(arguments.model)))
 
 
 def _nullspace(arguments: argparse.Namespace) -> None:

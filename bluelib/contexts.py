@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .files import atomic_file, cache_dir
+from .files import cache_dir, write_json
 from .metrics.generation import SAMPLING
 from .models import Model, pocket_models
 
@@ -45,7 +45,5 @@ def make_prefixes(model: Model, path: Path, openings: tuple[str, ...] = OPENINGS
             )  # fmt: skip
             text = model.tokenizer.decode(ids[0], skip_special_tokens=True)
             prefixes.append(" ".join(text.split()).rstrip(".") + ". ")
-    with atomic_file(path) as temporary:
-        record = {"openings": openings, "seed": seed, "prefixes": prefixes}
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, {"openings": openings, "seed": seed, "prefixes": prefixes}, indent=1)
     return tuple(prefixes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import pandas as pd
 
 from .data import Record
 from .editors import EDITORS
-from .files import atomic_file, project_path, write_json
+from .files import project_path, write_json
 from .methods import Method, describe
 from .metrics import Scores, evaluate
 from .models import Model, scale_of
@@ -36,12 +35,7 @@ class Cell:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON form, whole or not at all."""
-        path = Path(path)
-        with atomic_file(path) as temporary:
-            temporary.write_text(
-                json.dumps(self.result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-            )
-        return path
+        return write_json(path, self.result, indent=1)
 
 
 def run_cell(

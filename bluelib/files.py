@@ -39,21 +39,22 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Write a JSON object, whole or not at all: a line for each value, and for each item of a list of objects.
+def write_json(path: str | Path, content: dict[str, Any], *, indent: int | None = None) -> Path:
+    """Write a JSON object, whole or not at all; without ``indent`` on one line for each value, and for each item of a
+    list of objects, so that a table can be read in a diff.
 
     Raises:
         ValueError: for NaN or infinity, which JSON does not have.
     """
 
-    def text(value: Any) -> str:
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+    def text(value: Any, indent: int | None = None) -> str:
+        if indent is None and isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             return "[\n" + ",\n".join("  " + text(item) for item in value) + "\n ]"
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
 
     lines = ",\n".join(f" {json.dumps(key)}: {text(value)}" for key, value in content.items())
-    with atomic_file(path) as temporary:
-        temporary.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    with atomic_file(Path(path)) as temporary:
+        temporary.write_text((text(content, indent) if indent else f"{{\n{lines}\n}}") + "\n", encoding="utf-8")
     return Path(path)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .solvers import Solver, on_device
+from .solvers import Ridge, Solver, on_device
 
 #: Names of the bounds, from the closest to the paper's.
 BOUNDS = ("residual", "shared", "tight", "paper")
@@ -53,24 +53,41 @@ def weight_shift(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> 
     return (direct - last / divisor) @ gain
 
 
-def bounds(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> dict[str, float]:
-    """Upper bounds on ‖E‖₂ by name, in the order of :data:`BOUNDS`: each is at most the next one.
+@dataclass(frozen=True)
+class Norms:
+    """Spectral norms that the bounds are made of: ‖Q‖, ‖R*‖, ‖R^L‖, ‖D‖ and ‖R* − R^L/c‖, with the divisor c."""
 
-    ``paper`` is Theorem 4.1; ``tight`` has its coefficient (c − 1)/c in place of c − 1; ``shared`` splits R* − R^L/c as
-    D/c + (1 − 1/c) R* and is never above ``tight``, by ‖R*‖ ≤ ‖D‖ + ‖R^L‖; ``residual`` only takes ‖AQ‖ ≤ ‖A‖‖Q‖.
+    q: float
+    direct: float
+    last: float
+    deviation: float
+    residual: float
+    divisor: float
 
-    Raises:
-        ValueError: see :func:`weight_shift`.
-    """
-    direct, last, gain = _checked(direct, last, divisor, gain)
-    q, d = spectral_norm(gain), spectral_norm(direct - last)
-    r_direct, r_last = spectral_norm(direct), spectral_norm(last)
-    return {
-        "residual": spectral_norm(direct - last / divisor) * q,
-        "shared": (d + (divisor - 1) * r_direct) / divisor * q,
-        "tight": (d + (divisor - 1) / divisor * r_last) * q,
-        "paper": (d + (divisor - 1) * r_last) * q,
-    }
+    @classmethod
+    def of(cls, direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> Norms:
+        """
+        Raises:
+            ValueError: see :func:`weight_shift`.
+        """
+        direct, last, gain = _checked(direct, last, divisor, gain)
+        measured = (gain, direct, last, direct - last, direct - last / divisor)
+        return cls(*map(spectral_norm, measured), divisor)
+
+    def bounds(self) -> dict[str, float]:
+        """Upper bounds on ‖E‖₂ by name, in the order of :data:`BOUNDS`: each is at most the next one.
+
+        ``paper`` is Theorem 4.1; ``tight`` has its coefficient (c − 1)/c in place of c − 1; ``shared`` splits
+        R* − R^L/c as D/c + (1 − 1/c) R* and is never above ``tight``, by ‖R*‖ ≤ ‖D‖ + ‖R^L‖; ``residual`` only takes
+        ‖AQ‖ ≤ ‖A‖‖Q‖.
+        """
+        c = self.divisor
+        return {
+            "residual": self.residual * self.q,
+            "shared": (self.deviation + (c - 1) * self.direct) / c * self.q,
+            "tight": (self.deviation + (c - 1) / c * self.last) * self.q,
+            "paper": (self.deviation + (c - 1) * self.last) * self.q,
+        }
 
 
 @dataclass(frozen=True)
@@ -165,16 +182,15 @@ def gains_with_history(keys: Tensor, matrix: Tensor, batch_size: int) -> list[di
         Per batch ``norm_q`` ‖Q‖₂, ``norm_q_with_history`` ‖Q_p‖₂, their ``ratio``, ``norm_history`` ‖K_pK_pᵀ‖₂, and
         ``history_bound`` (:func:`history_bound`).
     """
-    keys, rows = keys.double(), []
+    solver, rows = Ridge(1.0, remembers=True), []
+    state, keys, matrix = solver.prepare(matrix), keys.double(), matrix.double()
     for start in range(0, keys.shape[1] - batch_size + 1, batch_size):
         new = keys[:, start : start + batch_size]
         past = torch.cat([keys[:, :start], keys[:, start + batch_size :]], 1)
-        system = matrix.double() + new @ new.T
-        alone = spectral_norm(new.T @ torch.linalg.inv(system))
-        after = spectral_norm(new.T @ torch.linalg.inv(system + past @ past.T))
+        alone, after = (spectral_norm(gain(solver, s, new)) for s in (state, solver.remember(state, past)))
         rows.append({"norm_q": alone, "norm_q_with_history": after, "ratio": after / alone,
                      "norm_history": spectral_norm(past) ** 2,
-                     "history_bound": history_bound(alone, system, past)})  # fmt: skip
+                     "history_bound": history_bound(alone, matrix + new @ new.T, past)})  # fmt: skip
     return rows
 
 

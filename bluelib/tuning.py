@@ -17,14 +17,14 @@ from typing import Any
 from .configs import model_configs
 from .data import load_dataset
 from .editors import get_editor
-from .files import atomic_file, project_path
+from .files import project_path, write_json
 from .metrics import Scores, evaluate
+from .metrics.editing import TEACHER_FORCED
 from .models import Model
 from .provenance import provenance
 from .sequence import edit_sequence, preserved
 
 DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 60, 3
-METRICS = ("efficacy", "generalization", "specificity")
 
 #: Axes of all compositions, walked first. Adam's rate is in units of hidden states, whose size differs between
 #: models, so it is searched around the one of the model's configuration.
@@ -64,7 +64,7 @@ def axes(model: Model, editor: str) -> dict[str, tuple]:
 
 def score(scores: Scores) -> float:
     """Harmonic mean of efficacy, generalization and specificity, in per cent (0 if one of them is)."""
-    return harmonic_mean([scores.means[metric] for metric in METRICS])
+    return harmonic_mean([scores.means[metric] for metric in TEACHER_FORCED])
 
 
 def further(candidates: tuple, best: Any) -> Any | None:
@@ -90,7 +90,7 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
                 edit_sequence(model, records, method, batch_size=BATCH_SIZE, progress=False)
                 scores = evaluate(model, records, generate=False)
             trial = {"choice": choice, "score": round(score(scores), 3),
-                     **{metric: round(scores.means[metric], 2) for metric in METRICS}}  # fmt: skip
+                     **{metric: round(scores.means[metric], 2) for metric in TEACHER_FORCED}}  # fmt: skip
         except ArithmeticError as error:
             trial = {"choice": choice, "score": 0.0, "error": str(error)}
         trials.append(trial)
@@ -120,6 +120,4 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
         "provenance": {k: v for k, v in provenance(model, records).items() if k != "case_ids"},
     }
     path = (folder or project_path("results", "tuning")) / f"{model.name}-{editor}.json"
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return path
+    return write_json(path, result, indent=1)

@@ -13,7 +13,6 @@ from bluelib.ablation import (
     BATCH_SIZE,
     DATASET,
     EDITS,
-    METRICS,
     WEIGHTS,
     at_equal_specificity,
     choices,
@@ -22,6 +21,7 @@ from bluelib.ablation import (
     run_ablation,
 )
 from bluelib.methods import describe
+from bluelib.metrics.editing import TEACHER_FORCED
 from bluelib.models import pocket_models
 from bluelib.provenance import records_hash
 from bluelib.solvers import Ridge
@@ -87,7 +87,7 @@ def test_a_stopped_ablation_goes_on(tmp_path, monkeypatch):
     found, origin = load_ablation("pocket-gpt2")
     assert origin["identity"]["edits"] == 2 and found.mean_specificity.between(0, 100).all()
     again = rerun(model, "layer 0", 100)
-    assert again == {metric: pytest.approx(found.iloc[1][f"mean_{metric}"], abs=0.01) for metric in METRICS}
+    assert again == {metric: pytest.approx(found.iloc[1][f"mean_{metric}"], abs=0.01) for metric in TEACHER_FORCED}
     # other settings: begun anew
     runs = json.loads(run_ablation(model, edits=3, batch_size=3, weights=(100,)).read_text())["runs"]
     assert all(run["seconds_per_edit"] > 0 and len(run["efficacy"]) == 3 for run in runs)

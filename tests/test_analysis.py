@@ -12,9 +12,9 @@ import torch
 from bluelib.analysis import (
     batch_sizes,
     compare_residuals,
-    contributions,
     error_by_batch_size,
     error_by_distance,
+    residual_contributions,
     scores_along_sequence,
     scores_by_batch_size,
     shifts_along_sequence,
@@ -106,7 +106,11 @@ def test_residuals_are_compared_per_request(world, unchanged):
 def test_a_contribution_is_what_the_residual_adds_to_the_hidden_state(world, unchanged):
     model, method = world
     found = study(model, REQUESTS, (0, 1, 2), method)
-    rows = contributions(model, REQUESTS, found).set_index(["layer", "residual", "request"]).contribution.sort_index()
+    rows = (
+        residual_contributions(model, REQUESTS, found)
+        .set_index(["layer", "residual", "request"])
+        .contribution.sort_index()
+    )
     request = REQUESTS[2]
     at = locate(model.tokenizer, request.prompt, request.subject).subject_last
     pairs = [(request.text, request.target)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bluelib.solvers import Equality, NullSpace, Ridge
 from bluelib.theory import (
     BOUNDS,
-    bounds,
+    Norms,
     error_terms,
     gain,
     gain_cap,
@@ -54,7 +54,7 @@ def test_every_bound_holds_and_each_is_at_most_the_next(problem, log_weight):
     solver = Ridge(10**log_weight)
     q = gain(solver, solver.prepare(c), keys)
     error = spectral_norm(weight_shift(direct, last, divisor, q))
-    found = bounds(direct, last, divisor, q)
+    found = Norms.of(direct, last, divisor, q).bounds()
     chain = [error, *(found[name] for name in BOUNDS)]
     for lower, upper in itertools.pairwise(chain):
         assert lower <= upper * SLACK + 1e-300
@@ -103,7 +103,7 @@ def single(*, multiple: float | None = None, divisor: float, seed: int = 1) -> t
     last, other = (torch.randn(4, 1, generator=generator, dtype=torch.float64) for _ in range(2))
     q = torch.randn(1, 6, generator=generator, dtype=torch.float64)
     direct = other if multiple is None else multiple * last
-    return spectral_norm(weight_shift(direct, last, divisor, q)), bounds(direct, last, divisor, q)
+    return spectral_norm(weight_shift(direct, last, divisor, q)), Norms.of(direct, last, divisor, q).bounds()
 
 
 @pytest.mark.parametrize("divisor", [2, 5])
@@ -166,7 +166,7 @@ def test_the_history_bound_holds(problem, scale):
     assert with_history <= history_bound(q, c + keys @ keys.T, earlier) * (1 + 1e-6)
 
 
-def test_gains_with_history_are_the_solver_s():
+def test_gains_with_history_are_those_of_the_closed_form():
     generator = torch.Generator().manual_seed(3)
     c, keys = (
         torch.diag(torch.linspace(0.1, 2, 6, dtype=torch.float64)),
@@ -174,11 +174,9 @@ def test_gains_with_history_are_the_solver_s():
     )
     rows = gains_with_history(keys, c, 2)
     assert len(rows) == 2  # the fifth key is no batch of its own
-    solver = Ridge(1.0, remembers=True)
-    state = solver.prepare(c)
-    past = torch.cat([keys[:, :2], keys[:, 4:]], 1)
-    assert rows[1]["norm_q"] == pytest.approx(spectral_norm(gain(solver, state, keys[:, 2:4])))
-    after = spectral_norm(gain(solver, solver.remember(state, past), keys[:, 2:4]))
+    new, past = keys[:, 2:4], torch.cat([keys[:, :2], keys[:, 4:]], 1)
+    assert rows[1]["norm_q"] == pytest.approx(spectral_norm(new.T @ torch.linalg.inv(c + new @ new.T)))
+    after = spectral_norm(new.T @ torch.linalg.inv(c + past @ past.T + new @ new.T))
     assert rows[1]["norm_q_with_history"] == pytest.approx(after) and after <= rows[1]["history_bound"]
     assert rows[1]["ratio"] == pytest.approx(after / rows[1]["norm_q"])
     assert rows[1]["norm_history"] == pytest.approx(spectral_norm(past @ past.T))
@@ -220,6 +218,6 @@ def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"at least 1, not 0\.5"):
         weight_shift(r, r, 0.5, q)
     with pytest.raises(ValueError, match=r"\(3, 2\), \(3, 1\), \(2, 5\)"):
-        bounds(r, r[:, :1], 2, q)
+        Norms.of(r, r[:, :1], 2, q).bounds()
     with pytest.raises(ValueError, match=r"\(2, 5\)|\(1, 5\)"):
         error_terms(r, r, 2, q[:1])

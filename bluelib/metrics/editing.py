@@ -28,6 +28,8 @@ from .generation import generation_scores
 from .scoring import TargetScore, score_targets
 
 METRICS = ("efficacy", "generalization", "specificity", "fluency", "consistency")
+#: Those that need no generated text.
+TEACHER_FORCED = METRICS[:3]
 
 
 @dataclass(frozen=True)

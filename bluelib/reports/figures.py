@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..causal import ROLES
+from ..metrics.editing import TEACHER_FORCED
 from ..theory import BOUNDS
 from .plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, style
 from .published import METHOD, counterpart, published
@@ -50,6 +51,13 @@ def _band(axis: Axes, frame: pd.DataFrame, x: str, label: str | None, **how: Any
     frame = frame.sort_values(x)
     (line,) = axis.plot(frame[x], frame["mean"], label=label, **how)
     axis.fill_between(frame[x], frame["low"], frame["high"], color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _bars(axis: Axes, x: Any, rows: pd.DataFrame, **how: Any) -> None:
+    """Bars with their 95 % intervals."""
+    axis.bar(x, rows["mean"], **how)
+    ends = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+    axis.errorbar(x, rows["mean"], ends, fmt="none", ecolor="black", capsize=3)
 
 
 def _log_axis(axis: Axes, values: Sequence[int]) -> None:
@@ -156,10 +164,7 @@ def error_terms(numbers: Numbers) -> Figure:
             for axis, group in zip(axes[:, column], parts, strict=True):
                 for number, (part, (label, colour)) in enumerate(group.items()):
                     rows, at = terms[terms.term == part], 0.27 * (number - (len(group) - 1) / 2)
-                    axis.bar(rows.distance + at, rows["mean"], width=0.25, color=colour, label=label)
-                    axis.errorbar(rows.distance + at, rows["mean"],
-                                  [rows["mean"] - rows["low"], rows["high"] - rows["mean"]],
-                                  fmt="none", ecolor="black", capsize=2)  # fmt: skip
+                    _bars(axis, rows.distance + at, rows, width=0.25, color=colour, label=label)
                 axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
                 _integers(axis, terms.distance)
             axes[1, column].set(xlabel="distribution distance L − l")
@@ -212,16 +217,14 @@ def steps_left(numbers: Numbers) -> Figure:
         figure, axes = _panels(numbers, 1, 3.0, sharey=True)
         for axis, (model, found) in zip(axes[0], numbers.items(), strict=True):
             ours = table(found, "steps").sort_values("layer").reset_index(drop=True)
-            axis.bar(ours.index, ours["mean"], color=DIRECT, width=0.6, label="ours")
-            axis.errorbar(ours.index, ours["mean"], [ours["mean"] - ours["low"], ours["high"] - ours["mean"]],
-                          fmt="none", ecolor="black", capsize=3)  # fmt: skip
+            _bars(axis, ours.index, ours, color=DIRECT, width=0.6, label="ours")
             theirs = published("optimisation_steps")
             theirs = theirs[theirs.model == counterpart(model)].reset_index(drop=True)
             axis.plot(theirs.index, theirs.mean_steps, "D", color="black", markerfacecolor="white", markersize=6,
                       label=f"published, {counterpart(model)}")  # fmt: skip
             axis.set(xlabel="critical layer, first to last")
-            axis.set_xticks(range(max(len(ours), len(theirs))))
-            axis.set_xticklabels([str(i + 1) for i in range(max(len(ours), len(theirs)))])
+            positions = range(max(len(ours), len(theirs)))
+            axis.set_xticks(positions, [str(i + 1) for i in positions])
             axis.legend(fontsize=8)
         axes[0, 0].set_ylabel("optimisation steps needed")
         return figure
@@ -229,7 +232,7 @@ def steps_left(numbers: Numbers) -> Figure:
 
 def radar(numbers: Numbers) -> Figure:
     """Single-layer editing by either residual, one spoke per critical layer: ours, and as published, for each model."""
-    metrics = ("efficacy", "generalization", "specificity")
+    metrics = TEACHER_FORCED
     sources = []
     for model, found in numbers.items():
         sources.append((f"{model}\n({found['provenance']['scale']} scale)", table(found, "single_layer")))
@@ -263,44 +266,62 @@ def _spokes(axis: Axes, frame: pd.DataFrame) -> None:
     axis.tick_params(labelsize=7)
 
 
+#: By axis of growth: its column, its label, and per measure the label, colour and marker.
+_GROWTH = {
+    "batch": ("edits", "edits in one batch (n)", {"error": ("‖E‖", DIRECT, "o"), "norm_q": ("‖Q‖", DISTRIBUTED, "s")}),
+    "sequence": (
+        "total_edits",
+        "edits made so far (n)",
+        {
+            "total": ("‖Σ E‖ so far", DIRECT, "o"),
+            "error": ("‖E‖ of one batch", GREEN, "^"),
+            "norm_q": ("‖Q‖ of one batch", DISTRIBUTED, "s"),
+        },
+    ),
+}
+
+
 def error_growth(numbers: Numbers) -> Figure:
     """The relative error against distance, and the absolute one against batch size and number of edits."""
     with style():
         figure, axes = _panels(numbers, 3, 2.8)
         for column, found in enumerate(numbers.values()):
-            distance, batch, sequence = (table(found, f"by_{name}") for name in ("distance", "batch", "sequence"))
-            _band(axes[0, column], distance, "distance", "measured", color=DIRECT, marker="o")
-            steps = sorted(set(distance.distance))
-            axes[0, column].plot(steps, [1 - 1 / (step + 1) for step in steps], color=GREY, linestyle="--",
-                                 label="1 − 1/c: the same residual, divided")  # fmt: skip
-            axes[0, column].legend(fontsize=7)
-            axes[0, column].set(xlabel="distribution distance L − l", ylim=(0, None))
-            _integers(axes[0, column], distance.distance)
-            for row, frame, x, name in ((1, batch, "edits", "batch"), (2, sequence, "total_edits", "sequence")):
-                axis = axes[row, column]
-                for (measure, colour, marker), label in zip(
-                    (("error", DIRECT, "o"), ("norm_q", DISTRIBUTED, "s")) if name == "batch"
-                    else (("total", DIRECT, "o"), ("error", GREEN, "^"), ("norm_q", DISTRIBUTED, "s")),
-                    ("‖E‖", "‖Q‖") if name == "batch" else ("‖Σ E‖ so far", "‖E‖ of one batch", "‖Q‖ of one batch"),
-                    strict=True,
-                ):  # fmt: skip
-                    rows = frame[frame.measure == measure]
-                    scale = rows.sort_values(x)["mean"].iloc[0]
-                    relative = rows.assign(**{k: rows[k] / scale for k in ("mean", "low", "high")})
-                    exponent = found["growth"][name][measure]
-                    text = f"{label} ∝ n^{exponent['mean']:.2f} [{exponent['low']:.2f}, {exponent['high']:.2f}]"
-                    _band(axis, relative, x, text, color=colour, marker=marker)
-                axis.set(yscale="log", xlabel="edits in one batch (n)" if name == "batch" else "edits made so far (n)")
-                low, high = axis.get_ylim()
-                ticks = [tick for tick in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if low <= tick <= high]
-                axis.set_yticks(ticks, [str(tick) for tick in ticks])
-                axis.set_yticks([], minor=True)
-                _log_axis(axis, frame[x])
-                axis.legend(fontsize=7)
+            _relative_error(axes[0, column], table(found, "by_distance"))
+            for axis, name in zip(axes[1:, column], _GROWTH, strict=True):
+                _growth(axis, table(found, f"by_{name}"), found["growth"][name], *_GROWTH[name])
         axes[0, 0].set_ylabel("‖E‖ / ‖R*Q‖")
         axes[1, 0].set_ylabel("relative to n = 1")
         axes[2, 0].set_ylabel("relative to\nthe first batch")
         return figure
+
+
+def _relative_error(axis: Axes, frame: pd.DataFrame) -> None:
+    _band(axis, frame, "distance", "measured", color=DIRECT, marker="o")
+    steps = sorted(set(frame.distance))
+    divided = [1 - 1 / (step + 1) for step in steps]
+    axis.plot(steps, divided, color=GREY, linestyle="--", label="1 − 1/c: the same residual, divided")
+    axis.set(xlabel="distribution distance L − l", ylim=(0, None))
+    axis.legend(fontsize=7)
+    _integers(axis, steps)
+
+
+def _growth(
+    axis: Axes, frame: pd.DataFrame, exponents: Mapping[str, Any], x: str, label: str, measures: Mapping[str, tuple]
+) -> None:
+    """Each measure relative to its first value, on logarithmic axes, with its fitted exponent in the legend."""
+    for measure, (name, colour, marker) in measures.items():
+        rows = frame[frame.measure == measure].sort_values(x)
+        relative = rows.assign(**{end: rows[end] / rows["mean"].iloc[0] for end in ("mean", "low", "high")})
+        fit = exponents[measure]
+        text = f"{name} ∝ n^{fit['mean']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
+        _band(axis, relative, x, text, color=colour, marker=marker)
+    axis.set(yscale="log", xlabel=label)
+    low, high = axis.get_ylim()
+    ticks = [tick for tick in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if low <= tick <= high]
+    axis.set_yticks(ticks, [str(tick) for tick in ticks])
+    axis.set_yticks([], minor=True)
+    _log_axis(axis, frame[x])
+    axis.legend(fontsize=7)
 
 
 def score_growth(numbers: Numbers) -> Figure:
