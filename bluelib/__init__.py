@@ -1,11 +1,39 @@
 """bluelib: a companion to "Rethinking Residual Distribution in Locate-then-Edit Model Editing" (BLUE, NeurIPS 2025)."""
 
-from .data import load_dataset
-from .deltas import apply_delta
-from .editors import Editor, blue, get_editor
-from .metrics import evaluate
-from .models import load_model
-from .sequence import edit_sequence
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data import load_dataset
+    from .deltas import apply_delta
+    from .editors import Editor, blue, get_editor
+    from .metrics import evaluate
+    from .models import load_model
+    from .sequence import edit_sequence
 
 __all__ = ["Editor", "apply_delta", "blue", "edit_sequence", "evaluate", "get_editor", "load_dataset", "load_model"]
 __version__ = "0.1.0"
+
+#: Where each public name is. Loaded at first use: torch and transformers take seconds, and a workflow needs neither.
+_HOME = {
+    "Editor": "editors",
+    "apply_delta": "deltas",
+    "blue": "editors",
+    "edit_sequence": "sequence",
+    "evaluate": "metrics",
+    "get_editor": "editors",
+    "load_dataset": "data",
+    "load_model": "models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .reproduce import end_with_workflow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,9 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    end_with_workflow()
     try:
         return arguments.command(arguments) or 0
-    except (ValueError, ArithmeticError, OSError) as error:
+    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
         print(f"blue: {error}", file=sys.stderr)
         return 2
 
@@ -58,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("evaluate", _evaluate, "Evaluate a model before any edit.",
                   "blue evaluate --model pocket-gpt2 --dataset pocket-counterfact --edits 40")  # fmt: skip
     _add_common(sub)
+    sub.add_argument("--output", type=Path, metavar="FILE", help="where to write every record's scores; read from "
+                     "there if they are there already")  # fmt: skip
 
     sub = command("edit", _edit, "Edit a model with a sequence of records, then evaluate it on them.",
                   "blue edit --model pocket-llama --dataset pocket-counterfact --editor memit_blue")  # fmt: skip
@@ -106,22 +110,37 @@ def _parser() -> argparse.ArgumentParser:
                   "blue nullspace --model pocket-gpt2")  # fmt: skip
     sub.add_argument("--model", required=True, help="a pocket model")
 
-    sub = command("reproduce", _reproduce, "Run the grid of the committed results: notebooks, tables, figures.",
-                  "blue reproduce")  # fmt: skip
-    sub.add_argument("--model", default="pocket-llama", help="the model of the table")
-    sub.add_argument("--dataset", default="pocket-counterfact", help="a pocket dataset or the path of a JSON file")
-    sub.add_argument(
-        "--editor", nargs="+", help="the editors of the table; by default MEMIT, AlphaEdit and BLUE of both"
-    )
-    sub.add_argument("--edits", type=int, default=200, help="edits per cell")
-    sub.add_argument("--batch-size", type=int, default=10, help="edits per batch")
-    sub.add_argument("--name", default="main", help="what the file names of table and figure begin with")
+    sub = command("statistics", _statistics, "Measure the second moments that editors need, and keep them.",
+                  "blue statistics --model pocket-gpt2 --editor memit alphaedit")  # fmt: skip
+    sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
+    sub.add_argument("--editor", nargs="+", default=["memit"], help="one or more editors; see: blue editors")
+    sub.add_argument("--null-spaces", action="store_true", help="also the null spaces that the editors work in")
+    sub.add_argument("--corpus", help="the text, if not the configuration's")
+    sub.add_argument("--device", default="cpu", help="a torch device")
+    sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    sub.add_argument("--output", type=Path, metavar="FILE", help="where to write what was measured, as JSON")
 
-    sub = command("analyse", _analyse, "Run the analysis notebooks 01 to 04 and draw their figures side by side.",
-                  "blue analyse --notebook 03_residuals --model pocket-gpt2")  # fmt: skip
-    sub.add_argument("--model", nargs="+", help="the models, of one scale; by default the pocket models")
-    sub.add_argument("--notebook", nargs="+", help="notebooks by name; by default all four")
-    sub.add_argument("--draw", action="store_true", help="only draw the figures, from the numbers in figures/")
+    sub = command("notebook", _notebook, "Run a notebook through papermill.",
+                  "blue notebook 03_residuals out.ipynb -p model=pocket-gpt2 edits=20")  # fmt: skip
+    sub.add_argument("name", help="the notebook's name, without .ipynb")
+    sub.add_argument("executed", type=Path, help="where the executed copy goes")
+    sub.add_argument("-p", "--parameters", nargs="+", default=[], metavar="NAME=VALUE", help="values in JSON, or plain "
+                     "strings")  # fmt: skip
+
+    sub = command("reproduce", _reproduce, "Run a grid: cells, tables, pictures, report. Makes only what is missing.",
+                  "blue reproduce --grid workflow/grid-pocket.yaml -- --dry-run")  # fmt: skip
+    sub.add_argument("--grid", type=Path, default=Path("workflow/grid.yaml"), help="the grid file")
+    sub.add_argument("--profile", default="local", help="where jobs run: local, slurm or kubernetes")
+    sub.add_argument("snakemake", nargs="*", help="after --, more arguments for Snakemake")
+
+    sub = command("tables", _tables, "Make a grid's tables and pictures from its results.",
+                  "blue tables --grid workflow/grid-pocket.yaml")  # fmt: skip
+    sub.add_argument("--grid", type=Path, default=Path("workflow/grid.yaml"), help="the grid file")
+
+    sub = command("draw", _draw, "Draw the figures of analysis notebooks from their numbers, models side by side.",
+                  "blue draw --grid workflow/grid-pocket.yaml 03_residuals")  # fmt: skip
+    sub.add_argument("notebook", nargs="*", help="notebooks by name; by default all of the grid")
+    sub.add_argument("--grid", type=Path, default=Path("workflow/grid-pocket.yaml"), help="the grid file")
     return parser
 
 
@@ -210,17 +229,17 @@ def _load(arguments: argparse.Namespace):
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from .experiment import summary
-    from .metrics import evaluate
+    from .experiment import evaluate_unedited, summary
     from .provenance import provenance
     from .timing import Timer
 
     model, records = _load(arguments)
     timer = Timer()
     with timer("evaluate"):
-        scores = evaluate(
-            model, records, generate=not arguments.no_generate, seed=arguments.seed, score_bos=arguments.score_bos
-        )
+        scores = evaluate_unedited(
+            model, arguments.dataset, records, seed=arguments.seed, generate=not arguments.no_generate,
+            score_bos=arguments.score_bos, path=arguments.output,
+        )  # fmt: skip
     result = {"dataset": arguments.dataset, "scores": summary(scores), "seconds": timer.rounded(),
               "provenance": provenance(model, records)}  # fmt: skip
     if arguments.json:
@@ -335,26 +354,58 @@ def _nullspace(arguments: argparse.Namespace) -> None:
     print(stem.with_suffix(".md").read_text(encoding="utf-8"))
 
 
-def _reproduce(arguments: argparse.Namespace) -> None:
-    from .reproduce import EDITORS, reproduce
+def _statistics(arguments: argparse.Namespace) -> None:
+    from .files import write_json
+    from .models import load_model
+    from .reproduce import describe_statistics
 
-    for path in reproduce(arguments.model, arguments.dataset, edits=arguments.edits, batch_size=arguments.batch_size,
-                          editors=arguments.editor or EDITORS, name=arguments.name):  # fmt: skip
+    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    found = describe_statistics(model, arguments.editor, corpus=arguments.corpus, null_spaces=arguments.null_spaces)
+    if arguments.output:
+        write_json(arguments.output, found)
+    for text, layers in found["layers"].items():
+        print(f"{model.name}, {text}: layers {', '.join(layers)}")
+
+
+def _notebook(arguments: argparse.Namespace) -> None:
+    from .reproduce import run_notebook
+
+    run_notebook(arguments.name, dict(map(_parameter, arguments.parameters)), arguments.executed)
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"a parameter is NAME=VALUE, not {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from .reproduce import run_grid
+
+    return run_grid(arguments.grid, profile=arguments.profile, arguments=arguments.snakemake)
+
+
+def _tables(arguments: argparse.Namespace) -> None:
+    from .grid import Grid
+    from .reports.tables import write_tables
+
+    for path in write_tables(Grid.load(arguments.grid)):
         print(path)
 
 
-def _analyse(arguments: argparse.Namespace) -> None:
-    from .experiment import ANALYSIS
-    from .models import pocket_models
-    from .reproduce import analyse, draw_analysis
+def _draw(arguments: argparse.Namespace) -> None:
+    from .grid import Grid
+    from .reproduce import draw_analysis
 
-    models, notebooks = arguments.model or list(pocket_models()), arguments.notebook or list(ANALYSIS)
-    if arguments.draw:
-        drawn = [path for notebook in notebooks for path in draw_analysis(notebook, models)]
-    else:
-        drawn = analyse(models, notebooks)
-    for path in drawn:
-        print(path)
+    grid = Grid.load(arguments.grid)
+    for notebook in arguments.notebook or grid.notebooks:
+        numbers = {model: grid.numbers(notebook, model) for model in grid.models}
+        for path in draw_analysis(notebook, numbers, grid.drawn(notebook)[0].parent):
+            print(path)
 
 
 if __name__ == "__main__":

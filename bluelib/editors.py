@@ -213,15 +213,16 @@ EDITORS: dict[str, Callable[..., Method]] = {make.__name__: make for make in (ft
 EDITORS |= {f"{make.__name__}_blue": _blue_of(make) for make in _PLAIN}
 
 
-def get_editor(name: str, model: Model, **overrides: Any) -> Method:
+def get_editor(name: str, model: Model, *, corpus: str | None = None, **overrides: Any) -> Method:
     """The editor ``name`` with its hyper-parameters for ``model``.
 
     Args:
         name: one of :data:`EDITORS`.
         model: decides which configuration applies (``bluelib/configs``).
+        corpus: the text of the second moments, if not the configuration's; methods that use none ignore it.
         overrides: hyper-parameters that replace those of the configuration: ``layers``; the method's own, which are
             the arguments of its function in this file; for a composition also those of its targets (the fields of
-            :class:`~bluelib.targets.TargetOptions`), ``corpus``, ``tokens`` and ``token_budget``.
+            :class:`~bluelib.targets.TargetOptions`), ``tokens`` and ``token_budget``.
 
     Raises:
         ValueError: for an unknown editor or hyper-parameter, or a layer that the model does not have.
@@ -230,6 +231,8 @@ def get_editor(name: str, model: Model, **overrides: Any) -> Method:
         raise ValueError(f"no editor is called {name!r}; known: {', '.join(EDITORS)}")
     own = set(inspect.signature(EDITORS[name]).parameters)
     composed = "targets" in own
+    if corpus and composed:
+        overrides["corpus"] = corpus
     of_targets = {f.name for f in fields(TargetOptions)} if composed else set()
     of_itself = {"corpus", "tokens", "token_budget"} if composed else set()
 

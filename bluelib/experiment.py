@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,16 @@ import pandas as pd
 
 from .data import Record
 from .editors import EDITORS
-from .files import project_path, write_json
+from .files import write_json
+from .layout import numbers_path
 from .methods import Method, describe
 from .metrics import Scores, evaluate
-from .models import Model, scale_of
-from .provenance import provenance
+from .models import Model
+from .provenance import peak_memory, provenance, records_hash
 from .sequence import Run, edit_sequence
 from .timing import Timer
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Cell:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON form, whole or not at all."""
-        return write_json(path, self.result, indent=1)
+        return write_json(path, self.result)
 
 
 def run_cell(
@@ -48,15 +49,18 @@ def run_cell(
     seed: int,
     generate: bool = True,
     score_bos: bool = False,
+    before: str | Path | None = None,
     **how: Any,
 ) -> Cell:
     """Evaluate ``records``, edit them in sequence, evaluate them again. The model stays edited; ``run.revert()``.
 
-    ``how`` goes to :func:`~bluelib.edit_sequence`: ``checkpoint_dir``, ``on_conflict``, ``progress``.
+    ``before`` is the file of the scores before editing, see :func:`evaluate_unedited`; ``how`` goes to
+    :func:`~bluelib.edit_sequence`: ``checkpoint_dir``, ``on_conflict``, ``progress``.
     """
     timer = Timer()
     with timer("evaluate_before"):
-        before = evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
+        unedited = evaluate_unedited(model, dataset, records, seed=seed, generate=generate, score_bos=score_bos,
+                                     path=before)  # fmt: skip
     run = edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, **how)
     with timer("evaluate_after"):
         after = evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
@@ -69,25 +73,52 @@ def run_cell(
         "batch_size": batch_size,
         "seed": seed,
         "score_bos": score_bos,
-        "before": summary(before),
+        "before": summary(unedited),
         "after": summary(after),
+        "scores": per_record(after),
         "weight_change": {str(layer): round(change, 6) for layer, change in run.weight_change().items()},
         "batches": run.batches,
         "conflicts": len(run.conflicts),
         "skipped": run.skipped,
         "seconds": {**timer.rounded(), **run.seconds},
+        "peak_memory": peak_memory(model),
         "provenance": provenance(model, records),
     }
-    return Cell(run, before, after, result)
+    return Cell(run, unedited, after, result)
 
 
-#: By analysis notebook, the parameters of the committed analysis where they are not the notebook's own.
-ANALYSIS: dict[str, dict[str, Any]] = {
-    "01_locate": {"edits": 40, "samples": 10},
-    "02_weight_shift_theory": {"edits": 100},
-    "03_residuals": {"edits": 100, "batch_size": 100, "generate": True},
-    "04_error_growth": {"edits": 100, "batch_size": 10, "largest": 400},
-}
+def evaluate_unedited(
+    model: Model,
+    dataset: str,
+    records: Sequence[Record],
+    *,
+    seed: int,
+    generate: bool = True,
+    score_bos: bool = False,
+    path: str | Path | None = None,
+) -> Scores:
+    """The scores before editing, which all editors of a table have in common: read from ``path`` where it exists,
+    else measured, and written there.
+
+    Raises:
+        ValueError: if ``path`` holds scores of other weights, records or settings; the message names what differs.
+    """
+    settings = {"dataset": dataset, "seed": seed, "generate": generate, "score_bos": score_bos}
+    identity = {**settings, "model": model.name, "model_revision": model.revision,
+                "dtype": str(model.lm.dtype).removeprefix("torch."), "records_hash": records_hash(records)}  # fmt: skip
+    if path and Path(path).exists():
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        differing = [f"{key} is {found.get(key)!r}, not {value!r}" for key, value in identity.items()
+                     if found.get(key) != value]  # fmt: skip
+        if differing:
+            raise ValueError(f"{path} holds scores of something else: {'; '.join(differing)}; delete it")
+        return Scores(tuple(found["records"]))
+    model.check_unedited("scores before editing")
+    scores = evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
+    if path:
+        write_json(path, {**identity, "scores": summary(scores), "records": list(scores.records),
+                          "provenance": provenance(model, records)})  # fmt: skip
+    return scores
 
 
 def write_numbers(
@@ -97,7 +128,7 @@ def write_numbers(
     numbers: dict[str, Any],
     judge: Callable[[dict[str, Any]], Sequence[NamedTuple]] | None = None,
 ) -> dict[str, Any]:
-    """Write a notebook's numbers with their provenance as JSON, see :func:`numbers_path`, and return them.
+    """Write a notebook's numbers with their provenance as JSON, see :func:`~bluelib.layout.numbers_path`, and return them.
 
     Frames become lists of rows, and floats are rounded to five significant digits. ``judge`` makes the notebook's
     verdicts from what is written.
@@ -111,13 +142,6 @@ def write_numbers(
     content["provenance"] = provenance(model, records)
     write_json(numbers_path(name, model.name, content["parameters"]), content)
     return content
-
-
-def numbers_path(name: str, model: str, parameters: dict[str, Any]) -> Path:
-    """Where a notebook's numbers for a model belong: ``figures``, but ``results/raw`` for an analysis of another size
-    than the committed one."""
-    committed = parameters.items() >= ANALYSIS.get(name, {}).items()
-    return project_path(*(("figures",) if committed else ("results", "raw")), f"{name}_{plain(model)}.json")
 
 
 def _tidy(value: Any) -> Any:
@@ -134,18 +158,6 @@ def _tidy(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def cell_path(model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int) -> Path:
-    """Where a cell's JSON belongs in the project: ``results/<scale>/…``."""
-
-    name = f"{plain(model)}_{plain(Path(dataset).stem)}_{editor}_{edits}x{batch_size}_seed{seed}.json"
-    return project_path("results", scale_of(model), name)
-
-
-def plain(name: str) -> str:
-    """A name as part of a file name."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
-
-
 def summary(scores: Scores) -> dict[str, dict[str, float]]:
     """Mean and standard error (None for one record) of each metric, rounded to what a reader can use."""
     errors = scores.standard_errors
@@ -156,6 +168,14 @@ def summary(scores: Scores) -> dict[str, dict[str, float]]:
             "n": len(scores.values(metric)),
         }
         for metric, mean in scores.means.items()
+    }
+
+
+def per_record(scores: Scores) -> dict[str, list[float | None]]:
+    """Each metric's values in the order of the records, for paired comparisons; None where a record has none."""
+    return {
+        metric: [None if metric not in record else round(float(record[metric]), 3) for record in scores.records]
+        for metric in scores.means
     }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -57,6 +59,16 @@ def git_commit() -> str | None:
     if commit is None:
         return None
     return commit + ("+changes" if git("status", "--porcelain", "--", str(here)) else "")
+
+
+def peak_memory(model: Model) -> dict[str, float]:
+    """The most memory that this process has held so far, in GB (10⁹ bytes): the host's, and the device's if the model
+    is on a GPU."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = {"host_gb": round(resident / 1e9, 3)}
+    if model.device.type == "cuda":
+        found["device_gb"] = round(torch.cuda.max_memory_allocated(model.device) / 1e9, 3)
+    return found
 
 
 def _device(model: Model) -> str:

@@ -1,127 +1,144 @@
-"""``blue reproduce`` and ``blue analyse``: notebooks through papermill, then tables and figures from their numbers."""
+"""Notebooks through papermill, and the workflow that runs a grid of them."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+import psutil
 
-from .experiment import ANALYSIS, cell_path, numbers_path, plain
 from .files import project_path
-from .models import pocket_models, scale_of
-from .reports.figures import FIGURES
-from .reports.plots import plot_methods, save
-from .reports.tables import write_table
+from .grid import Grid
 
-EDITORS = ("memit", "memit_blue", "alphaedit", "alphaedit_blue")
+#: In a job's environment, the process of the workflow that started it.
+WORKFLOW = "BLUELIB_WORKFLOW_PID"
 
 
-def run_notebook(name: str, parameters: Mapping[str, Any], stem: str) -> None:
-    """Run ``notebooks/<name>.ipynb`` with papermill; the executed copy goes to ``results/raw/<stem>.ipynb``.
+def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> None:
+    """Run ``notebooks/<name>.ipynb`` with papermill; the executed copy goes to ``executed``, as far as it came.
 
     Raises:
-        FileNotFoundError: outside a checkout of the project.
+        FileNotFoundError: for a notebook that there isn't, or outside a checkout of the project.
+        papermill.PapermillExecutionError: from a cell.
     """
     import papermill
 
     notebook = project_path("notebooks", f"{name}.ipynb")
     if not notebook.exists():
         raise FileNotFoundError(f"{notebook} does not exist: run this in a checkout of the project")
-    executed = project_path("results", "raw", f"{stem}.ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(str(notebook), str(executed), dict(parameters), cwd=str(project_path()),
                                kernel_name="python3", progress_bar=False)  # fmt: skip
 
 
-def reproduce(
-    model: str,
-    dataset: str,
-    *,
-    edits: int,
-    batch_size: int,
-    editors: Sequence[str] = EDITORS,
-    seed: int = 0,
-    name: str = "main",
-) -> list[Path]:
-    """Run ``05_sequential_editing`` for the editors on ``model``; write table and figure.
-
-    Cells' numbers go to ``results``, table and figure to ``figures`` under names that begin with ``name``.
-
-    Returns:
-        The files of the table and the figure.
-
-    Raises:
-        FileNotFoundError: outside a checkout of the project.
-    """
-    cells = []
-    for editor in editors:
-        parameters = {"model": model, "dataset": dataset, "editor": editor, "edits": edits, "batch_size": batch_size,
-                      "seed": seed}  # fmt: skip
-        path = cell_path(**parameters)
-        run_notebook("05_sequential_editing", parameters, path.stem)
-        cells.append(json.loads(path.read_text(encoding="utf-8")))
-        scores = ", ".join(f"{metric} {s['mean']:.1f}" for metric, s in cells[-1]["after"].items())
-        print(f"{model} {dataset} {editor}: {scores}", flush=True)
-    stem = project_path("figures", f"{name}_{plain(model)}_{dataset}")
-    frame = write_table(cells, stem)
-    save(plot_methods(frame), stem)
-    return [stem.with_suffix(suffix) for suffix in (".csv", ".md", ".png", ".svg")]
-
-
-def analyse(models: Sequence[str], notebooks: Sequence[str] = tuple(ANALYSIS)) -> list[Path]:
-    """Run analysis notebooks for each model at the committed size and draw their figures, the models side by side.
+def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = ()) -> int:
+    """Run the workflow for a grid file with Snakemake; only what is missing is made.
 
     Args:
-        models: of one scale.
-        notebooks: names, from :data:`ANALYSIS`.
+        path: the grid file.
+        profile: a folder of ``workflow/profiles``: ``local``, ``slurm`` or ``kubernetes``.
+        arguments: more arguments for Snakemake, ``-n`` say.
 
     Returns:
-        The figures.
+        Snakemake's exit status.
 
     Raises:
-        ValueError: for an unknown notebook, or models of several scales.
+        ValueError: for a grid file that cannot be used, or an unknown profile.
         FileNotFoundError: outside a checkout of the project.
+        RuntimeError: if Snakemake is not installed, or another run is under way in this checkout.
     """
-    unknown = [name for name in notebooks if name not in ANALYSIS]
-    if unknown:
-        raise ValueError(f"no analysis notebook is called {', '.join(unknown)}; known: {', '.join(ANALYSIS)}")
-    _one_scale(models)
-    drawn = []
-    for name in notebooks:
-        for model in models:
-            run_notebook(name, {"model": model, **ANALYSIS[name]}, f"{name}_{plain(model)}")
-            print(f"{name} {model}: done", flush=True)
-        drawn += draw_analysis(name, models)
-    return drawn
+    snakefile, profiles = project_path("workflow", "Snakefile"), project_path("workflow", "profiles")
+    if not snakefile.exists():
+        raise FileNotFoundError(f"{snakefile} does not exist: run this in a checkout of the project")
+    known = sorted(folder.name for folder in profiles.iterdir())
+    if profile not in known:
+        raise ValueError(f"no profile is called {profile!r}; known: {', '.join(known)}")
+    Grid.load(path)
+    try:
+        from filelock import FileLock, Timeout
+        from snakemake.cli import main
+    except ImportError as error:
+        raise RuntimeError("Snakemake is not installed: pip install 'bluelib[workflow]'") from error
+    path = path.resolve()
+    os.chdir(project_path())
+    # Jobs call plain `python`: that of this environment.
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    # The system lets go of this lock when the process dies; Snakemake's own would have to be removed by hand.
+    logging.getLogger().handlers.clear()  # Snakemake has a handler of its own
+    lock = FileLock(project_path(".snakemake.lock"), timeout=0)
+    try:
+        with lock:
+            main(["--snakefile", str(snakefile), "--configfile", str(path), "--nolock",
+                  "--workflow-profile", str(profiles / profile), *arguments])  # fmt: skip
+    except Timeout as error:
+        raise RuntimeError(f"another run is under way in {project_path()}") from error
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
-def draw_analysis(notebook: str, models: Sequence[str], folder: Path | None = None) -> list[Path]:
-    """Draw a notebook's figures from the committed numbers of ``models``, side by side, into ``figures``.
+def end_with_workflow() -> None:
+    """End this process, and those it started, when the workflow that started it is gone: a job that went on alone would
+    write beside the same job of the next run. Nothing happens outside a workflow."""
+    if WORKFLOW not in os.environ:
+        return
+    workflow = int(os.environ[WORKFLOW])
 
-    The names of figures of other than all pocket models end with the models'.
+    def watch() -> None:
+        while psutil.pid_exists(workflow):
+            time.sleep(0.5)
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    Raises:
-        ValueError: for models of several scales.
-        FileNotFoundError: if a model's numbers are missing.
-    """
-    _one_scale(models)
-    paths = {model: numbers_path(notebook, model, ANALYSIS[notebook]) for model in models}
-    numbers = {model: json.loads(path.read_text(encoding="utf-8")) for model, path in paths.items()}
-    suffix = "" if set(models) == set(pocket_models()) else "_" + "_".join(map(plain, models))
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def draw_analysis(notebook: str, numbers: Mapping[str, Path], folder: Path) -> list[Path]:
+    """Draw a notebook's figures into ``folder`` from the files of its numbers by model, the models side by side."""
+    import matplotlib.pyplot as plt
+
+    from .reports.figures import FIGURES
+    from .reports.plots import save
+
+    contents = {model: json.loads(path.read_text(encoding="utf-8")) for model, path in numbers.items()}
     drawn = []
     for name, draw in FIGURES[notebook].items():
-        stem = (folder or project_path("figures")) / (name + suffix)
-        figure = draw(numbers)
+        stem = folder / name
+        figure = draw(contents)
         save(figure, stem)
         plt.close(figure)
         drawn += [stem.with_suffix(extension) for extension in (".png", ".svg")]
     return drawn
 
 
-def _one_scale(models: Sequence[str]) -> None:
-    scales = sorted({scale_of(model) for model in models})
-    if len(scales) != 1:
-        raise ValueError(f"models of one scale are shown side by side, not of {', '.join(scales) or 'none'}")
+def describe_statistics(model: Any, editors: Sequence[str], *, corpus: str | None, null_spaces: bool) -> dict[str, Any]:
+    """Measure what the editors of a grid need of a model's second moments, or of their null spaces, and say what it is:
+    by layer, the number of tokens and the mean energy E‖k‖² of a key, or the null spaces' dimensions.
+
+    Methods that use none are passed over.
+    """
+    from .editors import Editor, get_editor
+    from .solvers import NullSpace
+    from .statistics import null_space, second_moments
+
+    found: dict[str, Any] = {}
+    for name in editors:
+        method = get_editor(name, model, corpus=corpus)
+        if not isinstance(method, Editor) or (null_spaces and not isinstance(method.solver, NullSpace)):
+            continue
+        for layer, moment in second_moments(model, method.layers, corpus=method.corpus, tokens=method.tokens).items():
+            entry = found.setdefault(f"{method.corpus}, {method.tokens} tokens", {}).setdefault(str(layer), {})
+            entry["d_mlp"], entry["energy"] = len(moment.matrix), round(moment.matrix.trace().item(), 6)
+            if null_spaces:
+                basis = null_space(moment.matrix, method.solver.threshold)
+                entry.setdefault("null_space", {})[f"{method.solver.threshold:g}"] = basis.shape[1]
+    return {"model": model.name, "model_revision": model.revision, "editors": list(editors), "layers": found}

@@ -26,6 +26,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .statistics import null_space
+
 
 class SolverError(ArithmeticError):
     """A matrix that cannot be factored; the message says which and why."""
@@ -190,12 +192,6 @@ def on_device(state: Any, device: torch.device | str) -> Any:
     if is_dataclass(state):
         return replace(state, **{f.name: on_device(getattr(state, f.name), device) for f in fields(state)})
     return state
-
-
-def null_space(second_moment: Tensor, threshold: float) -> Tensor:
-    """Eigenvectors of C with eigenvalues under ``threshold``, ``(d_mlp, r)`` float64, by a symmetric eigen-solver."""
-    values, vectors = torch.linalg.eigh(second_moment.double())
-    return vectors[:, values < threshold].contiguous()
 
 
 def _check_positive(**values: float) -> None:

@@ -5,6 +5,7 @@ Computed once per (weights, layer, corpus, number of tokens) and kept on disk.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,33 @@ def second_moments(
     return {
         layer: SecondMoment(load_file(paths[layer])["second_moment"], layer, str(corpus), tokens) for layer in layers
     }
+
+
+#: A matrix of fewer rows is decomposed again rather than kept: that takes milliseconds.
+SMALL = 1000
+
+
+def null_space(second_moment: Tensor, threshold: float) -> Tensor:
+    """An orthonormal basis U of the null space of C, ``(d_mlp, r)`` float64: its eigenvectors with eigenvalues under
+    ``threshold``. The projection P = U Uᵀ itself, d_mlp × d_mlp, is never formed.
+
+    A large matrix is decomposed once, by a symmetric eigen-solver, and the basis kept on disk under a hash of the matrix
+    and the threshold.
+    """
+    if len(second_moment) < SMALL:
+        return _null_space(second_moment, threshold)
+    bytes_ = second_moment.detach().cpu().contiguous().view(torch.uint8).numpy().data
+    digest = hashlib.sha256(bytes_).hexdigest()
+    path = cache_dir("null-spaces") / f"{digest[:32]}-{second_moment.dtype}-{threshold!r}.safetensors"
+    if not path.exists():
+        with atomic_file(path) as temporary:
+            save_file({"basis": _null_space(second_moment, threshold).cpu()}, temporary)
+    return load_file(path)["basis"].to(second_moment.device)
+
+
+def _null_space(second_moment: Tensor, threshold: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(second_moment.double())
+    return vectors[:, values < threshold].contiguous()
 
 
 def _path(model: Model, layer: int, corpus: str | Path, tokens: int) -> Path:

@@ -1,0 +1,187 @@
+"""A grid of experiments: models × datasets × editors × seeds at one size, as ``workflow/grid*.yaml`` describe it.
+
+The workflow makes a grid's results from it, and tables and the report find them by it. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .files import project_path
+from .layout import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_path, plain, raw_path
+
+COMMITTED = "committed"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of a grid: what a cell of the main table is made of."""
+
+    model: str
+    dataset: str
+    editor: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is run, and where its results are.
+
+    Attributes:
+        name: of the folders of its results and figures; ``pocket`` is the committed grid.
+        models, datasets, editors, seeds: every combination is one cell.
+        edits, batch_size: of each cell.
+        notebooks: analysis notebooks that run for each model, with their parameters.
+        device, dtype, corpus: as for :func:`~bluelib.load_model` and :func:`~bluelib.get_editor`.
+        threads: CPU threads of each job.
+        resources: by model, or ``default``, what a job asks a cluster for: ``mem_mb``, ``runtime`` (minutes), ``gpu``.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    datasets: tuple[str, ...]
+    editors: tuple[str, ...]
+    seeds: tuple[int, ...]
+    edits: int
+    batch_size: int
+    notebooks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    device: str = "cpu"
+    dtype: str = "float32"
+    corpus: str = ""
+    threads: int = 1
+    resources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Grid:
+        """Check and take the values of a grid file.
+
+        Raises:
+            ValueError: naming the key that is unknown, missing or of another type, and what would be right.
+        """
+        known = {f.name: f for f in fields(cls)}
+        unknown = [key for key in values if key not in known]
+        if unknown:
+            raise ValueError(f"a grid has no key {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
+        missing = [key for key in ("name", "models", "datasets", "editors", "seeds", "edits", "batch_size")
+                   if key not in values]  # fmt: skip
+        if missing:
+            raise ValueError(f"the grid lacks {', '.join(missing)}")
+        taken = dict(values)
+        for key, kind in (("models", str), ("datasets", str), ("editors", str), ("seeds", int)):
+            taken[key] = _distinct(key, values[key], kind)
+        for key in ("edits", "batch_size", "threads"):
+            if key in values and (isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 1):
+                raise ValueError(f"{key} of the grid must be a whole number of at least 1, not {values[key]!r}")
+        for key in ("name", "device", "dtype", "corpus"):
+            if key in values and not isinstance(values[key], str):
+                raise ValueError(f"{key} of the grid must be a string, not {values[key]!r}")
+        if plain(values["name"]) != values["name"] or values["name"] == "raw":
+            raise ValueError(f"name of the grid becomes a folder: letters, digits and -, not {values['name']!r}")
+        if values["batch_size"] > values["edits"]:
+            raise ValueError(f"batch_size of the grid, {values['batch_size']}, exceeds its edits, {values['edits']}")
+        taken["notebooks"] = {
+            notebook: _parameters(notebook, parameters)
+            for notebook, parameters in _mapping("notebooks", values.get("notebooks")).items()
+        }
+        resources = _mapping("resources", values.get("resources"))
+        strangers = sorted(set(resources) - {"default", *taken["models"]})
+        if strangers:
+            raise ValueError(f"resources of the grid name {', '.join(strangers)}, which are neither models nor default")
+        return cls(**{**taken, "resources": resources})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Grid:
+        """Read a grid file, YAML or JSON.
+
+        Raises:
+            ValueError: as :meth:`of`, or for a file that is neither.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no YAML: {error}") from error
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{path} must hold the keys of a grid: {', '.join(f.name for f in fields(cls))}")
+        return cls.of(values)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def cells(self) -> list[Cell]:
+        """All cells, models outermost."""
+        return [Cell(*place) for place in product(self.models, self.datasets, self.editors, self.seeds)]
+
+    def parameters(self, cell: Cell) -> dict[str, Any]:
+        """A cell's parameters of ``05_sequential_editing``, without those that name files."""
+        return {**asdict(cell), "edits": self.edits, "batch_size": self.batch_size, **self.where}
+
+    @property
+    def where(self) -> dict[str, Any]:
+        return {"device": self.device, "dtype": self.dtype, **({"corpus": self.corpus} if self.corpus else {})}
+
+    def cell_name(self, cell: Cell) -> str:
+        return cell_name(cell.model, cell.dataset, cell.editor, self.edits, self.batch_size, cell.seed)
+
+    def result(self, cell: Cell) -> Path:
+        """Where a cell's numbers are."""
+        return self.results / f"{self.cell_name(cell)}.json"
+
+    @property
+    def results(self) -> Path:
+        """The folder of the cells' numbers."""
+        return project_path("results", self.name)
+
+    @property
+    def figures(self) -> Path:
+        """The folder of tables, pictures and report."""
+        return project_path("figures", self.name)
+
+    @property
+    def work(self) -> Path:
+        """The folder of what need not be kept: executed notebooks, checkpoints, shared intermediate results."""
+        return raw_path(self.name)
+
+    def numbers(self, notebook: str, model: str) -> Path:
+        """Where an analysis notebook's numbers for a model are."""
+        return numbers_path(notebook, model, self.notebooks[notebook])
+
+    def drawn(self, notebook: str) -> list[Path]:
+        """The figures of an analysis notebook: of the committed numbers in ``figures`` itself."""
+        committed = self.numbers(notebook, self.models[0]).parent == project_path("figures")
+        folder = project_path("figures") if committed else self.figures
+        return [folder / f"{name}{suffix}" for name in ANALYSIS_FIGURES[notebook] for suffix in (".png", ".svg")]
+
+    def tables(self) -> list[Path]:
+        """The tables and pictures that are made of the cells' numbers."""
+        of_a_dataset = [f"main_{plain(Path(name).stem)}{suffix}" for name in self.datasets
+                        for suffix in (".md", ".csv", ".tex", ".png", ".svg")]  # fmt: skip
+        pairs = [f"{name}{suffix}" for name in ("improvement", "paired") for suffix in (".md", ".csv", ".tex")]
+        return [self.figures / name for name in (*of_a_dataset, *pairs, "pareto.png", "pareto.svg")]
+
+    def resources_of(self, model: str) -> dict[str, int]:
+        return {"gpu": 0, **self.resources.get("default", {}), **self.resources.get(model, {})}
+
+
+def _distinct(key: str, values: Any, kind: type) -> tuple[Any, ...]:
+    right = isinstance(values, (list, tuple)) and values and len(set(map(str, values))) == len(values)
+    if not right or any(not isinstance(value, kind) or isinstance(value, bool) for value in values):
+        raise ValueError(f"{key} of the grid must be a list of distinct {kind.__name__}, not {values!r}")
+    return tuple(values)
+
+
+def _mapping(key: str, values: Any) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping | None):
+        raise ValueError(f"{key} of the grid must be a mapping, not {values!r}")
+    return values or {}
+
+
+def _parameters(notebook: str, values: Any) -> Mapping[str, Any]:
+    if notebook not in ANALYSIS:
+        raise ValueError(f"no analysis notebook is called {notebook!r}; known: {', '.join(ANALYSIS)}")
+    return ANALYSIS[notebook] if values == COMMITTED else _mapping(f"notebooks.{notebook}", values)

@@ -1,0 +1,48 @@
+"""Where numbers and figures are kept, and the sizes of the committed analyses. Needs no torch: the workflow reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .files import project_path
+
+#: By analysis notebook, the parameters of the committed analysis where they are not the notebook's own.
+ANALYSIS: dict[str, dict[str, Any]] = {
+    "01_locate": {"edits": 40, "samples": 10},
+    "02_weight_shift_theory": {"edits": 100},
+    "03_residuals": {"edits": 100, "batch_size": 100, "generate": True},
+    "04_error_growth": {"edits": 100, "batch_size": 10, "largest": 400},
+}
+#: By analysis notebook, its figures with the models side by side: see :mod:`bluelib.reports.figures`.
+ANALYSIS_FIGURES: dict[str, tuple[str, ...]] = {
+    "01_locate": ("01_causal_traces", "01_severed_paths"),
+    "02_weight_shift_theory": ("02_bounds", "02_error_terms"),
+    "03_residuals": ("03_residuals", "03_picture", "03_steps_left", "03_single_layer"),
+    "04_error_growth": ("04_error_growth", "04_score_growth", "04_ablation"),
+}
+
+
+def plain(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
+
+
+def cell_name(model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int) -> str:
+    """The name of a cell of a results table, for files."""
+    return f"{plain(model)}_{plain(Path(dataset).stem)}_{editor}_{edits}x{batch_size}_seed{seed}"
+
+
+def raw_path(*parts: str) -> Path:
+    """A path under ``results/raw``, where runs leave what is not committed."""
+    return project_path("results", "raw", *parts)
+
+
+def numbers_path(notebook: str, model: str, parameters: Mapping[str, Any]) -> Path:
+    """Where a notebook's numbers for a model belong: ``figures``, but ``results/raw`` for an analysis of another size
+    than the committed one."""
+    name = f"{notebook}_{plain(model)}.json"
+    committed = parameters.items() >= ANALYSIS.get(notebook, {}).items()
+    return project_path("figures", name) if committed else raw_path(name)
