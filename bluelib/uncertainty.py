@@ -53,6 +53,33 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
     return Interval(mean, float(found.low), float(found.high))
 
 
+def bootstrap_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """Means of resampled values that come in groups (the records of several seeds): groups are drawn with replacement,
+    and values within each.
+
+    Args:
+        values: ``(m, groups, n)``: m measures of the same n values of each group. A draw takes the same ones for all
+            measures, so that differences between measures are paired.
+
+    Returns:
+        ``(m, resamples)``.
+    """
+    rng = np.random.default_rng(seed)
+    _, groups, n = values.shape
+    means = np.empty((len(values), resamples))
+    for draw in range(resamples):
+        chosen = rng.integers(groups, size=groups)
+        counts = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in chosen]
+        means[:, draw] = np.mean([values[:, g] @ count for g, count in zip(chosen, counts, strict=True)], axis=0) / n
+    return means
+
+
+def limits(draws: Sequence[float]) -> tuple[float, float]:
+    """The ends of the 95 % percentile interval of bootstrap draws."""
+    low, high = np.quantile(np.asarray(draws), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def intervals_by(frame: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
     """:func:`interval` of ``value`` in each group of ``keys``: columns ``mean``, ``low``, ``high``, ``n``."""
     rows = [

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..files import atomic_file
 from ..metrics.editing import METRICS
-from .published import METHOD
+from .published import METHOD, counterpart
 
 #: Okabe and Ito's palette, safe for colour-blind readers.
 ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -114,4 +115,102 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
             "2,000 edits in batches of 100): compare the pattern, not the size",
             fontsize=10,
         )
+        return figure
+
+
+#: Rows of the main picture: a method, and its BLUE variant where it has one.
+_ROWS = tuple(method for method in COLOURS if method != "pre-edited" and not method.endswith("_BLUE"))
+
+
+def plot_main(frame: pd.DataFrame) -> Figure:
+    """The main table of one dataset: a row of panels per metric, a column per model; a line leads from each plain method
+    (hollow) to its BLUE variant (filled); small grey marks are the published figures of the paper scale.
+
+    Args:
+        frame: of one dataset, see :func:`bluelib.reports.tables.main_frame`.
+    """
+    metrics = [metric for metric in METRICS if metric in set(frame.metric)]
+    models = list(dict.fromkeys(frame.model))
+    rows = [method for method in _ROWS if method in set(frame.method)]
+    first = frame.iloc[0]
+    with style():
+        figure, axes = plt.subplots(
+            len(metrics), len(models), figsize=(3.6 * len(models) + 1, 0.27 * len(rows) * len(metrics) + 1.6),
+            layout="constrained", sharex="row", sharey=True, squeeze=False,
+        )  # fmt: skip
+        for line, metric in zip(axes, metrics, strict=True):
+            for axis, model in zip(line, models, strict=True):
+                values = frame[(frame.model == model) & (frame.metric == metric)].set_index("method")
+                _dumbbells(axis, rows, values)
+                axis.set(xlabel=UNITS[metric], ylabel="")
+                if metric == metrics[0]:
+                    axis.set_title(f"{model}\n(published: {counterpart(model)})", fontsize=10)
+        axes[0, 0].set_yticks(range(len(rows)), rows)
+        axes[0, 0].invert_yaxis()
+        figure.suptitle(
+            f"{first.dataset} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, {first.seeds} "
+            f"{'seed' if first.seeds == 1 else 'seeds'}, mean ± standard error; ○ plain, ● BLUE, | before editing;\n"
+            "grey: published at the paper scale (2,000 edits in batches of 100), to compare the pattern, not the size",
+            fontsize=9,
+        )
+        return figure
+
+
+def _dumbbells(axis: Axes, rows: Sequence[str], values: pd.DataFrame) -> None:
+    if "pre-edited" in values.index:
+        axis.axvline(values["mean"]["pre-edited"], color=GREY, linewidth=1, linestyle=":")
+    for place, method in enumerate(rows):
+        blue = f"{method}_BLUE"
+        for column, colour, size, shift in (("published", GREY, 3.5, 0.25), ("mean", COLOURS[method], 6, -0.08)):
+            ends = [name for name in (method, blue) if name in values.index and not pd.isna(values[column][name])]
+            if len(ends) == 2:
+                axis.annotate("", (values[column][blue], place + shift), (values[column][method], place + shift),
+                              arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1, "shrinkA": 0,
+                                          "shrinkB": 0})  # fmt: skip
+            for name in ends:
+                error = values["standard_error"][name] if column == "mean" else None
+                axis.errorbar(values[column][name], place + shift, xerr=error, fmt="o", color=colour, markersize=size,
+                              markerfacecolor=colour if name == blue else "white", elinewidth=1)  # fmt: skip
+
+
+#: Marks of the methods that share a colour.
+_BASELINES = {"FT": "v", "MEND": "X", "ROME": "s"}
+
+
+def plot_pareto(frame: pd.DataFrame) -> Figure:
+    """Editing against preservation: the mean of efficacy and generalization against specificity, a row of panels per
+    dataset, a column per model; an arrow leads from a plain method to its BLUE variant.
+
+    Args:
+        frame: see :func:`bluelib.reports.tables.main_frame`.
+    """
+    datasets, models = list(dict.fromkeys(frame.dataset)), list(dict.fromkeys(frame.model))
+    first = frame.iloc[0]
+    with style():
+        figure, axes = plt.subplots(len(datasets), len(models), figsize=(3.5 * len(models) + 1.6, 3.3 * len(datasets)),
+                                    layout="constrained", squeeze=False)  # fmt: skip
+        for line, dataset in zip(axes, datasets, strict=True):
+            for axis, model in zip(line, models, strict=True):
+                chosen = frame[(frame.model == model) & (frame.dataset == dataset)]
+                means, errors = (chosen.pivot(index="method", columns="metric", values=value)
+                                 for value in ("mean", "standard_error"))  # fmt: skip
+                x, y = means.specificity, (means.efficacy + means.generalization) / 2
+                spread = (errors.efficacy + errors.generalization) / 2  # the two go together: no smaller than this
+                for method in [name for name in COLOURS if name in means.index and name != "pre-edited"]:
+                    colour, is_blue = COLOURS[method], method.endswith("_BLUE")
+                    axis.errorbar(x[method], y[method], spread[method], errors.specificity[method],
+                                  fmt=_BASELINES.get(method, "o"),
+                                  color=colour, markersize=6, markerfacecolor=colour if is_blue else "white",
+                                  elinewidth=0.8, label=None if is_blue else method)  # fmt: skip
+                    if is_blue and method.removesuffix("_BLUE") in means.index:
+                        start = method.removesuffix("_BLUE")
+                        axis.annotate("", (x[method], y[method]), (x[start], y[start]),
+                                      arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2})  # fmt: skip
+                axis.set_title(f"{model}, {dataset}", fontsize=9)
+                axis.set(xlabel="specificity (%)")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("mean of efficacy and\ngeneralization (%)")
+        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.suptitle(f"{first.scale} scale, {first.edits} edits in batches of {first.batch_size}: arrows lead from a "
+                        "plain method (○) to its BLUE variant (●); up and right is better", fontsize=10)  # fmt: skip
         return figure

@@ -5,6 +5,7 @@ A figure that no public source has is not here, and a table shows it as not avai
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -25,6 +26,13 @@ METHOD = {"pre-edited": "pre-edited", "ft": "FT", "mend": "MEND", "rome": "ROME"
     f"{editor}{suffix}": f"{name}{suffix.upper()}" for editor, name in _WITH_BLUE.items() for suffix in ("", "_blue")
 }
 
+#: The order of methods in tables: the paper's, then those that it does not have.
+ORDER = ("pre-edited", "FT", "MEND", "InstructEdit", "ROME", "MEMIT", "MEMIT_BLUE", "PRUNE", "PRUNE_BLUE", "RECT",
+         "RECT_BLUE", "AlphaEdit", "AlphaEdit_BLUE", "PMET", "PMET_BLUE", "MEMIT (history)",
+         "MEMIT (history)_BLUE")  # fmt: skip
+#: The methods that the paper's average improvement is over.
+FAMILIES = ("MEMIT", "PRUNE", "RECT", "AlphaEdit")
+
 
 def counterpart(model: str) -> str:
     """The name under which figures of a model are published: its own, or that of the same architecture."""
@@ -37,18 +45,34 @@ def benchmark(dataset: str) -> str:
     return next((name for name in ("counterfact", "zsre") if name in stem), stem)
 
 
-def published(name: str) -> pd.DataFrame:
-    """One of the CSV files: ``published_results``, ``single_layer_editing``, ``optimisation_steps``,
-    ``edit_seconds`` or ``hyperparameters``."""
+@cache
+def _published(name: str) -> pd.DataFrame:
     with files(__package__).joinpath("published", f"{name}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 
 
-def published_score(model: str, dataset: str, method: str, metric: str, edits: int = 2000) -> tuple[float, str] | None:
-    """A published main-table figure and its source, or None if there is none."""
+def published(name: str) -> pd.DataFrame:
+    """One of the CSV files: ``published_results``, ``single_layer_editing``, ``optimisation_steps``,
+    ``edit_seconds`` or ``hyperparameters``."""
+    return _published(name).copy()
+
+
+def published_score(
+    model: str, dataset: str, method: str, metric: str, edits: int = 2000, *, kind: str = "published"
+) -> tuple[float, float | None, str] | None:
+    """A main-table figure, what stands behind its ± (None where nothing does) and its source, or None if there is none.
+
+    ``kind`` is ``published``, by the authors of a method, or ``replication``, by others.
+    """
+    return _scores().get((model, dataset, method, metric, edits, kind))
+
+
+@cache
+def _scores() -> dict[tuple[str, str, str, str, int, str], tuple[float, float | None, str]]:
     table = published("published_results")
-    rows = table[
-        (table.model == model) & (table.dataset == dataset) & (table.method == method) & (table.metric == metric)
-        & (table.edits == edits) & (table.kind == "published")
-    ]  # fmt: skip
-    return None if rows.empty else (float(rows.iloc[0].value), str(rows.iloc[0].source))
+    return {
+        (row.model, row.dataset, row.method, row.metric, row.edits, row.kind): (
+            float(row.value), None if pd.isna(row.sd) else float(row.sd), row.source,
+        )
+        for row in table.itertuples()
+    }  # fmt: skip

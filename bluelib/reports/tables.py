@@ -1,37 +1,59 @@
-"""Tables of results: ours at its scale, the published figure beside it with its source."""
+"""Tables of results: ours at its scale, the published figures below it with their source, and how a BLUE variant
+compares with the method it comes from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..files import atomic_file
+from ..grid import Grid
+from ..layout import plain
 from ..metrics.editing import METRICS
-from .published import METHOD, benchmark, counterpart, published_score
+from .comparison import improvement, paired_table, record_scores
+from .plots import plot_main, plot_pareto, save
+from .published import METHOD, ORDER, benchmark, counterpart, published_score
 
 NOT_AVAILABLE = "n/a"
 NOT_MEASURED = "–"
 KEYS = ["model", "dataset", "edits", "batch_size", "seed", "method", "metric"]
+#: Digits after the point: of per cent, and of fluency and consistency, as in published tables.
+DIGITS = 2
+
+
+def load_cells(grid: Grid) -> list[dict[str, Any]]:
+    """The numbers of all of a grid's cells.
+
+    Raises:
+        FileNotFoundError: naming the cells that have not been run.
+    """
+    paths = [grid.result(cell) for cell in grid.cells()]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise FileNotFoundError(f"{grid.results} lacks {', '.join(missing[:3])}{more}: run the grid first")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Cells (see :func:`bluelib.experiment.run_cell`) as one row per (model, dataset, method, metric).
+    """Cells (see :func:`bluelib.experiment.run_cell`) as one row per (model, dataset, seed, method, metric).
 
     The scores before editing are the method ``pre-edited``; every row says which scale it has. A published figure
     stands in a column of its own, and is missing where none was found.
+
+    Raises:
+        ValueError: if two cells claim the same place.
     """
     rows = []
     for cell in cells:
         editor = cell["editor"]["name"]
         for method, scores in (("pre-edited", cell["before"]), (editor, cell["after"])):
             for metric, score in scores.items():
-                found = published_score(
-                    counterpart(cell["model"]), benchmark(cell["dataset"]),
-                    METHOD.get(method, method), metric,
-                )  # fmt: skip
                 rows.append(
                     {
                         "scale": cell["provenance"]["scale"],
@@ -45,9 +67,6 @@ def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
                         "edits": cell["edits"],
                         "batch_size": cell["batch_size"],
                         "seed": cell["seed"],
-                        "published_model": counterpart(cell["model"]),
-                        "published": found[0] if found else None,
-                        "published_source": found[1] if found else NOT_AVAILABLE,
                     }
                 )
     frame = pd.DataFrame(rows)
@@ -56,50 +75,172 @@ def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     if frame.duplicated(KEYS).any():
         twice = frame[frame.duplicated(KEYS)].iloc[0][KEYS].to_dict()
         raise ValueError(f"two cells claim the same place in the table: {twice}")
-    return frame
+    return with_published(frame)
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """The frame as a Markdown table per (model, dataset): methods × metrics, ``ours ± standard error (published)``."""
-    parts = []
-    for (model, dataset, *_), group in frame.groupby(KEYS[:5], sort=False):
-        metrics = [metric for metric in METRICS if metric in set(group.metric)]
+def with_published(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the figures published for each row's counterpart: of the paper, and of a replication."""
+    found = [
+        {
+            "published_model": counterpart(row.model),
+            **_published(row, "published"),
+            **_published(row, "replication"),
+        }
+        for row in frame.itertuples()
+    ]
+    return pd.concat([frame, pd.DataFrame(found, index=frame.index)], axis=1)
+
+
+def _published(row: Any, kind: str) -> dict[str, Any]:
+    place = counterpart(row.model), benchmark(row.dataset), row.method, row.metric
+    value, sd, source = published_score(*place, kind=kind) or (None, None, NOT_AVAILABLE)
+    return {kind: value, f"{kind}_sd": sd, f"{kind}_source": source}
+
+
+def main_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row per (model, dataset, method, metric): the mean over the records of all seeds with its standard error, the
+    rank among the edited models (1 is best; None before editing), and the published figures.
+
+    Seeds count as independent samples of the records, so that the error of the mean over S of them is √(Σ SE²) / S.
+    """
+    frame = results_frame(cells)
+    fixed = [*KEYS[:4], "method", "metric"]
+    pooled = (
+        frame.groupby(fixed, sort=False)
+        .agg(
+            scale=("scale", "first"),
+            mean=("mean", "mean"),
+            standard_error=("standard_error", lambda errors: np.sqrt((errors.astype(float) ** 2).sum()) / len(errors)),
+            records=("records", "sum"),
+            seeds=("seed", "nunique"),
+        )
+        .reset_index()
+    )
+    edited = pooled.method != METHOD["pre-edited"]
+    ranks = pooled[edited].groupby(["model", "dataset", "metric"])["mean"].rank(ascending=False, method="min")
+    pooled["rank"] = ranks.astype("Int64")
+    return with_published(pooled)
+
+
+def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[str]], str]) -> list[str]:
+    """The blocks of the main table of one dataset, one for each model, by a writer of (title, rows, header)."""
+    metrics = [metric for metric in METRICS if metric in set(frame.metric)]
+    blocks = []
+    for model, group in frame.groupby("model", sort=False):
+        measured = group.set_index(["method", "metric"])
+        rows = []
+        for method in [m for m in ORDER if m in set(group.method) or m in PAPER_ONLY]:
+            ours = [measured.loc[(method, m)] if (method, m) in measured.index else None for m in metrics]
+            rows.append([method, *(_ours(row) for row in ours)])
+            for kind, name in (("published", "published"), ("replication", "replicated")):
+                place = counterpart(model), benchmark(group.dataset.iloc[0]), method
+                theirs = [published_score(*place, metric, kind=kind) for metric in metrics]
+                if kind == "published" or any(theirs):
+                    rows.append([f"↳ {name}", *(_theirs(score) for score in theirs)])
         first = group.iloc[0]
-        lines = [
-            f"**{model}, {dataset}** — {first.scale} scale, {first.edits} edits in batches of {first.batch_size}, "
-            f"evaluated after the last batch on the {first.records} edited records: mean ± standard error over "
-            "records. "
-            f"*In italics: the paper scale ({first.published_model}, {benchmark(dataset)}, 2,000 edits in "
-            "batches of 100), as published; not comparable in size, only in pattern.*",
-            "",
-            "| method | " + " | ".join(metrics) + " |",
-            "|---" * (len(metrics) + 1) + "|",
-        ]
-        for method, rows in group.groupby("method", sort=False):
-            cells = {row.metric: _cell(row) for row in rows.itertuples()}
-            lines.append(f"| {method} | " + " | ".join(cells.get(metric, NOT_MEASURED) for metric in metrics) + " |")
-        parts.append("\n".join(lines))
-    sources = sorted({source for source in frame.published_source if source != NOT_AVAILABLE})
-    notes = ["Sources of the published figures:", *(f"- {source}" for source in sources),
-             f"- {NOT_AVAILABLE}: not found in any public source."]  # fmt: skip
-    return "\n\n".join(parts) + "\n\n" + "\n".join(notes) + "\n"
+        title = (
+            f"{model} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, {first.seeds} "
+            f"{'seed' if first.seeds == 1 else 'seeds'}. Published: {counterpart(model)} (paper scale), 2,000 edits in "
+            "batches of 100"
+        )
+        blocks.append(write(title, rows, ["method", *metrics]))
+    return blocks
 
 
-def _cell(row: Any) -> str:
-    published = NOT_AVAILABLE if pd.isna(row.published) else f"{row.published:.2f}"
-    return f"{row.mean:.2f} ± {row.standard_error:.2f} (*{published}*)"
+#: Methods of the paper's table that this project does not have.
+PAPER_ONLY = ("InstructEdit",)
+_MARKS = {1: "**", 2: "__"}
+
+
+def _ours(row: pd.Series | None) -> str:
+    if row is None:
+        return NOT_MEASURED
+    text = f"{row['mean']:.{DIGITS}f} ± {row.standard_error:.{DIGITS}f}"
+    mark = "" if pd.isna(row["rank"]) else _MARKS.get(int(row["rank"]), "")
+    return f"{mark}{text}{mark}"
+
+
+def _theirs(score: tuple[float, float | None, str] | None) -> str:
+    if score is None:
+        return NOT_AVAILABLE
+    value, sd, _ = score
+    return f"{value:.{DIGITS}f}" + ("" if sd is None else f" ± {sd:.{DIGITS}f}")
+
+
+def markdown_table(title: str, rows: list[list[str]], header: list[str]) -> str:
+    """A table in Markdown; the best figure is bold, the second best underlined, published ones are in italics."""
+    lines = [f"**{title}**", ""] if title else []
+    lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for row in rows:
+        quoted = row[0].startswith("↳")
+        cells = [f"*{cell}*" if quoted else cell for cell in row]
+        cells = [f"<u>{cell[2:-2]}</u>" if cell.startswith("__") else cell for cell in cells]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def latex_table(title: str, rows: list[list[str]], header: list[str]) -> str:
+    """The same as a LaTeX ``tabular`` with rules of ``booktabs``."""
+    lines = [f"% {title}", rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(map(_latex, header)) + r" \\", r"\midrule"]
+    for row in rows:
+        cells = list(map(_latex, row))
+        if row[0].startswith("↳"):
+            cells = [rf"\textit{{{cell}}}" for cell in cells]
+            cells[0] = r"\quad " + cells[0].replace("↳ ", "")
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _latex(text: str) -> str:
+    for mark, command in (("**", "textbf"), ("__", "underline")):
+        if text.startswith(mark) and text.endswith(mark):
+            return rf"\{command}{{{_latex(text[2:-2])}}}"
+    for plain_, escaped in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("–", "--"), ("−", "$-$"), ("→", r"$\to$")):
+        text = text.replace(plain_, escaped)
+    return text
+
+
+def notes(cells: Sequence[dict[str, Any]], frame: pd.DataFrame) -> str:
+    """What stands below a main table: how to read it, the sources, and where our figures come from."""
+    datasets = {benchmark(dataset) for dataset in frame.dataset}
+    sources = sorted({source for kind in ("published", "replication") for source in frame[f"{kind}_source"]
+                      if source != NOT_AVAILABLE})  # fmt: skip
+    lines = [
+        "Evaluated on the edited records after the last batch: mean ± standard error over records. Bold: the best of "
+        "the edited models, underlined: the second best; a method that changes nothing keeps all specificity. "
+        "*In italics: figures of the paper scale, to compare the pattern and not the size*; ± there is as published. "
+        f"{NOT_AVAILABLE}: not found in any public source. {NOT_MEASURED}: not implemented here, or not in this grid.",
+        "",
+        f"Sources of the published figures ({', '.join(sorted(datasets))}):",
+        *(f"- {source}" for source in sources),
+        "",
+        provenance_note(cells),
+    ]
+    return "\n".join(lines)
 
 
 def provenance_note(cells: Sequence[dict[str, Any]]) -> str:
     """Where a table's own figures come from, as Markdown."""
-    first = cells[0]["provenance"]
+    of_all = [cell["provenance"] for cell in cells]
+
+    def each(values: Iterable[str]) -> str:
+        return ", ".join(f"`{value}`" for value in dict.fromkeys(values))
+
+    first = of_all[0]
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-    settings = "\n".join(f"- {_settings(cell['editor'])}" for cell in cells)
-    return (
-        f"\nOur figures: {first['dtype']} on {first['device']}, seed {cells[0]['seed']}; "
-        f"weights `{first['model_revision']}`, records `{first['records_hash']}`; {versions}; "
-        f"commit `{first['git_commit']}`.\n\n{settings}\n"
-    )
+    lines = [
+        f"Our figures: {first['dtype']} on {first['device']}, {first.get('threads', '?')} CPU thread(s); {versions}; "
+        f"commit {each(str(p['git_commit']) for p in of_all)}.",
+        "",
+        *(f"- weights of {cell['model']}: `{cell['provenance']['model_revision']}`"
+          for cell in {cell["model"]: cell for cell in cells}.values()),
+        *(f"- records of {dataset}, seed {seed}: `{hash_}`" for dataset, seed, hash_ in dict.fromkeys(
+            (cell["dataset"], cell["seed"], cell["provenance"]["records_hash"]) for cell in cells)),
+        *(f"- {model}: {settings}" for model, settings in dict.fromkeys(
+            (cell["model"], _settings(cell["editor"])) for cell in cells)),
+    ]  # fmt: skip
+    return "\n".join(lines)
 
 
 def _settings(values: dict[str, Any]) -> str:
@@ -115,11 +256,60 @@ def _setting(value: Any) -> str:
     return value["name"] if "name" in value else f"({_settings(value)})"
 
 
-def write_table(cells: Sequence[dict[str, Any]], stem: Path) -> pd.DataFrame:
-    """Write ``stem.csv`` and ``stem.md``, and return the frame."""
-    frame = results_frame(cells)
-    with atomic_file(stem.with_suffix(".csv")) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
-    with atomic_file(stem.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(frame) + provenance_note(cells), encoding="utf-8")
-    return frame
+def short_table(frame: pd.DataFrame) -> str:
+    """The main table of one dataset for a reader in a hurry: methods × (model, metric), means only, as Markdown."""
+    models, metrics = list(dict.fromkeys(frame.model)), ("efficacy", "generalization", "specificity")
+    measured = frame.set_index(["model", "method", "metric"])
+    rows = []
+    for method in [m for m in ORDER if m in set(frame.method)]:
+        cells = []
+        for model in models:
+            for metric in metrics:
+                row = measured.loc[(model, method, metric)]
+                mark = "" if pd.isna(row["rank"]) else _MARKS.get(int(row["rank"]), "")
+                cells.append(f"{mark}{row['mean']:.1f}{mark}")
+        rows.append([method, *cells])
+    header = ["", *(f"{model.removeprefix('pocket-')} {metric[:4]}." for model in models for metric in metrics)]
+    return markdown_table("", rows, header)
+
+
+def write_tables(grid: Grid) -> list[Path]:
+    """Write the tables and pictures of a grid into its folder of ``figures``, from its cells' numbers alone.
+
+    The same numbers give the same bytes.
+
+    Returns:
+        The files.
+
+    Raises:
+        FileNotFoundError: if cells have not been run.
+    """
+    cells = load_cells(grid)
+    main = main_frame(cells)
+    scores = record_scores(cells)
+    for dataset in grid.datasets:
+        frame, own = main[main.dataset == dataset], [cell for cell in cells if cell["dataset"] == dataset]
+        stem = grid.figures / f"main_{plain(Path(dataset).stem)}"
+        below = notes(own, frame)
+        _write(stem.with_suffix(".md"), "\n\n".join([*main_table(frame, markdown_table), below]))
+        commented = "\n".join(f"% {line}".rstrip() for line in below.splitlines())
+        _write(stem.with_suffix(".tex"), "\n\n".join([*main_table(frame, latex_table), commented]))
+        _write(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+        save(plot_main(frame), stem)
+    for name, (frame, rows, header, below) in {
+        "paired": paired_table(scores),
+        "improvement": improvement(scores),
+    }.items():
+        stem = grid.figures / name
+        below += "\n\n" + provenance_note(cells)
+        commented = "\n".join(f"% {line}".rstrip() for line in below.splitlines())
+        _write(stem.with_suffix(".md"), markdown_table("", rows, header) + "\n\n" + below)
+        _write(stem.with_suffix(".tex"), latex_table("", rows, header) + "\n\n" + commented)
+        _write(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+    save(plot_pareto(main), grid.figures / "pareto")
+    return grid.tables()
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
