@@ -128,7 +128,7 @@ def write_numbers(
     numbers: dict[str, Any],
     judge: Callable[[dict[str, Any]], Sequence[NamedTuple]] | None = None,
 ) -> dict[str, Any]:
-    """Write a notebook's numbers with their provenance as JSON, see :func:`~bluelib.layout.numbers_path`, and return them.
+    """Write a notebook's numbers with their provenance as JSON (:func:`~bluelib.layout.numbers_path`); return them.
 
     Frames become lists of rows, and floats are rounded to five significant digits. ``judge`` makes the notebook's
     verdicts from what is written.

@@ -5,8 +5,8 @@ The workflow makes a grid's results from it, and tables and the report find them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,17 @@ class Grid:
         if not isinstance(values, Mapping):
             raise ValueError(f"{path} must hold the keys of a grid: {', '.join(f.name for f in fields(cls))}")
         return cls.of(values)
+
+    def only(self, models: Sequence[str]) -> Grid:
+        """The grid of some of its models, or of all if none is named.
+
+        Raises:
+            ValueError: for a model that the grid does not have.
+        """
+        unknown = [model for model in models if model not in self.models]
+        if unknown:
+            raise ValueError(f"the grid has no model {', '.join(unknown)}; it has {', '.join(self.models)}")
+        return replace(self, models=tuple(models)) if models else self
 
     def as_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

@@ -1,4 +1,4 @@
-"""Where numbers and figures are kept, and the sizes of the committed analyses. Needs no torch: the workflow reads it."""
+"""Where numbers and figures are kept, and the sizes of the committed analyses; without torch, for the workflow."""
 
 from __future__ import annotations
 

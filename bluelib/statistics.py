@@ -83,8 +83,8 @@ def null_space(second_moment: Tensor, threshold: float) -> Tensor:
     """An orthonormal basis U of the null space of C, ``(d_mlp, r)`` float64: its eigenvectors with eigenvalues under
     ``threshold``. The projection P = U Uᵀ itself, d_mlp × d_mlp, is never formed.
 
-    A large matrix is decomposed once, by a symmetric eigen-solver, and the basis kept on disk under a hash of the matrix
-    and the threshold.
+    A large matrix is decomposed once, by a symmetric eigen-solver, and the basis kept on disk under a hash of the
+    matrix and the threshold.
     """
     if len(second_moment) < SMALL:
         return _null_space(second_moment, threshold)

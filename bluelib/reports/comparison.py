@@ -109,11 +109,11 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
     """The relative improvement of each BLUE variant over its plain method, and the average that the paper's abstract
     gives as 35.59 %.
 
-    Per setting (model, dataset, method) it is the mean over the benchmark's metrics of 100 · (BLUE − plain) / plain, and
-    the average is over all settings of MEMIT, PRUNE, RECT and AlphaEdit. A metric on which the plain method has 0 has no
-    relative improvement and is left out of the mean; how many there are is said. Relative improvements have no upper end
-    where the plain method is near 0, so the median, and the mean in points of efficacy, generalization and specificity,
-    stand beside the mean.
+    Per setting (model, dataset, method) it is the mean over the benchmark's metrics of 100 · (BLUE − plain) / plain,
+    and the average is over all settings of MEMIT, PRUNE, RECT and AlphaEdit. A metric on which the plain method has 0
+    has no relative improvement and is left out of the mean; how many there are is said. Relative improvements have no
+    upper end where the plain method is near 0, so the median, and the mean in points of efficacy, generalization and
+    specificity, stand beside the mean.
     """
     settings, resampled = [], []
     for (model, dataset), frame in scores.items():
@@ -156,8 +156,8 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
         f"[{low:+.1f}, {high:+.1f}] (95 % interval, bootstrap of seeds and records), median over settings "
         f"{average['median']:+.1f} %; in points of efficacy, generalization and specificity {average['points']:+.1f} "
         f"[{down:+.1f}, {up:+.1f}]. {average['undefined']} metrics on which the plain method has 0 are left out.\n\n"
-        "The paper's abstract says 35.59 % on average and its formula was not found in a public source; this one is ours. "
-        f"On the {pairs} pairs of which both figures were found published, it gives {theirs:+.1f} %; RECT_BLUE, "
+        "The paper's abstract says 35.59 % on average, and its formula was not found in a public source; this one is "
+        f"ours. On the {pairs} pairs of which both figures were found published, it gives {theirs:+.1f} %; RECT_BLUE, "
         "PRUNE_BLUE, all BLUE rows of GPT2-XL and of GPT-J on zsRE were not found, so 35.59 % cannot be checked."
     )
     return frame, rows, ["model", "dataset", "method", *metrics, "mean", "points"], below
@@ -177,8 +177,8 @@ def _mean_defined(values: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def published_improvement() -> tuple[float, int]:
-    """The average of :func:`improvement` over the published pairs of a plain method and its BLUE variant, by the metrics
-    of which both figures are known, and the number of pairs."""
+    """The average of :func:`improvement` over the published pairs of a plain method and its BLUE variant, by the
+    metrics of which both figures are known, and the number of pairs."""
     table = published("published_results")
     table = table[(table.kind == "published") & (table.edits == 2000)]
     wide = table.pivot(index=["model", "dataset", "method"], columns="metric", values="value")
@@ -188,3 +188,44 @@ def published_improvement() -> tuple[float, int]:
             plain = wide.loc[(model, dataset, method.removesuffix("_BLUE"))]
             found.append((100 * (blue - plain) / plain).mean())
     return float(np.mean(found)), len(found)
+
+
+#: What a verdict on BLUE looks at: a measure's name, and the metrics it is the mean of.
+MEASURES = {"editing": TEACHER_FORCED[:2], "specificity": TEACHER_FORCED[2:], "success": TEACHER_FORCED}
+
+
+def family_gains(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """BLUE minus plain by model, method and measure (:data:`MEASURES`), the datasets weighing alike: mean and 95 %
+    interval over seeds and records."""
+    rows = []
+    for model in dict.fromkeys(model for model, _ in scores):
+        frames = [frame for (name, _), frame in scores.items() if name == model]
+        sampled = [draws(frame) for frame in frames]
+        for method in [m for m in FAMILIES if all((f"{m}_BLUE", "efficacy") in frame for frame in frames)]:
+            for measure, metrics in MEASURES.items():
+                found = [_gain(frame.mean(), method, metrics) for frame in frames]
+                low, high = limits(np.mean([_gain(draw, method, metrics) for draw in sampled], axis=0))
+                rows.append({"model": model, "method": method, "measure": measure, "mean": np.mean(found),
+                             "low": low, "high": high})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _gain(means: Any, method: str, metrics: Sequence[str]) -> Any:
+    return np.mean([means[f"{method}_BLUE", m] - means[method, m] for m in metrics], axis=0)
+
+
+def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """By model and dataset, the best BLUE variant and the best other method by success (the mean of efficacy,
+    generalization and specificity), and their difference with its 95 % interval. The two are chosen on the records they
+    are compared on."""
+    rows = []
+    for (model, dataset), frame in scores.items():
+        success = pd.Series({method: np.mean([frame[method, m].mean() for m in TEACHER_FORCED])
+                             for method in frame.columns.unique(0)})  # fmt: skip
+        is_blue = success.index.str.endswith("_BLUE")
+        blue, other = success[is_blue].idxmax(), success[~is_blue].idxmax()
+        sampled = draws(frame)
+        low, high = limits(np.mean([sampled[blue, m] - sampled[other, m] for m in TEACHER_FORCED], axis=0))
+        rows.append({"model": model, "dataset": dataset, "blue": blue, "other": other,
+                     "mean": success[blue] - success[other], "low": low, "high": high})  # fmt: skip
+    return pd.DataFrame(rows)

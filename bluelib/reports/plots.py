@@ -123,8 +123,8 @@ _ROWS = tuple(method for method in COLOURS if method != "pre-edited" and not met
 
 
 def plot_main(frame: pd.DataFrame) -> Figure:
-    """The main table of one dataset: a row of panels per metric, a column per model; a line leads from each plain method
-    (hollow) to its BLUE variant (filled); small grey marks are the published figures of the paper scale.
+    """The main table of one dataset: a row of panels per metric, a column per model; a line leads from each plain
+    method (hollow) to its BLUE variant (filled); small grey marks are the published figures of the paper scale.
 
     Args:
         frame: of one dataset, see :func:`bluelib.reports.tables.main_frame`.
@@ -148,8 +148,9 @@ def plot_main(frame: pd.DataFrame) -> Figure:
         axes[0, 0].set_yticks(range(len(rows)), rows)
         axes[0, 0].invert_yaxis()
         figure.suptitle(
-            f"{first.dataset} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, {first.seeds} "
-            f"{'seed' if first.seeds == 1 else 'seeds'}, mean ± standard error; ○ plain, ● BLUE, | before editing;\n"
+            f"{first.dataset} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, "
+            f"{first.seeds} {'seed' if first.seeds == 1 else 'seeds'}, mean ± standard error; ○ plain, ● BLUE, "
+            "| before editing;\n"
             "grey: published at the paper scale (2,000 edits in batches of 100), to compare the pattern, not the size",
             fontsize=9,
         )
@@ -211,6 +212,6 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
         for axis in axes[:, 0]:
             axis.set_ylabel("mean of efficacy and\ngeneralization (%)")
         axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        figure.suptitle(f"{first.scale} scale, {first.edits} edits in batches of {first.batch_size}: arrows lead from a "
-                        "plain method (○) to its BLUE variant (●); up and right is better", fontsize=10)  # fmt: skip
+        figure.suptitle(f"{first.scale} scale, {first.edits} edits in batches of {first.batch_size}: arrows lead from "
+                        "a plain method (○) to its BLUE variant (●); up and right is better", fontsize=10)  # fmt: skip
         return figure

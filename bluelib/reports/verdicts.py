@@ -261,3 +261,49 @@ def growth(numbers: Numbers) -> list[Verdict]:
             judge(against["mean"][best] > -MARGIN, against.low[best] > -MARGIN) if best else judge(False),
         ),
     ]
+
+
+#: The average improvement in the paper's abstract, in per cent.
+PUBLISHED_IMPROVEMENT = 35.59
+
+
+def blue_against_plain(gains: pd.DataFrame, best: pd.DataFrame) -> list[Verdict]:
+    """Of the main table, for one model: see :func:`~bluelib.reports.comparison.family_gains` and ``champions``."""
+
+    def of(measure: str) -> pd.DataFrame:
+        return gains[gains.measure == measure]
+
+    def points(rows: pd.DataFrame) -> str:
+        each = (f"{row.method} {row.mean:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in rows.itertuples())
+        return "; ".join(each) + " points, paired over records, both datasets"
+
+    leaders = "; ".join(f"{row.dataset}: {row.blue} {row.mean:+.1f} [{row.low:+.1f}, {row.high:+.1f}] points of "
+                        f"success against {row.other}" for row in best.itertuples())  # fmt: skip
+    return [
+        Verdict(
+            "every BLUE variant edits better than its plain method (efficacy, generalization)",
+            points(of("editing")),
+            judge(*(of("editing").low > 0)),
+        ),
+        Verdict(
+            "every BLUE variant leaves more of the rest alone (specificity)",
+            points(of("specificity")),
+            judge(*(of("specificity").low > 0)),
+        ),
+        Verdict(
+            "a BLUE variant is the best of all methods, on either dataset",
+            leaders,
+            judge(*(best.low > 0)),
+        ),
+    ]
+
+
+def average_improvement(average: Mapping[str, Any]) -> Verdict:
+    """Of the last row of :func:`~bluelib.reports.comparison.improvement`, which is about all models."""
+    return Verdict(
+        f"BLUE improves its methods by {PUBLISHED_IMPROVEMENT} % on average (the paper's abstract)",
+        f"{average['improvement']:+.1f} % [{average['low']:+.1f}, {average['high']:+.1f}], median over settings "
+        f"{average['median']:+.1f} %; {average['points']:+.1f} [{average['points_low']:+.1f}, "
+        f"{average['points_high']:+.1f}] points",
+        judge(average["low"] > 0, average["high"] >= PUBLISHED_IMPROVEMENT),
+    )

@@ -1,0 +1,156 @@
+"""The report: every claim of the paper with a verdict for each model, what was seen, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ..files import atomic_file, project_path, write_json
+from ..grid import Grid
+from ..layout import ANALYSIS, ANALYSIS_FIGURES, numbers_path
+from .comparison import champions, family_gains, improvement, record_scores
+from .tables import load_cells
+from .verdicts import LEGEND, Verdict, average_improvement, blue_against_plain
+
+ALL = "all models"
+MAIN = "05_sequential_editing"
+_MARKS = {"reproduced": "✓ reproduced", "partly": "◐ partly", "not at this scale": "✗ not at this scale"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper and what came of it.
+
+    Attributes:
+        notebook: that examines it.
+        text: the claim.
+        verdicts: by model, or by :data:`ALL` where the claim is about all of them together.
+        figures: pictures of the notebook's evidence.
+        size: of the analysis: its parameters by name.
+    """
+
+    notebook: str
+    text: str
+    verdicts: Mapping[str, Verdict]
+    figures: tuple[Path, ...]
+    size: str
+
+
+def claims(grid: Grid) -> list[Claim]:
+    """The claims in the order of the notebooks: those of the analyses from their numbers (an analysis that the grid
+    does not run: from the committed ones), those of the main table from the grid's cells.
+
+    Raises:
+        FileNotFoundError: if numbers are missing, naming them.
+    """
+    found = []
+    for notebook in ANALYSIS:
+        found += _of_analysis(grid, notebook) if notebook < MAIN else []
+    found += _of_cells(grid)
+    for notebook in ANALYSIS:
+        found += _of_analysis(grid, notebook) if notebook > MAIN else []
+    return found
+
+
+def _of_analysis(grid: Grid, notebook: str) -> list[Claim]:
+    parameters = grid.notebooks.get(notebook, ANALYSIS[notebook])
+    run = notebook in grid.notebooks
+    folder = grid.drawn(notebook)[0].parent if run else project_path("figures")
+    figures = tuple(folder / f"{name}.png" for name in ANALYSIS_FIGURES[notebook])
+    by_claim: dict[str, dict[str, Verdict]] = {}
+    sizes = {}
+    for model in grid.models:
+        path = numbers_path(notebook, model, parameters)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        sizes[model] = f"{content['parameters']['edits']} edits"
+        for verdict in content["verdicts"]:
+            by_claim.setdefault(verdict["claim"], {})[model] = Verdict(**verdict)
+    size = ", ".join(dict.fromkeys(sizes.values()))
+    return [Claim(notebook, text, verdicts, figures, size) for text, verdicts in by_claim.items()]
+
+
+def _of_cells(grid: Grid) -> list[Claim]:
+    scores = record_scores(load_cells(grid))
+    gains, best = family_gains(scores), champions(scores)
+    by_claim: dict[str, dict[str, Verdict]] = {}
+    for model in grid.models:
+        for verdict in blue_against_plain(gains[gains.model == model], best[best.model == model]):
+            by_claim.setdefault(verdict.claim, {})[model] = verdict
+    average = improvement(scores)[0].iloc[-1]
+    of_all = average_improvement(average)
+    by_claim[of_all.claim] = {ALL: of_all}
+    seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
+    size = f"{grid.edits} edits in batches of {grid.batch_size}, {seeds}"
+    figures = tuple(path for path in grid.tables() if path.suffix == ".png")
+    return [Claim(MAIN, text, verdicts, figures, size) for text, verdicts in by_claim.items()]
+
+
+def verdict_table(found: Sequence[Claim], models: Sequence[str], folder: Path) -> str:
+    """The verdicts as a Markdown table with links relative to ``folder``: a claim a row, a model a column."""
+    lines = ["| claim | " + " | ".join(models) + " | evidence |", "|---" * (len(models) + 2) + "|"]
+    for claim in found:
+        of_all = claim.verdicts.get(ALL)
+        cells = [_MARKS[(of_all or claim.verdicts[model]).verdict] for model in models]
+        if of_all:
+            cells = [f"{cells[0]} (together)", *("″" for _ in cells[1:])]
+        paths = (project_path("notebooks", f"{claim.notebook}.ipynb"), *claim.figures)
+        links = [f"[{path.stem.removeprefix(claim.notebook[:3])}]({_link(path, folder)})" for path in paths]
+        lines.append(f"| {claim.text} | " + " | ".join(cells) + f" | {', '.join(links)} |")
+    return "\n".join([*lines, "", LEGEND])
+
+
+def evidence_table(found: Sequence[Claim]) -> str:
+    """What was seen, a row for each claim and model, as Markdown."""
+    lines = ["| claim | model | what we see | verdict | size |", "|---|---|---|---|---|"]
+    for claim in found:
+        for model, verdict in claim.verdicts.items():
+            lines.append(f"| {claim.text} | {model} | {verdict.seen} | **{verdict.verdict}** | {claim.size} |")
+    return "\n".join(lines)
+
+
+def _link(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def summary_frame(found: Sequence[Claim]) -> pd.DataFrame:
+    """How many verdicts of each kind a notebook's claims got."""
+    rows = [{"notebook": claim.notebook, "verdict": verdict.verdict} for claim in found
+            for verdict in claim.verdicts.values()]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    return pd.crosstab(frame.notebook, frame.verdict).reindex(columns=list(_MARKS), fill_value=0)
+
+
+def write_report(grid: Grid, found: Sequence[Claim], folder: Path) -> list[Path]:
+    """Write ``report.md`` and ``verdicts.json`` into ``folder``; returns their paths."""
+    scale = json.loads(grid.result(grid.cells()[0]).read_text(encoding="utf-8"))["provenance"]["scale"]
+    text = "\n\n".join(
+        [
+            f"# Report: the claims of the paper at the {scale} scale",
+            f"Grid `{grid.name}`: {', '.join(grid.models)}; {', '.join(grid.datasets)}; {grid.edits} edits in batches "
+            f"of {grid.batch_size}; seeds {', '.join(map(str, grid.seeds))}. Every verdict is about this scale and "
+            "these models, and rests on 95 % intervals over records, and over seeds where there are several.",
+            "## Verdicts",
+            verdict_table(found, grid.models, folder),
+            "## Editing against preservation",
+            f"![Editing against specificity, plain and BLUE]({_link(grid.figures / 'pareto.png', folder)})",
+            "## What was seen",
+            evidence_table(found),
+        ]
+    )
+    with atomic_file(folder / "report.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    content = {
+        "grid": grid.name,
+        "scale": scale,
+        "claims": [
+            {"notebook": claim.notebook, "claim": claim.text, "size": claim.size,
+             "verdicts": {model: [verdict.verdict, verdict.seen] for model, verdict in claim.verdicts.items()}}
+            for claim in found
+        ],
+    }  # fmt: skip
+    return [folder / "report.md", write_json(folder / "verdicts.json", content)]
