@@ -68,5 +68,5 @@ else
 fi
 
 # --- (c) bluelib and the rest --------------------------------------------------
-say "bluelib and its development tools"
-pip install -c constraints.txt -e ".[dev]"
+say "bluelib, its development tools and its extras"
+pip install -c constraints.txt -e ".[dev,workflow,capability,site]"
