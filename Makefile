@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	PYTHON="$(PYTHON)" sh scripts/install.sh "$(VENV)"
 	touch $@
 
-reproduce: $(STAMP)  ## compute the results and run the notebooks
+reproduce: $(STAMP)  ## run the whole pocket grid at its quick size; only what is missing is made
 	$(VENV)/bin/blue reproduce $(ARGS)
 
 test: $(STAMP)  ## run the tests

@@ -2,79 +2,240 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from bluelib import load_model
 from bluelib.configs import editor_settings, model_configs
 from bluelib.contributions import layers_by_editing
 from bluelib.editors import EDITORS
+from bluelib.files import write_json
+from bluelib.grid import Grid
 from bluelib.models import PAPER_MODELS, pocket_models, scale_of
 from bluelib.nullspace import THRESHOLDS, energy_shares
 from bluelib.pocket.pretrain import RECIPES
 from bluelib.pocket.recall import short_of_bar
 from bluelib.pocket.text import text_hash
-from bluelib.reports.plots import plot_methods, save
-from bluelib.reports.published import published, published_score
-from bluelib.reports.tables import results_frame, write_table
+from bluelib.reports.comparison import (
+    champions, family_gains, improvement, paired, published_improvement, record_scores,
+)  # fmt: skip
+from bluelib.reports.published import METHOD, ORDER, published, published_score
+from bluelib.reports.tables import load_cells, main_frame, results_frame, write_tables
+from bluelib.reports.verdicts import average_improvement, blue_against_plain
 
 ROOT = Path(__file__).parent.parent
 
 
-def cell(editor="memit_blue", model="pocket-llama", efficacy=91.5):
-    scores = {"efficacy": {"mean": efficacy, "standard_error": 1.25, "n": 200},
-              "fluency": {"mean": 500.0, "standard_error": 2.0, "n": 200}}  # fmt: skip
-    before = {"efficacy": {"mean": 1.0, "standard_error": 0.5, "n": 200}}
+EDITORS_SHOWN = ("memit", "memit_blue", "alphaedit", "alphaedit_blue")
+GRID = Grid.of({"name": "made", "models": ["pocket-gpt2", "pocket-llama"], "datasets": ["pocket-counterfact"],
+                "editors": list(EDITORS_SHOWN), "seeds": [0, 1], "edits": 20, "batch_size": 10})  # fmt: skip
+
+
+def cell(editor="memit_blue", model="pocket-llama", seed=0, n=20, efficacy=91.5, **fixed):
+    """A cell's numbers, with scores drawn around the means."""
+    rng = np.random.default_rng([seed, len(editor), len(model)])
+    means = {"efficacy": efficacy, "generalization": 80.0, "specificity": 90.0, "fluency": 600.0} | fixed
+    scores = {metric: [round(float(x), 3) for x in rng.normal(mean, 2, n)] for metric, mean in means.items()}
+    after = {metric: {"mean": round(float(np.mean(values)), 4), "standard_error": round(float(stats.sem(values)), 4), "n": n}
+             for metric, values in scores.items()}  # fmt: skip
+    before = {metric: {"mean": 1.0, "standard_error": 0.5, "n": n} for metric in means}
     return {
-        "model": model, "dataset": "pocket-counterfact", "edits": 200, "batch_size": 10, "seed": 0,
+        "model": model, "dataset": "pocket-counterfact", "edits": 20, "batch_size": 10, "seed": seed,
         "editor": {"name": editor, "layers": [2, 6], "residual": {"name": "direct", "power": 0.0}, "solver": {"kind": "Ridge", "weight": 30}, "constraint": {"kind": "Constraint"}, "max_batch": None, "targets": {"kind": "TargetOptions", "steps": 25}},
-        "before": before, "after": scores,
-        "provenance": {"scale": "pocket", "dtype": "float32", "device": "cpu (x)", "model_revision": "sha256:ab",
-                       "records_hash": "sha256:cd", "versions": {"python": "3.11"}, "git_commit": "ef"},
+        "before": before, "after": after, "scores": scores,
+        "provenance": {"scale": "pocket", "dtype": "float32", "device": "cpu (x)", "model_revision": "sha256:ab", "case_ids": list(range(seed * n, seed * n + n)),
+                       "records_hash": f"sha256:cd{seed}", "versions": {"python": "3.11"}, "git_commit": "ef"},
     }  # fmt: skip
 
 
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A small grid's numbers in a project of its own. BLUE is 10 points better in efficacy, and nothing else."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for place in GRID.cells():
+        efficacy = 80.0 if place.editor.endswith("_blue") else 70.0
+        write_json(GRID.result(place), cell(place.editor, place.model, place.seed, efficacy=efficacy))
+    return GRID
+
+
 def test_published_figures_have_their_source():
-    value, source = published_score("Llama3-8B-Instruct", "counterfact", "MEMIT", "efficacy")
-    assert (value, "arXiv" in source) == (65.65, True)
+    value, sd, source = published_score("Llama3-8B-Instruct", "counterfact", "MEMIT", "efficacy")
+    assert (value, sd, "arXiv" in source) == (65.65, 0.47, True)
     assert published_score("GPT2-XL", "counterfact", "MEMIT_BLUE", "efficacy") is None
+    value, sd, source = published_score("Llama3-8B-Instruct", "counterfact", "MEMIT", "efficacy", kind="replication")
+    assert (value, sd, "independent" in source) == (64.75, None, True)
     for name in ("published_results", "single_layer_editing", "optimisation_steps", "edit_seconds"):
         assert published(name).source.notna().all()
 
 
-def test_a_table_says_scale_source_and_what_is_missing(tmp_path):
-    frame = write_table([cell(), cell("alphaedit", efficacy=80.0)], tmp_path / "t")
-    text = (tmp_path / "t.md").read_text()
-    assert "pocket scale, 200 edits in batches of 10" in text
-    assert "| MEMIT_BLUE | 91.50 ± 1.25 (*99.57*) | 500.00 ± 2.00 (*626.26*) |" in text
-    assert (
-        "- memit_blue: layers [2, 6], residual direct, solver (Ridge: weight 30), constraint Constraint, targets"
-        in text.replace("(Constraint)", "Constraint")
-    )
-    assert "arXiv:2502.03748" in text and "sha256:ab" in text and "not found in any public source" in text
-    assert list(frame.method.unique()) == ["pre-edited", "MEMIT_BLUE", "AlphaEdit"]
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv"), frame)
-    missing = results_frame([cell(model="pocket-gpt2")])
-    row = missing[(missing.method == "MEMIT_BLUE") & (missing.metric == "efficacy")].iloc[0]
-    assert pd.isna(row.published) and row.published_source == "n/a"
-    write_table([cell(model="pocket-gpt2")], tmp_path / "g")
-    assert "91.50 ± 1.25 (*n/a*)" in (tmp_path / "g.md").read_text()
+def test_every_published_method_has_a_row():
+    """None of the paper's table is lost, and none of ours."""
+    named = set(published("published_results").query("kind == 'published'").method)
+    assert named <= set(ORDER) and set(METHOD.values()) <= set(ORDER) and len(set(ORDER)) == len(ORDER)
 
 
-def test_the_same_numbers_give_the_same_bytes(tmp_path):
-    for name in ("a", "b"):
-        cells = copy.deepcopy([cell(), cell("memit", efficacy=70.0)])
-        frame = write_table(cells, tmp_path / name)
-        save(plot_methods(frame), tmp_path / name)
-    for suffix in (".csv", ".md", ".svg", ".png"):
-        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
-    frame = write_table([cell(efficacy=91.6), cell("memit", efficacy=70.0)], tmp_path / "c")
-    save(plot_methods(frame), tmp_path / "c")
-    assert (tmp_path / "a.svg").read_bytes() != (tmp_path / "c.svg").read_bytes()
+def test_a_main_table_says_scale_source_and_what_is_missing(made):
+    assert write_tables(made) == made.tables() and all(path.exists() for path in made.tables())
+    text = (made.figures / "main_pocket-counterfact.md").read_text()
+    assert "pocket-llama (pocket scale): 20 edits in batches of 10, 2 seeds" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    llama = rows[rows.index("| method | efficacy | generalization | specificity | fluency |", 5) :]
+    following = {
+        row.split(" | ")[0].strip("| "): llama[i + 1]
+        for i, row in enumerate(llama)
+        if "↳" not in row and i + 1 < len(llama)
+    }
+    assert following["MEMIT_BLUE"] == "| *↳ published* | *99.57* | *94.13* | *83.77* | *626.26* |"
+    assert following["MEND"].startswith("| *↳ published* | *63.24 ± ")
+    assert "| *↳ replicated* | *64.75* | *61.70* | *51.83* | *n/a* |" in llama
+    assert "| InstructEdit | – | – | – | – |" in rows, "a method of the paper that is not here stays visible"
+    gpt2 = text[: text.index("**pocket-llama")]
+    assert "| *↳ published* | *n/a* | *n/a* | *n/a* | *n/a* |" in gpt2[gpt2.index("MEMIT_BLUE") :]
+    for part in ("arXiv:2502.03748", "sha256:ab", "sha256:cd1", "commit `ef`", "not found in any public source",
+                 "memit_blue: layers [2, 6], residual direct, solver (Ridge: weight 30)"):  # fmt: skip
+        assert part in text
+    latex = (made.figures / "main_pocket-counterfact.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    assert r"MEMIT\_BLUE & " in latex and r"\quad \textit{published}" in latex
+    body = latex[latex.index(r"\midrule") : latex.index(r"\bottomrule")]
+    assert all(line.count(" & ") == 4 and line.endswith(r"\\") for line in body.splitlines()[1:] if line)
+
+
+def test_a_main_table_pools_seeds_and_marks_the_best(made):
+    frame = main_frame(load_cells(made))
+    chosen = frame[(frame.model == "pocket-llama") & (frame.metric == "efficacy")].set_index("method")
+    cells = [json.loads(made.result(place).read_text()) for place in made.cells()]
+    own = [c["after"]["efficacy"] for c in cells if (c["model"], c["editor"]["name"]) == ("pocket-llama", "memit")]
+    assert chosen["mean"]["MEMIT"] == pytest.approx(np.mean([score["mean"] for score in own]))
+    assert chosen.standard_error["MEMIT"] == pytest.approx(np.hypot(*(score["standard_error"] for score in own)) / 2)
+    assert chosen.records["MEMIT"] == 40 and pd.isna(chosen["rank"]["pre-edited"])
+    order = chosen.drop("pre-edited")["mean"].sort_values(ascending=False)
+    assert [chosen["rank"][method] for method in order.index] == [1, 2, 3, 4]
+    text = (write_tables(made)[0]).read_text()
+    best, second = order.index[:2]
+    assert f"| **{order[best]:.2f} ± " in text and f"| <u>{order[second]:.2f} ± " in text
+
+
+def test_a_missing_cell_is_named(made):
+    made.result(made.cells()[3]).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"lacks pocket-gpt2_pocket-counterfact_memit_blue_20x10_seed1\.json: run the grid"
+    ):
+        write_tables(made)
+
+
+def test_two_cells_cannot_claim_one_place():
+    with pytest.raises(ValueError, match="two cells claim the same place"):
+        results_frame([cell(), cell()])
+
+
+def test_the_same_numbers_give_the_same_bytes(made):
+    first = {path: path.read_bytes() for path in write_tables(made)}
+    assert {path: path.read_bytes() for path in write_tables(made)} == first
+    place = made.cells()[0]
+    write_json(made.result(place), cell(place.editor, place.model, place.seed, efficacy=71.0))
+    changed = {path.name for path in write_tables(made) if path.read_bytes() != first[path]}
+    assert changed == {path.name for path in made.tables()}
+
+
+@pytest.mark.parametrize("grid", ["pocket"])
+def test_committed_tables_are_those_of_the_committed_results(grid, tmp_path, monkeypatch):
+    """Byte for byte, pictures included."""
+    committed = Grid.load(ROOT / "results" / grid / "grid.json")
+    (tmp_path / "notebooks").mkdir()
+    shutil.copytree(ROOT / "results" / grid, tmp_path / "results" / grid)
+    monkeypatch.chdir(tmp_path)
+    for path in write_tables(committed):
+        assert path.read_bytes() == (ROOT / "figures" / grid / path.name).read_bytes(), path.name
+
+
+def test_blue_is_told_from_plain_where_it_is_better_and_only_there(made):
+    frame = paired(record_scores(load_cells(made)))
+    assert set(frame[frame.metric == "efficacy"].verdict) == {"better"}
+    others = frame[frame.metric != "efficacy"]
+    assert (others.verdict == "not told apart").mean() > 0.8
+    efficacy = frame[frame.metric == "efficacy"]
+    assert ((efficacy.low < 10) & (efficacy.high > 10)).mean() >= 0.75
+    assert (efficacy.seeds == 2).all() and (efficacy.records == 40).all()
+
+
+def test_paired_comparisons_need_the_same_records():
+    cells = [cell("memit"), cell("memit_blue")]
+    cells[1]["provenance"]["case_ids"] = list(range(100, 120))
+    with pytest.raises(ValueError, match=r"pocket-llama, pocket-counterfact: .* were not measured on the same records"):
+        record_scores(cells)
+
+
+def test_improvement_by_hand():
+    """(90 − 60)/60 = 50 %, (80 − 80)/80 = 0, nothing of 0, (100 − 50)/50 = 100 %: 50 % on average; 26.7 points."""
+    flat = {"efficacy": 60.0, "generalization": 80.0, "specificity": 0.0, "fluency": 50.0}
+    cells = []
+    for editor, means in (
+        ("memit", flat),
+        ("memit_blue", {"efficacy": 90.0, "generalization": 80.0, "specificity": 50.0, "fluency": 100.0}),
+    ):
+        made = cell(editor)
+        made["scores"] = {metric: [mean] * 20 for metric, mean in means.items()}
+        cells.append(made)
+    frame, _, _, below = improvement(record_scores(cells))
+    row, average = frame.iloc[0], frame.iloc[1]
+    assert (row.efficacy, row.generalization, row.fluency, row.improvement) == (50.0, 0.0, 100.0, 50.0)
+    assert pd.isna(row.specificity) and row.undefined == 1
+    assert row.points == pytest.approx((30 + 0 + 50) / 3)
+    assert (average.improvement, average.low, average.high, average["median"]) == (50.0, 50.0, 50.0, 50.0)
+    assert "35.59 % on average" in below and "1 metrics on which the plain method has 0" in below
+
+
+def test_the_published_improvement_is_that_of_the_published_pairs():
+    value, pairs = published_improvement()
+    table = published("published_results").query("kind == 'published' and edits == 2000")
+    assert pairs == len(table[table.method.str.endswith("_BLUE")].groupby(["model", "dataset", "method"]))
+    gptj = {r.metric: r.value for r in table[(table.model == "GPT-J-6B") & (table.method == "MEMIT_BLUE")].itertuples()}
+    assert gptj == {"efficacy": 99.70, "generalization": 96.90, "specificity": 74.61, "fluency": 620.89}
+    assert 30 < value < 60
+
+
+def test_family_gains_and_champions(made):
+    scores = record_scores(load_cells(made))
+    gains = family_gains(scores).set_index(["model", "method", "measure"])
+    assert len(gains) == 2 * 2 * 3
+    row = gains.loc[("pocket-llama", "MEMIT", "editing")]
+    frame = scores["pocket-llama", "pocket-counterfact"]
+    by_hand = [(frame["MEMIT_BLUE", m] - frame["MEMIT", m]).mean() for m in ("efficacy", "generalization")]
+    assert row["mean"] == pytest.approx(np.mean(by_hand)) and row.low < row["mean"] < row.high
+    best = champions(scores)
+    assert set(best.blue) <= {"MEMIT_BLUE", "AlphaEdit_BLUE"} and (best.low > 0).all()
+    assert {v.verdict for v in blue_against_plain(gains.reset_index(), best)} <= {
+        "reproduced",
+        "partly",
+        "not at this scale",
+    }
+    first, _, third = blue_against_plain(gains.reset_index(), best)
+    assert (first.verdict, third.verdict) == ("reproduced", "reproduced")
+    worse = best.assign(mean=-best["mean"], low=-best.high, high=-best.low)
+    assert blue_against_plain(gains.reset_index(), worse)[2].verdict == "not at this scale"
+
+
+def test_the_average_improvement_needs_an_interval_above_zero():
+    row = {
+        "improvement": 40.0,
+        "low": 20.0,
+        "high": 60.0,
+        "median": 30.0,
+        "points": 5.0,
+        "points_low": 4.0,
+        "points_high": 6.0,
+    }
+    assert average_improvement(row).verdict == "reproduced"
+    assert average_improvement({**row, "high": 30.0}).verdict == "partly"
+    assert average_improvement({**row, "low": -1.0, "high": 30.0}).verdict == "not at this scale"
 
 
 def test_scales_are_told_apart():

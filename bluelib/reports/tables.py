@@ -129,14 +129,17 @@ def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[
     for model, group in frame.groupby("model", sort=False):
         measured = group.set_index(["method", "metric"])
         rows = []
-        for method in [m for m in ORDER if m in set(group.method) or m in PAPER_ONLY]:
+        for method in ORDER:
+            place = counterpart(model), benchmark(group.dataset.iloc[0]), method
+            theirs = {kind: [published_score(*place, metric, kind=kind) for metric in metrics]
+                      for kind in ("published", "replication")}  # fmt: skip
+            if method not in set(group.method) and not any(theirs["published"]):
+                continue
             ours = [measured.loc[(method, m)] if (method, m) in measured.index else None for m in metrics]
             rows.append([method, *(_ours(row) for row in ours)])
-            for kind, name in (("published", "published"), ("replication", "replicated")):
-                place = counterpart(model), benchmark(group.dataset.iloc[0]), method
-                theirs = [published_score(*place, metric, kind=kind) for metric in metrics]
-                if kind == "published" or any(theirs):
-                    rows.append([f"↳ {name}", *(_theirs(score) for score in theirs)])
+            rows.append(["↳ published", *map(_theirs, theirs["published"])])
+            if any(theirs["replication"]):
+                rows.append(["↳ replicated", *map(_theirs, theirs["replication"])])
         first = group.iloc[0]
         title = (
             f"{model} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, {first.seeds} "
@@ -147,8 +150,6 @@ def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[
     return blocks
 
 
-#: Methods of the paper's table that this project does not have.
-PAPER_ONLY = ("InstructEdit",)
 _MARKS = {1: "**", 2: "__"}
 
 
