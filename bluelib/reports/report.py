@@ -14,7 +14,7 @@ from ..files import atomic_file, project_path, write_json
 from ..grid import Grid
 from ..layout import ANALYSIS, ANALYSIS_FIGURES, numbers_path
 from .comparison import champions, family_gains, improvement, record_scores
-from .tables import load_cells
+from .tables import load_cells, main_frame, short_table
 from .verdicts import LEGEND, Verdict, average_improvement, blue_against_plain
 
 ALL = "all models"
@@ -102,6 +102,42 @@ def verdict_table(found: Sequence[Claim], models: Sequence[str], folder: Path) -
         links = [f"[{path.stem.removeprefix(claim.notebook[:3])}]({_link(path, folder)})" for path in paths]
         lines.append(f"| {claim.text} | " + " | ".join(cells) + f" | {', '.join(links)} |")
     return "\n".join([*lines, "", LEGEND])
+
+
+def short_verdicts(found: Sequence[Claim], models: Sequence[str]) -> str:
+    """The verdicts as signs, with a link to the notebook, for the README."""
+    names = [model.removeprefix("pocket-") for model in models]
+    lines = ["| claim | " + " | ".join(names) + " | where |", "|---" * (len(models) + 2) + "|"]
+    for claim in found:
+        signs = [_MARKS[claim.verdicts.get(ALL, claim.verdicts.get(model)).verdict][0] for model in models]
+        place = f"[{claim.notebook[:2]}](notebooks/{claim.notebook}.ipynb)"
+        lines.append(f"| {claim.text} | " + " | ".join(signs) + f" | {place} |")
+    return "\n".join([*lines, "", "✓ reproduced, ◐ partly, ✗ not at this scale."])
+
+
+def readme_parts(grid: Grid) -> dict[str, str]:
+    """What of a grid's results stands in the README, by the name of its place there: ``<!-- name -->``."""
+    main = main_frame(load_cells(grid))
+    tables = {dataset: short_table(main[main.dataset == dataset]) for dataset in grid.datasets}
+    return {
+        **{f"main {dataset}": table for dataset, table in tables.items()},
+        "verdicts": short_verdicts(claims(grid), grid.models),
+    }
+
+
+def fill(text: str, parts: Mapping[str, str]) -> str:
+    """The text with each part between its marks, ``<!-- name -->`` and ``<!-- /name -->``.
+
+    Raises:
+        ValueError: for a part that has no place.
+    """
+    for name, part in parts.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise ValueError(f"the text has no one place for {name!r}: {start} … {end}")
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{part}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def evidence_table(found: Sequence[Claim]) -> str:
