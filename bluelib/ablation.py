@@ -20,8 +20,8 @@ import pandas as pd
 
 from .data import Record, load_dataset
 from .editors import Editor, get_editor
-from .experiment import plain
 from .files import project_path, write_json
+from .layout import plain
 from .methods import describe
 from .metrics import evaluate
 from .metrics.editing import TEACHER_FORCED

@@ -23,7 +23,12 @@ from bluelib.pocket.pretrain import RECIPES
 from bluelib.pocket.recall import short_of_bar
 from bluelib.pocket.text import text_hash
 from bluelib.reports.comparison import (
-    champions, family_gains, improvement, paired, published_improvement, record_scores,
+    champions,
+    family_gains,
+    improvement,
+    paired,
+    published_improvement,
+    record_scores,
 )  # fmt: skip
 from bluelib.reports.published import METHOD, ORDER, published, published_score
 from bluelib.reports.tables import load_cells, main_frame, results_frame, write_tables
