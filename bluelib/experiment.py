@@ -87,6 +87,7 @@ ANALYSIS: dict[str, dict[str, Any]] = {
     "02_weight_shift_theory": {"edits": 100},
     "03_residuals": {"edits": 100, "batch_size": 100, "generate": True},
     "04_error_growth": {"edits": 100, "batch_size": 10, "largest": 400},
+    "06_general_capability": {"edits": 200, "batch_size": 10, "every": 5, "limit": 100},
 }
 
 
