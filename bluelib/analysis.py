@@ -34,7 +34,7 @@ from .targets import Targets, optimise_targets
 from .theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
 from .timing import Timer
 from .tracing import trace
-from .uncertainty import intervals_by
+from .uncertainty import intervals_by, stratified_interval
 
 
 @dataclass(frozen=True)
@@ -415,29 +415,28 @@ def capability_along_sequence(
     return pd.concat(frames, ignore_index=True).drop(columns="prompt")
 
 
-#: The name under which :func:`with_mean` puts the mean over tasks.
+#: The name under which the mean over tasks stands among the tasks.
 MEAN = "mean of the tasks"
 
 
-def with_mean(items: pd.DataFrame, value: str) -> pd.DataFrame:
-    """The rows once more as those of a task :data:`MEAN`: a task's items weigh in it as one over their number, so that
-    the mean of ``value`` over its rows is the mean over tasks. ``items`` are those of one evaluation, or a difference
-    of two."""
-    weights = len(items) / (items.task.nunique() * items.groupby("task")[value].transform("size"))
-    return pd.concat([items, items.assign(**{"task": MEAN, value: weights * items[value]})], ignore_index=True)
+def _by_task(items: pd.DataFrame, value: str) -> pd.DataFrame:
+    """The mean of ``value`` over each task's items, then that over tasks, with intervals over items."""
+    mean = stratified_interval([group[value] for _, group in items.groupby("task", sort=False)])
+    total = pd.DataFrame([{"task": MEAN, **mean._asdict(), "n": len(items)}])
+    return pd.concat([intervals_by(items, ["task"], value), total], ignore_index=True)
 
 
 def capability_scores(along: pd.DataFrame) -> pd.DataFrame:
     """From :func:`capability_along_sequence`: the accuracy per editor, number of edits and task, and the mean over
     tasks, with its interval over items. Columns: editor, edits, task, mean, low, high, n."""
-    groups = along.groupby(["editor", "edits"], sort=False, group_keys=False)
-    return intervals_by(pd.concat([with_mean(group, "accuracy") for _, group in groups]), ["editor", "edits", "task"],
-                        "accuracy")  # fmt: skip
+    groups = along.groupby(["editor", "edits"], sort=False)
+    frames = [_by_task(group, "accuracy").assign(editor=editor, edits=edits) for (editor, edits), group in groups]
+    return pd.concat(frames, ignore_index=True)
 
 
 def capability_difference(along: pd.DataFrame, one: tuple[str, int], other: tuple[str, int]) -> pd.DataFrame:
     """How many points more has ``one`` than ``other``, both an editor's name and a number of edits, on the same items:
-    per task and in the mean over tasks, with the interval over items. Columns: task, mean, low, high, n.
+    per task and in the mean over tasks, with intervals over items. Columns: task, mean, low, high, n.
 
     Raises:
         ValueError: if one of the two was not evaluated.
@@ -447,7 +446,7 @@ def capability_difference(along: pd.DataFrame, one: tuple[str, int], other: tupl
     if missing:
         raise ValueError(f"not evaluated: {missing}; known: {list(wide.columns)}")
     difference = (wide[one] - wide[other]).rename("difference").reset_index()
-    return intervals_by(with_mean(difference, "difference"), ["task"], "difference")
+    return _by_task(difference, "difference")
 
 
 def batch_sizes(most: int) -> list[int]:

@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from bluelib import load_model
-from bluelib.analysis import MEAN, capability_along_sequence, capability_difference, capability_scores, with_mean
+from bluelib.analysis import MEAN, capability_along_sequence, capability_difference, capability_scores
 from bluelib.metrics import capability as module
 from bluelib.metrics.capability import PAPER_TASKS, POCKET_TASKS, capability, find_tasks, load_tasks
 from bluelib.metrics.scoring import score_targets
@@ -25,10 +25,11 @@ from bluelib.pocket.recall import skill_accuracy
 from bluelib.pocket.skills import build_skills
 from bluelib.prompts import encode_target
 from bluelib.sequence import preserved
+from bluelib.uncertainty import interval, stratified_interval
 
 from .conftest import ARCHITECTURES, RECORDS, SUBJECTS, editor, random_model
 
-LIMIT = 25
+LIMIT = 12
 ITEMS = {f"pocket_{skill}": held_out[:LIMIT] for skill, (_, held_out) in build_skills().items()}
 
 
@@ -194,14 +195,14 @@ def test_along_a_sequence(small_world):
     before = weights_hash(model.lm)
     tasks = load_tasks(["pocket_nli", "pocket_multiple_choice"])
     editors = [replace(editor(), name="one"), replace(editor(layers=(1, 2)), name="other")]
-    how = {"tasks": tasks, "every": 2, "batch_size": 1, "limit": 6, "progress": False}
+    how = {"tasks": tasks, "every": 2, "batch_size": 1, "limit": 4, "progress": False}
     along = capability_along_sequence(model, RECORDS, editors, **how)
     assert weights_hash(model.lm) == before
     assert sorted(along.edits.unique()) == [0, 2, 4, 5] and list(along.editor.unique()) == ["one", "other"]
-    assert len(along) == 2 * 4 * 12
+    assert len(along) == 2 * 4 * 8
     start = [along[(along.editor == name) & (along.edits == 0)].accuracy.tolist() for name in ("one", "other")]
-    assert start[0] == start[1] == capability(model, tasks, limit=6).items.accuracy.tolist()
-    prompts = [item.prompt for name in ("nli", "multiple_choice") for item in build_skills()[name][1][:6]]
+    assert start[0] == start[1] == capability(model, tasks, limit=4).items.accuracy.tolist()
+    prompts = [item.prompt for name in ("nli", "multiple_choice") for item in build_skills()[name][1][:4]]
     assert along.names_edit.tolist() == [any(s in prompt for s in SUBJECTS) for prompt in prompts] * 8
     with pytest.raises(ValueError, match="every must be at least 1 batch"):
         capability_along_sequence(model, RECORDS, editors, **{**how, "every": 0})
@@ -227,26 +228,44 @@ def test_differences_are_paired_and_the_mean_is_over_tasks():
     assert found.n.to_dict() == {"s": 4, "t": 2, MEAN: 6}
     same = capability_difference(along, ("a", 9), ("a", 9))
     assert (same[["mean", "low", "high"]] == 0).all(axis=None), "without a difference, no doubt"
-    assert with_mean(along[along.editor == "a"], "accuracy").query("task == @MEAN").accuracy.mean() == (75 + 50) / 2
     scores = capability_scores(along).set_index(["editor", "task"])["mean"]
     assert scores["a", MEAN] == pytest.approx(62.5) and scores["b", MEAN] == pytest.approx((25 + 100) / 2)
-    # The same numbers of right answers, on the same items or on others: only pairing tells them apart.
+
+
+def test_the_interval_is_that_of_the_differences():
+    """As many right answers lost, on the same items or on others: only pairing tells them apart."""
     rng = np.random.default_rng(0)
     base = rng.permutation([100.0] * 30 + [0.0] * 30)
-    frame = lambda values: pd.DataFrame({"task": "s", "item": range(60), "edits": 1, **values})  # noqa: E731
     worse = np.where(np.arange(60) % 6 == 0, 0.0, base)
-    paired = pd.concat([frame({"editor": "a", "accuracy": base}), frame({"editor": "b", "accuracy": worse})])
-    shuffled = pd.concat(
-        [frame({"editor": "a", "accuracy": base}), frame({"editor": "b", "accuracy": rng.permutation(worse)})]
+    frame = lambda name, values: pd.DataFrame(  # noqa: E731
+        {"editor": name, "edits": 1, "task": "s", "item": range(60), "accuracy": values}
     )
-    close, far = (capability_difference(f, ("a", 1), ("b", 1)).iloc[0] for f in (paired, shuffled))
-    assert close["mean"] == pytest.approx(far["mean"]) and close.high - close.low < far.high - far.low
+    close, far = (
+        capability_difference(pd.concat([frame("a", base), frame("b", values)]), ("b", 1), ("a", 1)).iloc[0]
+        for values in (worse, rng.permutation(worse))
+    )
+    assert close["mean"] == pytest.approx(far["mean"]) and close["mean"] < 0
+    assert close.high - close.low < far.high - far.low
+
+
+def test_the_mean_over_tasks_has_its_own_interval():
+    even = [[0.0, 100.0] * 50, [100.0, 0.0] * 50]
+    found = stratified_interval(even)
+    assert found.mean == 50 and found.high - found.low == pytest.approx(2 * 1.96 * 50 / np.sqrt(200), rel=0.1)
+    assert stratified_interval([[100.0] * 9, [100.0] * 4]) == (100, 100, 100), "tasks of other sizes add no doubt"
+    apart = stratified_interval([[100.0] * 9, [0.0] * 40])
+    assert apart == (50, 50, 50), "nor do tasks of other difficulty"
+    half = stratified_interval([*even[:1], [100.0] * 7])
+    alone = interval(even[0])
+    assert half.mean == 75 and half.high - half.low == pytest.approx((alone.high - alone.low) / 2, rel=0.1)
+    with pytest.raises(ValueError, match="no values"):
+        stratified_interval([[1.0], []])
 
 
 def test_damage_is_seen(any_model, tasks):
     """Of the random model another choice becomes the most probable somewhere."""
-    start = capability(any_model, tasks, limit=10).items.accuracy
+    start = capability(any_model, tasks, limit=6).items.accuracy
     with preserved(any_model, range(any_model.n_layers)):
         damage(any_model, 2.0)
-        assert (capability(any_model, tasks, limit=10).items.accuracy != start).any()
-    assert (capability(any_model, tasks, limit=10).items.accuracy == start).all()
+        assert (capability(any_model, tasks, limit=6).items.accuracy != start).any()
+    assert (capability(any_model, tasks, limit=6).items.accuracy == start).all()
