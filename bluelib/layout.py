@@ -15,6 +15,7 @@ ANALYSIS: dict[str, dict[str, Any]] = {
     "02_weight_shift_theory": {"edits": 100},
     "03_residuals": {"edits": 100, "batch_size": 100, "generate": True},
     "04_error_growth": {"edits": 100, "batch_size": 10, "largest": 400},
+    "06_general_capability": {"edits": 200, "batch_size": 10, "every": 5, "limit": 100},
 }
 #: By analysis notebook, its figures with the models side by side: see :mod:`bluelib.reports.figures`.
 ANALYSIS_FIGURES: dict[str, tuple[str, ...]] = {
@@ -22,6 +23,7 @@ ANALYSIS_FIGURES: dict[str, tuple[str, ...]] = {
     "02_weight_shift_theory": ("02_bounds", "02_error_terms"),
     "03_residuals": ("03_residuals", "03_picture", "03_steps_left", "03_single_layer"),
     "04_error_growth": ("04_error_growth", "04_score_growth", "04_ablation"),
+    "06_general_capability": ("06_general_capability",),
 }
 
 

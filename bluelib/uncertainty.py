@@ -80,6 +80,33 @@ def limits(draws: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def stratified_interval(groups: Sequence[Sequence[float]], *, seed: int = 0) -> Interval:
+    """The mean of the groups' means, each group counting the same however large it is, with its interval.
+
+    The percentile bootstrap, the values of each group resampled by themselves.
+
+    Raises:
+        ValueError: for no groups, or one without values.
+    """
+    groups = [np.asarray(group, dtype=float) for group in groups]
+    if not groups or not all(map(len, groups)):
+        raise ValueError("no values to take the mean of")
+
+    def mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
+
+    mean = float(mean_of_means(*groups))
+    varied = [group for group in groups if np.ptp(group)]  # the others add no doubt, and scipy wants two values of each
+    if not varied:
+        return Interval(mean, mean, mean)
+    found = stats.bootstrap(
+        varied, mean_of_means, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    share, middle = len(varied) / len(groups), float(mean_of_means(*varied))
+    return Interval(mean, *(float(mean + share * (end - middle)) for end in found))
+
+
 def intervals_by(frame: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
     """:func:`interval` of ``value`` in each group of ``keys``: columns ``mean``, ``low``, ``high``, ``n``."""
     rows = [

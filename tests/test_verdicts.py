@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bluelib.experiment import ANALYSIS
+from bluelib.analysis import MEAN
+from bluelib.layout import ANALYSIS
 from bluelib.models import pocket_models
 from bluelib.reports import verdicts
 from bluelib.reports.figures import FIGURES
@@ -21,6 +22,7 @@ JUDGES = {
     "02_weight_shift_theory": verdicts.theory,
     "03_residuals": verdicts.residuals,
     "04_error_growth": verdicts.growth,
+    "06_general_capability": verdicts.capability,
 }
 
 
@@ -79,6 +81,42 @@ def test_the_ablation_s_verdict_needs_an_interval_near_zero():
     for row in content["ablation_best"]:
         row["reached"] = False
     assert verdicts.growth(content)[-1].seen == "no single layer reaches BLUE's specificity"
+
+
+def capability_numbers(gain, loss):
+    """Of memit and memit_blue: the interval of the gain, and that of memit's losses from the start and the middle."""
+    row = lambda ends, **names: {**names, **dict(zip(("mean", "low", "high"), ends, strict=True))}  # noqa: E731
+    other = {"editor": "memit_blue", "plain": "memit", "task": "pocket_nli"}
+    return {
+        "parameters": {"edits": 40},
+        "gains": [row(gain, editor="memit_blue", plain="memit", task=MEAN), row((9, 9, 9), **other)],
+        "changes": [row(loss, editor="memit", since=since, task=MEAN) for since in (0, 20)]
+        + [row((-1, -2, 0), editor="memit_blue", since=since, task=MEAN) for since in (0, 20)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("gain", "loss", "expected"),
+    [
+        ((5, 1, 9), (-6, -9, -3), ["reproduced", "reproduced", "reproduced"]),
+        ((5, -1, 9), (-6, -12, 0), ["not at this scale", "not at this scale", "reproduced"]),
+    ],
+)
+def test_capability_verdicts_are_about_the_mean_and_need_intervals_beyond_zero(gain, loss, expected):
+    found = verdicts.capability(capability_numbers(gain, loss))
+    assert [verdict.verdict for verdict in found] == expected
+    assert "MEMIT_BLUE +5.0" in found[0].seen and "MEMIT -6.0" in found[1].seen and "from edit 20 on" in found[1].seen
+
+
+def test_a_loss_that_does_not_go_on_is_partly_reproduced_and_a_large_one_is_not_kept():
+    content = capability_numbers((5, 1, 9), (-6, -9, -3))
+    content["changes"][1] |= {"mean": 0, "low": -1, "high": 1}
+    content["changes"][2] |= {"low": -verdicts.KEPT - 1}
+    assert [verdict.verdict for verdict in verdicts.capability(content)] == [
+        "reproduced",
+        "partly",
+        "not at this scale",
+    ]
 
 
 @pytest.mark.parametrize("notebook", list(JUDGES))

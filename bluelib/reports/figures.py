@@ -17,10 +17,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..analysis import MEAN
 from ..causal import ROLES
 from ..metrics.editing import TEACHER_FORCED
 from ..theory import BOUNDS
-from .plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, style
+from .plots import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, style
 from .published import METHOD, counterpart, published
 
 Numbers = Mapping[str, Mapping[str, Any]]
@@ -378,6 +379,59 @@ _FAMILIES: dict[str, tuple[str, str, float]] = {
     "distributed, BLUE's settings": (PURPLE, "v", 1.0),
 }
 
+
+def mean_capability(numbers: Numbers) -> Figure:
+    """The mean accuracy over the tasks along the sequence of edits, a line per editor."""
+    with style():
+        figure, axes = _panels(numbers, 1, 3.2, sharey=True)
+        for axis, found in zip(axes[0], numbers.values(), strict=True):
+            scores = table(found, "scores")
+            _by_editor(axis, scores[scores.task == MEAN])
+            axis.set(xlabel="edits made")
+        axes[0, 0].set_ylabel("mean accuracy\nover the tasks (%)")
+        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+
+def task_capability(numbers: Numbers) -> Figure:
+    """The accuracy of each task along the sequence of edits, a line per editor; dotted: guessing.
+
+    Rows are tasks and columns models; the tasks of one model alone stand in rows of three.
+    """
+    tasks = [task for task in table(next(iter(numbers.values())), "scores").task.unique() if task != MEAN]
+    panels = [(task, model) for task in tasks for model in numbers]
+    columns = len(numbers) if len(numbers) > 1 else min(3, len(tasks))
+    rows = math.ceil(len(panels) / columns)
+    with style():
+        figure, axes = plt.subplots(rows, columns, figsize=(3.0 * columns + 1.6, 1.9 * rows + 0.5), squeeze=False,
+                                    layout="constrained", sharex="col")  # fmt: skip
+        for axis, (task, model) in zip(axes.flat, panels, strict=False):
+            found = numbers[model]
+            scores, chance = table(found, "scores"), table(found, "chance").set_index("task").chance
+            _by_editor(axis, scores[scores.task == task])
+            axis.axhline(chance[task], color="black", linewidth=0.8, linestyle=":", label="guessing")
+            axis.set_title(f"{task}\n{model} ({found['provenance']['scale']} scale)", fontsize=9)
+            axis.set_ylim(0, 104)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        for axis in axes[-1]:
+            axis.set_xlabel("edits made")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("accuracy (%)")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", fontsize=8)
+        return figure
+
+
+def _by_editor(axis: Axes, scores: pd.DataFrame) -> None:
+    """A line per editor in its family's colour, BLUE variants with circles and a full line."""
+    for editor, rows in scores.groupby("editor", sort=False):
+        method = METHOD[editor]
+        line, marker = ("-", "o") if method.endswith("_BLUE") else ("--", "s")
+        _band(axis, rows, "edits", method, color=COLOURS[method], linestyle=line, marker=marker, markersize=4)
+    _integers(axis, scores.edits)
+
+
 #: By notebook, its figures: file name and the function that draws it.
 FIGURES: dict[str, dict[str, Callable[[Numbers], Figure]]] = {
     "01_locate": {"01_causal_traces": causal_traces, "01_severed_paths": severed_paths},
@@ -389,4 +443,5 @@ FIGURES: dict[str, dict[str, Callable[[Numbers], Figure]]] = {
         "03_single_layer": radar,
     },
     "04_error_growth": {"04_error_growth": error_growth, "04_score_growth": score_growth, "04_ablation": pareto},
+    "06_general_capability": {"06_mean_capability": mean_capability, "06_task_capability": task_capability},
 }

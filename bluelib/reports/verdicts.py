@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..analysis import MEAN
+from .published import METHOD
+
 Numbers = Mapping[str, Any]
 
 
@@ -69,6 +72,10 @@ def _list(values: Sequence[float], digits: int = 2) -> str:
 
 def _band(row: Any) -> str:
     return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def _points(row: Any) -> str:
+    return f"{row['mean']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
 
 
 def locate(numbers: Numbers) -> list[Verdict]:
@@ -214,7 +221,6 @@ def growth(numbers: Numbers) -> list[Verdict]:
     best = singles.success.idxmax() if len(singles) else None
     pairs = against.loc[ablation.index[ablation.family == "another pair, direct"]]
     distributed = against.loc[ablation.index[ablation.family == "distributed, BLUE's settings"]]
-    points = lambda row: f"{row['mean']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"  # noqa: E731
     return [
         Verdict(
             "the error grows with the distribution distance",
@@ -237,24 +243,24 @@ def growth(numbers: Numbers) -> list[Verdict]:
         ),
         Verdict(
             "BLUE edits better than MEMIT at the end of the sequence",
-            "; ".join(f"{metric} {points(row)}" for metric, row in end.iterrows()) + " points, paired over records",
+            "; ".join(f"{metric} {_points(row)}" for metric, row in end.iterrows()) + " points, paired over records",
             judge(*(end.low > 0)),
         ),
         Verdict(
             "it is the direct residual that makes BLUE better",
             "with distributed residuals and BLUE's settings, against BLUE: "
-            + "; ".join(f"{name.removesuffix(', distributed')} {points(row)}" for name, row in distributed.iterrows()),
+            + "; ".join(f"{name.removesuffix(', distributed')} {_points(row)}" for name, row in distributed.iterrows()),
             judge(*(distributed.high < 0)),
         ),
         Verdict(
             "the first and the last are the two layers to update",
             f"of {len(pairs)} other pairs {int((pairs.high < 0).sum())} are worse than BLUE and "
-            f"{int((pairs.low > 0).sum())} better by their intervals; all layers {points(against.loc['all layers'])}",
+            f"{int((pairs.low > 0).sum())} better by their intervals; all layers {_points(against.loc['all layers'])}",
             judge(*(pairs.high < 0)),
         ),
         Verdict(
             "one layer is about as good as BLUE's two (a public replication, Llama3)",
-            f"best single layer at BLUE's specificity: {best}, {points(against.loc[best])} points of success"
+            f"best single layer at BLUE's specificity: {best}, {_points(against.loc[best])} points of success"
             + (" (at an end of the λ tried)" if ablation.edge[best] else "")
             if best
             else "no single layer reaches BLUE's specificity",
@@ -307,3 +313,36 @@ def average_improvement(average: Mapping[str, Any]) -> Verdict:
         f"{average['points_high']:+.1f}] points",
         judge(average["low"] > 0, average["high"] >= PUBLISHED_IMPROVEMENT),
     )
+
+
+#: Points of mean accuracy that an editor may lose and count as keeping what the unedited model can do.
+KEPT = 3
+
+
+def capability(numbers: Numbers) -> list[Verdict]:
+    """Of ``06_general_capability``."""
+    gains, changes = (pd.DataFrame(numbers[name]) for name in ("gains", "changes"))
+    gains, changes = gains[gains.task == MEAN], changes[changes.task == MEAN]
+    plain, blue = (changes[changes.editor.isin(set(names))] for names in (gains.plain, gains.editor))
+    from_start = lambda rows: rows[rows.since == 0]  # noqa: E731
+    later = plain[plain.since > 0]
+    listed = lambda rows: "; ".join(f"{METHOD[row.editor]} {_points(row)}" for _, row in rows.iterrows())  # noqa: E731
+    edits = numbers["parameters"]["edits"]
+    return [
+        Verdict(
+            "a BLUE variant keeps more of the model's general capability than its plain method",
+            f"after {edits} edits, less the plain method, paired over items: {listed(gains)} points of mean accuracy",
+            judge(*(gains.low > 0)),
+        ),
+        Verdict(
+            "the plain methods lose general capability as edits add up",
+            f"change over all {edits} edits: {listed(from_start(plain))} points; from edit {later.since.iloc[0]} on: "
+            f"{listed(later)} points",
+            judge(*(plain.high < 0)),
+        ),
+        Verdict(
+            f"the BLUE variants keep it: they lose less than {KEPT} points",
+            f"change over all {edits} edits: {listed(from_start(blue))} points",
+            judge(*(from_start(blue).low > -KEPT)),
+        ),
+    ]
