@@ -23,7 +23,7 @@ ANALYSIS_FIGURES: dict[str, tuple[str, ...]] = {
     "02_weight_shift_theory": ("02_bounds", "02_error_terms"),
     "03_residuals": ("03_residuals", "03_picture", "03_steps_left", "03_single_layer"),
     "04_error_growth": ("04_error_growth", "04_score_growth", "04_ablation"),
-    "06_general_capability": ("06_general_capability",),
+    "06_general_capability": ("06_mean_capability", "06_task_capability"),
 }
 
 

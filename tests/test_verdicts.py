@@ -120,9 +120,10 @@ def test_a_loss_that_does_not_go_on_is_partly_reproduced_and_a_large_one_is_not_
 
 
 @pytest.mark.parametrize("notebook", list(JUDGES))
-def test_the_figures_are_those_of_the_committed_numbers(notebook, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    drawn = draw_analysis(notebook, MODELS, tmp_path)
+def test_the_figures_are_those_of_the_committed_numbers(notebook, tmp_path):
+    drawn = draw_analysis(
+        notebook, {model: ROOT / "figures" / f"{notebook}_{model}.json" for model in MODELS}, tmp_path
+    )
     assert {path.stem for path in drawn} == set(FIGURES[notebook])
     for path in drawn:
         if path.suffix == ".svg":
