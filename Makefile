@@ -19,8 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 reproduce: $(STAMP)  ## run the whole pocket grid at its quick size; only what is missing is made
 	$(VENV)/bin/blue reproduce $(ARGS)
 
-test: $(STAMP)  ## run the tests
-	$(VENV)/bin/python -m pytest $(ARGS)
+test: $(STAMP)  ## run the tests, one process a core
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## check style and formatting, notebooks included
 	$(VENV)/bin/ruff check .

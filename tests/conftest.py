@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import lru_cache
+
+# Before torch is imported, and for every process that tests start: one thread, so that sums are rounded as in the kept
+# outputs of notebooks, and so that as many tests run at a time as there are cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
