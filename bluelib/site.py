@@ -136,9 +136,9 @@ def stage_sources(stage: Path, notebooks: Mapping[str, Path], note: str = "") ->
     pages = [
         Page(LANDING, _heading(landing)),
         *(Page(f"notebooks/{name}.ipynb", titles[name]) for name in report),
+        Page(GALLERY, _heading(texts[GALLERY])),
         *(Page(f"notebooks/{name}.ipynb", titles[name], "Notebooks") for name in titles if name not in report),
-        Page(GALLERY, _heading(texts[GALLERY]), "Results"),
-        *(Page(f"figures/{path.name}", _heading(text), "Results") for path, text in tables.items()),
+        *(Page(f"figures/{path.name}", _heading(text), "Tables") for path, text in tables.items()),
         *(Page(f"docs/{path.name}", _heading(text), "Documents") for path, text in documents.items()),
     ]
     for path, text in texts.items():
@@ -151,6 +151,8 @@ def stage_sources(stage: Path, notebooks: Mapping[str, Path], note: str = "") ->
                 cell.source = _linked(cell.source, path, titles)
         if note:
             notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note))
+        for number, cell in enumerate(notebook.cells):
+            cell.id = f"{name}-{number}"  # MyST wants ids that no other notebook has
         _write(stage / path, nbformat.writes(notebook))
         texts[path] = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for path, text in texts.items():
@@ -303,8 +305,8 @@ def run_myst(stage: Path, site: Path) -> bool:
         print("MyST cannot fetch its theme: plain pages by nbconvert instead", flush=True)
         return False
     end = log.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
-    raise ChildProcessError(f"Jupyter Book failed ({'too slow' if code is None else f'status {code}'}); --plain makes the "
-                       f"site without it. The end of what it printed:\n{end}")  # fmt: skip
+    why = "too slow" if code is None else f"status {code}"
+    raise ChildProcessError(f"Jupyter Book failed ({why}); --plain does without. The end of what it printed:\n{end}")
 
 
 def _without_theme(log: Path) -> bool:

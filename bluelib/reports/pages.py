@@ -1,7 +1,7 @@
 """The plain site: staged sources as HTML pages by nbconvert, with nothing that a page would have to fetch elsewhere.
 
-Formulas become MathML, which browsers show without a script. Of MyST's Markdown there are: the figure directive, targets
-``(name)=``, references ``[](#name)`` and ``[](page.md)``, and citations ``[@key; @key]``, ``{cite:t}`key```.
+Formulas become MathML, which browsers show without a script. Of MyST's Markdown there are: the figure directive,
+targets ``(name)=``, references ``[](#name)`` and ``[](page.md)``, and citations ``[@key; @key]``, ``{cite:t}`key```.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import posixpath
 import re
 import shutil
+from base64 import b64decode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
 import nbformat
 import yaml
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup, NavigableString, Tag
 from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
@@ -29,7 +31,11 @@ from pygments.formatters import HtmlFormatter
 
 #: Code, but not the argument of a role such as {cite:t}.
 _CODE = re.compile(r"(^```.*?^```|(?<!\})`[^`\n]+`)", re.M | re.S)
-_FIGURE = re.compile(r"^:::\{figure\} (?P<src>\S+)\n(?P<options>(?::\w+:.*\n)*)\n?(?P<caption>.*?)^:::$", re.M | re.S)
+_FIGURE = re.compile(
+    r"^:::\{figure\} (?P<src>\S+)\n(?P<options>(?::\w+:[^\n]*\n)*)\n?(?P<caption>.*?)^:::$", re.M | re.S
+)
+#: A font with what browsers need to set formulas, as the package ziamath has it (SIL Open Font License).
+MATH_FONT = "STIXTwoMath-Regular.ttf"
 _HEADINGS = ("h1", "h2", "h3", "h4")
 
 
@@ -60,6 +66,8 @@ def write_pages(stage: Path, pages: Sequence[Page], site: Path) -> None:
             missing, naming the page.
     """
     bibliography = Bibliography(stage / "docs" / "site" / "references.bib")
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.register_filter("markdown2html", markdown_to_html)
     settings = yaml.safe_load((stage / "myst.yml").read_text(encoding="utf-8"))
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (stage / "docs" / "site" / "page.html").read_text(encoding="utf-8")
@@ -69,7 +77,7 @@ def write_pages(stage: Path, pages: Sequence[Page], site: Path) -> None:
     bodies: dict[str, BeautifulSoup] = {}
     for page in pages:
         try:
-            bodies[page.path] = _body(stage / page.path, bibliography)
+            bodies[page.path] = _body(stage / page.path, exporter, bibliography)
         except ValueError as error:
             raise ValueError(f"{page.path}: {error}") from error
     names = {name: (path, text) for path, body in bodies.items() for name, text in _targets(body).items()}
@@ -78,7 +86,11 @@ def write_pages(stage: Path, pages: Sequence[Page], site: Path) -> None:
         _resolve_links(body, page.path, stage, site, out, titles, names)
         links = [Link(_relative(out[other.path], out[page.path]), other.title) for other in pages]
         groups = [
-            {"name": group, "links": [link for link, other in zip(links, pages, strict=True) if other.group == group]}
+            {
+                "name": group,
+                "here": group == page.group,
+                "links": [link for link, other in zip(links, pages, strict=True) if other.group == group],
+            }
             for group in dict.fromkeys(other.group for other in pages)
         ]
         html = template.render(
@@ -90,6 +102,8 @@ def write_pages(stage: Path, pages: Sequence[Page], site: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(html, encoding="utf-8")
     (site / "style.css").write_text(_style(stage), encoding="utf-8")
+    with as_file(files("ziamath") / "fonts" / MATH_FONT) as font:
+        shutil.copyfile(font, site / MATH_FONT)
 
 
 def _out(path: str, first: bool) -> str:
@@ -111,7 +125,7 @@ def _style(stage: Path) -> str:
 # --- a page's body -----------------------------------------------------------------
 
 
-def _body(path: Path, bibliography: Bibliography) -> BeautifulSoup:
+def _body(path: Path, exporter: HTMLExporter, bibliography: Bibliography) -> BeautifulSoup:
     """A Markdown file or a notebook as HTML; a Markdown file is a notebook of one cell."""
     if path.suffix == ".ipynb":
         notebook = nbformat.read(path, as_version=4)
@@ -125,13 +139,20 @@ def _body(path: Path, bibliography: Bibliography) -> BeautifulSoup:
         for output in cell.get("outputs", []):
             if "text/latex" in output.get("data", {}):
                 output.data.setdefault("text/markdown", output.data["text/latex"])
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
-    exporter.register_filter("markdown2html", markdown_to_html)
     body = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
     for table in body.find_all("table"):
         table.wrap(
             body.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": "Table"})
         )
+    for cell in body.find_all(("td", "th")):
+        if len(cell.get_text()) < 24:
+            cell["class"] = "short"
+    for math in body.find_all("math", display="inline"):  # no line may begin with the comma after a formula
+        after = math.next_sibling
+        mark = re.match(r"[.,;:)?!]+", after) if isinstance(after, NavigableString) else None
+        if mark:
+            after.replace_with(after[mark.end() :])
+            math.wrap(body.new_tag("span", attrs={"class": "together"})).append(mark[0])
     seen: set[str] = set()
     for heading in body.find_all(_HEADINGS):
         slug = re.sub(r"\W+", "-", heading.get_text().lower()).strip("-") or "section"
@@ -191,7 +212,9 @@ class _Renderer(IPythonRenderer):
 
 
 #: What latex2mathml writes as identifiers and is an operator.
-_OPERATORS = frozenset(":⪰⪯≽≼")
+_OPERATORS = frozenset("⪰⪯≽≼")
+#: What has its subscript below it in a displayed formula.
+_LIMITS = frozenset(("min", "max", "sup", "inf", "lim"))
 _SPACES = {"negativethinmathspace": "-0.167em"}
 
 
@@ -201,7 +224,8 @@ def mathml(tex: str, display: str) -> str:
     Raises:
         ValueError: for a command that is not known.
     """
-    source = re.sub(r"\\arg(?![a-zA-Z])", r"\\operatorname{arg}", tex.strip())
+    source = tex.strip().replace(":=", r"\coloneqq ")
+    source = re.sub(r"\\arg(?![a-zA-Z])", r"\\operatorname{arg}", source)
     try:
         math = BeautifulSoup(convert(source, display=display), "html.parser")
     except Exception as error:  # its parser has many
@@ -213,6 +237,22 @@ def mathml(tex: str, display: str) -> str:
     for sign in math.find_all("mi"):
         if sign.get_text() in _OPERATORS:
             sign.name = "mo"
+        elif "Α" <= sign.get_text() <= "Ω":  # capital Greek letters are upright, as in TeX
+            sign["mathvariant"] = "normal"
+    for prime in math.find_all("mi", string=re.compile("^[′″‴]$")):  # the sign is raised already
+        exponent = prime if prime.parent.name == "msup" else prime.parent
+        if exponent.parent.name == "msup" and exponent is exponent.parent.contents[1]:
+            power, base = exponent.parent, exponent.parent.contents[0]
+            base.wrap(math.new_tag("mrow")).append(prime)
+            if exponent is prime:
+                power.unwrap()
+    for below in math.find_all("msub") if display == "block" else ():
+        if below.contents[0].get_text() in _LIMITS:
+            below.name = "munder"
+    for word in math.find_all("mo", string=re.compile(r"^[a-z]{2,}$")):
+        word["lspace"] = word["rspace"] = "0.167em"
+    for bar in math.find_all("mo", string=["\u2016", "|"]):  # those of \left and \right have the attribute
+        bar.attrs.setdefault("stretchy", "false")
     for space in math.find_all("mspace"):
         space["width"] = _SPACES.get(space["width"], space["width"])
     return str(math)
@@ -236,8 +276,7 @@ class Bibliography:
             cited.setdefault(key)
             entry = self.data.entries[key]
             names = [" ".join(person.last_names) for person in entry.persons["author"]]
-            who = names[0] if len(names) == 1 else " & ".join(names) if len(names) == 2 and "others" not in names else (
-                f"{names[0]} et al.")  # fmt: skip
+            who = " & ".join(names) if len(names) <= 2 else f"{names[0]} et al."
             return f'<a href="#ref-{key}">{escape(form.format(who, entry.fields["year"]))}</a>'
 
         def keys(match: re.Match[str]) -> list[str]:
@@ -291,13 +330,21 @@ def _resolve_links(
         shutil.copyfile(stage / relative, site / relative)
         return _relative(relative, here)
 
-    for image in body.find_all("img"):
-        if not image["src"].startswith("data:"):
+    links = body.find_all("a", href=True)
+    for number, image in enumerate(body.find_all("img"), start=1):
+        kind, comma, content = image["src"].partition(";base64,")
+        if comma:
+            name = f"{posixpath.splitext(here)[0]}_{number}.{kind.rpartition('/')[2].removesuffix('+xml')}"
+            (site / name).parent.mkdir(parents=True, exist_ok=True)
+            (site / name).write_bytes(b64decode(content))
+            source = posixpath.basename(name)
+        else:
             source = file(image["src"])
-            if source is None:
-                raise ValueError(f"{path}: image {image['src']} does not exist")
-            image["src"] = source
-    for link in body.find_all("a", href=True):
+        if source is None:
+            raise ValueError(f"{path}: image {image['src']} does not exist")
+        image["src"] = source
+        image.wrap(body.new_tag("a", href=source))
+    for link in links:
         target, _, fragment = link["href"].partition("#")
         if re.match(r"[a-z]+:", target):
             continue
