@@ -13,7 +13,7 @@ from base64 import b64decode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import as_file, files
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,8 +102,7 @@ def write_pages(stage: Path, pages: Sequence[Page], site: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(html, encoding="utf-8")
     (site / "style.css").write_text(_style(stage), encoding="utf-8")
-    with as_file(files("ziamath") / "fonts" / MATH_FONT) as font:
-        shutil.copyfile(font, site / MATH_FONT)
+    shutil.copyfile(str(distribution("ziamath").locate_file(f"ziamath/fonts/{MATH_FONT}")), site / MATH_FONT)
 
 
 def _out(path: str, first: bool) -> str:
