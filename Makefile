@@ -19,6 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 reproduce: $(STAMP)  ## run the whole pocket grid at its quick size; only what is missing is made
 	$(VENV)/bin/blue reproduce $(ARGS)
 
+site: $(STAMP)  ## build the report as a static site in build/site
+	$(VENV)/bin/blue site $(ARGS)
+
 test: $(STAMP)  ## run the tests, one process a core
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
@@ -31,4 +34,4 @@ clean:  ## remove caches and build outputs (neither .venv nor results)
 	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.egg-info' \) \
 		-type d -prune -exec rm -rf {} +
 
-.PHONY: help env reproduce test lint clean
+.PHONY: help env reproduce site test lint clean

@@ -141,6 +141,14 @@ def _parser() -> argparse.ArgumentParser:
                   "blue draw --grid workflow/grid-pocket.yaml 03_residuals")  # fmt: skip
     sub.add_argument("notebook", nargs="*", help="notebooks by name; by default all of the grid")
     sub.add_argument("--grid", type=Path, default=Path("workflow/grid-pocket.yaml"), help="the grid file")
+
+    sub = command("site", _site, "Build a static site from the executed notebooks, the figures and the tables.",
+                  "blue site --plain --only 00_quickstart")  # fmt: skip
+    sub.add_argument("--output", type=Path, metavar="DIR", help="folder of the site; by default build/site")
+    sub.add_argument("--only", nargs="+", default=[], metavar="NOTEBOOK", help="these notebooks only; by default all")
+    sub.add_argument("--no-execute", action="store_true", help="take notebooks as they are kept, with the outputs of "
+                     "checked cells only, in place of running those that have changed")  # fmt: skip
+    sub.add_argument("--plain", action="store_true", help="plain pages by nbconvert, without asking MyST")
     return parser
 
 
@@ -406,6 +414,15 @@ def _draw(arguments: argparse.Namespace) -> None:
         numbers = {model: grid.numbers(notebook, model) for model in grid.models}
         for path in draw_analysis(notebook, numbers, grid.drawn(notebook)[0].parent):
             print(path)
+
+
+def _site(arguments: argparse.Namespace) -> None:
+    from .files import project_path
+    from .site import build_site
+
+    output = arguments.output or project_path("build", "site")
+    page = build_site(output, only=arguments.only, execute=not arguments.no_execute, plain=arguments.plain)
+    print(page)
 
 
 if __name__ == "__main__":
