@@ -25,9 +25,11 @@ THEORY = "02_weight_shift_theory"
 TAKEN = [
     "docs/performance.md",
     "figures/02_bounds.png",
-    "figures/editors_pocket-llama_pocket-counterfact.md",
-    "figures/main_pocket-llama_pocket-counterfact.md",
-    "figures/main_pocket-llama_pocket-counterfact.png",
+    "figures/nullspace_pocket-llama.md",
+    "figures/pocket/main_pocket-counterfact.md",
+    "figures/pocket/main_pocket-counterfact.png",
+    "figures/pocket/pareto.png",
+    "figures/pocket/report.md",
     "results/benchmarks/edit_speed.json",
     f"notebooks/{THEORY}.ipynb",
 ]
@@ -89,8 +91,9 @@ def test_every_source_has_its_page(built):
         "index.html",
         "docs/performance.html",
         "figures/index.html",
-        "figures/editors_pocket-llama_pocket-counterfact.html",
-        "figures/main_pocket-llama_pocket-counterfact.html",
+        "figures/nullspace_pocket-llama.html",
+        "figures/pocket/main_pocket-counterfact.html",
+        "figures/pocket/report.html",
         "notebooks/07_small.html",
         f"notebooks/{THEORY}.html",
     }
@@ -269,17 +272,13 @@ def test_navigation_works_in_a_browser(built, server, browser):
 def test_a_notebook_is_run_again_only_if_something_has_changed(in_project, monkeypatch):
     ran = []
 
-    def run(name, parameters, stem):
+    def run(name, parameters, executed):
         assert Path.cwd() != in_project and not parameters
         assert not Path("results", "raw", "site").exists() and Path("results", "benchmarks").exists()
         ran.append(name)
-        shutil.copyfile(f"notebooks/{name}.ipynb", site.project_path("results", "raw", f"{stem}.ipynb"))
+        shutil.copyfile(f"notebooks/{name}.ipynb", executed)
 
-    def run_with_folder(name, parameters, stem):
-        site.project_path("results", "raw").mkdir(parents=True)
-        run(name, parameters, stem)
-
-    monkeypatch.setattr(site, "run_notebook", run_with_folder)
+    monkeypatch.setattr(site, "run_notebook", run)
     write_notebook(in_project / "notebooks" / "08_more.ipynb", "# More")
     kept = site.executed("08_more")
     assert kept == in_project / "results" / "raw" / "site" / "08_more.ipynb" and ran == ["08_more"]
