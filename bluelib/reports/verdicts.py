@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from .published import METHOD
+
 Numbers = Mapping[str, Any]
 
 
@@ -259,5 +261,54 @@ def growth(numbers: Numbers) -> list[Verdict]:
             if best
             else "no single layer reaches BLUE's specificity",
             judge(against["mean"][best] > -MARGIN, against.low[best] > -MARGIN) if best else judge(False),
+        ),
+    ]
+
+
+def shift(numbers: Numbers) -> list[Verdict]:
+    """Of ``07_hidden_state_shift``."""
+    found = pd.DataFrame(numbers["shift"]).set_index(["measure", "editor"])
+    differences = pd.DataFrame(numbers["differences"]).set_index("measure")
+    half, facts = numbers["halves"], numbers["facts"]
+    pairs = differences.loc[["energy"], ["plain", "blue"]].values.tolist()
+    plain, blue = ([pair[i] for pair in pairs] for i in (0, 1))
+    energy, displacement, kept = (differences.loc[[name]] for name in ("energy", "displacement", "recalled"))
+    listed = lambda rows, digits: "; ".join(  # noqa: E731
+        f"{METHOD[row.blue]} {row['mean']:+.{digits}f} [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
+        for _, row in rows.iterrows()
+    )
+    distances = lambda names: "; ".join(  # noqa: E731
+        f"{METHOD[name]} {found['mean']['energy', name]:.4f}" for name in names
+    )
+    return [
+        Verdict(
+            "editing without BLUE shifts the hidden states of known facts",
+            f"energy distance to the unedited states, {facts} facts: {distances(plain)} (p by swaps up to "
+            f"{max(found.p['energy', name] for name in plain):.4f}); two halves of the unedited facts have up to "
+            f"{half['energy']:.4f}",
+            judge(
+                *(found.p["energy", name] < 0.05 for name in plain),
+                *(found.low["energy", name] > half["energy"] for name in plain),
+            ),
+        ),
+        Verdict(
+            "BLUE keeps their distribution closer to the original one",
+            f"energy distance, BLUE less plain: {listed(energy, 4)}, paired over facts",
+            judge(*(energy.high < 0)),
+        ),
+        Verdict(
+            "with BLUE the distribution is hardly another than before",
+            f"{distances(blue)}; two halves of the unedited facts have up to {half['energy']:.4f}",
+            judge(*(found.high["energy", name] < half["energy"] for name in blue)),
+        ),
+        Verdict(
+            "BLUE moves single known facts less",
+            f"displacement, BLUE less plain, in typical distances of two facts: {listed(displacement, 3)}",
+            judge(*(displacement.high < 0)),
+        ),
+        Verdict(
+            "with BLUE more of the known facts are still recalled",
+            f"BLUE less plain: {listed(kept, 1)} points",
+            judge(*(kept.low > 0)),
         ),
     ]
