@@ -87,6 +87,8 @@ ANALYSIS: dict[str, dict[str, Any]] = {
     "02_weight_shift_theory": {"edits": 100},
     "03_residuals": {"edits": 100, "batch_size": 100, "generate": True},
     "04_error_growth": {"edits": 100, "batch_size": 10, "largest": 400},
+    "07_hidden_state_shift": {"edits": 100, "batch_size": 10, "facts": 400},
+    "08_long_form_and_batch": {"edits": 20, "batch_size": 5, "sizes": [50, 200]},
 }
 
 

@@ -312,3 +312,50 @@ def shift(numbers: Numbers) -> list[Verdict]:
             judge(*(kept.low > 0)),
         ),
     ]
+
+
+def long_form(numbers: Numbers) -> list[Verdict]:
+    """Of ``08_long_form_and_batch``."""
+    batch = pd.DataFrame(numbers["batch_differences"])
+    size = int(batch.edits.max())
+    largest = batch[batch.edits == size]
+    long = pd.DataFrame(numbers["long_form_differences"])
+    asked = long[(long.prompt == "question") & (long.metric != "whole")]
+    times = pd.DataFrame(numbers["time_ratios"])
+    points = lambda row: f"{row['metric']} {row['mean']:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"  # noqa: E731
+
+    def seen(rows: pd.DataFrame) -> str:
+        groups = rows.groupby("blue", sort=False)
+        return "; ".join(
+            f"{METHOD[name]} {', '.join(points(row) for _, row in group.iterrows())}" for name, group in groups
+        )
+
+    of_pmet, others = largest[largest.plain == "pmet"], largest[largest.plain != "pmet"]
+    claims = [
+        ("BLUE works with PMET too", of_pmet),
+        ("BLUE edits better in one large batch", others),
+    ]
+    return [
+        *(
+            Verdict(
+                claim,
+                f"one batch of {size}, BLUE less plain in points: {seen(rows)}; paired over records",
+                judge(*(rows.low > 0)),
+            )
+            for claim, rows in claims
+            if len(rows)
+        ),
+        Verdict(
+            "BLUE edits better where the target is a text of several sentences",
+            f"{numbers['parameters']['edits']} edits, after the question, BLUE less plain in points: {seen(asked)}; "
+            "paired over records",
+            judge(*(asked.low > 0)),
+        ),
+        Verdict(
+            "an edit with BLUE takes longer than one without (a public replication)",
+            "times as long: "
+            + "; ".join(f"{METHOD[row.blue]} {_band(row)}" for _, row in times.iterrows())
+            + ", paired over batches",
+            judge(*(times.low > 1)),
+        ),
+    ]
