@@ -213,6 +213,19 @@ EDITORS: dict[str, Callable[..., Method]] = {make.__name__: make for make in (ft
 EDITORS |= {f"{make.__name__}_blue": _blue_of(make) for make in _PLAIN}
 
 
+def blue_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Of these editors, those that are there with and without BLUE: (plain, BLUE), in their order.
+
+    Raises:
+        ValueError: if there is no such pair.
+    """
+    pairs = [(name, f"{name}_blue") for name in names if f"{name}_blue" in names]
+    if not pairs:
+        raise ValueError(f"of {', '.join(names) or 'no editors'}, none is there with and without BLUE; "
+                         "give both, e.g. memit and memit_blue")  # fmt: skip
+    return pairs
+
+
 def get_editor(name: str, model: Model, *, corpus: str | None = None, **overrides: Any) -> Method:
     """The editor ``name`` with its hyper-parameters for ``model``.
 

@@ -1,4 +1,4 @@
-"""What a model holds at the subject's last token: keys of an MLP, and hidden states after a block."""
+"""What a model holds at the last token of a subject or a prompt: keys of an MLP, and hidden states after a block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .models import Model
-from .prompts import Request, by_length, locate, pad
+from .prompts import Request, by_length, encode_prompt, locate, pad
 from .tracing import trace
 
 TOKEN_BUDGET = 8192
@@ -35,12 +35,21 @@ def subject_hidden(model: Model, requests: Sequence[Request], layer: int, compon
     return _at_subject(model, [(r, "") for r in requests], {"outputs": {layer: module}}, layer).T
 
 
-@torch.no_grad()
+def prompt_hidden(model: Model, prompts: Sequence[str], layer: int) -> Tensor:
+    """Outputs of a block at the last token of each prompt, ``(d_model, n)`` float32."""
+    sequences = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
+    return _at_last(model, sequences, {"outputs": {layer: model.blocks[layer]}}, layer).T
+
+
 def _at_subject(model: Model, texts: Sequence[tuple[Request, str]], modules: dict, layer: int) -> Tensor:
-    """One vector per text, ``(n, d)``; the forward pass stops at the module that is read."""
     located = [locate(model.tokenizer, request.prompt, request.subject, prefix) for request, prefix in texts]
     # What follows the subject's last token cannot reach it, so it is not run.
-    sequences = [place.ids[: place.subject_last + 1] for place in located]
+    return _at_last(model, [place.ids[: place.subject_last + 1] for place in located], modules, layer)
+
+
+@torch.no_grad()
+def _at_last(model: Model, sequences: Sequence[Sequence[int]], modules: dict, layer: int) -> Tensor:
+    """One vector per sequence, at its last token, ``(n, d)``; the forward pass stops at the module that is read."""
     vectors: list[Tensor | None] = [None] * len(sequences)
     for batch in by_length([len(s) for s in sequences], TOKEN_BUDGET):
         inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)

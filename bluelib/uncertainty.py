@@ -116,6 +116,28 @@ def intervals_by(frame: pd.DataFrame, keys: Sequence[str], value: str) -> pd.Dat
     return pd.DataFrame(rows)
 
 
+def paired_differences(
+    frame: pd.DataFrame, pairs: Sequence[tuple[str, str]], keys: Sequence[str], unit: str
+) -> pd.DataFrame:
+    """BLUE less plain, paired: :func:`interval` over ``unit`` of the difference in ``value`` of two editors.
+
+    Args:
+        frame: columns ``editor``, ``keys``, ``unit`` and ``value``, one row for each combination.
+        pairs: names of a plain editor and its BLUE variant.
+        keys: the groups.
+        unit: what the two are paired over (records, facts, batches).
+
+    Returns:
+        Columns ``plain``, ``blue``, ``keys``, ``mean``, ``low``, ``high``, ``n``.
+    """
+    wide = frame.pivot(index=[*keys, unit], columns="editor", values="value")
+    gains = [
+        (wide[blue] - wide[plain]).dropna().rename("gain").reset_index().assign(plain=plain, blue=blue)
+        for plain, blue in pairs
+    ]
+    return intervals_by(pd.concat(gains), ["plain", "blue", *keys], "gain")
+
+
 def growth_exponent(frame: pd.DataFrame, x: str, y: str, by: str) -> Interval:
     """The exponent b of y ∝ xᵇ: the least-squares slope of log y against log x in each of the groups ``by`` (seeds,
     sequences), and the interval over the groups.

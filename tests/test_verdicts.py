@@ -23,6 +23,8 @@ JUDGES = {
     "03_residuals": verdicts.residuals,
     "04_error_growth": verdicts.growth,
     "06_general_capability": verdicts.capability,
+    "07_hidden_state_shift": verdicts.shift,
+    "08_long_form_and_batch": verdicts.long_form,
 }
 
 
@@ -128,3 +130,39 @@ def test_the_figures_are_those_of_the_committed_numbers(notebook, tmp_path):
     for path in drawn:
         if path.suffix == ".svg":
             assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes(), path.name
+
+
+def test_shift_verdicts_are_conditions_on_intervals_and_nulls():
+    content = copy.deepcopy(numbers("07_hidden_state_shift"))
+    for row in content["shift"]:
+        if row["measure"] == "energy":
+            row |= {"low": content["halves"]["energy"] + 0.1, "high": content["halves"]["energy"] + 0.3, "p": 0.01}
+    for row in content["differences"]:
+        row |= {"low": -2.0, "high": -1.0}
+    assert [v.verdict for v in verdicts.shift(content)] == [
+        "reproduced", "reproduced", "not at this scale", "reproduced", "not at this scale",
+    ]  # fmt: skip
+    for row in content["shift"]:
+        row["p"] = 0.2
+        if row["measure"] == "energy":
+            row |= {"low": 0.0, "high": content["halves"]["energy"] / 2}
+    for row in content["differences"]:
+        row["high"] = 1.0 if row["plain"] == "memit" else -1.0
+    assert [v.verdict for v in verdicts.shift(content)][:4] == [
+        "not at this scale", "partly", "reproduced", "partly",
+    ]  # fmt: skip
+
+
+def test_long_form_verdicts_look_at_the_largest_batch_and_at_lower_ends():
+    content = copy.deepcopy(numbers("08_long_form_and_batch"))
+    largest = max(row["edits"] for row in content["batch_differences"])
+    for row in content["batch_differences"]:
+        row["low"] = (1.0 if row["plain"] == "pmet" else -1.0) if row["edits"] == largest else -row.get("low", 0) - 50
+    for row in content["long_form_differences"]:
+        row["low"] = 1.0 if row["metric"] == "rouge_l" else -1.0
+    for row in content["time_ratios"]:
+        row["low"] = 1.1
+    found = {v.claim: v.verdict for v in verdicts.long_form(content)}
+    assert list(found.values()) == ["reproduced", "not at this scale", "partly", "reproduced"]
+    content["batch_differences"] = [row for row in content["batch_differences"] if row["plain"] != "pmet"]
+    assert not any("PMET" in v.claim for v in verdicts.long_form(content)), "no verdict without numbers"

@@ -29,6 +29,7 @@ Numbers = Mapping[str, Mapping[str, Any]]
 DISTRIBUTED, DIRECT = ORANGE, BLUE
 RESIDUAL_COLOURS = {"distributed": DISTRIBUTED, "direct": DIRECT}
 EDITOR_COLOURS = {"memit": DISTRIBUTED, "memit_blue": DIRECT}
+BEFORE, AFTER = SKY, VERMILION
 
 
 def table(numbers: Mapping[str, Any], name: str) -> pd.DataFrame:
@@ -432,6 +433,177 @@ def _by_editor(axis: Axes, scores: pd.DataFrame) -> None:
     _integers(axis, scores.edits)
 
 
+def hidden_states(numbers: Numbers) -> Figure:
+    """States of known facts before and after, in the plane, with both marginals: models in rows, editors in columns."""
+    columns = max(len(_editors(found)) for found in numbers.values())
+    with style():
+        figure = plt.figure(figsize=(3.3 * columns, 3.5 * len(numbers) + 0.3), layout="constrained")
+        rows = figure.subfigures(len(numbers), 1, squeeze=False)[:, 0]
+        for row, (model, found) in zip(rows, numbers.items(), strict=True):
+            row.suptitle(f"{model} ({found['provenance']['scale']} scale)", fontsize=10)
+            points, editors = table(found, "picture"), _editors(found)
+            limits = {axis: (points[axis].min(), points[axis].max()) for axis in "xy"}
+            limits = {axis: (a - 0.08 * (b - a), b + 0.08 * (b - a)) for axis, (a, b) in limits.items()}
+            energy = table(found, "shift").query("measure == 'energy'").set_index("editor")["mean"]
+            shape = {"width_ratios": [4, 1] * columns, "height_ratios": [1, 4]}
+            axes = row.subplots(2, 2 * columns, squeeze=False, gridspec_kw=shape)
+            for axis in axes.flat:
+                axis.set_axis_off()
+            for number, editor in enumerate(editors):
+                block = axes[:, 2 * number : 2 * number + 2]
+                _joint(block, points, editor, limits)
+                block[0, 0].set_title(f"{METHOD[editor]}\nenergy distance {_short(energy[editor])}", fontsize=9)
+                x, y = found["picture_axes"]
+                block[1, 0].set(xlabel=x, ylabel=y if number == 0 else "")
+        handles = [plt.Line2D([], [], color=colour, marker="o", linestyle="") for colour in (BEFORE, AFTER)]
+        figure.legend(handles, ["before", "after"], loc="outside lower center", ncols=2)
+        return figure
+
+
+def _joint(block: np.ndarray, points: pd.DataFrame, editor: str, limits: Mapping[str, tuple[float, float]]) -> None:
+    """One scatter plot with its marginal densities above and at its right."""
+    middle, top, right = block[1, 0], block[0, 0], block[1, 1]
+    middle.set_axis_on()
+    for state, colour, size in (("before", BEFORE, 10), (editor, AFTER, 5)):
+        rows = points[points.state == state]
+        middle.scatter(rows.x, rows.y, color=colour, s=size, alpha=0.8, linewidths=0)
+        for axis, name in ((top, "x"), (right, "y")):
+            filled = {"fill": True, "alpha": 0.5, "linewidth": 0} if state == "before" else {"linewidth": 1.4}
+            sns.kdeplot(data=rows, **{name: name}, ax=axis, color=colour, **filled)
+    middle.set(xlim=limits["x"], ylim=limits["y"])
+    middle.tick_params(labelsize=7)
+    top.set(xlim=limits["x"])
+    right.set(ylim=limits["y"])
+
+
+def _editors(numbers: Mapping[str, Any]) -> list[str]:
+    return list(numbers["parameters"]["editors"])
+
+
+def _short(value: float) -> str:
+    """Two significant digits, without an exponent."""
+    return f"{value:.{max(0, 1 - math.floor(math.log10(abs(value))))}f}" if value else "0"
+
+
+def shift_measures(numbers: Numbers) -> Figure:
+    """Each measure per editor with its interval, and what its two nulls reach."""
+    labels = {
+        "displacement": "displacement\nof a fact",
+        "mean_shift": "mean shift",
+        "energy": "energy distance",
+        "recalled": "still recalled (%)",
+    }
+    with style():
+        figure, axes = _panels(numbers, len(labels), 2.1, sharex="col")
+        for column, found in enumerate(numbers.values()):
+            shift, editors = table(found, "shift"), _editors(found)
+            for axis, (measure, label) in zip(axes[:, column], labels.items(), strict=True):
+                rows = shift[shift.measure == measure].set_index("editor").loc[editors]
+                _points(axis, rows, editors)
+                if measure in found["halves"]:
+                    axis.axhline(found["halves"][measure], color="black", linestyle="--", linewidth=1,
+                                 label="two halves of the unedited facts, 95 %")  # fmt: skip
+                    axis.plot(range(len(rows)), rows.swaps, "_", color="black", markersize=14,
+                              label="before and after swapped, 95 %")  # fmt: skip
+                if measure != "recalled":
+                    axis.set(ylim=(min(0, axis.get_ylim()[0]), None))
+                axis.set_ylabel(label if column == 0 else "")
+            _editor_ticks(axes[-1, column], editors)
+        handles, names = axes[2, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=1, fontsize=8)
+        return figure
+
+
+def _points(axis: Axes, rows: pd.DataFrame, editors: Sequence[str], shift: float = 0.0, marker: str = "o") -> None:
+    """A point with its 95 % interval per editor; those of BLUE variants are filled."""
+    for x, editor in enumerate(editors):
+        row, colour = rows.loc[editor], COLOURS[METHOD[editor]]
+        ends = [[row["mean"] - row.low], [row.high - row["mean"]]]
+        face = colour if editor.endswith("_blue") else "white"
+        axis.errorbar([x + shift], [row["mean"]], ends, fmt=marker, color=colour, markerfacecolor=face, capsize=3)
+    axis.set(xlim=(-0.6, len(editors) - 0.4))
+
+
+def _editor_ticks(axis: Axes, editors: Sequence[str]) -> None:
+    axis.set_xticks(range(len(editors)), [METHOD[editor] for editor in editors], rotation=30, ha="right")
+
+
+def batch_scores(numbers: Numbers) -> Figure:
+    """Efficacy, generalization and specificity of one batch against its size."""
+    with style():
+        figure, axes = _panels(numbers, len(TEACHER_FORCED), 2.4, sharex="col", sharey="row")
+        for column, found in enumerate(numbers.values()):
+            scores = table(found, "batch")
+            for axis, metric in zip(axes[:, column], TEACHER_FORCED, strict=True):
+                for editor in found["parameters"]["batch_editors"]:
+                    with_blue, rows = editor.endswith("_blue"), scores[scores.metric == metric]
+                    _band(axis, rows[rows.editor == editor], "edits", METHOD[editor], color=COLOURS[METHOD[editor]],
+                          linestyle="-" if with_blue else "--", marker="o", markersize=4,
+                          markerfacecolor=COLOURS[METHOD[editor]] if with_blue else "white")  # fmt: skip
+                axis.set_ylabel(f"{metric} (%)" if column == 0 else "")
+                axis.set(ylim=(None, 101))
+            _log_axis(axes[-1, column], scores.edits)
+            axes[-1, column].set(xlabel="edits in one batch")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+        return figure
+
+
+def long_form_scores(numbers: Numbers) -> Figure:
+    """Long-form targets: each measure after the question and after the rephrased one, and before editing."""
+    labels = {
+        "rouge_l": "ROUGE-L (%)",
+        "token_recall": "token recall (%)",
+        "object_recall": "object recall (%)",
+        "whole": "whole text (%)",
+    }
+    with style():
+        figure, axes = _panels(numbers, len(labels), 2.1, sharex="col", sharey="row")
+        for column, found in enumerate(numbers.values()):
+            scores, editors = table(found, "long_form"), found["parameters"]["editors"]
+            for axis, (metric, label) in zip(axes[:, column], labels.items(), strict=True):
+                rows = scores[scores.metric == metric].set_index(["prompt", "editor"])
+                for prompt, shift, marker in (("question", -0.12, "o"), ("rephrased", 0.12, "^")):
+                    _points(axis, rows.loc[prompt], editors, shift, marker)
+                axis.axhline(rows["mean"]["question", "before"], color="black", linestyle=":", linewidth=1)
+                axis.set(ylim=(-3, 103))
+                axis.set_ylabel(label if column == 0 else "")
+            _editor_ticks(axes[-1, column], editors)
+        handles = [plt.Line2D([], [], color=GREY, marker=marker, linestyle="") for marker in "o^"]
+        handles.append(plt.Line2D([], [], color="black", linestyle=":"))
+        names = ["the question", "the rephrased question", "before editing, the question"]
+        figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
+        return figure
+
+
+_PHASES = {"targets": DISTRIBUTED, "keys": DIRECT, "solve": GREEN, "remember": PURPLE}
+
+
+def edit_times(numbers: Numbers) -> Figure:
+    """Seconds per 100 edits by phase, and how many times as long BLUE takes."""
+    with style():
+        figure, axes = _panels(numbers, 1, 3.2)
+        for column, (axis, found) in enumerate(zip(axes[0], numbers.values(), strict=True)):
+            rows, ratios = table(found, "seconds"), table(found, "time_ratios").set_index("blue")
+            editors = list(dict.fromkeys(rows.editor))
+            wide = rows.pivot(index="editor", columns="phase", values="mean").reindex(editors).fillna(0)
+            phases = [phase for phase in _PHASES if phase in wide] + [p for p in wide if p not in _PHASES]
+            low = np.zeros(len(editors))
+            for phase in phases:
+                axis.bar(range(len(editors)), wide[phase], bottom=low, color=_PHASES.get(phase, GREY), label=phase)
+                low += wide[phase].to_numpy()
+            for x, editor in enumerate(editors):
+                if editor in ratios.index:
+                    axis.annotate(f"×{ratios['mean'][editor]:.1f}", (x, low[x]), ha="center", va="bottom", fontsize=8)
+            axis.set(ylim=(0, 1.12 * low.max()))
+            origin = found["provenance"]
+            axis.set_xlabel(f"{origin['device']}, {origin['threads']} thread(s)", fontsize=8)
+            axis.set_ylabel("seconds per 100 edits" if column == 0 else "")
+            _editor_ticks(axis, editors)
+        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+
 #: By notebook, its figures: file name and the function that draws it.
 FIGURES: dict[str, dict[str, Callable[[Numbers], Figure]]] = {
     "01_locate": {"01_causal_traces": causal_traces, "01_severed_paths": severed_paths},
@@ -444,4 +616,10 @@ FIGURES: dict[str, dict[str, Callable[[Numbers], Figure]]] = {
     },
     "04_error_growth": {"04_error_growth": error_growth, "04_score_growth": score_growth, "04_ablation": pareto},
     "06_general_capability": {"06_mean_capability": mean_capability, "06_task_capability": task_capability},
+    "07_hidden_state_shift": {"07_hidden_states": hidden_states, "07_shift": shift_measures},
+    "08_long_form_and_batch": {
+        "08_batch": batch_scores,
+        "08_long_form": long_form_scores,
+        "08_seconds": edit_times,
+    },
 }

@@ -346,3 +346,99 @@ def capability(numbers: Numbers) -> list[Verdict]:
             judge(*(from_start(blue).low > -KEPT)),
         ),
     ]
+
+
+def shift(numbers: Numbers) -> list[Verdict]:
+    """Of ``07_hidden_state_shift``."""
+    found = pd.DataFrame(numbers["shift"]).set_index(["measure", "editor"])
+    differences = pd.DataFrame(numbers["differences"]).set_index("measure")
+    half, facts = numbers["halves"], numbers["facts"]
+    pairs = differences.loc[["energy"], ["plain", "blue"]].values.tolist()
+    plain, blue = ([pair[i] for pair in pairs] for i in (0, 1))
+    energy, displacement, kept = (differences.loc[[name]] for name in ("energy", "displacement", "recalled"))
+    listed = lambda rows, digits: "; ".join(  # noqa: E731
+        f"{METHOD[row.blue]} {row['mean']:+.{digits}f} [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
+        for _, row in rows.iterrows()
+    )
+    distances = lambda names: "; ".join(  # noqa: E731
+        f"{METHOD[name]} {found['mean']['energy', name]:.4f}" for name in names
+    )
+    return [
+        Verdict(
+            "editing without BLUE shifts the hidden states of known facts",
+            f"energy distance to the unedited states, {facts} facts: {distances(plain)} (p by swaps up to "
+            f"{max(found.p['energy', name] for name in plain):.4f}); two halves of the unedited facts have up to "
+            f"{half['energy']:.4f}",
+            judge(
+                *(found.p["energy", name] < 0.05 for name in plain),
+                *(found.low["energy", name] > half["energy"] for name in plain),
+            ),
+        ),
+        Verdict(
+            "BLUE keeps their distribution closer to the original one",
+            f"energy distance, BLUE less plain: {listed(energy, 4)}, paired over facts",
+            judge(*(energy.high < 0)),
+        ),
+        Verdict(
+            "with BLUE the distribution is hardly another than before",
+            f"{distances(blue)}; two halves of the unedited facts have up to {half['energy']:.4f}",
+            judge(*(found.high["energy", name] < half["energy"] for name in blue)),
+        ),
+        Verdict(
+            "BLUE moves single known facts less",
+            f"displacement, BLUE less plain, in typical distances of two facts: {listed(displacement, 3)}",
+            judge(*(displacement.high < 0)),
+        ),
+        Verdict(
+            "with BLUE more of the known facts are still recalled",
+            f"BLUE less plain: {listed(kept, 1)} points",
+            judge(*(kept.low > 0)),
+        ),
+    ]
+
+
+def long_form(numbers: Numbers) -> list[Verdict]:
+    """Of ``08_long_form_and_batch``."""
+    batch = pd.DataFrame(numbers["batch_differences"])
+    size = int(batch.edits.max())
+    largest = batch[batch.edits == size]
+    long = pd.DataFrame(numbers["long_form_differences"])
+    asked = long[(long.prompt == "question") & (long.metric != "whole")]
+    times = pd.DataFrame(numbers["time_ratios"])
+    points = lambda row: f"{row['metric']} {row['mean']:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"  # noqa: E731
+
+    def seen(rows: pd.DataFrame) -> str:
+        groups = rows.groupby("blue", sort=False)
+        return "; ".join(
+            f"{METHOD[name]} {', '.join(points(row) for _, row in group.iterrows())}" for name, group in groups
+        )
+
+    of_pmet, others = largest[largest.plain == "pmet"], largest[largest.plain != "pmet"]
+    claims = [
+        ("BLUE works with PMET too", of_pmet),
+        ("BLUE edits better in one large batch", others),
+    ]
+    return [
+        *(
+            Verdict(
+                claim,
+                f"one batch of {size}, BLUE less plain in points: {seen(rows)}; paired over records",
+                judge(*(rows.low > 0)),
+            )
+            for claim, rows in claims
+            if len(rows)
+        ),
+        Verdict(
+            "BLUE edits better where the target is a text of several sentences",
+            f"{numbers['parameters']['edits']} edits, after the question, BLUE less plain in points: {seen(asked)}; "
+            "paired over records",
+            judge(*(asked.low > 0)),
+        ),
+        Verdict(
+            "an edit with BLUE takes longer than one without (a public replication)",
+            "times as long: "
+            + "; ".join(f"{METHOD[row.blue]} {_band(row)}" for _, row in times.iterrows())
+            + ", paired over batches",
+            judge(*(times.low > 1)),
+        ),
+    ]

@@ -1,0 +1,114 @@
+"""What a model says where a text of several sentences was edited in.
+
+==============  ====================================================================================================
+measure         per cent
+==============  ====================================================================================================
+rouge_l         ROUGE-L, F-measure, of the text that the model generates greedily with the target (Lin 2004)
+token_recall    share of the target's tokens that are the model's first choice after the target so far
+object_recall   share of the new object's mentions in the target whose tokens all are, after the text before them
+whole           100 where the whole target is generated, word for word
+==============  ====================================================================================================
+
+As many tokens are generated as the target has. Nothing in a text marks its end, so what would follow is not judged.
+Recall is teacher-forced: names and wordings that repeat make much of a text easy, so read it against its value before
+editing; the mentions of the object are what an edit is about.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from statistics import fmean
+
+import pandas as pd
+from rouge_score.rouge_scorer import RougeScorer
+
+from ..contexts import context_prefixes
+from ..data import Record
+from ..methods import Method
+from ..models import Model
+from ..prompts import encode_prompt, encode_target
+from ..sequence import edit_sequence, preserved
+from .generation import continue_greedily
+from .scoring import score_targets
+
+MEASURES = ("rouge_l", "token_recall", "object_recall", "whole")
+
+
+def rouge_l(target: str, text: str) -> float:
+    """ROUGE-L, F-measure, in per cent; words in lower case, without stemming."""
+    return 100 * RougeScorer(["rougeL"]).score(target, text)["rougeL"].fmeasure
+
+
+def evaluate_long_form(model: Model, records: Sequence[Record], objects: Sequence[str]) -> pd.DataFrame:
+    """All measures after each record's prompt, and after its paraphrases, of which the mean is taken.
+
+    Args:
+        model: in its present state.
+        records: the long-form edits.
+        objects: each edit's new object; a record whose text does not mention it has no ``object_recall``.
+
+    Returns:
+        Columns ``prompt`` (``question``, ``rephrased``), ``metric``, ``record``, ``value``.
+
+    Raises:
+        ValueError: for a prompt with its target that is longer than the model's context.
+    """
+    asked = [(i, "question", record.request.text) for i, record in enumerate(records)]
+    asked += [(i, "rephrased", text) for i, record in enumerate(records) for text in record.paraphrases]
+    targets = [records[i].target_new for i, _, _ in asked]
+    mentions = [_mentions(text, target, objects[i]) for (i, _, text), target in zip(asked, targets, strict=True)]
+    pairs = [(text, target) for (_, _, text), target in zip(asked, targets, strict=True)]
+    found = iter(score_targets(model, pairs + [pair for some in mentions for pair in some]))
+    recall = [100 * next(found).accuracy for _ in asked]
+    of_object = [[100.0 * (next(found).accuracy == 1) for _ in some] for some in mentions]
+    lengths = [len(encode_target(model.tokenizer, target)) for target in targets]
+    texts = continue_greedily(model, [text for text, _ in pairs], lengths)
+    rows = []
+    for n, (i, prompt, _) in enumerate(asked):
+        rouge, whole = rouge_l(targets[n], texts[n]), 100.0 * (texts[n].split() == targets[n].split())
+        values = (rouge, recall[n], fmean(of_object[n]) if of_object[n] else None, whole)
+        rows += [{"prompt": prompt, "metric": metric, "record": i, "value": value}
+                 for metric, value in zip(MEASURES, values, strict=True) if value is not None]  # fmt: skip
+    return pd.DataFrame(rows).groupby(["prompt", "metric", "record"], sort=False).value.mean().reset_index()
+
+
+def _mentions(prompt: str, target: str, name: str) -> list[tuple[str, str]]:
+    """For each mention of ``name`` in the target: the prompt with the text before it, and the name."""
+    places = [match.start() for match in re.finditer(rf"\b{re.escape(name)}\b", target)]
+    return [(f"{prompt} {target[:place]}".rstrip(), name) for place in places]
+
+
+def check_length(model: Model, records: Sequence[Record]) -> int:
+    """The longest sequence that editing runs: context prefix, prompt and target, in tokens.
+
+    Raises:
+        ValueError: naming the record, if it exceeds the model's context.
+    """
+    prefix = max(len(encode_prompt(model.tokenizer, text)) for text in context_prefixes(model))
+    sizes = [
+        prefix + len(encode_prompt(model.tokenizer, r.request.text)) + len(encode_target(model.tokenizer, r.target_new))
+        for r in records
+    ]
+    longest = max(sizes)
+    if longest > model.max_positions:
+        record = records[sizes.index(longest)]
+        raise ValueError(f"record {record.case_id}: prefix, prompt and target have {longest} tokens, {model.name}'s "
+                         f"context has {model.max_positions}: {record.target_new[:80]!r}")  # fmt: skip
+    return longest
+
+
+def long_form_after(
+    model: Model,
+    records: Sequence[Record],
+    objects: Sequence[str],
+    editor: Method,
+    *,
+    batch_size: int,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """:func:`evaluate_long_form` after a sequence of edits; the model is left as it was."""
+    check_length(model, records)
+    with preserved(model, editor.layers):
+        edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, progress=False)
+        return evaluate_long_form(model, records, objects)
