@@ -195,7 +195,7 @@ def test_improvement_by_hand():
     assert pd.isna(row.specificity) and row.undefined == 1
     assert row.points == pytest.approx((30 + 0 + 50) / 3)
     assert (average.improvement, average.low, average.high, average["median"]) == (50.0, 50.0, 50.0, 50.0)
-    assert "35.59 % on average" in below and "1 metrics on which the plain method has 0" in below
+    assert "35.59 % on average" in below and "where the plain method has 0: 1 figures" in below
 
 
 def test_the_published_improvement_is_that_of_the_published_pairs():

@@ -155,7 +155,7 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
         f"benchmark's metrics. Average over {len(settings)} settings: {average['improvement']:+.1f} % "
         f"[{low:+.1f}, {high:+.1f}] (95 % interval, bootstrap of seeds and records), median over settings "
         f"{average['median']:+.1f} %; in points of efficacy, generalization and specificity {average['points']:+.1f} "
-        f"[{down:+.1f}, {up:+.1f}]. {average['undefined']} metrics on which the plain method has 0 are left out.\n\n"
+        f"[{down:+.1f}, {up:+.1f}]. Left out, where the plain method has 0: {average['undefined']} figures.\n\n"
         "The paper's abstract says 35.59 % on average, and its formula was not found in a public source; this one is "
         f"ours. On the {pairs} pairs of which both figures were found published, it gives {theirs:+.1f} %; RECT_BLUE, "
         "PRUNE_BLUE, all BLUE rows of GPT2-XL and of GPT-J on zsRE were not found, so 35.59 % cannot be checked."
