@@ -541,9 +541,10 @@ def batch_scores(numbers: Numbers) -> Figure:
                           linestyle="-" if with_blue else "--", marker="o", markersize=4,
                           markerfacecolor=COLOURS[METHOD[editor]] if with_blue else "white")  # fmt: skip
                 axis.set_ylabel(f"{metric} (%)" if column == 0 else "")
-                axis.set(ylim=(None, 101))
             _log_axis(axes[-1, column], scores.edits)
             axes[-1, column].set(xlabel="edits in one batch")
+        for axis in axes[:, 0]:  # now that all columns have had their say
+            axis.set(ylim=(None, 101))
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
         return figure
