@@ -14,7 +14,7 @@ import pandas as pd
 from .data import Record
 from .editors import EDITORS
 from .files import write_json
-from .layout import numbers_path
+from .layout import numbers_name, raw_path
 from .methods import Method, describe
 from .metrics import Scores, evaluate
 from .models import Model
@@ -127,8 +127,9 @@ def write_numbers(
     records: Sequence[Record],
     numbers: dict[str, Any],
     judge: Callable[[dict[str, Any]], Sequence[NamedTuple]] | None = None,
+    path: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Write a notebook's numbers with their provenance as JSON (:func:`~bluelib.layout.numbers_path`); return them.
+    """Write a notebook's numbers with their provenance as JSON to ``path``, or into ``results/raw``; return them.
 
     Frames become lists of rows, and floats are rounded to five significant digits. ``judge`` makes the notebook's
     verdicts from what is written.
@@ -140,7 +141,7 @@ def write_numbers(
     if judge:
         content["verdicts"] = [verdict._asdict() for verdict in judge(content)]
     content["provenance"] = provenance(model, records)
-    write_json(numbers_path(name, model.name, content["parameters"]), content)
+    write_json(path or raw_path(numbers_name(name, model.name)), content)
     return content
 
 

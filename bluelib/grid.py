@@ -13,10 +13,16 @@ from typing import Any
 
 import yaml
 
+from .configs import model_configs
 from .files import project_path
-from .layout import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_path, plain, raw_path
+from .layout import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_name, plain, raw_path
 
+#: In place of an analysis notebook's parameters: those of the committed analysis.
 COMMITTED = "committed"
+#: The grid of the committed results.
+COMMITTED_GRID = "pocket"
+DTYPES = ("float32", "bfloat16", "float16")
+RESOURCES = ("mem_mb", "runtime", "gpu")
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,21 @@ class Grid:
         for key in ("name", "device", "dtype", "corpus"):
             if key in values and not isinstance(values[key], str):
                 raise ValueError(f"{key} of the grid must be a string, not {values[key]!r}")
+        for key, names in (("models", taken["models"]), ("datasets", [Path(name).stem for name in taken["datasets"]])):
+            if len({plain(name) for name in names}) < len(names):
+                raise ValueError(f"{key} of the grid must differ in their file names, not {list(taken[key])}")
+        if min(taken["seeds"]) < 0:
+            raise ValueError(f"seeds of the grid must not be negative, not {list(taken['seeds'])}")
+        known_editors = {name for config in model_configs().values() for name in config["editors"]}
+        strange = [name for name in taken["editors"] if name not in known_editors]
+        if strange:
+            raise ValueError(f"no editor is called {', '.join(strange)}; known: {', '.join(sorted(known_editors))}")
+        if not any(f"{name}_blue" in taken["editors"] for name in taken["editors"]):
+            raise ValueError(
+                "editors of the grid must have a method and its BLUE variant, such as memit and memit_blue"
+            )
+        if values.get("dtype", DTYPES[0]) not in DTYPES:
+            raise ValueError(f"dtype of the grid must be one of {', '.join(DTYPES)}, not {values['dtype']!r}")
         if plain(values["name"]) != values["name"] or values["name"] == "raw":
             raise ValueError(f"name of the grid becomes a folder: letters, digits and -, not {values['name']!r}")
         if values["batch_size"] > values["edits"]:
@@ -93,6 +114,13 @@ class Grid:
         strangers = sorted(set(resources) - {"default", *taken["models"]})
         if strangers:
             raise ValueError(f"resources of the grid name {', '.join(strangers)}, which are neither models nor default")
+        for name, asked in resources.items():
+            right = isinstance(asked, Mapping) and all(
+                key in RESOURCES and isinstance(value, int) and value >= 0 for key, value in asked.items()
+            )
+            if not right:
+                raise ValueError(f"resources.{name} of the grid must map {', '.join(RESOURCES)} to whole numbers, "
+                                 f"not {asked!r}")  # fmt: skip
         return cls(**{**taken, "resources": resources})
 
     @classmethod
@@ -159,13 +187,13 @@ class Grid:
         return raw_path(self.name)
 
     def numbers(self, notebook: str, model: str) -> Path:
-        """Where an analysis notebook's numbers for a model are."""
-        return numbers_path(notebook, model, self.notebooks[notebook])
+        """Where an analysis notebook's numbers for a model are: in ``figures`` itself for the committed grid."""
+        folder = project_path("figures") if self.name == COMMITTED_GRID else self.results / "analysis"
+        return folder / numbers_name(notebook, model)
 
     def drawn(self, notebook: str) -> list[Path]:
-        """The figures of an analysis notebook: of the committed numbers in ``figures`` itself."""
-        committed = self.numbers(notebook, self.models[0]).parent == project_path("figures")
-        folder = project_path("figures") if committed else self.figures
+        """The figures of an analysis notebook: in ``figures`` itself for the committed grid."""
+        folder = project_path("figures") if self.name == COMMITTED_GRID else self.figures
         return [folder / f"{name}{suffix}" for name in ANALYSIS_FIGURES[notebook] for suffix in (".png", ".svg")]
 
     def tables(self) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,6 @@ def raw_path(*parts: str) -> Path:
     return project_path("results", "raw", *parts)
 
 
-def numbers_path(notebook: str, model: str, parameters: Mapping[str, Any]) -> Path:
-    """Where a notebook's numbers for a model belong: ``figures``, but ``results/raw`` for an analysis of another size
-    than the committed one."""
-    name = f"{notebook}_{plain(model)}.json"
-    committed = parameters.items() >= ANALYSIS.get(notebook, {}).items()
-    return project_path("figures", name) if committed else raw_path(name)
+def numbers_name(notebook: str, model: str) -> str:
+    """The name of the file of a notebook's numbers for a model."""
+    return f"{notebook}_{plain(model)}.json"

@@ -71,8 +71,8 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     os.chdir(project_path())
     # Jobs call plain `python`: that of this environment.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    # The system lets go of this lock when the process dies; Snakemake's own would have to be removed by hand.
     logging.getLogger().handlers.clear()  # Snakemake has a handler of its own
+    # The system lets go of this lock when the process dies; Snakemake's own would have to be removed by hand.
     lock = FileLock(project_path(".snakemake.lock"), timeout=0)
     try:
         with lock:
@@ -90,16 +90,27 @@ def end_with_workflow() -> None:
     write beside the same job of the next run. Nothing happens outside a workflow."""
     if WORKFLOW not in os.environ:
         return
-    workflow = int(os.environ[WORKFLOW])
+    try:
+        workflow = psutil.Process(int(os.environ[WORKFLOW]))
+    except psutil.NoSuchProcess as error:
+        raise RuntimeError(f"the workflow that started this job, process {os.environ[WORKFLOW]}, is gone") from error
 
     def watch() -> None:
-        while psutil.pid_exists(workflow):
+        while _alive(workflow):
             time.sleep(0.5)
         for child in psutil.Process().children(recursive=True):
             child.kill()
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Whether a process runs: not another one with its number, nor one that is dead and not yet fetched."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def draw_analysis(notebook: str, numbers: Mapping[str, Path], folder: Path) -> list[Path]:

@@ -202,7 +202,7 @@ def _table_page(path: Path) -> str:
         kind, *rest = path.stem.split("_")
         text = f"# {kind.capitalize()}: {', '.join(rest)}\n\n{text}"
     if path.with_suffix(".png").exists():
-        text += f"\n\n![{_heading(text)}, as bars]({path.stem}.png)\n"
+        text += f"\n\n![{_heading(text)}, as a picture]({path.stem}.png)\n"
     return text
 
 

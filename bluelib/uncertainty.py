@@ -58,25 +58,27 @@ def bootstrap_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAM
     and values within each.
 
     Args:
-        values: ``(m, groups, n)``: m measures of the same n values of each group. A draw takes the same ones for all
-            measures, so that differences between measures are paired.
+        values: ``(m, groups, n)``: m measures of the same n values of each group, NaN where there is none. A draw takes
+            the same ones for all measures, so that differences between measures are paired.
 
     Returns:
         ``(m, resamples)``.
     """
     rng = np.random.default_rng(seed)
     _, groups, n = values.shape
+    there = np.isfinite(values)
+    known = np.where(there, values, 0)
     means = np.empty((len(values), resamples))
     for draw in range(resamples):
-        chosen = rng.integers(groups, size=groups)
-        counts = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in chosen]
-        means[:, draw] = np.mean([values[:, g] @ count for g, count in zip(chosen, counts, strict=True)], axis=0) / n
+        drawn = [(g, np.bincount(rng.integers(n, size=n), minlength=n)) for g in rng.integers(groups, size=groups)]
+        with np.errstate(invalid="ignore"):
+            means[:, draw] = np.mean([(known[:, g] @ count) / (there[:, g] @ count) for g, count in drawn], axis=0)
     return means
 
 
 def limits(draws: Sequence[float]) -> tuple[float, float]:
-    """The ends of the 95 % percentile interval of bootstrap draws."""
-    low, high = np.quantile(np.asarray(draws), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    """The ends of the 95 % percentile interval of bootstrap draws; draws that are not defined (NaN) are passed over."""
+    low, high = np.nanquantile(np.asarray(draws), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

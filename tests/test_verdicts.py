@@ -142,6 +142,10 @@ def test_shift_verdicts_are_conditions_on_intervals_and_nulls():
     assert [v.verdict for v in verdicts.shift(content)] == [
         "reproduced", "reproduced", "not at this scale", "reproduced", "not at this scale",
     ]  # fmt: skip
+    for row in content["shift"]:  # plain beyond the yardstick, BLUE within
+        if row["measure"] == "energy" and row["editor"].endswith("_blue"):
+            row |= {"low": 0.0, "high": content["halves"]["energy"] / 2}
+    assert verdicts.shift(content)[2].verdict == "reproduced"
     for row in content["shift"]:
         row["p"] = 0.2
         if row["measure"] == "energy":
@@ -149,7 +153,7 @@ def test_shift_verdicts_are_conditions_on_intervals_and_nulls():
     for row in content["differences"]:
         row["high"] = 1.0 if row["plain"] == "memit" else -1.0
     assert [v.verdict for v in verdicts.shift(content)][:4] == [
-        "not at this scale", "partly", "reproduced", "partly",
+        "not at this scale", "partly", "not at this scale", "partly",
     ]  # fmt: skip
 
 

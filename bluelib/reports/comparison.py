@@ -10,8 +10,9 @@ import pandas as pd
 from scipy import stats
 
 from ..metrics.editing import METRICS, TEACHER_FORCED
+from ..models import scale_of
 from ..uncertainty import RESAMPLES, bootstrap_means, limits
-from .published import FAMILIES, METHOD, published
+from .published import FAMILIES, METHOD, PUBLISHED_IMPROVEMENT, published
 
 #: Of the sign-flip tests.
 FLIPS = 4999
@@ -23,6 +24,8 @@ Table = tuple[pd.DataFrame, list[list[str]], list[str], str]
 
 def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.DataFrame]:
     """By (model, dataset), the scores of each record after editing: rows (seed, case id), columns (method, metric).
+
+    A record that lacks a metric by nature (no prompts to generate from) has NaN there.
 
     Raises:
         ValueError: if the cells of a seed were not evaluated on the same records.
@@ -38,15 +41,17 @@ def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.D
     frames = {place: pd.DataFrame({name: pd.concat(parts) for name, parts in columns.items()})
               for place, columns in found.items()}  # fmt: skip
     for (model, dataset), frame in frames.items():
-        holes = frame.columns[frame.isna().any()]
-        if len(holes):
-            raise ValueError(f"{model}, {dataset}: {', '.join(map(str, holes))} were not measured on the same records")
+        for metric in frame.columns.unique(1):
+            holes = frame.xs(metric, axis=1, level=1).isna()
+            if (holes.any(axis=1) != holes.all(axis=1)).any():
+                raise ValueError(f"{model}, {dataset}: {metric} was not measured on the same records for all methods")
     return frames
 
 
 def draws(frame: pd.DataFrame) -> pd.DataFrame:
     """Resampled means of every (method, metric): 2,000 rows. Seeds are resampled, and within each its records; one draw
-    takes the same records for all methods, so that differences between columns are paired."""
+    takes the same records for all methods, so that differences between columns are paired. Draws of several frames take
+    the same places: those of a benchmark and its sibling, which may be about the same subjects, stay together."""
     groups = [group.to_numpy().T for _, group in frame.groupby(level="seed", sort=True)]
     values = np.stack(groups, axis=1)  # (columns, seeds, records)
     return pd.DataFrame(bootstrap_means(values).T, columns=frame.columns)
@@ -61,7 +66,7 @@ def paired(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
         methods = set(frame.columns.get_level_values(0))
         for method in [m for m in METHOD.values() if m in methods and f"{m}_BLUE" in methods]:
             for metric in [m for m in METRICS if (method, m) in frame.columns]:
-                plain, blue = frame[method, metric], frame[f"{method}_BLUE", metric]
+                plain, blue = (frame[name, metric].dropna() for name in (method, f"{method}_BLUE"))
                 difference = (blue - plain).to_numpy()
                 low, high = limits(resampled[f"{method}_BLUE", metric] - resampled[method, metric])
                 rows.append({"model": model, "dataset": dataset, "method": method, "metric": metric,
@@ -69,7 +74,7 @@ def paired(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
                              "low": low, "high": high, "p": _sign_flip(difference), "records": len(difference),
                              "seeds": frame.index.get_level_values("seed").nunique()})  # fmt: skip
     found = pd.DataFrame(rows)
-    found["p_adjusted"] = stats.false_discovery_control(found.p) if len(found) else []
+    found["p_adjusted"] = stats.false_discovery_control(found.p)
     found["verdict"] = np.select(
         [(found.p_adjusted < LEVEL) & (found.low > 0), (found.p_adjusted < LEVEL) & (found.high < 0)],
         ["better", "worse"], "not told apart",
@@ -100,9 +105,31 @@ def paired_table(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
         f"seeds, {RESAMPLES:,} draws). p: sign-flip test over records ({FLIPS:,} draws), adjusted for all rows by "
         f"Benjamini and Hochberg. BLUE is called better or worse where p is below {LEVEL} and the interval excludes 0."
     )
-    if len(frame) and frame.seeds.max() == 1:
-        below += " One seed: the interval says nothing of other sequences of edits."
-    return frame, rows, header, below
+    return frame, rows, header, f"{_scale(scores)} {below} {_of_seeds(scores)}".strip()
+
+
+def _of_seeds(scores: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+    """What an interval cannot say if there are few seeds."""
+    seeds = next(iter(scores.values())).index.get_level_values("seed").nunique()
+    if seeds == 1:
+        return "One seed: the interval says nothing of other sequences of edits."
+    return f"Only {seeds} seeds: the interval says little of other sequences of edits." if seeds < 5 else ""
+
+
+def _scale(scores: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+    models = list(dict.fromkeys(model for model, _ in scores))
+    return f"{scale_of(models[0]).capitalize()} scale ({', '.join(models)})."
+
+
+def _families(scores: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:
+    """The paper's methods of which there are both variants, or any others if there are none of them."""
+    methods = set(next(iter(scores.values())).columns.get_level_values(0))
+    pairs = [method for method in METHOD.values() if {method, f"{method}_BLUE"} <= methods]
+    return [method for method in pairs if method in FAMILIES] or pairs
+
+
+#: Where the plain method has less (per cent, or units of its metric) nothing is called relative to it.
+FLOOR = 5.0
 
 
 def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
@@ -110,27 +137,25 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
     gives as 35.59 %.
 
     Per setting (model, dataset, method) it is the mean over the benchmark's metrics of 100 · (BLUE − plain) / plain,
-    and the average is over all settings of MEMIT, PRUNE, RECT and AlphaEdit. A metric on which the plain method has 0
-    has no relative improvement and is left out of the mean; how many there are is said. Relative improvements have no
-    upper end where the plain method is near 0, so the median, and the mean in points of efficacy, generalization and
-    specificity, stand beside the mean.
+    and the average is over all settings of MEMIT, PRUNE, RECT and AlphaEdit. A metric on which the plain method has
+    less than :data:`FLOOR` has no relative improvement worth the name and is left out of the mean; how many there are
+    is said. Relative improvements have no upper end where the plain method is near 0, so the median, and the mean in
+    points of efficacy, generalization and specificity, stand beside the mean.
     """
     settings, resampled = [], []
     for (model, dataset), frame in scores.items():
         means, sampled = frame.mean(), draws(frame)
-        for method in FAMILIES:
-            if (method, "efficacy") not in means or (f"{method}_BLUE", "efficacy") not in means:
-                continue
+        for method in _families(scores):
             metrics = [m for m in METRICS if (method, m) in means]
-            relative = {m: _relative(means[method, m], means[f"{method}_BLUE", m]) for m in metrics}
-            defined = [m for m in metrics if np.isfinite(relative[m])]
+            defined = [m for m in metrics if means[method, m] >= FLOOR]
+            relative = {m: _relative(means[method, m], means[f"{method}_BLUE", m]) for m in defined}
             points = np.mean([means[f"{method}_BLUE", m] - means[method, m] for m in TEACHER_FORCED])
             settings.append({"model": model, "dataset": dataset, "method": method, **relative,
                              "improvement": np.mean([relative[m] for m in defined]) if defined else np.nan,
                              "undefined": len(metrics) - len(defined), "points": points})  # fmt: skip
             resampled.append({
-                "improvement": _mean_defined([_relative(sampled[method, m], sampled[f"{method}_BLUE", m])
-                                              for m in defined]),
+                "improvement": np.mean([_relative(sampled[method, m], sampled[f"{method}_BLUE", m])
+                                        for m in defined], axis=0) if defined else np.full(len(sampled), np.nan),
                 "points": np.mean([sampled[f"{method}_BLUE", m] - sampled[method, m] for m in TEACHER_FORCED], axis=0),
             })  # fmt: skip
     frame = pd.DataFrame(settings)
@@ -141,7 +166,7 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
          "–" if pd.isna(row["improvement"]) else f"{row['improvement']:+.1f} %", f"{row['points']:+.1f}"]
         for row in settings
     ]  # fmt: skip
-    low, high = limits(_mean_defined([draw["improvement"] for draw in resampled]))
+    low, high = limits(np.nanmean([draw["improvement"] for draw in resampled], axis=0))
     down, up = limits(np.mean([draw["points"] for draw in resampled], axis=0))
     average = {"model": "average", "improvement": frame.improvement.mean(), "low": low, "high": high,
                "median": frame.improvement.median(), "undefined": int(frame.undefined.sum()),
@@ -151,29 +176,25 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
                  f"{average['points']:+.1f}"])  # fmt: skip
     theirs, pairs = published_improvement()
     below = (
-        "Relative improvement of each BLUE variant over its plain method, in per cent, and its mean over the "
-        f"benchmark's metrics. Average over {len(settings)} settings: {average['improvement']:+.1f} % "
+        f"{_scale(scores)} Relative improvement of each BLUE variant over its plain method, in per cent, and its mean "
+        f"over the benchmark's metrics. Average over {len(settings)} settings: {average['improvement']:+.1f} % "
         f"[{low:+.1f}, {high:+.1f}] (95 % interval, bootstrap of seeds and records), median over settings "
         f"{average['median']:+.1f} %; in points of efficacy, generalization and specificity {average['points']:+.1f} "
-        f"[{down:+.1f}, {up:+.1f}]. Left out, where the plain method has 0: {average['undefined']} figures.\n\n"
-        "The paper's abstract says 35.59 % on average, and its formula was not found in a public source; this one is "
-        f"ours. On the {pairs} pairs of which both figures were found published, it gives {theirs:+.1f} %; RECT_BLUE, "
-        "PRUNE_BLUE, all BLUE rows of GPT2-XL and of GPT-J on zsRE were not found, so 35.59 % cannot be checked."
+        f"[{down:+.1f}, {up:+.1f}]. {_of_seeds(scores)} Left out (–), where the plain method has less than {FLOOR:g}: "
+        f"{average['undefined']} figures.\n\n"
+        f"The paper's abstract says {PUBLISHED_IMPROVEMENT} % on average, and its formula was not found in a public "
+        f"source; this one is ours. On the {pairs} pairs of which both figures were found published, it gives "
+        f"{theirs:+.1f} %; RECT_BLUE, PRUNE_BLUE, all BLUE rows of GPT2-XL and of GPT-J on zsRE were not found, so "
+        f"{PUBLISHED_IMPROVEMENT} % cannot be checked."
     )
     return frame, rows, ["model", "dataset", "method", *metrics, "mean", "points"], below
 
 
 def _relative(plain: Any, blue: Any) -> Any:
+    """In per cent; NaN where the plain method has 0, as in a rare draw."""
     with np.errstate(divide="ignore", invalid="ignore"):
         found = 100 * (np.asarray(blue) - plain) / np.asarray(plain)
     return np.where(np.asarray(plain) == 0, np.nan, found)[()]
-
-
-def _mean_defined(values: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of each draw over what is defined in it."""
-    stacked = np.stack(values)
-    defined = np.isfinite(stacked)
-    return np.where(defined, stacked, 0).sum(0) / np.maximum(defined.sum(0), 1)
 
 
 def published_improvement() -> tuple[float, int]:
@@ -190,6 +211,8 @@ def published_improvement() -> tuple[float, int]:
     return float(np.mean(found)), len(found)
 
 
+#: The methods of the paper's table that have no BLUE variant.
+PAPER_ALONE = ("FT", "MEND", "ROME")
 #: What a verdict on BLUE looks at: a measure's name, and the metrics it is the mean of.
 MEASURES = {"editing": TEACHER_FORCED[:2], "specificity": TEACHER_FORCED[2:], "success": TEACHER_FORCED}
 
@@ -201,7 +224,7 @@ def family_gains(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame
     for model in dict.fromkeys(model for model, _ in scores):
         frames = [frame for (name, _), frame in scores.items() if name == model]
         sampled = [draws(frame) for frame in frames]
-        for method in [m for m in FAMILIES if all((f"{m}_BLUE", "efficacy") in frame for frame in frames)]:
+        for method in _families(scores):
             for measure, metrics in MEASURES.items():
                 found = [_gain(frame.mean(), method, metrics) for frame in frames]
                 low, high = limits(np.mean([_gain(draw, method, metrics) for draw in sampled], axis=0))
@@ -215,17 +238,19 @@ def _gain(means: Any, method: str, metrics: Sequence[str]) -> Any:
 
 
 def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
-    """By model and dataset, the best BLUE variant and the best other method by success (the mean of efficacy,
-    generalization and specificity), and their difference with its 95 % interval. The two are chosen on the records they
-    are compared on."""
+    """By model and dataset, the best BLUE variant and the best other method of the paper's table by success (the mean
+    of efficacy, generalization and specificity), and their difference with its 95 % interval. Both are chosen anew in
+    each draw, since the best of several on some records is not as good on others."""
     rows = []
     for (model, dataset), frame in scores.items():
-        success = pd.Series({method: np.mean([frame[method, m].mean() for m in TEACHER_FORCED])
-                             for method in frame.columns.unique(0)})  # fmt: skip
+        families = _families(scores)
+        sampled = draws(frame)
+        methods = [m for m in frame.columns.unique(0) if m.removesuffix("_BLUE") in (*families, *PAPER_ALONE)]
+        success = pd.Series({m: np.mean([frame[m, metric].mean() for metric in TEACHER_FORCED]) for m in methods})
+        drawn = pd.DataFrame({m: np.mean([sampled[m, metric] for metric in TEACHER_FORCED], axis=0) for m in methods})
         is_blue = success.index.str.endswith("_BLUE")
         blue, other = success[is_blue].idxmax(), success[~is_blue].idxmax()
-        sampled = draws(frame)
-        low, high = limits(np.mean([sampled[blue, m] - sampled[other, m] for m in TEACHER_FORCED], axis=0))
+        low, high = limits(drawn.loc[:, is_blue].max(axis=1) - drawn.loc[:, ~is_blue].max(axis=1))
         rows.append({"model": model, "dataset": dataset, "blue": blue, "other": other,
                      "mean": success[blue] - success[other], "low": low, "high": high})  # fmt: skip
     return pd.DataFrame(rows)

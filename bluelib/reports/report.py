@@ -12,9 +12,9 @@ import pandas as pd
 
 from ..files import atomic_file, project_path, write_json
 from ..grid import Grid
-from ..layout import ANALYSIS, ANALYSIS_FIGURES, numbers_path
-from .comparison import champions, family_gains, improvement, record_scores
-from .tables import load_cells, main_frame, short_table
+from ..layout import ANALYSIS, ANALYSIS_FIGURES, numbers_name
+from .comparison import champions, family_gains, improvement, paired, record_scores
+from .tables import load_cells, main_frame, markdown_table, short_table
 from .verdicts import LEGEND, Verdict, average_improvement, blue_against_plain
 
 ALL = "all models"
@@ -58,15 +58,17 @@ def claims(grid: Grid) -> list[Claim]:
 
 
 def _of_analysis(grid: Grid, notebook: str) -> list[Claim]:
-    parameters = grid.notebooks.get(notebook, ANALYSIS[notebook])
     run = notebook in grid.notebooks
+    parameters = grid.notebooks[notebook] if run else ANALYSIS[notebook]
     folder = grid.drawn(notebook)[0].parent if run else project_path("figures")
     figures = tuple(folder / f"{name}.png" for name in ANALYSIS_FIGURES[notebook])
     by_claim: dict[str, dict[str, Verdict]] = {}
     sizes = {}
     for model in grid.models:
-        path = numbers_path(notebook, model, parameters)
+        path = grid.numbers(notebook, model) if run else project_path("figures", numbers_name(notebook, model))
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not content["parameters"].items() >= dict(parameters).items():
+            raise ValueError(f"{path} is of another analysis ({content['parameters']}) than the grid's ({parameters})")
         sizes[model] = f"{content['parameters']['edits']} edits"
         for verdict in content["verdicts"]:
             by_claim.setdefault(verdict["claim"], {})[model] = Verdict(**verdict)
@@ -106,8 +108,7 @@ def verdict_table(found: Sequence[Claim], models: Sequence[str], folder: Path) -
 
 def short_verdicts(found: Sequence[Claim], models: Sequence[str]) -> str:
     """The verdicts as signs, with a link to the notebook, for the README."""
-    names = [model.removeprefix("pocket-") for model in models]
-    lines = ["| claim | " + " | ".join(names) + " | where |", "|---" * (len(models) + 2) + "|"]
+    lines = ["| claim | " + " | ".join(models) + " | where |", "|---" * (len(models) + 2) + "|"]
     for claim in found:
         signs = [_MARKS[claim.verdicts.get(ALL, claim.verdicts.get(model)).verdict][0] for model in models]
         place = f"[{claim.notebook[:2]}](notebooks/{claim.notebook}.ipynb)"
@@ -161,6 +162,32 @@ def summary_frame(found: Sequence[Claim]) -> pd.DataFrame:
     return pd.crosstab(frame.notebook, frame.verdict).reindex(columns=list(_MARKS), fill_value=0)
 
 
+def _tables(grid: Grid, folder: Path) -> str:
+    """Links to the grid's tables."""
+    paths = [path for path in grid.tables() if path.suffix == ".md"]
+    return "\n".join(f"- [{path.stem}]({_link(path, folder)})" for path in paths)
+
+
+def paired_summary(grid: Grid) -> str:
+    """How often a BLUE variant is better or worse than its plain method, by metric, and the gains by model, as
+    Markdown."""
+    scores = record_scores(load_cells(grid))
+    compared, gains = paired(scores), family_gains(scores)
+    counts = pd.crosstab(compared.metric, compared.verdict)
+    rows = [[metric, *map(str, row)] for metric, row in zip(counts.index, counts.to_numpy(), strict=True)]
+    header = ["metric", *(f"BLUE is {verdict}" for verdict in counts.columns)]
+    gains["gain"] = [f"{row.mean:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in gains.itertuples()]
+    wide = gains.pivot(index=["model", "method"], columns="measure", values="gain")
+    gained = [[*place, *row] for place, row in zip(wide.index, wide.to_numpy().tolist(), strict=True)]
+    return "\n\n".join(
+        [
+            markdown_table("Settings (model, dataset, method) by what BLUE is", rows, header),
+            markdown_table("BLUE minus plain in points, datasets weighing alike, with 95 % intervals", gained,
+                           ["model", "method", *wide.columns]),
+        ]
+    )  # fmt: skip
+
+
 def write_report(grid: Grid, found: Sequence[Claim], folder: Path) -> list[Path]:
     """Write ``report.md`` and ``verdicts.json`` into ``folder``; returns their paths."""
     scale = json.loads(grid.result(grid.cells()[0]).read_text(encoding="utf-8"))["provenance"]["scale"]
@@ -169,11 +196,18 @@ def write_report(grid: Grid, found: Sequence[Claim], folder: Path) -> list[Path]
             f"# Report: the claims of the paper at the {scale} scale",
             f"Grid `{grid.name}`: {', '.join(grid.models)}; {', '.join(grid.datasets)}; {grid.edits} edits in batches "
             f"of {grid.batch_size}; seeds {', '.join(map(str, grid.seeds))}. Every verdict is about this scale and "
-            "these models, and rests on 95 % intervals over records, and over seeds where there are several.",
+            "these models. Conditions on sizes and differences are conditions on their 95 % intervals, over records "
+            "and, in the main table, over seeds where there are several; conditions on an order, a count or equal "
+            "layers have none.",
             "## Verdicts",
             verdict_table(found, grid.models, folder),
             "## Editing against preservation",
             f"![Editing against specificity, plain and BLUE]({_link(grid.figures / 'pareto.png', folder)})",
+            f"## Tables\n\n{_tables(grid, folder)}",
+            "## BLUE against plain",
+            "Paired over records, with intervals and tests; all metrics and how they are made are in "
+            f"[paired.md]({_link(grid.figures / 'paired.md', folder)}).",
+            paired_summary(grid),
             "## What was seen",
             evidence_table(found),
         ]

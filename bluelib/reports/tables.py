@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..experiment import SCHEMA
 from ..files import atomic_file
 from ..grid import Grid
 from ..layout import plain
@@ -31,13 +32,23 @@ def load_cells(grid: Grid) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: naming the cells that have not been run.
+        ValueError: for a cell of an older schema, or models of several scales.
     """
     paths = [grid.result(cell) for cell in grid.cells()]
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise FileNotFoundError(f"{grid.results} lacks {', '.join(missing[:3])}{more}: run the grid first")
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    for path, cell in zip(paths, cells, strict=True):
+        if cell.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{path} is of schema {cell.get('schema')}, not {SCHEMA}: delete it and run the grid again"
+            )
+    scales = {cell["provenance"]["scale"] for cell in cells}
+    if len(scales) > 1:
+        raise ValueError(f"a table shows one scale, not {' and '.join(sorted(scales))}: {grid.name} has models of both")
+    return cells
 
 
 def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -101,7 +112,8 @@ def main_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row per (model, dataset, method, metric): the mean over the records of all seeds with its standard error, the
     rank among the edited models (1 is best; None before editing), and the published figures.
 
-    Seeds count as independent samples of the records, so that the error of the mean over S of them is √(Σ SE²) / S.
+    Seeds count as independent samples of the records (they share few), so that the error of the mean over S of them is
+    √(Σ SE²) / S.
     """
     frame = results_frame(cells)
     fixed = [*KEYS[:4], "method", "metric"]
@@ -182,7 +194,9 @@ def markdown_table(title: str, rows: list[list[str]], header: list[str]) -> str:
 
 def latex_table(title: str, rows: list[list[str]], header: list[str]) -> str:
     """The same as a LaTeX ``tabular`` with rules of ``booktabs``."""
-    lines = [f"% {title}", rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
+    if title:
+        lines += [rf"\multicolumn{{{len(header)}}}{{l}}{{{_latex(title)}}} \\", r"\midrule"]
     lines += [" & ".join(map(_latex, header)) + r" \\", r"\midrule"]
     for row in rows:
         cells = list(map(_latex, row))
@@ -270,7 +284,7 @@ def short_table(frame: pd.DataFrame) -> str:
                 mark = "" if pd.isna(row["rank"]) else _MARKS.get(int(row["rank"]), "")
                 cells.append(f"{mark}{row['mean']:.1f}{mark}")
         rows.append([method, *cells])
-    header = ["", *(f"{model.removeprefix('pocket-')} {metric[:4]}." for model in models for metric in metrics)]
+    header = ["", *(f"{model} {metric[:4]}." for model in models for metric in metrics)]
     return markdown_table("", rows, header)
 
 
