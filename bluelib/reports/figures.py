@@ -16,6 +16,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from ..analysis import MEAN
 from ..causal import ROLES
@@ -468,8 +469,15 @@ def _joint(block: np.ndarray, points: pd.DataFrame, editor: str, limits: Mapping
         rows = points[points.state == state]
         middle.scatter(rows.x, rows.y, color=colour, s=size, alpha=0.8, linewidths=0)
         for axis, name in ((top, "x"), (right, "y")):
-            filled = {"fill": True, "alpha": 0.5, "linewidth": 0} if state == "before" else {"linewidth": 1.4}
-            sns.kdeplot(data=rows, **{name: name}, ax=axis, color=colour, **filled)
+            places = np.linspace(*limits[name], 200)
+            density = stats.gaussian_kde(rows[name])(places)
+            density = np.round(density / density.max(), 4)  # so that the last bits of a sum don't show in the file
+            line = (places, density) if name == "x" else (density, places)
+            if state == "before":
+                fill = axis.fill_between if name == "x" else axis.fill_betweenx
+                fill(places, density, color=colour, alpha=0.5, linewidth=0)
+            else:
+                axis.plot(*line, color=colour, linewidth=1.4)
     middle.set(xlim=limits["x"], ylim=limits["y"])
     middle.tick_params(labelsize=7)
     top.set(xlim=limits["x"])
