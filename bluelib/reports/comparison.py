@@ -148,7 +148,8 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
         for method in _families(scores):
             metrics = [m for m in METRICS if (method, m) in means]
             defined = [m for m in metrics if means[method, m] >= FLOOR]
-            relative = {m: _relative(means[method, m], means[f"{method}_BLUE", m]) for m in defined}
+            relative = {m: _relative(means[method, m], means[f"{method}_BLUE", m]) if m in defined else np.nan
+                        for m in metrics}  # fmt: skip
             points = np.mean([means[f"{method}_BLUE", m] - means[method, m] for m in TEACHER_FORCED])
             settings.append({"model": model, "dataset": dataset, "method": method, **relative,
                              "improvement": np.mean([relative[m] for m in defined]) if defined else np.nan,
@@ -166,13 +167,14 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
          "–" if pd.isna(row["improvement"]) else f"{row['improvement']:+.1f} %", f"{row['points']:+.1f}"]
         for row in settings
     ]  # fmt: skip
-    low, high = limits(np.nanmean([draw["improvement"] for draw in resampled], axis=0))
+    drawn = [draw["improvement"] for draw in resampled if np.isfinite(draw["improvement"]).any()]
+    low, high = limits(np.nanmean(drawn, axis=0)) if drawn else (np.nan, np.nan)
     down, up = limits(np.mean([draw["points"] for draw in resampled], axis=0))
     average = {"model": "average", "improvement": frame.improvement.mean(), "low": low, "high": high,
                "median": frame.improvement.median(), "undefined": int(frame.undefined.sum()),
                "points": frame.points.mean(), "points_low": down, "points_high": up}  # fmt: skip
     frame = pd.concat([frame, pd.DataFrame([average])], ignore_index=True)
-    rows.append(["average", "", "", *("" for _ in metrics), f"{average['improvement']:+.1f} %",
+    rows.append(["average", "", "", *("" for _ in metrics), f"{average['improvement']:+.1f} %" if drawn else "–",
                  f"{average['points']:+.1f}"])  # fmt: skip
     theirs, pairs = published_improvement()
     below = (
