@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,21 @@ def test_the_figures_are_those_of_the_committed_numbers(notebook, tmp_path):
     assert {path.stem for path in drawn} == set(FIGURES[notebook])
     for path in drawn:
         if path.suffix == ".svg":
-            assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes(), path.name
+            ours, committed = path.read_text(), (ROOT / "figures" / path.name).read_text()
+            if path.stem in NESTED:
+                (ours, numbers_), (committed, others) = map(apart, (ours, committed))
+                assert numbers_ == pytest.approx(others, abs=1e-3), path.name
+            assert ours == committed, path.name
+
+
+#: Figures of nested parts: their layout is solved by iteration, and its last digits differ from one process to another.
+NESTED = ("07_hidden_states",)
+
+
+def apart(svg):
+    """A drawing's text without its coordinates, and these."""
+    number = r"-?\d+\.\d+"
+    return re.sub(number, "#", svg), [float(found) for found in re.findall(number, svg)]
 
 
 def test_shift_verdicts_are_conditions_on_intervals_and_nulls():
