@@ -151,18 +151,6 @@ def test_a_killed_grid_continues(project):
     assert not list(checkpoint.iterdir()), "a finished cell needs no checkpoint"
 
 
-def test_another_editor_is_one_more_cell(project):
-    """What a grid has already is not made again when an editor is added to it."""
-    found = Grid.of(TINY)
-    for place in found.cells():
-        found.result(place).parent.mkdir(parents=True, exist_ok=True)
-        found.result(place).write_text("{}")
-    finished(blue(project, TINY, "--", "--touch", "--forceall", "--until", "cell"))
-    assert "cell" not in jobs(finished(blue(project, TINY, "--", "-n", "--until", "cell")))
-    more = {**TINY, "editors": [*TINY["editors"], "alphaedit"]}
-    assert jobs(finished(blue(project, more, "--", "-n", "--until", "cell")))["cell"] == 1
-
-
 def test_one_run_at_a_time(project):
     from filelock import FileLock
 
