@@ -28,7 +28,7 @@ from .metrics.editing import TEACHER_FORCED
 from .models import Model
 from .provenance import provenance
 from .residuals import DISTRIBUTED
-from .sequence import edit_sequence, preserved
+from .sequence import edited
 from .solvers import Ridge
 from .uncertainty import interval
 
@@ -112,8 +112,7 @@ def _path(model: str) -> Path:
 
 
 def _run(model: Model, records: Sequence[Record], method: Editor, batch_size: int) -> dict[str, Any]:
-    with preserved(model, method.layers):
-        run = edit_sequence(model, records, method, batch_size=batch_size, progress=False)
+    with edited(model, records, method, batch_size=batch_size) as run:
         scores = evaluate(model, records, generate=False)
     seconds = sum(value for phase, value in run.seconds.items() if phase != "prepare")
     return {

@@ -28,7 +28,7 @@ from .models import Model
 from .prompts import Request, locate
 from .representations import subject_hidden, subject_keys
 from .residuals import DIRECT, DISTRIBUTED
-from .sequence import edit_sequence, preserved
+from .sequence import edit_sequence, edited, preserved
 from .solvers import Solver
 from .targets import Targets, optimise_targets
 from .theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
@@ -356,8 +356,7 @@ def scores_by_batch_size(model: Model, records: Sequence[Record], editor: Method
     """
     frames = []
     for size in sizes:
-        with preserved(model, editor.layers):
-            edit_sequence(model, records[:size], editor, batch_size=size, progress=False)
+        with edited(model, records[:size], editor, batch_size=size):
             frames.append(scores_frame(evaluate(model, records[:size], generate=False)).assign(edits=size))
     return pd.concat(frames, ignore_index=True)
 

@@ -14,7 +14,7 @@ from .editors import Editor
 from .metrics.scoring import score_targets
 from .models import Model
 from .residuals import DIRECT
-from .sequence import edit_sequence, preserved
+from .sequence import edited
 
 
 def layer_contributions(model: Model, records: Sequence[Record], editor: Editor, layers: Sequence[int]) -> pd.DataFrame:
@@ -42,10 +42,9 @@ def layer_contributions(model: Model, records: Sequence[Record], editor: Editor,
     rows = []
     for layer in model.check_layers(layers):
         method = replace(editor, layers=(layer,), residual=DIRECT)
-        with preserved(model, (layer,)):
-            edit_sequence(model, records, method, batch_size=len(records), progress=False)
-            edited = probabilities()
-        gains = iter([after - before for after, before in zip(edited, original, strict=True)])
+        with edited(model, records, method, batch_size=len(records)):
+            after = probabilities()
+        gains = iter([one - other for one, other in zip(after, original, strict=True)])
         rewrite, paraphrase = [], []
         for record in records:
             rewrite.append(next(gains))

@@ -26,8 +26,8 @@ RESOURCES = ("mem_mb", "runtime", "gpu")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One place of a grid: what a cell of the main table is made of."""
+class Place:
+    """A place of a grid: what one cell of the main table is made of."""
 
     model: str
     dataset: str
@@ -152,11 +152,11 @@ class Grid:
     def as_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Place]:
         """All cells, models outermost."""
-        return [Cell(*place) for place in product(self.models, self.datasets, self.editors, self.seeds)]
+        return [Place(*place) for place in product(self.models, self.datasets, self.editors, self.seeds)]
 
-    def parameters(self, cell: Cell) -> dict[str, Any]:
+    def parameters(self, cell: Place) -> dict[str, Any]:
         """A cell's parameters of ``05_sequential_editing``, without those that name files."""
         return {**asdict(cell), "edits": self.edits, "batch_size": self.batch_size, **self.where}
 
@@ -164,10 +164,10 @@ class Grid:
     def where(self) -> dict[str, Any]:
         return {"device": self.device, "dtype": self.dtype, **({"corpus": self.corpus} if self.corpus else {})}
 
-    def cell_name(self, cell: Cell) -> str:
+    def cell_name(self, cell: Place) -> str:
         return cell_name(cell.model, cell.dataset, cell.editor, self.edits, self.batch_size, cell.seed)
 
-    def result(self, cell: Cell) -> Path:
+    def result(self, cell: Place) -> Path:
         """Where a cell's numbers are."""
         return self.results / f"{self.cell_name(cell)}.json"
 

@@ -203,6 +203,13 @@ def preserved(model: Model, layers: Sequence[int]) -> Iterator[None]:
         _restore(model, originals)
 
 
+@contextmanager
+def edited(model: Model, records: Sequence[Record], editor: Method, *, batch_size: int, seed: int = 0) -> Iterator[Run]:
+    """The model with these edits inside the block, and afterwards, whatever happens, as it was before."""
+    with preserved(model, editor.layers):
+        yield edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, progress=False)
+
+
 def _snapshot(model: Model, layers: Sequence[int]) -> dict[int, Tensor]:
     return {layer: model.weight(layer).clone() for layer in layers}
 

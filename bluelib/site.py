@@ -28,6 +28,8 @@ from .reproduce import run_notebook
 
 LANDING = "docs/site/index.md"
 GALLERY = "figures/index.md"
+#: A file that says that a folder is a site, which a new one may replace. Hosts that know it serve files as they are.
+MARK = ".nojekyll"
 #: How Jupyter Book is called, in the folder with ``myst.yml``.
 MYST = (sys.executable, "-m", "jupyter_book", "build", "--html")
 #: Seconds until MyST must have fetched its theme, and until it must be done after that.
@@ -60,7 +62,7 @@ def build_site(output: Path, *, only: Sequence[str] = (), execute: bool = True, 
     unknown = [name for name in only if name not in known]
     if unknown:
         raise ValueError(f"no notebook is called {', '.join(unknown)}; known: {', '.join(known)}")
-    if output.exists() and any(output.iterdir()) and not (output / "index.html").exists():
+    if output.exists() and any(output.iterdir()) and not (output / MARK).exists():
         raise ValueError(f"{output} is there and is no site: give another folder")
     notebooks = {
         name: executed(name) if execute else project_path("notebooks", f"{name}.ipynb")
@@ -72,6 +74,7 @@ def build_site(output: Path, *, only: Sequence[str] = (), execute: bool = True, 
         pages = stage_sources(stage, notebooks, note="" if execute else _NOT_RUN)
         if plain or not run_myst(stage, site):
             write_pages(stage, pages, site)
+        (site / MARK).touch()
     return output / "index.html"
 
 

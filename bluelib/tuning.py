@@ -22,7 +22,7 @@ from .metrics import Scores, evaluate
 from .metrics.editing import TEACHER_FORCED
 from .models import Model
 from .provenance import provenance
-from .sequence import edit_sequence, preserved
+from .sequence import edited
 
 DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 60, 3
 
@@ -86,8 +86,7 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
                 return trial["score"]
         try:
             method = get_editor(editor, model, **choice)
-            with preserved(model, method.layers):
-                edit_sequence(model, records, method, batch_size=BATCH_SIZE, progress=False)
+            with edited(model, records, method, batch_size=BATCH_SIZE):
                 scores = evaluate(model, records, generate=False)
             trial = {"choice": choice, "score": round(score(scores), 3),
                      **{metric: round(scores.means[metric], 2) for metric in TEACHER_FORCED}}  # fmt: skip

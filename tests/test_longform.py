@@ -16,10 +16,11 @@ from bluelib.data import Record, RecordError
 from bluelib.data.longform import load_long_form, pocket_long_form
 from bluelib.editors import blue_pairs
 from bluelib.metrics.generation import continue_greedily
-from bluelib.metrics.longform import MEASURES, check_length, evaluate_long_form, long_form_after, rouge_l
+from bluelib.metrics.longform import MEASURES, check_length, evaluate_long_form, rouge_l
 from bluelib.metrics.scoring import score_targets
 from bluelib.pocket.world import build_world
 from bluelib.residuals import DIRECT
+from bluelib.sequence import edited
 from bluelib.uncertainty import paired_differences
 from tests.conftest import PREFIXES, RECORDS, SUBJECTS, editor
 
@@ -168,8 +169,9 @@ def test_editing_and_timing_leave_the_model(any_model, small_world, monkeypatch)
     monkeypatch.setattr("bluelib.metrics.longform.context_prefixes", lambda model: PREFIXES)
     before = [any_model.weight(layer).clone() for layer in range(any_model.n_layers)]
     first = evaluate_long_form(any_model, LONG, OBJECTS)
-    edited = long_form_after(any_model, LONG, OBJECTS, editor(), batch_size=2)
-    assert edited.columns.tolist() == first.columns.tolist() and len(edited) == len(first)
+    with edited(any_model, LONG, editor(), batch_size=2):
+        after = evaluate_long_form(any_model, LONG, OBJECTS)
+    assert after.columns.tolist() == first.columns.tolist() and len(after) == len(first)
     direct = replace(editor(residual=DIRECT, layers=(0, 2)), name="test_blue")
     times = seconds_by_batch(any_model, RECORDS, [editor(), direct], 2)
     assert all(torch.equal(any_model.weight(layer), weight) for layer, weight in enumerate(before))

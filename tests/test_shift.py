@@ -22,12 +22,12 @@ from bluelib.metrics.shift import (
     recalled,
     shift_frame,
     shift_table,
-    states_after,
     typical_distance,
 )
 from bluelib.pocket.datasets import edited_subjects
 from bluelib.pocket.world import build_world
 from bluelib.representations import prompt_hidden
+from bluelib.sequence import edited
 from bluelib.uncertainty import paired_differences
 from tests.conftest import RECORDS, editor
 
@@ -189,7 +189,8 @@ def test_states_are_those_at_the_last_token(any_model):
 def test_edits_move_states_and_leave_the_model(any_model, small_world):
     before = fact_states(any_model, FACTS, 2)
     weights = [any_model.weight(layer).clone() for layer in range(any_model.n_layers)]
-    after, known = states_after(any_model, RECORDS, editor(), FACTS, 2, batch_size=2)
+    with edited(any_model, RECORDS, editor(), batch_size=2):
+        after, known = fact_states(any_model, FACTS, 2), recalled(any_model, FACTS)
     assert after.shape == before.shape and len(known) == len(FACTS)
     assert np.linalg.norm(after - before, axis=1).min() > 0
     assert all(torch.equal(any_model.weight(layer), weight) for layer, weight in enumerate(weights))

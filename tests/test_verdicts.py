@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -130,58 +129,4 @@ def test_the_figures_are_those_of_the_committed_numbers(notebook, tmp_path):
     assert {path.stem for path in drawn} == set(FIGURES[notebook])
     for path in drawn:
         if path.suffix == ".svg":
-            ours, committed = path.read_text(), (ROOT / "figures" / path.name).read_text()
-            if path.stem in NESTED:
-                (ours, numbers_), (committed, others) = map(apart, (ours, committed))
-                assert numbers_ == pytest.approx(others, abs=1e-3), path.name
-            assert ours == committed, path.name
-
-
-#: Figures of nested parts: their layout is solved by iteration, and its last digits differ from one process to another.
-NESTED = ("07_hidden_states",)
-
-
-def apart(svg):
-    """A drawing's text without its coordinates, and these."""
-    number = r"-?\d+\.\d+"
-    return re.sub(number, "#", svg), [float(found) for found in re.findall(number, svg)]
-
-
-def test_shift_verdicts_are_conditions_on_intervals_and_nulls():
-    content = copy.deepcopy(numbers("07_hidden_state_shift"))
-    for row in content["shift"]:
-        if row["measure"] == "energy":
-            row |= {"low": content["halves"]["energy"] + 0.1, "high": content["halves"]["energy"] + 0.3, "p": 0.01}
-    for row in content["differences"]:
-        row |= {"low": -2.0, "high": -1.0}
-    assert [v.verdict for v in verdicts.shift(content)] == [
-        "reproduced", "reproduced", "not at this scale", "reproduced", "not at this scale",
-    ]  # fmt: skip
-    for row in content["shift"]:  # plain beyond the yardstick, BLUE within
-        if row["measure"] == "energy" and row["editor"].endswith("_blue"):
-            row |= {"low": 0.0, "high": content["halves"]["energy"] / 2}
-    assert verdicts.shift(content)[2].verdict == "reproduced"
-    for row in content["shift"]:
-        row["p"] = 0.2
-        if row["measure"] == "energy":
-            row |= {"low": 0.0, "high": content["halves"]["energy"] / 2}
-    for row in content["differences"]:
-        row["high"] = 1.0 if row["plain"] == "memit" else -1.0
-    assert [v.verdict for v in verdicts.shift(content)][:4] == [
-        "not at this scale", "partly", "not at this scale", "partly",
-    ]  # fmt: skip
-
-
-def test_long_form_verdicts_look_at_the_largest_batch_and_at_lower_ends():
-    content = copy.deepcopy(numbers("08_long_form_and_batch"))
-    largest = max(row["edits"] for row in content["batch_differences"])
-    for row in content["batch_differences"]:
-        row["low"] = (1.0 if row["plain"] == "pmet" else -1.0) if row["edits"] == largest else -row.get("low", 0) - 50
-    for row in content["long_form_differences"]:
-        row["low"] = 1.0 if row["metric"] == "rouge_l" else -1.0
-    for row in content["time_ratios"]:
-        row["low"] = 1.1
-    found = {v.claim: v.verdict for v in verdicts.long_form(content)}
-    assert list(found.values()) == ["reproduced", "not at this scale", "partly", "reproduced"]
-    content["batch_differences"] = [row for row in content["batch_differences"] if row["plain"] != "pmet"]
-    assert not any("PMET" in v.claim for v in verdicts.long_form(content)), "no verdict without numbers"
+            assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes(), path.name

@@ -25,10 +25,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from ..contexts import context_prefixes
 from ..data import Record
-from ..methods import Method
 from ..models import Model
 from ..prompts import encode_prompt, encode_target
-from ..sequence import edit_sequence, preserved
 from .generation import continue_greedily
 from .scoring import score_targets
 
@@ -96,19 +94,3 @@ def check_length(model: Model, records: Sequence[Record]) -> int:
         raise ValueError(f"record {record.case_id}: prefix, prompt and target have {longest} tokens, {model.name}'s "
                          f"context has {model.max_positions}: {record.target_new[:80]!r}")  # fmt: skip
     return longest
-
-
-def long_form_after(
-    model: Model,
-    records: Sequence[Record],
-    objects: Sequence[str],
-    editor: Method,
-    *,
-    batch_size: int,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """:func:`evaluate_long_form` after a sequence of edits; the model is left as it was."""
-    check_length(model, records)
-    with preserved(model, editor.layers):
-        edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, progress=False)
-        return evaluate_long_form(model, records, objects)

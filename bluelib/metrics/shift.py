@@ -41,12 +41,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from ..data import DATASETS, Probe, Record
-from ..methods import Method
 from ..models import Model
 from ..pocket.datasets import edited_subjects
 from ..pocket.world import build_world
 from ..representations import prompt_hidden
-from ..sequence import edit_sequence, preserved
 from ..uncertainty import intervals_by
 from .scoring import score_targets
 
@@ -97,22 +95,6 @@ def recalled(model: Model, facts: Sequence[Probe]) -> list[bool]:
 def fact_states(model: Model, facts: Sequence[Probe], layer: int) -> np.ndarray:
     """Outputs of block ``layer`` at the last token of each fact's prompt, ``(n, d_model)`` float64."""
     return prompt_hidden(model, [fact.prompt for fact in facts], layer).T.double().cpu().numpy()
-
-
-def states_after(
-    model: Model,
-    records: Sequence[Record],
-    editor: Method,
-    facts: Sequence[Probe],
-    layer: int,
-    *,
-    batch_size: int,
-    seed: int = 0,
-) -> tuple[np.ndarray, list[bool]]:
-    """:func:`fact_states` and :func:`recalled` after a sequence of edits; the model is left as it was."""
-    with preserved(model, editor.layers):
-        edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, progress=False)
-        return fact_states(model, facts, layer), recalled(model, facts)
 
 
 @dataclass(frozen=True)

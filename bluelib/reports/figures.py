@@ -7,7 +7,7 @@ own model and :func:`bluelib.reproduce.draw_analysis` all of them side by side b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,6 +16,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecBase
 from scipy import stats
 
 from ..analysis import MEAN
@@ -435,36 +436,40 @@ def _by_editor(axis: Axes, scores: pd.DataFrame) -> None:
 
 
 def hidden_states(numbers: Numbers) -> Figure:
-    """States of known facts before and after, in the plane, with both marginals: models in rows, editors in columns."""
+    """States of known facts before and after, in the plane, with both marginals: models in rows, editors in columns.
+
+    Places are given and not solved for: the solution of so many nested panels differs in its last digits from one
+    process to another, and with it the file.
+    """
     columns = max(len(_editors(found)) for found in numbers.values())
     with style():
-        figure = plt.figure(figsize=(3.3 * columns, 3.5 * len(numbers) + 0.3), layout="constrained")
-        rows = figure.subfigures(len(numbers), 1, squeeze=False)[:, 0]
-        for row, (model, found) in zip(rows, numbers.items(), strict=True):
-            row.suptitle(f"{model} ({found['provenance']['scale']} scale)", fontsize=10)
-            points, editors = table(found, "picture"), _editors(found)
+        figure = plt.figure(figsize=(3.3 * columns, 3.6 * len(numbers)))
+        blocks = figure.add_gridspec(len(numbers), columns, hspace=0.42, wspace=0.18)
+        for row, (model, found) in enumerate(numbers.items()):
+            points = table(found, "picture")
             limits = {axis: (points[axis].min(), points[axis].max()) for axis in "xy"}
             limits = {axis: (a - 0.08 * (b - a), b + 0.08 * (b - a)) for axis, (a, b) in limits.items()}
             energy = table(found, "shift").query("measure == 'energy'").set_index("editor")["mean"]
-            shape = {"width_ratios": [4, 1] * columns, "height_ratios": [1, 4]}
-            axes = row.subplots(2, 2 * columns, squeeze=False, gridspec_kw=shape)
-            for axis in axes.flat:
-                axis.set_axis_off()
-            for number, editor in enumerate(editors):
-                block = axes[:, 2 * number : 2 * number + 2]
-                _joint(block, points, editor, limits)
-                block[0, 0].set_title(f"{METHOD[editor]}\nenergy distance {_short(energy[editor])}", fontsize=9)
-                x, y = found["picture_axes"]
-                block[1, 0].set(xlabel=x, ylabel=y if number == 0 else "")
+            x, y = found["picture_axes"]
+            for column, editor in enumerate(_editors(found)):
+                block = blocks[row, column].subgridspec(2, 2, width_ratios=[4, 1], height_ratios=[1, 4], hspace=0.04,
+                                                        wspace=0.04)  # fmt: skip
+                top, middle = _joint(block, points, editor, limits)
+                top.set_title(f"{METHOD[editor]}\nenergy distance {_short(energy[editor])}", fontsize=9)
+                whose = f"{model} ({found['provenance']['scale']} scale)\n{y}"
+                middle.set(xlabel=x, ylabel=whose if column == 0 else "")
         handles = [plt.Line2D([], [], color=colour, marker="o", linestyle="") for colour in (BEFORE, AFTER)]
-        figure.legend(handles, ["before", "after"], loc="outside lower center", ncols=2)
+        figure.legend(handles, ["before", "after"], loc="lower center", bbox_to_anchor=(0.5, 0.03), ncols=2)
         return figure
 
 
-def _joint(block: np.ndarray, points: pd.DataFrame, editor: str, limits: Mapping[str, tuple[float, float]]) -> None:
-    """One scatter plot with its marginal densities above and at its right."""
-    middle, top, right = block[1, 0], block[0, 0], block[1, 1]
-    middle.set_axis_on()
+def _joint(
+    block: GridSpecBase, points: pd.DataFrame, editor: str, limits: Mapping[str, tuple[float, float]]
+) -> tuple[Axes, Axes]:
+    """One scatter plot with its marginal densities above and at its right; returns the upper panel and the middle."""
+    (top, corner), (middle, right) = block.subplots()
+    for axis in (top, corner, right):
+        axis.set_axis_off()
     for state, colour, size in (("before", BEFORE, 10), (editor, AFTER, 5)):
         rows = points[points.state == state]
         middle.scatter(rows.x, rows.y, color=colour, s=size, alpha=0.8, linewidths=0)
@@ -472,16 +477,16 @@ def _joint(block: np.ndarray, points: pd.DataFrame, editor: str, limits: Mapping
             places = np.linspace(*limits[name], 200)
             density = stats.gaussian_kde(rows[name])(places)
             density = np.round(density / density.max(), 4)  # so that the last bits of a sum don't show in the file
-            line = (places, density) if name == "x" else (density, places)
             if state == "before":
                 fill = axis.fill_between if name == "x" else axis.fill_betweenx
                 fill(places, density, color=colour, alpha=0.5, linewidth=0)
             else:
-                axis.plot(*line, color=colour, linewidth=1.4)
+                axis.plot(*((places, density) if name == "x" else (density, places)), color=colour, linewidth=1.4)
     middle.set(xlim=limits["x"], ylim=limits["y"])
     middle.tick_params(labelsize=7)
     top.set(xlim=limits["x"])
     right.set(ylim=limits["y"])
+    return top, middle
 
 
 def _editors(numbers: Mapping[str, Any]) -> list[str]:
@@ -491,6 +496,18 @@ def _editors(numbers: Mapping[str, Any]) -> list[str]:
 def _short(value: float) -> str:
     """Two significant digits, without an exponent."""
     return f"{value:.{max(0, 1 - math.floor(math.log10(abs(value))))}f}" if value else "0"
+
+
+def _measure_panels(
+    axes: np.ndarray, numbers: Numbers, labels: Mapping[str, str]
+) -> Iterator[tuple[Axes, Mapping[str, Any], str]]:
+    """Each panel with its model's numbers and its measure: rows are measures, columns models, along x are editors."""
+    for column, found in zip(axes.T, numbers.values(), strict=True):
+        for axis, measure in zip(column, labels, strict=True):
+            yield axis, found, measure
+        _editor_ticks(column[-1], _editors(found))
+    for axis, label in zip(axes[:, 0], labels.values(), strict=True):
+        axis.set_ylabel(label)
 
 
 def shift_measures(numbers: Numbers) -> Figure:
@@ -503,20 +520,17 @@ def shift_measures(numbers: Numbers) -> Figure:
     }
     with style():
         figure, axes = _panels(numbers, len(labels), 2.1, sharex="col")
-        for column, found in enumerate(numbers.values()):
+        for axis, found, measure in _measure_panels(axes, numbers, labels):
             shift, editors = table(found, "shift"), _editors(found)
-            for axis, (measure, label) in zip(axes[:, column], labels.items(), strict=True):
-                rows = shift[shift.measure == measure].set_index("editor").loc[editors]
-                _points(axis, rows, editors)
-                if measure in found["halves"]:
-                    axis.axhline(found["halves"][measure], color="black", linestyle="--", linewidth=1,
-                                 label="two halves of the unedited facts, 95 %")  # fmt: skip
-                    axis.plot(range(len(rows)), rows.swaps, "_", color="black", markersize=14,
-                              label="before and after swapped, 95 %")  # fmt: skip
-                if measure != "recalled":
-                    axis.set(ylim=(min(0, axis.get_ylim()[0]), None))
-                axis.set_ylabel(label if column == 0 else "")
-            _editor_ticks(axes[-1, column], editors)
+            rows = shift[shift.measure == measure].set_index("editor").loc[editors]
+            _points(axis, rows, editors)
+            if measure in found["halves"]:
+                axis.axhline(found["halves"][measure], color="black", linestyle="--", linewidth=1,
+                             label="two halves of the unedited facts, 95 %")  # fmt: skip
+                axis.plot(range(len(rows)), rows.swaps, "_", color="black", markersize=14,
+                          label="before and after swapped, 95 %")  # fmt: skip
+            if measure != "recalled":
+                axis.set(ylim=(min(0, axis.get_ylim()[0]), None))
         handles, names = axes[2, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=1, fontsize=8)
         return figure
@@ -568,16 +582,13 @@ def long_form_scores(numbers: Numbers) -> Figure:
     }
     with style():
         figure, axes = _panels(numbers, len(labels), 2.1, sharex="col", sharey="row")
-        for column, found in enumerate(numbers.values()):
-            scores, editors = table(found, "long_form"), found["parameters"]["editors"]
-            for axis, (metric, label) in zip(axes[:, column], labels.items(), strict=True):
-                rows = scores[scores.metric == metric].set_index(["prompt", "editor"])
-                for prompt, shift, marker in (("question", -0.12, "o"), ("rephrased", 0.12, "^")):
-                    _points(axis, rows.loc[prompt], editors, shift, marker)
-                axis.axhline(rows["mean"]["question", "before"], color="black", linestyle=":", linewidth=1)
-                axis.set(ylim=(-3, 103))
-                axis.set_ylabel(label if column == 0 else "")
-            _editor_ticks(axes[-1, column], editors)
+        for axis, found, metric in _measure_panels(axes, numbers, labels):
+            scores, editors = table(found, "long_form"), _editors(found)
+            rows = scores[scores.metric == metric].set_index(["prompt", "editor"])
+            for prompt, shift, marker in (("question", -0.12, "o"), ("rephrased", 0.12, "^")):
+                _points(axis, rows.loc[prompt], editors, shift, marker)
+            axis.axhline(rows["mean"]["question", "before"], color="black", linestyle=":", linewidth=1)
+            axis.set(ylim=(-3, 103))
         handles = [plt.Line2D([], [], color=GREY, marker=marker, linestyle="") for marker in "o^"]
         handles.append(plt.Line2D([], [], color="black", linestyle=":"))
         names = ["the question", "the rephrased question", "before editing, the question"]

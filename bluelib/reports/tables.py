@@ -168,8 +168,11 @@ _MARKS = {1: "**", 2: "__"}
 def _ours(row: pd.Series | None) -> str:
     if row is None:
         return NOT_MEASURED
-    text = f"{row['mean']:.{DIGITS}f} ± {row.standard_error:.{DIGITS}f}"
-    mark = "" if pd.isna(row["rank"]) else _MARKS.get(int(row["rank"]), "")
+    return _marked(f"{row['mean']:.{DIGITS}f} ± {row.standard_error:.{DIGITS}f}", row["rank"])
+
+
+def _marked(text: str, rank: Any) -> str:
+    mark = "" if pd.isna(rank) else _MARKS.get(int(rank), "")
     return f"{mark}{text}{mark}"
 
 
@@ -277,13 +280,8 @@ def short_table(frame: pd.DataFrame) -> str:
     measured = frame.set_index(["model", "method", "metric"])
     rows = []
     for method in [m for m in ORDER if m in set(frame.method)]:
-        cells = []
-        for model in models:
-            for metric in metrics:
-                row = measured.loc[(model, method, metric)]
-                mark = "" if pd.isna(row["rank"]) else _MARKS.get(int(row["rank"]), "")
-                cells.append(f"{mark}{row['mean']:.1f}{mark}")
-        rows.append([method, *cells])
+        cells = (measured.loc[(model, method, metric)] for model in models for metric in metrics)
+        rows.append([method, *(_marked(f"{row['mean']:.1f}", row["rank"]) for row in cells)])
     header = ["", *(f"{model} {metric[:4]}." for model in models for metric in metrics)]
     return markdown_table("", rows, header)
 
