@@ -203,7 +203,7 @@ def _table_page(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if not _heading(text):
         kind, *rest = path.stem.split("_")
-        text = f"# {kind.capitalize()}: {', '.join(rest)}\n\n{text}"
+        text = f"# {': '.join(filter(None, (kind.capitalize(), ', '.join(rest))))}\n\n{text}"
     if path.with_suffix(".png").exists():
         text += f"\n\n![{_heading(text)}, as a picture]({path.stem}.png)\n"
     return text

@@ -100,8 +100,8 @@ def verdict_table(found: Sequence[Claim], models: Sequence[str], folder: Path) -
         cells = [_MARKS[(of_all or claim.verdicts[model]).verdict] for model in models]
         if of_all:
             cells = [f"{cells[0]} (together)", *("″" for _ in cells[1:])]
-        paths = (project_path("notebooks", f"{claim.notebook}.ipynb"), *claim.figures)
-        links = [f"[{path.stem.removeprefix(claim.notebook[:3])}]({_link(path, folder)})" for path in paths]
+        links = [f"[notebook]({_link(project_path('notebooks', f'{claim.notebook}.ipynb'), folder)})"]
+        links += [f"[{path.stem.removeprefix(claim.notebook[:3])}]({_link(path, folder)})" for path in claim.figures]
         lines.append(f"| {claim.text} | " + " | ".join(cells) + f" | {', '.join(links)} |")
     return "\n".join([*lines, "", LEGEND])
 
