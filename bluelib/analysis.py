@@ -58,7 +58,11 @@ class Study:
 
     def distributed(self, layer: int) -> Tensor:
         """R^L / (L − l + 1), ``(d_model, u)``."""
-        return self.direct(self.layers[-1]) / (self.layers[-1] - layer + 1)
+        return self.last(layer) / (self.layers[-1] - layer + 1)
+
+    def last(self, layer: int) -> Tensor:
+        """R^L, ``(d_model, u)``, on the device of ``layer``."""
+        return self.direct(self.layers[-1]).to(self.keys[layer].device)
 
 
 def study(model: Model, requests: Sequence[Request], layers: Sequence[int], editor: Editor) -> Study:
@@ -74,10 +78,9 @@ def study(model: Model, requests: Sequence[Request], layers: Sequence[int], edit
 
 def compare_residuals(found: Study) -> pd.DataFrame:
     """Per layer and request: the ``cosine`` of R* and R^L, and their ``deviation`` ‖R* − R^L‖."""
-    last = found.direct(found.layers[-1])
     rows = []
     for layer in found.layers:
-        direct = found.direct(layer)
+        direct, last = found.direct(layer), found.last(layer)
         cosines = torch.nn.functional.cosine_similarity(direct, last, dim=0)
         measures = zip(cosines.tolist(), (direct - last).norm(dim=0).tolist(), strict=True)
         for request, (cosine, deviation) in enumerate(measures):
@@ -92,8 +95,8 @@ def residual_contributions(model: Model, requests: Sequence[Request], found: Stu
     *Edited* is read as: with the residual added to the block's output at the subject's last token, weights untouched.
     P is the geometric mean over the new object's tokens.
     """
-    places = [locate(model.tokenizer, r.prompt, r.subject).subject_last for r in requests]
-    rows, columns = torch.arange(len(requests), device=model.device), torch.tensor(places, device=model.device)
+    rows = list(range(len(requests)))
+    columns = [locate(model.tokenizer, r.prompt, r.subject).subject_last for r in requests]
 
     def probabilities(layer: int, added: Tensor) -> Tensor:
         def add(key: object, hidden: Tensor) -> Tensor:
@@ -191,13 +194,14 @@ def weight_shifts(
         layers = dict.fromkeys(layer for layer, _ in pairs)
         gains = {layer: gain(solver, states[layer], found.keys[layer][:, index]) for layer in layers}
         for layer, last in pairs:
-            measured = _row(direct[layer][:, index], direct[last][:, index], last - layer + 1, gains[layer])
+            missing = direct[last][:, index].to(gains[layer].device)
+            measured = _row(direct[layer][:, index], missing, last - layer + 1, gains[layer])
             rows.append({"batch": number, "edits": len(index), "layer": layer, "last": last, **measured})
     return pd.DataFrame(rows)
 
 
 def _row(direct: Tensor, last: Tensor, divisor: float, q: Tensor) -> dict[str, float]:
-    """One comparison: the columns of :func:`weight_shifts`."""
+    """One comparison: the columns of :func:`weight_shifts`; all on the device of the layer l."""
     whole = spectral_norm(direct.double() @ q)
     error = spectral_norm(weight_shift(direct, last, divisor, q))
     norms = Norms.of(direct, last, divisor, q)
@@ -284,7 +288,7 @@ def shifts_of_batch(
             direct = optimise_targets(
                 model, requests, layer, state.prefixes, editor.targets, token_budget=state.token_budget
             ).deltas
-            missing = result.targets[last].values - subject_hidden(model, requests, last)
+            missing = (result.targets[last].values - subject_hidden(model, requests, last)).to(direct.device)
             keys = subject_keys(model, requests, layer, state.prefixes)
             q, divisor = gain(editor.solver, state.solvers[layer], keys), last - layer + 1
             row = {"layer": layer, "last": last, "edits": len(requests), **_row(direct, missing, divisor, q)}

@@ -62,15 +62,16 @@ class Editor(Method):
         """What does not depend on a batch: context prefixes, and each layer's factored second moment.
 
         Raises:
-            ValueError: if the editor names no corpus.
+            ValueError: if the editor names no corpus, or a layer is not in memory.
         """
-        layers = model.check_layers(self.layers)
+        layers = model.check_editable(self.layers)
         if self.corpus is None:
             raise ValueError(f"{self.name} names no corpus for the second moments of {model.name}; "
                              "pass corpus='path/to/text.txt', or set it in the model's configuration")  # fmt: skip
         moments = second_moments(model, layers, corpus=self.corpus, tokens=self.tokens)
         solvers = {
-            layer: on_device(self.solver.prepare(moments[layer].matrix.to(model.device)), "cpu") for layer in layers
+            layer: on_device(self.solver.prepare(moments[layer].matrix.to(model.weight(layer).device)), "cpu")
+            for layer in layers
         }
         return EditState(context_prefixes(model), solvers, self.token_budget or default_token_budget(model))
 
@@ -96,8 +97,8 @@ class Editor(Method):
                 missing = targets[at].values - subject_hidden(model, requests, at, self.targets.component)
             with timer("solve"):
                 weight = model.weight(layer)
-                residuals = missing / self.residual.divisor(len(layers) - position)
-                update = self.solver.solve(on_device(state.solvers[layer], model.device), keys[layer], residuals)
+                residuals = missing.to(weight.device) / self.residual.divisor(len(layers) - position)
+                update = self.solver.solve(on_device(state.solvers[layer], weight.device), keys[layer], residuals)
                 updates[layer] = self.constraint.batch(update.float(), weight.float())
                 weight.add_(updates[layer].to(weight.dtype))
         return BatchResult(

@@ -65,7 +65,7 @@ class Network(nn.Module):
 
     def forward(self, position: int, keys: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
         key_scale, gradient_scale = self.scale[position]
-        x = torch.cat([keys / key_scale, gradients / gradient_scale], 1)
+        x = torch.cat([keys.to(key_scale.device) / key_scale, gradients.to(key_scale.device) / gradient_scale], 1)
         for i, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
             # clamp has gradient 1 at 0, where the network starts; relu has 0 and would never learn.
             x = x + (self.gain[position, i] * up(down(x)) + self.offset[position, i]).clamp(min=0)
@@ -125,7 +125,7 @@ class Mend(Method):
             raise FloatingPointError(f"{self.name}: the loss of {requests[0].text!r} and its batch is {loss}")
         with timer("network"):
             updates = {
-                layer: state.update(position, *pairs[layer]).to(model.weight(layer).dtype)
+                layer: state.update(position, *pairs[layer]).to(model.weight(layer))
                 for position, layer in enumerate(self.layers)
             }
             for layer, update in updates.items():
@@ -249,7 +249,7 @@ def _edited(model: Model, updates: Mapping[int, Tensor]) -> Iterator[None]:
     with torch.enable_grad():
         hooks = [
             model.value_projection(layer).register_forward_hook(
-                lambda module, args, output, update=update: output + args[0] @ update.T.to(args[0].dtype)
+                lambda module, args, output, update=update: output + args[0] @ update.T.to(args[0])
             )
             for layer, update in updates.items()
         ]

@@ -8,7 +8,7 @@ architecture are. Everything else in the library works on these names alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -33,7 +33,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Adapter:
-    """The names of a model's parts, as dotted paths.
+    """The names of a model's parts, as dotted paths. How to write one: ``docs/adapters.md``.
+
+    What the library takes for granted: a block adds its MLP's output to the residual stream as it is, the logits are
+    those of ``head`` on the output of ``norm``, and that is what ``base_model`` returns. ``blue doctor`` measures it.
 
     ``value_projection``, ``mlp``, ``attention`` and ``mlp_norm`` are relative to a block. ``mlp_norm`` is what the MLP
     reads the residual stream through, after attention; None for a block whose MLP stands beside attention, not after
@@ -51,12 +54,20 @@ class Adapter:
     input_major: bool = False
 
 
-#: By ``config.model_type`` of transformers.
+_LLAMA = Adapter("model.layers", "mlp.down_proj", "mlp", "self_attn", "post_attention_layernorm", "model.norm")
+#: By ``config.model_type`` of transformers. Qwen2.5 is a ``qwen2``.
 ADAPTERS = {
     "gpt2": Adapter("transformer.h", "mlp.c_proj", "mlp", "attn", "ln_2", "transformer.ln_f", input_major=True),
     "gptj": Adapter("transformer.h", "mlp.fc_out", "mlp", "attn", None, "transformer.ln_f"),
-    "llama": Adapter("model.layers", "mlp.down_proj", "mlp", "self_attn", "post_attention_layernorm", "model.norm"),
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "mistral": _LLAMA,
+    "gemma": _LLAMA,
 }
+_NORMALISED = "it normalises its MLPs' outputs before adding them, so that no change of W adds R to the residual stream"
+#: By ``config.model_type``, why a well-known architecture cannot be edited by what this library computes.
+UNFIT = {"gemma2": _NORMALISED, "gemma3": _NORMALISED, "gemma3_text": _NORMALISED}
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.lm.device
+        """Where inputs go: the device of the embeddings. A layer of a model on several devices has its own, which is
+        that of its :meth:`weight`."""
+        return self.lm.get_input_embeddings().weight.device
 
     def value_projection(self, layer: int) -> nn.Module:
         """The module whose input is the key and whose weight is edited."""
@@ -163,7 +176,7 @@ class Model:
         weight = self.value_projection(layer).weight.data
         return weight.T if self.adapter.input_major else weight
 
-    def check_layers(self, layers: Iterator[int] | tuple[int, ...] | list[int]) -> tuple[int, ...]:
+    def check_layers(self, layers: Iterable[int]) -> tuple[int, ...]:
         """``layers`` as a sorted tuple.
 
         Raises:
@@ -174,6 +187,22 @@ class Model:
         if wrong or not layers or len(set(layers)) < len(layers):
             raise ValueError(
                 f"layers {list(layers)} are not distinct layers of {self.name}, which has 0 to {self.n_layers - 1}"
+            )
+        return layers
+
+    def check_editable(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """``layers`` as a sorted tuple, all of which can be edited in place. Others may be offloaded.
+
+        Raises:
+            ValueError: if one is not a layer of this model, or if accelerate, for want of memory on the devices, keeps
+                it in the host's memory or on disk and brings a copy when it runs.
+        """
+        layers = self.check_layers(layers)
+        away = [layer for layer in layers if self.weight(layer).is_meta]
+        if away:
+            raise ValueError(
+                f"layers {', '.join(map(str, away))} of {self.name} cannot be edited: they are offloaded to the host's "
+                "memory or to disk; a model that is to be edited needs devices with more memory, or a smaller dtype"
             )
         return layers
 
@@ -203,33 +232,77 @@ def pocket_models() -> dict[str, Path]:
 
 
 def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Model:
-    """Load a causal language model.
+    """Load a causal language model: from safetensors files only, and without running code that comes with it.
 
     Args:
         name: a pocket model (see :func:`pocket_models`), a local checkpoint folder, or a hub id.
-        device: a torch device.
+        device: a torch device; or ``auto``, to spread the model over all there are (accelerate's
+            ``device_map="auto"``).
         dtype: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        ValueError: for an unknown dtype or an architecture without an adapter.
-        OSError: if the name is neither known, nor a folder, nor reachable on the hub.
+        ValueError: for an unknown dtype or device, or an architecture without an adapter.
+        OSError: if the name is neither known, nor a folder, nor on the hub, or if the hub does not hand it out; the
+            message says what to do.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    _check_device(device)
     shipped = pocket_models()
     if name.startswith("pocket-") and name not in shipped and not Path(name).exists():
         raise ValueError(f"model {name!r} is not shipped here; known: {', '.join(shipped) or 'none'}, "
                          "or a local checkpoint folder, or a hub id")  # fmt: skip
     source = str(shipped.get(name, name))
-    config = AutoConfig.from_pretrained(source)
-    adapter_for(config.model_type)  # refuse an unknown architecture before loading its weights
-    with _without_progress_bar(name in shipped):
-        lm = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True)
-    lm = lm.to(device).eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        adapter_for(config.model_type)  # refuse an unknown architecture before loading its weights
+        with _without_progress_bar(name in shipped):
+            lm = AutoModelForCausalLM.from_pretrained(
+                source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False,
+                device_map=None if device == "cpu" else device,
+            )  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        raise OSError(_why_not(name, error)) from error
+    lm = lm.eval().requires_grad_(False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Model.of(name, lm, tokenizer, getattr(config, "_commit_hash", None))
+
+
+def _check_device(device: str) -> None:
+    if device == "auto":
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is neither auto nor a torch device such as cpu, cuda or cuda:1") from error
+    if kind != "cpu" and not getattr(torch, kind).is_available():
+        raise ValueError(f"device {device!r} is not there: torch {torch.__version__} finds no {kind}; use cpu")
+
+
+def _why_not(name: str, error: OSError) -> str:
+    """What to do about a model that transformers cannot load."""
+    raised, cause = set(), error
+    while cause is not None:
+        raised.add(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    said = str(error).strip().split("\n")[0]
+    if "GatedRepoError" in raised or "gated repo" in said:
+        return (
+            f"the hub hands {name!r} out only to those who have accepted its licence: do that at "
+            f"https://huggingface.co/{name}, then log in (`hf auth login`, or set HF_TOKEN)"
+        )
+    if "safetensors" in said:
+        return (
+            f"{name!r} has no weights in safetensors files, and no other kind is read, for a pickle can run code; "
+            f"docs/paper-scale.md shows how to convert a checkpoint ({said})"
+        )
+    return (
+        f"{name!r} cannot be loaded: {said} A model is a pocket model ({', '.join(pocket_models())}), a local "
+        "checkpoint folder, or a hub id; without a connection, what the hub's cache holds; for a private one, log in "
+        "(`hf auth login`, or set HF_TOKEN)"
+    )
 
 
 @contextmanager
@@ -249,13 +322,15 @@ def adapter_for(model_type: str) -> Adapter:
     """The adapter of an architecture.
 
     Raises:
-        ValueError: if there is none; the message says what one must provide.
+        ValueError: if there is none, or the architecture cannot have one; the message says what one must provide.
     """
+    if model_type in UNFIT:
+        raise ValueError(f"architecture {model_type!r} cannot be edited: {UNFIT[model_type]}")
     if model_type not in ADAPTERS:
         raise ValueError(
-            f"no adapter for architecture {model_type!r} (known: {', '.join(ADAPTERS)}); "
-            "add an Adapter with the paths of its blocks, MLP value projection, attention, final norm and head "
-            "to bluelib.models.ADAPTERS"
+            f"no adapter for architecture {model_type!r} (known: {', '.join(ADAPTERS)}). An Adapter names, as dotted "
+            "paths, the list of blocks; in a block the MLP's value projection, the MLP, attention and the norm before "
+            "the MLP; the final norm and the head. It goes into bluelib.models.ADAPTERS: see docs/adapters.md"
         )
     return ADAPTERS[model_type]
 
@@ -263,13 +338,17 @@ def adapter_for(model_type: str) -> Adapter:
 def _checksum(lm: PreTrainedModel, adapter: Adapter) -> tuple[float, ...]:
     blocks = lm.get_submodule(adapter.blocks)
     weights = (block.get_submodule(adapter.value_projection).weight for block in blocks)
-    return tuple(weight.detach().double().abs().sum().item() for weight in weights)
+    # what is on the meta device has been offloaded by accelerate, and cannot be edited
+    return tuple(0.0 if weight.is_meta else weight.detach().double().abs().sum().item() for weight in weights)
 
 
 def weights_hash(lm: nn.Module) -> str:
     """SHA-256 over the names, shapes, types and bytes of all parameters and buffers that are saved."""
     digest = hashlib.sha256()
     for name, tensor in sorted(lm.state_dict().items()):
+        if tensor.is_meta:
+            raise ValueError(f"{name} is offloaded, so that the weights of this checkpoint cannot be identified: "
+                             "use devices with more memory, a smaller dtype, or a hub id")  # fmt: skip
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return "sha256:" + digest.hexdigest()

@@ -62,16 +62,21 @@ def git_commit() -> str | None:
 
 
 def peak_memory(model: Model) -> dict[str, float]:
-    """The most memory that this process has held so far, in GB (10⁹ bytes): the host's, and the device's if the model
-    is on a GPU."""
+    """The most memory that this process has held so far, in GB (10⁹ bytes): the host's, and, if the model
+    is on GPUs, the fullest one's."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     found = {"host_gb": round(resident / 1e9, 3)}
     if model.device.type == "cuda":
-        found["device_gb"] = round(torch.cuda.max_memory_allocated(model.device) / 1e9, 3)
+        found["device_gb"] = round(max(map(torch.cuda.max_memory_allocated, _devices(model))) / 1e9, 3)
     return found
+
+
+def _devices(model: Model) -> list[torch.device]:
+    """The GPUs that the model is on."""
+    return sorted({p.device for p in model.lm.parameters() if p.device.type == "cuda"}, key=str)
 
 
 def _device(model: Model) -> str:
     if model.device.type == "cuda":
-        return torch.cuda.get_device_name(model.device)
+        return ", ".join(map(torch.cuda.get_device_name, _devices(model)))
     return f"{model.device.type} ({platform.machine()})"

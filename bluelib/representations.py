@@ -55,7 +55,6 @@ def _at_last(model: Model, sequences: Sequence[Sequence[int]], modules: dict, la
         inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
         with trace(**modules, stop=True) as captured:
             model.lm.base_model(**inputs, use_cache=False)
-        last = inputs["attention_mask"].sum(1) - 1
         for row, i in enumerate(batch):
-            vectors[i] = captured[layer][row, last[row]].float()
+            vectors[i] = captured[layer][row, len(sequences[i]) - 1].float()
     return torch.stack(vectors)

@@ -107,8 +107,8 @@ def edit_sequence(
         after_batch: called after each batch with its number and result.
 
     Raises:
-        ValueError: for no records, or a batch size below 1 or above the number of records; for a checkpoint of
-            another run; for conflicts that are to be refused.
+        ValueError: for no records, or a batch size below 1 or above the number of records; for a layer to edit that
+            is not in memory; for a checkpoint of another run; for conflicts that are to be refused.
         ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored); the model
             is left as it was before that batch.
     """
@@ -124,7 +124,7 @@ def edit_sequence(
         )
     if checkpoint_dir is not None:
         model.check_unedited("checkpoints")
-    model.edit_in_float32(editor.layers)
+    model.edit_in_float32(model.check_editable(editor.layers))
     timer = Timer()
     with timer("prepare"):
         state = editor.prepare(model)
@@ -145,7 +145,7 @@ def edit_sequence(
         torch.manual_seed(seed)
         if done:
             for keys in done.keys:
-                editor.remember(state, {layer: k.to(model.device) for layer, k in keys.items()})
+                editor.remember(state, {layer: k.to(model.weight(layer).device) for layer, k in keys.items()})
             _restore(model, done.weights)
             torch.set_rng_state(done.random_state)
             for phase, seconds in done.seconds.items():

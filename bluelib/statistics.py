@@ -138,7 +138,7 @@ def _measure(model: Model, layers: Sequence[int], corpus, tokens: int, progress:
             model.lm.base_model(**inputs, use_cache=False)
         kept = inputs["attention_mask"].bool()
         for layer in layers:
-            k = keys[layer][kept].float()
+            k = keys[layer][kept.to(keys[layer].device)].float()
             totals[layer] = totals[layer] + (k.T @ k).double()
     count = sum(map(len, sequences))
     return {layer: (total / count).float().cpu() for layer, total in totals.items()}

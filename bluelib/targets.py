@@ -8,10 +8,14 @@ Only what depends on δ is computed at each step, without approximation: the blo
 from the subject's last one on. What stands before it is run once; its keys and values in the later blocks are kept.
 Logits are computed at the positions that the loss reads. Sequences are run in groups of about the same number of
 tokens from the subject on, so that hardly any padding is run.
+
+In a model that is spread over several devices δ and its optimiser live where block l does, what a later block needs
+where that block runs, and the loss's terms are computed where the logits are; only their sums come back to δ.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +24,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from .models import Model
 from .prompts import Request, by_length, encode_target, locate, pad
@@ -143,18 +147,30 @@ def default_token_budget(model: Model) -> int:
     """Tokens of a micro-batch for which half of the free memory suffices: a power of two.
 
     Counted as if every token of every block kept, for the backward pass, some 16 vectors of d_model and 6 of d_mlp,
-    and every eighth token two rows of float32 logits.
+    and every eighth token two rows of float32 logits. Of several devices each has to hold this for its own blocks,
+    and the head's for the logits; the one with the least room decides.
     """
-    if model.device.type == "cuda":
-        cached = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-        free = torch.cuda.mem_get_info(model.device)[0] + cached
-    else:
-        free = psutil.virtual_memory().available
     d_model, d_mlp = model.weight(0).shape
-    size = model.lm.dtype.itemsize
-    per_token = model.n_layers * (16 * d_model + 6 * d_mlp) * size + model.lm.config.vocab_size
-    most = min(MOST_TOKENS[model.device.type == "cuda"], free // 2 // per_token)
+    per_block = (16 * d_model + 6 * d_mlp) * model.lm.dtype.itemsize
+    per_token = Counter({_home(model, model.head.weight): model.lm.config.vocab_size})
+    for layer in range(model.n_layers):
+        per_token[_home(model, model.weight(layer))] += per_block
+    room = min(_free(device) // 2 // size for device, size in per_token.items())
+    most = min(MOST_TOKENS[model.device.type == "cuda"], room)
     return 1 << max(1, most).bit_length() - 1
+
+
+def _home(model: Model, weight: Tensor) -> torch.device:
+    """Where a weight is used; one that accelerate has offloaded is assumed to be brought to the embeddings' device."""
+    return model.device if weight.is_meta else weight.device
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that torch can still have there."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 @dataclass(frozen=True)
@@ -210,7 +226,12 @@ class _PrefixCache:
         return torch.cat([before_keys, keys], 2), torch.cat([before_values, values], 2)
 
     def keep(self, rows: Tensor) -> _PrefixCache:
-        return _PrefixCache({layer: (k[rows], v[rows]) for layer, (k, v) in self.layers.items()})
+        return _PrefixCache({layer: (_take(k, rows), _take(v, rows)) for layer, (k, v) in self.layers.items()})
+
+
+def _take(value: Tensor, rows: Tensor) -> Tensor:
+    """Some of a tensor's rows, wherever it is."""
+    return value[rows.to(value.device)]
 
 
 @dataclass(frozen=True)
@@ -260,7 +281,7 @@ class _Suffix:
     entry: _Entry  # at the subject's last token
     rest: Tensor  # (n, t - 1, d_model): outputs of block l behind it
     owner: Tensor  # (n,): the request that a row belongs to
-    calls: tuple[tuple[tuple, dict], ...]  # per later block: its further arguments
+    calls: tuple[tuple[tuple, dict], ...]  # per later block: its further arguments, where it runs
     reads: _Reads
 
     @classmethod
@@ -277,29 +298,33 @@ class _Suffix:
         ]
         try:
             with trace(**_Entry.modules(model, layer, component)) as captured:
-                cache = model.lm.base_model(**inputs, use_cache=True).past_key_values
+                output = model.lm.base_model(**inputs, use_cache=True, past_key_values=DynamicCache())
         finally:
             for hook in hooks:
                 hook.remove()
-        first = torch.tensor([row.subject_last for row in rows], device=model.device)
-        length = max(row.suffix for row in rows)
-        cut = _Cut(first, length, width=inputs["input_ids"].shape[1])
+        home = captured["block"].device
+        first = torch.tensor([row.subject_last for row in rows], device=home)
+        cut = _Cut(first, max(row.suffix for row in rows), width=inputs["input_ids"].shape[1])
+        cache = output.past_key_values.layers
         prefix = _PrefixCache(
             {
-                i: (cache.layers[i].keys[:, :, : cut.prefix], cache.layers[i].values[:, :, : cut.prefix])
+                i: (cache[i].keys[:, :, : cut.prefix], cache[i].values[:, :, : cut.prefix])
                 for i in range(layer + 1, model.n_layers)
             }
         )
-        sliced = tuple(
-            (tuple(cut(v, prefix) for v in args), {k: cut(v, prefix) for k, v in kwargs.items()})
-            for args, kwargs in calls
-        )
+        cuts = {home: cut}  # a block's arguments are caught before they are moved to where it runs
+        sliced = []
+        for i, (args, kwargs) in enumerate(calls, layer + 1):
+            device = cache[i].keys.device
+            there = cuts[device] = cuts.get(device) or cut.to(device)
+            sliced.append((tuple(there(v, prefix) for v in args), {k: there(v, prefix) for k, v in kwargs.items()}))
+        logits = model.head(output.last_hidden_state[:1, -1])  # for the device that the head runs on
         return cls(
             _Entry.of(model, layer, component, captured, first),
             cut(captured["block"], prefix)[:, 1:],
-            torch.tensor(owner, device=model.device),
-            sliced,
-            _Reads.of(rows, owner, model.device),
+            torch.tensor(owner, device=home),
+            tuple(sliced),
+            _Reads.of(rows, owner, logits.device),
         )
 
     def keep(self, rows: Tensor) -> _Suffix:
@@ -310,7 +335,7 @@ class _Suffix:
             if isinstance(value, _PrefixCache):
                 return value.keep(rows)
             if isinstance(value, Tensor) and value.ndim and value.shape[0] == n:
-                return value[rows]
+                return _take(value, rows)
             return tuple(take(item) for item in value) if isinstance(value, tuple) else value
 
         calls = tuple((take(args), {k: take(v) for k, v in kwargs.items()}) for args, kwargs in self.calls)
@@ -329,12 +354,16 @@ class _Cut:
     """Cuts what a block was called with, for whole rows, down to the tokens from each row's subject on."""
 
     def __init__(self, first: Tensor, length: int, width: int):
-        self.n, self.width = len(first), width
+        self.first, self.length, self.n, self.width = first, length, len(first), width
         self.prefix = int(first.max())
         steps = torch.arange(length, device=first.device)
         self.columns = (first[:, None] + steps).clamp_max(width - 1)  # (n, length)
         before = torch.arange(self.prefix, device=first.device)
         self.own_prefix = before < first[:, None]  # (n, prefix)
+
+    def to(self, device: torch.device) -> _Cut:
+        """The same, for a block on another device."""
+        return _Cut(self.first.to(device), self.length, self.width)
 
     def __call__(self, value: Any, prefix: _PrefixCache) -> Any:
         if isinstance(value, Cache):
@@ -343,6 +372,7 @@ class _Cut:
             return tuple(self(item, prefix) for item in value)
         if not isinstance(value, Tensor):
             return value
+        value = value.to(self.first.device)
         if value.ndim == 4 and value.shape[-2:] == (self.width, self.width):
             return self._mask(value)
         if value.ndim >= 2 and value.shape[1] == self.width:
@@ -364,7 +394,10 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Reads:
-    """Where the loss reads logits: (row, column) in the suffix, the token wanted there and its weight."""
+    """Where the loss reads logits: (row, column) in the suffix, the token wanted there and its weight.
+
+    All of it is on the device of the logits.
+    """
 
     row: Tensor
     column: Tensor
@@ -394,8 +427,8 @@ class _Reads:
 
     def keep(self, rows: Tensor) -> _Reads:
         """The same for some of the rows, given in ascending order."""
-        new_index = torch.full((int(self.row.max()) + 1,), -1, device=rows.device)
-        new_index[rows] = torch.arange(len(rows), device=rows.device)
+        new_index = torch.full((int(self.row.max()) + 1,), -1, device=self.row.device)
+        new_index[rows.to(self.row.device)] = torch.arange(len(rows), device=self.row.device)
         row = new_index[self.row]
         kept = row >= 0
         return _Reads(row[kept], self.column[kept], self.token[kept], self.weight[kept], self.owner[kept])
@@ -416,16 +449,17 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
 
     delta = torch.zeros_like(base, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=options.learning_rate)
-    active = torch.ones(len(prepared), dtype=torch.bool, device=model.device)
+    active = torch.ones(len(prepared), dtype=torch.bool, device=base.device)
     steps, last_loss = torch.zeros_like(active, dtype=torch.long), torch.zeros_like(norms[:, 0])
     original: Tensor | None = None
     for step in range(options.steps):
-        nll, kl = torch.zeros_like(last_loss), torch.zeros_like(last_loss)
+        nll = kl = torch.zeros_like(last_loss, device=suffixes[0].reads.row.device)
         views = []
         for suffix in suffixes:
             reads = suffix.reads
             final = suffix.run(blocks, delta)
-            log_probs = model.head(model.norm(final[reads.row, reads.column])).float().log_softmax(-1)
+            final = final[reads.row.to(final.device), reads.column.to(final.device)]
+            log_probs = model.head(model.norm(final)).float().log_softmax(-1)
             of_target = log_probs[reads.target].gather(1, reads.token[reads.target, None])[:, 0]
             nll = nll.index_add(0, reads.owner[reads.target], -of_target * reads.weight[reads.target])
             views.append((reads.owner[reads.essence], log_probs[reads.essence]))
@@ -434,6 +468,7 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
         for who, view in views:
             kl = kl.index_add(0, who, (view.exp() * (view - original[who])).sum(1))
         length = torch.linalg.vector_norm(delta, dim=-1)
+        nll, kl = nll.to(base.device), kl.to(base.device)
         loss = nll + options.kl_factor * kl + options.weight_decay * (length / norms**2).sum(1)
 
         _check_finite(loss, active, prepared, layer, step)

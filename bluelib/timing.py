@@ -22,8 +22,8 @@ class Timer:
         try:
             yield
         finally:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.synchronize(device)
             self.seconds[phase] += time.perf_counter() - began
 
     def rounded(self) -> dict[str, float]:
