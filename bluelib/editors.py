@@ -18,6 +18,7 @@ from torch import Tensor
 from .configs import editor_settings, model_configs
 from .constraints import Constraint, Damp, Sparsify
 from .contexts import context_prefixes
+from .corpora import corpus_hash
 from .finetuning import FineTuning
 from .mend import Mend
 from .methods import BatchResult, Method
@@ -26,7 +27,7 @@ from .prompts import Request
 from .representations import subject_hidden, subject_keys
 from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT, Residual
 from .solvers import Equality, NullSpace, Ridge, Solver, on_device
-from .statistics import TOKENS, corpus_hash, second_moments
+from .statistics import TOKENS, second_moments
 from .targets import TargetOptions, Targets, default_token_budget, optimise_targets
 from .timing import Timer
 

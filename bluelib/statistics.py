@@ -1,22 +1,27 @@
 """Second moments of keys, C = E[k kᵀ], over a text: what a ridge solver protects and a null space is found in.
 
-Computed once per (weights, layer, corpus, number of tokens) and kept on disk.
+Computed once per (weights, type, layer, corpus, number of tokens) and kept on disk.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .files import atomic_file, cache_dir, file_hash
+from .corpora import corpus_hash, token_sequences
+from .files import atomic_file, cache_dir
 from .models import Model
 from .prompts import by_length, pad
 from .tracing import trace
@@ -24,7 +29,12 @@ from .tracing import trace
 log = logging.getLogger(__name__)
 
 TOKENS = 100_000
-POCKET_CORPORA = ("pocket", "pocket-others")
+#: Tokens that are sorted by length and measured between two moments at which a measurement can be continued.
+SHARD = 1 << 20
+#: Tokens in one run of the model, with padding: on a CPU, on a GPU.
+TOKEN_BUDGET = (4096, 32_768)
+#: Seconds between two writes of an unfinished measurement: it has as many matrices as there are layers.
+WRITE_EVERY = 300.0
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,14 @@ def second_moments(
 ) -> dict[int, SecondMoment]:
     """Second moments of the keys of ``layers``, from disk where they are known, in one pass where they are not.
 
+    The pass goes through the text in its order, in parts of about a million tokens, and through the model up to the
+    last of the layers; products are summed in float32 within a run of the model and in float64 over runs. It writes
+    what it has every few minutes: interrupted and called again, it continues, and ends with the same bits.
+
     Args:
         model: the model as loaded.
         layers: layers to measure.
-        corpus: ``pocket``, the pocket training text; ``pocket-others``, the same without the sentences about
-            subjects of the benchmarks; or a text file with one document per line.
+        corpus: see :mod:`bluelib.corpora`.
         tokens: how many tokens to read.
         progress: show a progress bar (default: on a terminal).
 
@@ -102,7 +115,7 @@ def _null_space(second_moment: Tensor, threshold: float) -> Tensor:
     return vectors[:, values < threshold].contiguous()
 
 
-def _path(model: Model, layer: int, corpus: str | Path, tokens: int) -> Path:
+def _path(model: Model, layer: int | str, corpus: str | Path, tokens: int) -> Path:
     """One file per weights, type, text and number of tokens; the text counts by its content, not by its name."""
     revision = model.revision.removeprefix("sha256:")[:16]
     dtype = str(model.lm.dtype).removeprefix("torch.")
@@ -110,60 +123,73 @@ def _path(model: Model, layer: int, corpus: str | Path, tokens: int) -> Path:
     return cache_dir("statistics") / f"{revision}-{dtype}-{text}-{tokens}-layer{layer}.safetensors"
 
 
-def corpus_hash(corpus: str) -> str:
-    """SHA-256 of a text, by its content: of the file, or of the pocket text's sentences."""
-    if corpus not in POCKET_CORPORA:
-        return file_hash(corpus)
-    from .pocket.text import text_hash
+@dataclass
+class _Sums:
+    """An unfinished measurement: Σ k kᵀ of each layer, (d_mlp, d_mlp) float64, of the first ``sequences`` sequences of
+    the text, which have ``tokens`` tokens."""
 
-    return text_hash(exclude=_excluded(corpus))
+    totals: dict[int, Tensor]
+    sequences: int = 0
+    tokens: int = 0
 
+    def write(self, path: Path) -> None:
+        counts = json.dumps({"sequences": self.sequences, "tokens": self.tokens})
+        with atomic_file(path) as temporary:
+            save_file({str(layer): total.cpu() for layer, total in self.totals.items()}, temporary, {"counts": counts})
 
-def _excluded(corpus: str) -> frozenset[str]:
-    from .pocket.datasets import edited_subjects
-
-    return edited_subjects() if corpus == "pocket-others" else frozenset()
+    @classmethod
+    def of(cls, model: Model, layers: Sequence[int], path: Path) -> _Sums:
+        """Those at ``path``, or new ones."""
+        if not path.exists():
+            sizes = {layer: model.weight(layer) for layer in layers}
+            return cls({layer: torch.zeros(w.shape[1], w.shape[1], dtype=torch.float64, device=w.device)
+                        for layer, w in sizes.items()})  # fmt: skip
+        with safe_open(path, "pt") as file:
+            counts = json.loads(file.metadata()["counts"])
+            totals = {layer: file.get_tensor(str(layer)).to(model.weight(layer).device) for layer in layers}
+        log.info("second moments: continuing after %d tokens", counts["tokens"])
+        return cls(totals, **counts)
 
 
 @torch.no_grad()
-def _measure(model: Model, layers: Sequence[int], corpus, tokens: int, progress: bool | None) -> dict[int, Tensor]:
-    sequences = _sequences(model, corpus, tokens)
-    totals = {layer: 0.0 for layer in layers}
+def _measure(
+    model: Model, layers: Sequence[int], corpus: str | Path, tokens: int, progress: bool | None
+) -> dict[int, Tensor]:
+    unfinished = _path(model, "s" + "-".join(map(str, layers)) + "-unfinished", corpus, tokens)
+    sums = _Sums.of(model, layers, unfinished)
     modules = {layer: model.value_projection(layer) for layer in layers}
+    budget = TOKEN_BUDGET[model.device.type == "cuda"]
+    text = islice(token_sequences(model, str(corpus)), sums.sequences, None)
     quiet = None if progress is None else not progress
-    batches = list(by_length([len(s) for s in sequences], token_budget=4096))
-    for batch in tqdm(batches, desc="second moments", disable=quiet):
-        inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
-        with trace(inputs=modules, stop=True) as keys:
-            model.lm.base_model(**inputs, use_cache=False)
-        kept = inputs["attention_mask"].bool()
-        for layer in layers:
-            k = keys[layer][kept.to(keys[layer].device)].float()
-            totals[layer] = totals[layer] + (k.T @ k).double()
-    count = sum(map(len, sequences))
-    return {layer: (total / count).float().cpu() for layer, total in totals.items()}
+    written = time.monotonic()
+    with tqdm(total=tokens, initial=sums.tokens, desc="second moments", unit="token", disable=quiet) as bar:
+        while sums.tokens < tokens:
+            if time.monotonic() - written > WRITE_EVERY:
+                sums.write(unfinished)
+                written = time.monotonic()
+            sequences = _shard(text, tokens - sums.tokens)
+            if not sequences:
+                raise ValueError(f"corpus {str(corpus)!r} has {sums.tokens} tokens; {tokens} were asked for")
+            for batch in by_length([len(s) for s in sequences], budget):
+                inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
+                with trace(inputs=modules, stop=True) as keys:
+                    model.lm.base_model(**inputs, use_cache=False)
+                kept = inputs["attention_mask"].bool()
+                for layer, total in sums.totals.items():
+                    k = keys[layer][kept.to(keys[layer].device)].float()
+                    total += k.T @ k
+                bar.update(sum(len(sequences[i]) for i in batch))
+            sums.sequences += len(sequences)
+            sums.tokens += sum(map(len, sequences))
+    unfinished.unlink(missing_ok=True)
+    return {layer: (total / sums.tokens).float().cpu() for layer, total in sums.totals.items()}
 
 
-def _sequences(model: Model, corpus: str | Path, tokens: int) -> list[list[int]]:
-    """Token sequences of the corpus, ``tokens`` tokens in all."""
+def _shard(text: Iterator[list[int]], left: int) -> list[list[int]]:
+    """The next sequences of the text, :data:`SHARD` tokens or just over, ``left`` at most: the last is cut."""
     chosen: list[list[int]] = []
-    left = tokens
-    for sequence in _documents(model, corpus):
-        chosen.append(sequence[:left])
-        left -= len(chosen[-1])
-        if left <= 0:
-            return chosen
-    raise ValueError(f"corpus {str(corpus)!r} has {tokens - left} tokens; {tokens} were asked for")
-
-
-def _documents(model: Model, corpus: str | Path) -> Iterator[list[int]]:
-    if str(corpus) in POCKET_CORPORA:
-        from .pocket.text import PackedText
-
-        yield from PackedText(model.tokenizer, 128, exclude=_excluded(str(corpus))).epoch(0)[0].tolist()
-        return
-    longest = min(model.max_positions, 2048)
-    with open(corpus, encoding="utf-8") as file:
-        for line in file:
-            ids = model.tokenizer(line.strip()).input_ids if line.strip() else []
-            yield from (ids[i : i + longest] for i in range(0, len(ids), longest))
+    found = 0
+    while found < min(SHARD, left) and (sequence := next(text, None)) is not None:
+        chosen.append(sequence[: left - found])
+        found += len(chosen[-1])
+    return chosen

@@ -1,21 +1,51 @@
-"""Hyper-parameters: one YAML file per model, with the critical layers and the settings of each editor."""
+"""Hyper-parameters: one YAML file per model, with the critical layers and the settings of each editor.
+
+Files of the same form in the folder that ``$BLUELIB_CONFIGS`` names are read too, and go before those that are shipped:
+for models that are not configured here. ``blue doctor MODEL`` prints one to begin with.
+"""
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+USER_CONFIGS = "BLUELIB_CONFIGS"
+
 
 def model_configs() -> dict[str, dict[str, Any]]:
-    """All configurations, by each name in a file's ``models`` list."""
+    """All configurations, by each name in a file's ``models`` list.
+
+    Raises:
+        ValueError: for a user's file or folder that cannot be used; the message names the file and the key.
+    """
+    folders = [Path(str(files(__name__)))]
+    if own := os.environ.get(USER_CONFIGS):
+        if not Path(own).is_dir():
+            raise ValueError(f"{USER_CONFIGS} must name a folder of YAML files; {own} is none")
+        folders.append(Path(own))
     configs = {}
-    for file in sorted(files(__name__).iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".yaml"):
-            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for folder in folders:
+        for file in sorted(folder.glob("*.yaml")):
+            config = _checked(file)
             configs.update(dict.fromkeys(config["models"], config))
     return configs
+
+
+def _checked(file: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no YAML: {error}") from error
+    wanted = {"models": list, "critical_layers": list, "targets": dict, "editors": dict}
+    for key, kind in wanted.items():
+        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
+            raise ValueError(f"{file}: {key} must be a {'list' if kind is list else 'mapping'}; a configuration has "
+                             f"{', '.join(wanted)}, and statistics where a text is configured")  # fmt: skip
+    return config
 
 
 def critical_layers(model: str) -> tuple[int, ...]:
@@ -26,7 +56,8 @@ def critical_layers(model: str) -> tuple[int, ...]:
     """
     configs = model_configs()
     if model not in configs:
-        raise ValueError(f"model {model!r} has no configuration (configured: {', '.join(configs)})")
+        raise ValueError(f"model {model!r} has no configuration (configured: {', '.join(configs)}); write one into the "
+                         f"folder {USER_CONFIGS} names: `blue doctor {model}` prints it")  # fmt: skip
     return tuple(configs[model]["critical_layers"])
 
 

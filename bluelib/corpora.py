@@ -1,0 +1,103 @@
+"""Texts that second moments are measured on, as token sequences: :func:`token_sequences`.
+
+A corpus is named by a string:
+
+- ``pocket``: the pocket training text; ``pocket-others``: the same without sentences about the benchmarks' subjects;
+- ``wikipedia``: English Wikipedia at a pinned snapshot, streamed from the hub by ``datasets``;
+- a path: a text file with one document per line; a Parquet, JSON Lines or CSV file, or a folder written by
+  ``Dataset.save_to_disk``, with the documents in a column called ``text``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .files import file_hash
+from .models import Model
+
+POCKET_CORPORA = ("pocket", "pocket-others")
+#: Name on the hub, configuration and revision of the ``wikipedia`` corpus.
+WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en", "b04c8d1ceb2f5cd4588862100d08de323dccfbaa")
+#: Kinds of files that ``datasets`` reads, by suffix.
+READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+#: A document is cut into pieces of at most so many tokens.
+LONGEST = 2048
+
+
+def token_sequences(model: Model, corpus: str) -> Iterator[list[int]]:
+    """The corpus as sequences of token ids, in a fixed order, each no longer than the model's context.
+
+    Raises:
+        ValueError: for a name that is neither a known corpus nor a path, or a dataset without a column ``text``.
+        ImportError: for a corpus that needs ``datasets``, where that is not installed.
+    """
+    if corpus in POCKET_CORPORA:
+        from .pocket.text import PackedText
+
+        yield from PackedText(model.tokenizer, 128, exclude=_excluded(corpus)).epoch(0)[0].tolist()
+        return
+    longest = min(model.max_positions, LONGEST)
+    documents = filter(None, _documents(corpus))
+    while texts := list(islice(documents, 256)):
+        for ids in model.tokenizer(texts).input_ids:
+            yield from (ids[i : i + longest] for i in range(0, len(ids), longest))
+
+
+def corpus_hash(corpus: str) -> str:
+    """SHA-256 of a corpus by its content: of files, of the pocket text's sentences, of a snapshot's name."""
+    if corpus in POCKET_CORPORA:
+        from .pocket.text import text_hash
+
+        return text_hash(exclude=_excluded(corpus))
+    if corpus == "wikipedia":
+        return hashlib.sha256("@".join(WIKIPEDIA).encode()).hexdigest()
+    path = _path(corpus)
+    if path.is_file():
+        return file_hash(path)
+    parts = [f"{file.relative_to(path)}:{file_hash(file)}" for file in sorted(path.rglob("*")) if file.is_file()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _excluded(corpus: str) -> frozenset[str]:
+    from .pocket.datasets import edited_subjects
+
+    return edited_subjects() if corpus == "pocket-others" else frozenset()
+
+
+def _path(corpus: str) -> Path:
+    if not Path(corpus).exists():
+        raise ValueError(
+            f"no corpus is called {corpus!r}: it is {', '.join(POCKET_CORPORA)}, wikipedia, or the path of a text file "
+            "(one document per line), of a Parquet, JSON Lines or CSV file, or of a saved dataset"
+        )
+    return Path(corpus)
+
+
+def _documents(corpus: str) -> Iterator[str]:
+    path = None if corpus == "wikipedia" else _path(corpus)
+    if path and path.is_file() and path.suffix not in READERS:
+        with open(path, encoding="utf-8") as file:
+            yield from map(str.strip, file)
+        return
+    for row in _rows(corpus, path):
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f"corpus {corpus!r} needs a column 'text' of strings; it has {', '.join(row)}")
+        yield row["text"].strip()
+
+
+def _rows(corpus: str, path: Path | None) -> Iterator[dict[str, Any]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(f"corpus {corpus!r} is read by datasets: pip install 'bluelib[corpora]'") from error
+    if path is None:
+        name, config, revision = WIKIPEDIA
+        yield from datasets.load_dataset(name, config, revision=revision, split="train", streaming=True)
+    elif path.is_dir():
+        yield from datasets.load_from_disk(str(path))
+    else:
+        yield from datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train", streaming=True)
