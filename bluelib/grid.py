@@ -164,6 +164,13 @@ class Grid:
     def where(self) -> dict[str, Any]:
         return {"device": self.device, "dtype": self.dtype, **({"corpus": self.corpus} if self.corpus else {})}
 
+    def of_notebook(self, notebook: str) -> dict[str, Any]:
+        """An analysis notebook's parameters, without those that name a model or files."""
+        where = self.where
+        if notebook == "01_locate":  # which edits nothing
+            where.pop("corpus", None)
+        return {**where, **self.notebooks[notebook]}
+
     def cell_name(self, cell: Place) -> str:
         return cell_name(cell.model, cell.dataset, cell.editor, self.edits, self.batch_size, cell.seed)
 
