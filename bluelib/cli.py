@@ -42,8 +42,15 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("models", _models, "List the models that ship with the project.", "blue models")
-    sub = command("datasets", _datasets, "List the datasets that ship with the project.", "blue datasets")
+    sub = command("datasets", _datasets, "List the datasets that ship with the project, and those to download.",
+                  "blue datasets")  # fmt: skip
     sub.add_argument("--write", type=Path, metavar="DIR", help="generate their files anew into DIR")
+    sub = command("download", _download, "Fetch benchmarks into the cache; goes on where it was interrupted, checks "
+                  "what comes, and checks again what is there.", "blue download multi-counterfact zsre")  # fmt: skip
+    sub.add_argument("name", nargs="+", help="what to fetch; see: blue datasets")
+    sub.add_argument("--url", help="the folder of a mirror, if not the pages of ROME and MEMIT, nor "
+                     "$BLUELIB_DATA_URL")  # fmt: skip
+    sub.add_argument("--sha256", metavar="HEX", help="accept a file with this hash, if not the one that is known")
     command("editors", _editors, "List the editors with their formulas.", "blue editors")
 
     sub = command("pretrain", _pretrain, "Train a pocket model from scratch; continues an interrupted run.",
@@ -110,13 +117,26 @@ def _parser() -> argparse.ArgumentParser:
                   "blue nullspace --model pocket-gpt2")  # fmt: skip
     sub.add_argument("--model", required=True, help="a pocket model")
 
+    sub = command("convergence", _convergence, "Report how much text second moments need.",
+                  "blue convergence --model pocket-gpt2")  # fmt: skip
+    sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
+    sub.add_argument("--dataset", default="pocket-counterfact", help="of the sample edits")
+    sub.add_argument("--edits", type=int, default=50, help="sample edits")
+    sub.add_argument("--editor", nargs="+", default=["memit_blue", "alphaedit_blue"], help="one or more editors with "
+                     "second moments; see: blue editors")  # fmt: skip
+    sub.add_argument("--tokens", type=int, help="of the whole text, if not the configuration's")
+    sub.add_argument("--corpus", help="the text, if not the configuration's")
+    sub.add_argument("--device", default="cpu", help="a torch device, or auto")
+    sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+
     sub = command("statistics", _statistics, "Measure the second moments that editors need, and keep them.",
                   "blue statistics --model pocket-gpt2 --editor memit alphaedit")  # fmt: skip
     sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
     sub.add_argument("--editor", nargs="+", default=["memit"], help="one or more editors; see: blue editors")
     sub.add_argument("--null-spaces", action="store_true", help="also the null spaces that the editors work in")
     sub.add_argument("--corpus", help="the text, if not the configuration's")
-    sub.add_argument("--device", default="cpu", help="a torch device")
+    sub.add_argument("--tokens", type=int, help="how many tokens of it, if not the configuration's")
+    sub.add_argument("--device", default="cpu", help="a torch device, or auto")
     sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     sub.add_argument("--output", type=Path, metavar="FILE", help="where to write what was measured, as JSON")
 
@@ -154,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
-    sub.add_argument("--dataset", required=True, help="a pocket dataset or the path of a JSON file")
+    sub.add_argument("--dataset", required=True, help="see: blue datasets; or the path of a JSON file")
     sub.add_argument("--split", default="report", help="tune or report")
     sub.add_argument("--edits", type=int, default=100, help="number of records")
     sub.add_argument("--seed", type=int, default=0, help="0 keeps the dataset's order, others shuffle it")
@@ -177,6 +197,7 @@ def _models(arguments: argparse.Namespace) -> None:
 
 def _datasets(arguments: argparse.Namespace) -> None:
     from .data import DATASETS
+    from .data.download import FILES, cached, size_of
     from .pocket.datasets import write_datasets
 
     if arguments.write:
@@ -185,7 +206,21 @@ def _datasets(arguments: argparse.Namespace) -> None:
         return
     for name, dataset in DATASETS.items():
         print(f"{name:20} {dataset.about}")
+    for name, file in FILES.items():
+        where = f"in {cached(name)}" if cached(name).exists() else f"to download, {size_of(file)}"
+        print(f"{name:20} {file.about}; {where}")
     print("or the path of a JSON file in the form of CounterFact, zsRE or flat CounterFact")
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    from .data.download import FILES, download, expected_hash
+
+    if arguments.sha256 and len(arguments.name) > 1:
+        raise ValueError(f"--sha256 is the hash of one file, not of {', '.join(arguments.name)}")
+    for name in arguments.name:
+        path = download(name, url=arguments.url, sha256=arguments.sha256)
+        found = expected_hash(name)
+        print(f"{path}: SHA-256 {found}, {'as known' if found == FILES[name].sha256 else 'as given, not as known'}")
 
 
 def _editors(arguments: argparse.Namespace) -> None:
@@ -348,11 +383,12 @@ def _ablation(arguments: argparse.Namespace) -> None:
 
 def _nullspace(arguments: argparse.Namespace) -> None:
     from .configs import critical_layers
+    from .corpora import POCKET_CORPORA
     from .data import load_dataset
     from .files import project_path
     from .models import load_model
     from .nullspace import null_space_report, write_null_space_report
-    from .statistics import POCKET_CORPORA, TOKENS
+    from .statistics import TOKENS
 
     model = load_model(arguments.model)
     records = load_dataset("pocket-counterfact", split="tune", limit=100)
@@ -362,13 +398,33 @@ def _nullspace(arguments: argparse.Namespace) -> None:
     print(stem.with_suffix(".md").read_text(encoding="utf-8"))
 
 
+def _convergence(arguments: argparse.Namespace) -> None:
+    from .convergence import convergence, write_convergence
+    from .data import DATASETS, load_dataset
+    from .editors import get_editor
+    from .files import project_path
+    from .layout import plain, raw_path
+    from .models import load_model, scale_of
+
+    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    split = "tune" if arguments.dataset in DATASETS else "report"
+    records = load_dataset(arguments.dataset, split=split, limit=arguments.edits)
+    editors = [get_editor(name, model, corpus=arguments.corpus) for name in arguments.editor]
+    rows, scores = convergence(model, records, editors, arguments.tokens or editors[0].tokens)
+    name = f"convergence_{plain(model.name)}"
+    stem = project_path("figures", name) if scale_of(model.name) == "pocket" else raw_path(name)
+    write_convergence(model, rows, scores, len(records), stem)
+    print(stem.with_name(f"{name}.md").read_text(encoding="utf-8"))
+
+
 def _statistics(arguments: argparse.Namespace) -> None:
     from .files import write_json
     from .models import load_model
     from .reproduce import describe_statistics
 
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
-    found = describe_statistics(model, arguments.editor, corpus=arguments.corpus, null_spaces=arguments.null_spaces)
+    found = describe_statistics(model, arguments.editor, corpus=arguments.corpus, tokens=arguments.tokens,
+                                null_spaces=arguments.null_spaces)  # fmt: skip
     if arguments.output:
         write_json(arguments.output, found)
     for text, layers in found["layers"].items():

@@ -16,6 +16,7 @@ import torch
 from .files import cache_dir, write_json
 from .metrics.generation import SAMPLING
 from .models import Model, pocket_models
+from .prompts import encode_prompt
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 LENGTH = 10
@@ -38,9 +39,9 @@ def make_prefixes(model: Model, path: Path, openings: tuple[str, ...] = OPENINGS
         torch.manual_seed(seed)
         prefixes = [""]
         for opening in openings:
-            inputs = model.tokenizer(opening, return_tensors="pt").to(model.device)
+            opened = torch.tensor([encode_prompt(model.tokenizer, opening)], device=model.device)
             ids = model.lm.generate(
-                **inputs, max_new_tokens=LENGTH, **SAMPLING,
+                input_ids=opened, attention_mask=torch.ones_like(opened), max_new_tokens=LENGTH, **SAMPLING,
                 eos_token_id=None, pad_token_id=model.tokenizer.pad_token_id,
             )  # fmt: skip
             text = model.tokenizer.decode(ids[0], skip_special_tokens=True)

@@ -1,17 +1,24 @@
 """Prompts as token batches: where the subject's last token is, which tokens a target has, padded batches.
 
 Positions are found in the tokenisation of the whole text, from character offsets, so they do not depend on how the
-pieces would tokenise alone. Batches are padded on the right by this module, whatever the tokenizer's own setting.
+pieces would tokenise alone. Of the special tokens that a tokenizer adds, those in front of a text (BOS) are kept and
+those behind it (EOS) are not. Batches are padded on the right by this module, whatever the tokenizer's own setting.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+#: A word that stands in for a prompt where a target is tokenised.
+ANCHOR = "a"
+#: Unicode categories without a glyph: controls, formats such as a zero-width space, and spaces.
+INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
@@ -44,43 +51,98 @@ class Located:
 def locate(tokenizer: PreTrainedTokenizerBase, template: str, subject: str, prefix: str = "") -> Located:
     """Tokenise ``prefix + template`` with its subject filled in, and find the subject's last token.
 
+    That is the last token that holds any character of the subject, spaces at the subject's ends left out: of a letter
+    spelt in bytes, the last byte; where one token holds the subject's end and what follows, that token. The subject is
+    looked for where the template has its ``{}``, and nowhere else. Characters are those of the text as given, also
+    where the tokenizer normalises it.
+
     The special tokens that the tokenizer puts in front of a text (Llama's BOS) are part of the result.
 
     Raises:
-        ValueError: if the template has no ``{}``, or the tokenizer gives no character offsets.
+        ValueError: if the template has no ``{}``, the subject has no visible character or no token, or the tokenizer
+            gives no character offsets.
     """
     if "{}" not in template:
         raise ValueError(f"prompt {template!r} has no {{}} for the subject")
-    if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
-    start = len(prefix) + template.index("{}")
-    end = start + len(subject)
-    encoding = tokenizer(prefix + fill(template, subject), return_offsets_mapping=True)
-    inside = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if a < end and b > start and a < b]
+    if all(unicodedata.category(character) in INVISIBLE for character in subject):
+        raise ValueError(f"subject {subject!r} has no visible character; it must have one, in prompt {template!r}")
+    text = prefix + fill(template, subject)
+    start = len(prefix) + template.index("{}") + len(subject) - len(subject.lstrip())
+    end = start + len(subject.strip())
+    front, ids, offsets = _encode(tokenizer, text)
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and a < b]
     if not inside:
-        raise ValueError(f"subject {subject!r} has no token in {prefix + fill(template, subject)!r}")
-    return Located(tuple(encoding["input_ids"]), inside[-1], inside[0])
+        raise ValueError(f"subject {subject!r} has no token in {text!r}: {tokenizer.name_or_path or 'the tokenizer'} "
+                         "drops its characters")  # fmt: skip
+    # The space that SentencePiece puts before a text can be a token, and bears the first letter's offsets.
+    if len(inside) > 1 and start == 0 and not tokenizer.decode([ids[inside[0]]]).strip():
+        del inside[0]
+    return Located(front + ids, len(front) + inside[-1], len(front) + inside[0])
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Token ids of a prompt, with the special tokens that the tokenizer puts in front."""
-    return tuple(tokenizer(text)["input_ids"])
+    """Token ids of a prompt, with the special tokens that the tokenizer puts in front, and none behind.
+
+    A text that begins with a BOS of its own does not get a second one.
+
+    Raises:
+        ValueError: if the tokenizer gives no character offsets.
+    """
+    front, ids, _ = _encode(tokenizer, text)
+    return front + ids
 
 
 def encode_target(tokenizer: PreTrainedTokenizerBase, target: str, special: bool = False) -> tuple[int, ...]:
     """Token ids of a target as it follows a prompt: after one space, without BOS or other special tokens.
 
-    With ``special``, with those that the tokenizer adds.
+    With ``special``, the special tokens that the tokenizer puts in front of a text come first.
+
+    ``encode_prompt(prompt) + encode_target(target)`` are the tokens of ``prompt + " " + target``, unless the prompt
+    is empty or ends in whitespace, a special token is written out in one of the texts, or the vocabulary has a token
+    that reaches from a word over the space into the next.
+
+    Raises:
+        ValueError: if the target has no token, if the tokenizer joins a word with the space behind it, so that a target
+            has no tokens of its own, or if it gives no character offsets.
     """
-    return tuple(tokenizer(" " + target.strip(), add_special_tokens=special)["input_ids"])
+    front, ids, offsets = _encode(tokenizer, f"{ANCHOR} {target.strip()}")
+    first = next((i for i, (start, _) in enumerate(offsets) if start >= len(ANCHOR)), len(ids))
+    if any(end > len(ANCHOR) for _, end in offsets[:first]):
+        raise ValueError(
+            f"{tokenizer.name_or_path or 'the tokenizer'} joins a word with the space behind it: target {target!r} has "
+            "no tokens of its own; a tokenizer is needed whose tokens begin with the space, or at it"
+        )
+    if first == len(ids):
+        raise ValueError(f"target {target!r} has no token; it must have one")
+    return (front if special else ()) + ids[first:]
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Special tokens that the tokenizer puts before a text, the text's own tokens, and their character offsets."""
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
+    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    ids, offsets, added = (encoding[key] for key in ("input_ids", "offset_mapping", "special_tokens_mask"))
+    # Of an empty text it does not show which of the special tokens are in front.
+    shown = added if 0 in added else tokenizer(ANCHOR, return_special_tokens_mask=True)["special_tokens_mask"]
+    begin = shown.index(0)
+    own = [i for i, special in enumerate(added) if not special]
+    if own and tokenizer.bos_token_id in ids[:begin] and ids[own[0]] == tokenizer.bos_token_id:
+        del own[0]
+    return tuple(ids[:begin]), tuple(ids[i] for i in own), tuple(tuple(offsets[i]) for i in own)
 
 
 def pad(
-    sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device | str, extra: int = 0
+    sequences: Sequence[Sequence[int]], pad_id: int | None, device: torch.device | str, extra: int = 0
 ) -> dict[str, Tensor]:
-    """Right-padded ``input_ids`` and ``attention_mask``, each ``(n, longest + extra)``."""
+    """Right-padded ``input_ids`` and ``attention_mask``, each ``(n, longest + extra)``.
+
+    Without a padding token, id 0: what it is makes no difference, for it is masked and behind all that is read.
+    """
     longest = max(map(len, sequences)) + extra
-    ids = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
+    ids = torch.full((len(sequences), longest), 0 if pad_id is None else pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence)

@@ -131,7 +131,9 @@ def draw_analysis(notebook: str, numbers: Mapping[str, Path], folder: Path) -> l
     return drawn
 
 
-def describe_statistics(model: Any, editors: Sequence[str], *, corpus: str | None, null_spaces: bool) -> dict[str, Any]:
+def describe_statistics(
+    model: Any, editors: Sequence[str], *, corpus: str | None, tokens: int | None = None, null_spaces: bool
+) -> dict[str, Any]:
     """Measure what the editors of a grid need of a model's second moments, or of their null spaces, and say what it is:
     by layer, the number of tokens and the mean energy E‖k‖² of a key, or the null spaces' dimensions.
 
@@ -146,8 +148,9 @@ def describe_statistics(model: Any, editors: Sequence[str], *, corpus: str | Non
         method = get_editor(name, model, corpus=corpus)
         if not isinstance(method, Editor) or (null_spaces and not isinstance(method.solver, NullSpace)):
             continue
-        for layer, moment in second_moments(model, method.layers, corpus=method.corpus, tokens=method.tokens).items():
-            entry = found.setdefault(f"{method.corpus}, {method.tokens} tokens", {}).setdefault(str(layer), {})
+        count = tokens or method.tokens
+        for layer, moment in second_moments(model, method.layers, corpus=method.corpus, tokens=count).items():
+            entry = found.setdefault(f"{method.corpus}, {count} tokens", {}).setdefault(str(layer), {})
             entry["d_mlp"], entry["energy"] = len(moment.matrix), round(moment.matrix.trace().item(), 6)
             if null_spaces:
                 basis = null_space(moment.matrix, method.solver.threshold)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 
 from bluelib import load_dataset
-from bluelib.data import DATASETS, RecordError
+from bluelib.data import BENCHMARKS, DATASETS, RecordError, _warn_without_references
+from bluelib.data.download import FILES, cached
+from bluelib.files import file_hash
 from bluelib.pocket.datasets import write_datasets
 from bluelib.pocket.world import build_world
 
@@ -162,3 +165,83 @@ def test_unknown_names_and_limits_are_refused():
         load_dataset("pocket-zsre", limit=0)
     with pytest.raises(FileNotFoundError):
         load_dataset("missing.json")
+
+
+@pytest.fixture
+def put(tmp_path, monkeypatch):
+    """Puts a file into a cache of the test's own, as if it had been downloaded."""
+    monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path))
+    _warn_without_references.cache_clear()
+
+    def put(name, content):
+        cached(name).write_text(json.dumps(content), encoding="utf-8")
+        monkeypatch.setitem(FILES, name, replace(FILES[name], sha256=file_hash(cached(name))))
+
+    return put
+
+
+def counterfact(case_id, new):
+    record = broken(COUNTERFACT, "requested_rewrite.target_new", {"str": new, "id": f"Q-{new}"})
+    return {**record, "case_id": case_id}
+
+
+SNIPPETS = [
+    {"relation_id": "P103", "target_id": "Q-Dutch", "samples": [{"name": "a", "text": "Dutch it is."}, {"name": "b", "text": " "}]},
+    {"relation_id": "P103", "target_id": "Q-Greek", "samples": [{"name": "c", "text": "Nobody edits to Greek."}]},
+    {"relation_id": "P37", "target_id": "Q-Dutch", "samples": [{"name": "d", "text": "Another relation."}]},
+    {"relation_id": "P103", "target_id": "Q-Dutch", "samples": [{"name": "e", "text": "Dutch once more."}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["counterfact", "multi-counterfact"])
+def test_counterfact_by_name_has_its_reference_texts(put, name):
+    put(name, [counterfact(i, new) for i, new in enumerate(["Dutch", "Welsh", "Dutch"])])
+    put("attribute-snippets", SNIPPETS)
+    records = load_dataset(name, split="report")
+    assert [record.case_id for record in records] == [0, 1, 2]
+    dutch = ("Dutch it is.", "Dutch once more.")
+    assert [record.reference_texts for record in records] == [dutch, (), dutch]
+    assert load_dataset(name, limit=2) == records[:2]
+    shuffled = load_dataset(name, seed=3)
+    assert shuffled != records and sorted(shuffled, key=lambda record: record.case_id) == records
+    assert load_dataset(cached(name))[0] == replace(records[0], reference_texts=()), "a path is read as it stands"
+
+
+def test_without_snippets_counterfact_has_no_reference_texts_and_says_so_once(put, caplog):
+    put("counterfact", [counterfact(0, "Dutch")])
+    for _ in range(2):
+        assert load_dataset("counterfact")[0].reference_texts == ()
+    assert caplog.text.count("`blue download attribute-snippets` fetches it") == 1
+
+
+def test_broken_snippets_are_refused(put):
+    put("counterfact", [counterfact(0, "Dutch")])
+    put("attribute-snippets", [broken(SNIPPETS[0], "target_id")])
+    with pytest.raises(RecordError, match="at position 0 of the snippets: field 'target_id' is missing"):
+        load_dataset("counterfact")
+    put("attribute-snippets", [{**SNIPPETS[0], "samples": [{"name": "a"}]}])
+    with pytest.raises(RecordError, match="at position 0 of the snippets: field 'text' is missing"):
+        load_dataset("counterfact")
+    put("attribute-snippets", SNIPPETS)
+    put("counterfact", [COUNTERFACT, broken(COUNTERFACT, "requested_rewrite.target_new", {"str": "Dutch"})])
+    with pytest.raises(RecordError, match=r"record 12: field 'requested_rewrite.target_new.id' is missing"):
+        load_dataset("counterfact")
+
+
+def test_zsre_by_name_installs_the_right_answer(put):
+    put("zsre", [ZSRE])
+    (record,) = load_dataset("zsre", split="report")
+    assert (record.target_new, record.target_true, record.reference_texts) == ("paper", None, ())
+    with pytest.raises(ValueError, match=r"has no records in split 'tune'"):
+        load_dataset("zsre", split="tune")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_that_is_not_here_is_asked_for(put, name):
+    with pytest.raises(
+        FileNotFoundError, match=f"{name} is not here: run `blue download {name}`, or put https://.*by hand"
+    ):
+        load_dataset(name)
+    cached(name).write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"has SHA-256 .* should have {FILES[name].sha256}"):
+        load_dataset(name)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from ..models import ASSETS
-from .benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre
-from .records import Probe, Record, RecordError
+from .benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre, reference_texts
+from .download import cached, downloaded, read_entries
+from .records import Probe, Record, RecordError, field
 
-__all__ = ["DATASETS", "Probe", "Record", "RecordError", "load_dataset"]
+__all__ = ["BENCHMARKS", "DATASETS", "Probe", "Record", "RecordError", "load_dataset"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ DATASETS = {
         "questions about the pocket world, in zsRE's schema; edits install the alternative answer",
     ),
 }
+#: Datasets that `blue download` fetches, each with the parser of its file.
+BENCHMARKS = {"counterfact": parse_counterfact, "multi-counterfact": parse_counterfact, "zsre": parse_zsre}
 SPLITS = ("tune", "report")
 
 
@@ -52,48 +58,72 @@ def load_dataset(
     """Load a benchmark.
 
     Args:
-        name: a shipped dataset (:data:`DATASETS`), or the path of a JSON file in the form of CounterFact
-            (``counterfact.json``, ``multi_counterfact.json``), of zsRE (``zsre_mend_eval.json``), or in the flat
-            form of knowledge-editing toolkits.
+        name: a shipped dataset (:data:`DATASETS`); a benchmark that `blue download` has fetched (:data:`BENCHMARKS`);
+            or the path of a JSON file in the form of CounterFact (``counterfact.json``, ``multi_counterfact.json``),
+            of zsRE (``zsre_mend_eval.json``), or in the flat form of knowledge-editing toolkits. The reference texts
+            of ``counterfact`` and ``multi-counterfact`` come from ``attribute-snippets``, if that was fetched too;
+            the records have none otherwise, and their consistency is not measured. The edits of ``zsre`` install the
+            right answer, as in MEMIT's code.
         split: ``tune`` or ``report``. A file whose records have no ``split`` field is all ``report``.
-        limit: the number of records at most.
+        limit: the number of records at most. The paper edits the first 2,000 in the file's order; its public code
+            takes them from ``multi-counterfact`` and ``zsre``.
         seed: 0 keeps the benchmark's own order, as the paper does; any other shuffles the split with that seed
             before ``limit`` applies.
         parse: reads a record, in place of the parser that the dataset's form asks for.
 
     Raises:
         ValueError: for an unknown name or split, a limit below 1, a file in none of the forms, or an empty result.
-        FileNotFoundError: if the path does not exist.
+        FileNotFoundError: if the path does not exist, or the benchmark was not downloaded.
         RecordError: for a record that lacks a field, or whose prompt, subject or target cannot be used.
     """
     if split is not None and split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
-    shipped = DATASETS.get(str(name))
-    path = shipped.path if shipped else Path(name)
-    if not shipped and not path.suffix:
-        raise ValueError(
-            f"no dataset is called {str(name)!r}; known: {', '.join(DATASETS)}, or the path of a JSON file"
-        )
+    shipped, benchmark = DATASETS.get(str(name)), BENCHMARKS.get(str(name))
+    path = shipped.path if shipped else downloaded(str(name)) if benchmark else Path(name)
+    if not path.suffix:
+        raise ValueError(f"no dataset is called {str(name)!r}; known: {', '.join([*DATASETS, *BENCHMARKS])}, or the "
+                         "path of a JSON file")  # fmt: skip
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} must hold a JSON list of records")
-    parse = parse or (shipped.parse if shipped else _parser_for(entries[0], path))
-    records = []
+    parse = parse or (shipped.parse if shipped else benchmark or _parser_for(entries[0], path))
+    chosen = []
     for position, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
             raise RecordError(f"record at position {position}: must be an object, not {type(entry).__name__}")
         if split is None or entry.get("split", "report") == split:
-            records.append(parse(entry, position))
-    if not records:
+            chosen.append((entry, parse(entry, position)))
+    if not chosen:
         raise ValueError(f"{path} has no records in split {split!r}")
     if seed:
-        random.Random(seed).shuffle(records)
-    return records[:limit]
+        random.Random(seed).shuffle(chosen)
+    chosen = chosen[:limit]
+    if benchmark is parse_counterfact:
+        return _with_references(chosen)
+    return [record for _, record in chosen]
+
+
+def _with_references(chosen: Sequence[tuple[Mapping[str, Any], Record]]) -> list[Record]:
+    """Records of CounterFact with the texts about subjects that have their new object by nature."""
+    if not cached("attribute-snippets").exists():
+        _warn_without_references()
+        return [record for _, record in chosen]
+    pairs = [
+        (record.relation, field(entry, "requested_rewrite.target_new.id", record.case_id)) for entry, record in chosen
+    ]
+    texts = reference_texts(read_entries(downloaded("attribute-snippets")), set(pairs))
+    return [replace(record, reference_texts=texts[pair]) for (_, record), pair in zip(chosen, pairs, strict=True)]
+
+
+@cache
+def _warn_without_references() -> None:
+    log.warning("attribute-snippets is not here: CounterFact's records have no reference texts, and their consistency "
+                "is not measured; `blue download attribute-snippets` fetches it")  # fmt: skip
 
 
 def _parser_for(entry: Any, path: Path) -> Callable[[Mapping[str, Any], int], Record]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from .records import Probe, Record, RecordError, field, put_subject_out
@@ -78,3 +78,28 @@ def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers")
         paraphrases=(field(entry, "rephrase", case_id),),
         locality=(Probe(field(entry, "loc", case_id) + "?", field(entry, "loc_ans", case_id)),),
     )
+
+
+def reference_texts(
+    snippets: Iterable[Mapping[str, Any]], wanted: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Texts of ``attribute_snippets.json`` (Meng et al. 2022): what is written about subjects that have an object.
+
+    Args:
+        snippets: the file's entries, each with ``relation_id``, ``target_id`` and ``samples``.
+        wanted: pairs of a relation's and an object's id.
+
+    Returns:
+        The texts of all samples of each wanted pair, in the file's order, without blank ones.
+
+    Raises:
+        RecordError: for an entry that lacks a field.
+    """
+    found: dict[tuple[str, str], list[str]] = {pair: [] for pair in wanted}
+    for position, entry in enumerate(snippets):
+        where = f"at position {position} of the snippets"
+        texts = found.get((field(entry, "relation_id", where), field(entry, "target_id", where)))
+        if texts is not None:
+            samples = (field(sample, "text", where) for sample in field(entry, "samples", where, list))
+            texts.extend(text for text in samples if text.strip())
+    return {pair: tuple(texts) for pair, texts in found.items()}

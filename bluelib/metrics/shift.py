@@ -41,6 +41,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from ..data import DATASETS, Probe, Record
+from ..data.download import cached, downloaded, read_entries
 from ..models import Model
 from ..pocket.datasets import edited_subjects
 from ..pocket.world import build_world
@@ -56,7 +57,8 @@ def known_facts(model: Model, dataset: str, records: Sequence[Record], most: int
     """Facts that no record edits and that the model knows: every token of the answer is its first choice.
 
     For a pocket dataset: one fact, in a wording of the training text, of each subject that no record of either split
-    edits. For any other dataset: the records' locality probes, less those that mention an edited subject.
+    edits. For any other dataset: ROME's known facts, if `blue download known-facts` has fetched them, or else the
+    records' locality probes; less those that are about an edited subject or mention one.
 
     Args:
         model: the unedited model.
@@ -66,7 +68,7 @@ def known_facts(model: Model, dataset: str, records: Sequence[Record], most: int
         seed: of the choice.
 
     Raises:
-        ValueError: for an edited model, or fewer than four such facts.
+        ValueError: for an edited model, fewer than four such facts, or known facts with another hash than theirs.
     """
     model.check_unedited("known facts")
     draw = random.Random(seed)
@@ -77,7 +79,11 @@ def known_facts(model: Model, dataset: str, records: Sequence[Record], most: int
         probes = [Probe(draw.choice(fact.seen_statements).format(fact.subject), fact.object) for fact in chosen]
     else:
         subjects = {record.subject for record in records}
-        found = {probe.prompt: probe for record in records for probe in record.locality}
+        if cached("known-facts").exists():
+            facts = [fact for fact in read_entries(downloaded("known-facts")) if fact["subject"] not in subjects]
+            found = {fact["prompt"]: Probe(fact["prompt"].rstrip(), fact["attribute"]) for fact in facts}
+        else:
+            found = {probe.prompt: probe for record in records for probe in record.locality}
         probes = [probe for prompt, probe in found.items() if not any(subject in prompt for subject in subjects)]
     draw.shuffle(probes)
     known = [probe for probe, right in zip(probes, recalled(model, probes), strict=True) if right][:most]

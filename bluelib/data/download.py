@@ -1,0 +1,343 @@
+"""The benchmarks' own files, fetched on request into the user's cache: :func:`download`; nothing else downloads.
+
+They come from the project pages of ROME and MEMIT (Meng et al. 2022, 2023), and are not part of this project. A file is
+kept under its own name in ``cache_dir("datasets")``; one that was put there by hand is as good. Either must have the
+SHA-256 of :data:`FILES`, every time it is read. Those pages publish no hashes: these are what other public projects
+report for the files that they had from there, two or more of them independently, or one
+(``multi_counterfact.json``; ``attribute_snippets.json``, whose size a second one reports).
+A file with another hash is used only if the user has said so (``sha256``), which is kept beside it in ``FILE.sha256``.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tqdm.auto import tqdm
+
+from ..files import atomic_file, cache_dir, file_hash, write_json
+
+ROME = "https://rome.baulab.info/data/dsets"
+MEMIT = "https://memit.baulab.info/data/dsets"
+MIRROR = "BLUELIB_DATA_URL"
+TIMEOUT = 30  # seconds without a byte
+BLOCK = 1 << 20
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a project page.
+
+    Attributes:
+        name: its name there, and in the cache.
+        about: what is in it.
+        size: in bytes, None where no public source was found that says it.
+        sha256: in hexadecimal digits.
+        fields: what each of its entries has.
+        entries: how many they are, None where that is not known.
+        page: the folder that has the file.
+    """
+
+    name: str
+    about: str
+    size: int | None
+    sha256: str
+    fields: tuple[str, ...]
+    entries: int | None = None
+    page: str = ROME
+
+
+_COUNTERFACT = ("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
+FILES = {
+    "counterfact": File(
+        "counterfact.json",
+        "counterfactual edits (ROME)",
+        45_108_470,
+        "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f",
+        _COUNTERFACT,
+        21_919,
+    ),
+    "multi-counterfact": File(
+        "multi_counterfact.json",
+        "counterfactual edits that do not contradict each other (MEMIT)",
+        None,
+        "977a6acce4705507b5fd6bfcea8f61cd78f9ed0f9cd9c9a6bcd6c8a3ed61c833",
+        _COUNTERFACT,
+        20_877,
+        MEMIT,
+    ),
+    "zsre": File(
+        "zsre_mend_eval.json",
+        "questions with their answers (zsRE, the evaluation split of MEND)",
+        8_091_864,
+        "8a371d512f8a6ab175db4ef672181d5c0e52da23298cb51e5a2eeea2f89aa9cd",
+        ("subject", "src", "rephrase", "answers", "alt", "loc", "loc_ans"),
+        19_086,
+    ),
+    "attribute-snippets": File(
+        "attribute_snippets.json",
+        "texts about subjects that have an object by nature, for CounterFact's consistency",
+        926_285_719,
+        "10b5c1cd105e54d5983c72de1b45bfc88bc7af786f7b99def2557886ff23385b",
+        ("relation_id", "target_id", "samples"),
+    ),
+    "known-facts": File(
+        "known_1000.json",
+        "facts that GPT2-XL knows (ROME), for hidden-state shift",
+        None,
+        "61daca55318bb5260c1e62e133debef9102c7b278bbc7b19dd2ac655543f333a",
+        ("subject", "attribute", "prompt"),
+        1_209,
+    ),
+}
+
+
+def download(name: str, *, url: str | None = None, sha256: str | None = None, progress: bool | None = None) -> Path:
+    """Fetch a file into the cache, or check the one that is there; returns its path.
+
+    What an interrupted call has fetched is kept in ``FILE.part``, and the next call goes on from there, if the server
+    still has the same file (its ETag or date says so) and serves ranges; otherwise it starts anew. The file takes its
+    name only after its length, its SHA-256 and its entries have been checked.
+
+    Args:
+        name: one of :data:`FILES`.
+        url: the folder that has the files, if not the project's page: a mirror. By default ``$BLUELIB_DATA_URL``, if it
+            is set. ``https``, or ``http`` on this machine.
+        sha256: the hash to ask for, in place of the one in :data:`FILES`; it is remembered for later reads.
+        progress: whether to show a progress bar; by default, if there is a terminal.
+
+    Raises:
+        ValueError: for an unknown name, a URL or redirect that may not be followed, a file that is not the right one.
+            A wrong file is removed if it was downloaded here, and left alone if it was there before.
+        OSError: if the file cannot be fetched; the message says which was asked for, and where to put it by hand.
+    """
+    file, path = _file(name), cached(name)
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256 := sha256.lower()):
+        raise ValueError(f"a SHA-256 has 64 hexadecimal digits, not {sha256!r}")
+    if path.exists():
+        _check_here(name, sha256)
+        _check_entries(path, file)
+    else:
+        part = _fetch(name, url or os.environ.get(MIRROR) or file.page, progress)
+        try:
+            _check(part, file, sha256 or file.sha256)
+            _check_entries(part, file)
+        except ValueError as error:
+            _remove_part(part)
+            raise ValueError(f"what was downloaded has been removed: {error}") from error
+        os.replace(part, path)
+        _remove_part(part)
+        if sha256 is None:
+            _memory(path).unlink(missing_ok=True)
+    if sha256 is not None:
+        with atomic_file(_memory(path)) as temporary:
+            temporary.write_text(f"{sha256}  {file.name}\n", encoding="ascii")
+    return path
+
+
+def cached(name: str) -> Path:
+    """Where a file is in the cache, or would be.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    return cache_dir("datasets") / _file(name).name
+
+
+def downloaded(name: str) -> Path:
+    """The path of a file that is in the cache, its hash checked; nothing is fetched.
+
+    Raises:
+        FileNotFoundError: if it is not there; the message says how to get it.
+        ValueError: for an unknown name, or a file with another hash.
+    """
+    path = cached(name)
+    if not path.exists():
+        by_hand = _by_hand(name, FILES[name].page)
+        raise FileNotFoundError(f"{name} is not here: run `blue download {name}`, or {by_hand}")
+    _check_here(name)
+    return path
+
+
+def expected_hash(name: str) -> str:
+    """The hash that a file in the cache must have: one that a user has given for it, or the known one."""
+    memory = _memory(cached(name))
+    return memory.read_text(encoding="ascii").split()[0] if memory.exists() else _file(name).sha256
+
+
+def size_of(file: File) -> str:
+    """A file's size as text, in MB (10⁶ bytes)."""
+    return f"{file.size / 1e6:.0f} MB" if file.size else "size not known"
+
+
+def read_entries(path: Path) -> Iterator[Any]:
+    """The entries of a JSON list of objects, one after the other, in the memory that one of them needs.
+
+    Raises:
+        ValueError: for a file that is no such list.
+    """
+    decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
+    with open(path, encoding="utf-8") as text:
+        block = text.read(BLOCK)
+        at = gap.match(block).end()
+        if block[at : at + 1] != "[":
+            raise ValueError(f"{path} must hold a JSON list; it begins with {block[at : at + 20]!r}")
+        at += 1
+        while True:
+            at = gap.match(block, at).end()
+            if block[at : at + 1] == "]":
+                return
+            try:
+                entry, at = decoder.raw_decode(block, at)
+            except json.JSONDecodeError as error:  # cut off by the end of the block, or wrong
+                more = text.read(max(BLOCK, len(block)))
+                if not more:
+                    raise ValueError(f"{path} is not JSON: {error}") from error
+                block, at = block[at:] + more, 0
+                continue
+            if not isinstance(entry, dict):
+                raise ValueError(f"{path} must hold a list of objects, not {type(entry).__name__}")
+            yield entry
+
+
+def _file(name: str) -> File:
+    if name not in FILES:
+        raise ValueError(f"{name!r} cannot be downloaded; known: {', '.join(FILES)}")
+    return FILES[name]
+
+
+def _memory(path: Path) -> Path:
+    """Where a hash is kept that a user has given, in the form of ``sha256sum``."""
+    return path.with_name(path.name + ".sha256")
+
+
+def _by_hand(name: str, url: str) -> str:
+    file = FILES[name]
+    return (f"put {url.rstrip('/')}/{file.name} ({size_of(file)}, SHA-256 {file.sha256}) by hand at {cached(name)}, "
+            "where it is checked like a download")  # fmt: skip
+
+
+def _check(path: Path, file: File, sha256: str) -> None:
+    found, size = file_hash(path), path.stat().st_size
+    if found != sha256:
+        known = f" and {file.size:,} bytes" if file.size and sha256 == file.sha256 else ""
+        raise ValueError(f"{path} has SHA-256 {found} and {size:,} bytes, where {file.name} should have "
+                         f"{sha256}{known}; to use it all the same, give --sha256 {found}")  # fmt: skip
+
+
+def _check_here(name: str, sha256: str | None = None) -> None:
+    path = cached(name)
+    try:
+        _check(path, FILES[name], sha256 or expected_hash(name))
+    except ValueError as error:
+        kept = f" and {_memory(path).name}" if _memory(path).exists() else ""
+        raise ValueError(f"{error} to `blue download {name}`; or remove {path.name}{kept}, and run it anew") from error
+
+
+def _check_entries(path: Path, file: File) -> None:
+    number = 0
+    for number, entry in enumerate(read_entries(path), 1):
+        missing = [field for field in file.fields if field not in entry]
+        if missing:
+            raise ValueError(f"{path}: entry {number} has no field {missing[0]!r}")
+    if not number or file.entries not in (None, number):
+        raise ValueError(f"{path} has {number:,} entries; {file.name} should have {file.entries or 'some'}")
+
+
+def _plan(part: Path) -> Path:
+    """The file beside a part that says what it is a part of."""
+    return part.with_name(part.name + ".json")
+
+
+def _remove_part(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _plan(part).unlink(missing_ok=True)
+
+
+def _fetch(name: str, url: str, progress: bool | None) -> Path:
+    """Fetch a file as far as it is missing; the path of the part, which is then as long as the server's file."""
+    file = FILES[name]
+    source, part = f"{url.rstrip('/')}/{file.name}", cached(name).with_name(file.name + ".part")
+    _check_url(source, source)
+    try:
+        plan = json.loads(_plan(part).read_text(encoding="utf-8"))
+        have = part.stat().st_size
+    except (FileNotFoundError, json.JSONDecodeError):
+        plan, have = {}, 0
+    if plan.get("url") != source or not plan.get("version") or have > (plan.get("length") or have):
+        plan, have = {}, 0
+    if have and have == plan["length"]:
+        return part
+    request = urllib.request.Request(source, headers={"User-Agent": "bluelib"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", plan["version"])
+    try:
+        with urllib.request.build_opener(_Redirects(source)).open(request, timeout=TIMEOUT) as answer:
+            if not (have and _continues(answer, have, plan["length"])):
+                have = 0
+                _remove_part(part)
+                if answer.status != 200:
+                    raise ConnectionError(f"the server sent {answer.status}, and not what was asked for")
+                plan = {"url": source, "version": _version(answer), "length": answer.length}
+                write_json(_plan(part), plan)
+            quiet = None if progress is None else not progress
+            bar = tqdm(total=plan["length"], initial=have, desc=name, unit="B", unit_scale=True, disable=quiet)
+            with bar, open(part, "ab") as kept:
+                while block := answer.read1(BLOCK):
+                    kept.write(block)
+                    bar.update(len(block))
+        have = part.stat().st_size
+        if plan["length"] is not None and have < plan["length"]:
+            raise ConnectionError(f"the connection ended after {have:,} of {plan['length']:,} bytes")
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code == 416:
+            _remove_part(part)
+        why = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        resumable = plan.get("version") and part.exists()
+        kept = f"{part} has what came so far, and the same command goes on from there. " if resumable else ""
+        raise ConnectionError(f"{source} could not be fetched: {why}. {kept}Without a network, "
+                              f"{_by_hand(name, url)}") from error  # fmt: skip
+    return part
+
+
+def _version(answer: http.client.HTTPResponse) -> str | None:
+    """What a later request can name this very version of the file by: a strong ETag, or the date."""
+    tag = answer.headers.get("ETag")
+    return tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified")
+
+
+def _continues(answer: http.client.HTTPResponse, have: int, length: int | None) -> bool:
+    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+    return answer.status == 206 and span is not None and int(span[1]) == have and span[2] in ("*", str(length))
+
+
+def _check_url(url: str, base: str) -> None:
+    """``https``; and ``http`` on this machine, if the user has named such a server.
+
+    Raises:
+        ValueError: for any other URL.
+    """
+    to, asked = urlsplit(url), urlsplit(base)
+    if to.scheme != "https" and not (to.scheme == asked.scheme == "http" and to.hostname in THIS_MACHINE):
+        by = f", to which {base} redirects," if url != base else ""
+        raise ValueError(f"{url}{by} is not fetched: only https is, and http by this machine from itself")
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    def redirect_request(self, request, answer, code, message, headers, url):
+        _check_url(url, self.base)
+        return super().redirect_request(request, answer, code, message, headers, url)
