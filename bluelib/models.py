@@ -252,6 +252,8 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     if name.startswith("pocket-") and name not in shipped and not Path(name).exists():
         raise ValueError(f"model {name!r} is not shipped here; known: {', '.join(shipped) or 'none'}, "
                          "or a local checkpoint folder, or a hub id")  # fmt: skip
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise OSError(f"there is no checkpoint folder at {name}")
     source = str(shipped.get(name, name))
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
