@@ -53,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--sha256", metavar="HEX", help="accept a file with this hash, if not the one that is known")
     command("editors", _editors, "List the editors with their formulas.", "blue editors")
 
+    sub = command("doctor", _doctor, "Report what is found in a model, and check what is taken for granted, before "
+                  "anything is run.", "blue doctor pocket-llama")  # fmt: skip
+    sub.add_argument("model", help="a pocket model, a local checkpoint folder, or a hub id")
+    sub.add_argument("--device", default="cpu", help="a torch device, or auto")
+    sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
     sub = command("pretrain", _pretrain, "Train a pocket model from scratch; continues an interrupted run.",
                   "blue pretrain pocket-gpt2")  # fmt: skip
     sub.add_argument("name", help="pocket-gpt2, pocket-gptj or pocket-llama")
@@ -228,6 +235,15 @@ def _editors(arguments: argparse.Namespace) -> None:
 
     for name, make in EDITORS.items():
         print(f"{name:16} {make.__doc__}")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import examine, report
+    from .models import load_model
+
+    findings = examine(load_model(arguments.model, device=arguments.device, dtype=arguments.dtype))
+    print(json.dumps(findings.as_dict(), ensure_ascii=False) if arguments.json else report(findings))
+    return 0 if findings.healthy else 1
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
