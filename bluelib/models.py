@@ -23,7 +23,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
+from transformers.utils.hub import extract_commit_hash
 
 from .files import atomic_directory
 
@@ -264,12 +266,13 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
                 device_map=None if device == "cpu" else device,
             )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        commit = extract_commit_hash(cached_file(source, "config.json"), None)  # None for a local folder
     except OSError as error:
         raise OSError(_why_not(name, error)) from error
     lm = lm.eval().requires_grad_(False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Model.of(name, lm, tokenizer, getattr(config, "_commit_hash", None))
+    return Model.of(name, lm, tokenizer, commit)
 
 
 def _check_device(device: str) -> None:
