@@ -16,7 +16,7 @@ ANALYSIS: dict[str, dict[str, Any]] = {
     "04_error_growth": {"edits": 100, "batch_size": 10, "largest": 400},
     "06_general_capability": {"edits": 200, "batch_size": 10, "every": 5, "limit": 100},
     "07_hidden_state_shift": {"edits": 100, "batch_size": 10, "facts": 400},
-    "08_long_form_and_batch": {"edits": 20, "batch_size": 5, "sizes": [50, 200]},
+    "08_long_form_and_batch": {"edits": 20, "batch_size": 5, "sizes": [50, 200, 800]},
 }
 #: By analysis notebook, its figures with the models side by side: see :mod:`bluelib.reports.figures`.
 ANALYSIS_FIGURES: dict[str, tuple[str, ...]] = {

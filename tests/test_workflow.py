@@ -85,8 +85,8 @@ def test_a_dry_run_plans_the_whole_grid(project, profile, grid):
 def test_a_grid_on_slurm_asks_for_what_its_file_says(project):
     output = finished(blue(project, yaml.safe_load(GRIDS["grid-paper"].read_text()), "--profile", "slurm", "--", "-n",
                            "--quiet", "host"))  # fmt: skip
-    asked = re.findall(r"^rule (\w+):.*?wildcards: (.*?)\n.*?resources: (.*?)$", output, re.M | re.S)
-    cells = {wildcards: resources for rule, wildcards, resources in asked if rule == "cell"}
+    jobs = [block for block in re.split(r"^(?:local)?rule ", output, flags=re.M) if block.startswith("cell:")]
+    cells = dict(re.search(r"wildcards: (.*?)\n.*?resources: (.*?)$", job, re.M | re.S).groups() for job in jobs)
     assert len(cells) == 60
     for cell, resources in cells.items():
         assert "slurm_partition=" in resources and "gpu=1" in resources
