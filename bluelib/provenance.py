@@ -40,8 +40,12 @@ def provenance(model: Model, records: Sequence[Record]) -> dict[str, Any]:
 
 def records_hash(records: Sequence[Record]) -> str:
     """SHA-256 over the records as loaded."""
-    content = json.dumps([asdict(record) for record in records], sort_keys=True, ensure_ascii=False)
-    return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
+    digest = hashlib.sha256(b"[")  # the records as one JSON list, which is never whole in memory: texts can be long
+    for position, record in enumerate(records):
+        text = json.dumps(asdict(record), sort_keys=True, ensure_ascii=False)
+        digest.update((", " * (position > 0) + text).encode())
+    digest.update(b"]")
+    return "sha256:" + digest.hexdigest()
 
 
 def git_commit() -> str | None:

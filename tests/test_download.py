@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -375,6 +376,17 @@ def test_entries_are_read_across_the_ends_of_blocks(tmp_path, monkeypatch):
     for block in range(3, 40):
         monkeypatch.setattr("bluelib.data.download.BLOCK", block)
         assert list(read_entries(path)) == entries
+
+
+def test_entries_are_read_in_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("bluelib.data.download.BLOCK", 10_000)
+    path = tmp_path / "entries.json"
+    path.write_text(json.dumps([{"text": "x" * 7_000}] * 2_000))  # 14 MB
+    tracemalloc.start()
+    assert sum(1 for _ in read_entries(path)) == 2_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000
 
 
 def test_known_facts_are_the_downloaded_ones_without_edited_subjects(server, monkeypatch):

@@ -213,7 +213,7 @@ def test_known_facts_of_the_pocket_world_are_known_and_edited_by_nobody():
         known_facts(model, "pocket-counterfact", records, 30)
 
 
-def test_known_facts_of_another_dataset_are_its_probes_without_edited_subjects(any_model, monkeypatch):
+def test_known_facts_of_another_dataset_are_its_probes_without_edited_subjects(any_model, monkeypatch, small_world):
     from dataclasses import replace
 
     probes = (*FACTS, FACTS[0], Probe("Sofia lies in", "Bulgaria"))

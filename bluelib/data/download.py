@@ -200,7 +200,7 @@ def read_entries(path: Path) -> Iterator[Any]:
             try:
                 entry, at = decoder.raw_decode(block, at)
             except json.JSONDecodeError as error:  # cut off by the end of the block, or wrong
-                more = text.read(max(BLOCK, len(block)))
+                more = text.read(max(BLOCK, len(block) - at))
                 if not more:
                     raise ValueError(f"{path} is not JSON: {error}") from error
                 block, at = block[at:] + more, 0
