@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bluelib.doctor import copies_bytes, solver_bytes, work_bytes
+
 #: Operations per second that are reached: half of an H100's 67 · 10¹² in float32, 0.4 of its 989 · 10¹² in bfloat16.
 SPEED = {"float32": 33e12, "bfloat16": 395e12}
 #: Bytes per second of its memory that are reached in generation, of 3.35 · 10¹².
@@ -60,14 +62,14 @@ class Shape:
         return scored + runs * self.total * BYTES[dtype] / BANDWIDTH
 
     def device_gb(self, dtype: str) -> float:
-        """Weights; float32 copies of edited matrices with those to revert to; one layer's solver state with its work
-        space (three matrices of d_mlp² in float64); 4 GB for a micro-batch."""
-        edited = 2 * 4 * len(self.critical) * self.d_model * self.d_mlp
-        return (self.total * BYTES[dtype] + edited + 3 * 8 * self.d_mlp**2) / 1e9 + 4
+        """Weights, copies of edited matrices and one layer's solver at work, as `blue doctor` counts them for MEMIT;
+        and 4 GB for a micro-batch."""
+        copies = copies_bytes(self.d_model, self.d_mlp, len(self.critical), BYTES[dtype], solves=True)
+        return (self.total * BYTES[dtype] + copies + work_bytes(self.d_mlp, BATCH)) / 1e9 + 4
 
     def host_gb(self) -> float:
-        """Solver states of all critical layers, in float64."""
-        return 8 * len(self.critical) * self.d_mlp**2 / 1e9
+        """Solver states of all critical layers, and their second moments while they are prepared."""
+        return (solver_bytes(self.d_mlp, len(self.critical)) + 4 * len(self.critical) * self.d_mlp**2) / 1e9
 
 
 SHAPES = (

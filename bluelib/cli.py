@@ -56,8 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("doctor", _doctor, "Report what is found in a model, and check what is taken for granted, before "
                   "anything is run.", "blue doctor pocket-llama")  # fmt: skip
     sub.add_argument("model", help="a pocket model, a local checkpoint folder, or a hub id")
-    sub.add_argument("--device", default="cpu", help="a torch device, or auto")
-    sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    _add_place(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     sub = command("pretrain", _pretrain, "Train a pocket model from scratch; continues an interrupted run.",
@@ -133,8 +132,7 @@ def _parser() -> argparse.ArgumentParser:
                      "second moments; see: blue editors")  # fmt: skip
     sub.add_argument("--tokens", type=int, help="of the whole text, if not the configuration's")
     sub.add_argument("--corpus", help="the text, if not the configuration's")
-    sub.add_argument("--device", default="cpu", help="a torch device, or auto")
-    sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    _add_place(sub)
 
     sub = command("statistics", _statistics, "Measure the second moments that editors need, and keep them.",
                   "blue statistics --model pocket-gpt2 --editor memit alphaedit")  # fmt: skip
@@ -143,8 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--null-spaces", action="store_true", help="also the null spaces that the editors work in")
     sub.add_argument("--corpus", help="the text, if not the configuration's")
     sub.add_argument("--tokens", type=int, help="how many tokens of it, if not the configuration's")
-    sub.add_argument("--device", default="cpu", help="a torch device, or auto")
-    sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    _add_place(sub)
     sub.add_argument("--output", type=Path, metavar="FILE", help="where to write what was measured, as JSON")
 
     sub = command("notebook", _notebook, "Run a notebook through papermill.",
@@ -179,14 +176,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_place(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", default="cpu", help="a torch device; or auto, to spread a model over all there are")
+    sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+
+
 def _add_common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
     sub.add_argument("--dataset", required=True, help="see: blue datasets; or the path of a JSON file")
     sub.add_argument("--split", default="report", help="tune or report")
     sub.add_argument("--edits", type=int, default=100, help="number of records")
     sub.add_argument("--seed", type=int, default=0, help="0 keeps the dataset's order, others shuffle it")
-    sub.add_argument("--device", default="cpu", help="a torch device")
-    sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    _add_place(sub)
     sub.add_argument("--no-generate", action="store_true", help="skip fluency and consistency")
     sub.add_argument("--score-bos", action="store_true", help="zsRE: score a BOS token in every answer, as public "
                      "code does for Llama")  # fmt: skip
@@ -416,15 +417,14 @@ def _nullspace(arguments: argparse.Namespace) -> None:
 
 def _convergence(arguments: argparse.Namespace) -> None:
     from .convergence import convergence, write_convergence
-    from .data import DATASETS, load_dataset
+    from .data import choosing_split, load_dataset
     from .editors import get_editor
     from .files import project_path
     from .layout import plain, raw_path
     from .models import load_model, scale_of
 
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
-    split = "tune" if arguments.dataset in DATASETS else "report"
-    records = load_dataset(arguments.dataset, split=split, limit=arguments.edits)
+    records = load_dataset(arguments.dataset, split=choosing_split(arguments.dataset), limit=arguments.edits)
     editors = [get_editor(name, model, corpus=arguments.corpus) for name in arguments.editor]
     rows, scores = convergence(model, records, editors, arguments.tokens or editors[0].tokens)
     name = f"convergence_{plain(model.name)}"

@@ -82,6 +82,7 @@ def convergence(
     requests = [record.request for record in records]
     prefixes = context_prefixes(model)
     rows, scores = [], []
+    ranks: dict[tuple[str | None, int, int], int] = {}  # which do not depend on the editor
     for editor in editors:
         by_count = {n: second_moments(model, editor.layers, corpus=editor.corpus, tokens=n) for n in counts}
         for layer in editor.layers:
@@ -93,6 +94,8 @@ def convergence(
             for n in counts:
                 moment = by_count[n][layer].matrix.to(keys.device)
                 found = last if n == tokens else solution(editor.solver, moment, keys, residuals)
+                place = (editor.corpus, layer, n)
+                ranks[place] = ranks[place] if place in ranks else rank(moment)
                 change = math.nan if found is None or last is None else relative_change(found, last)
                 rows.append(
                     {
@@ -101,7 +104,7 @@ def convergence(
                         "tokens": n,
                         "share": n / tokens,
                         "d_mlp": len(moment),
-                        "rank": rank(moment),
+                        "rank": ranks[place],
                         "change": relative_change(moment, whole),
                         "solution": change,
                     }

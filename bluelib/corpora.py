@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .files import file_hash
 from .models import Model
+from .prompts import encode_prompt
 
 POCKET_CORPORA = ("pocket", "pocket-others")
 #: Name on the hub, configuration and revision of the ``wikipedia`` corpus.
@@ -41,10 +41,9 @@ def token_sequences(model: Model, corpus: str) -> Iterator[list[int]]:
         yield from PackedText(model.tokenizer, 128, exclude=_excluded(corpus)).epoch(0)[0].tolist()
         return
     longest = min(model.max_positions, LONGEST)
-    documents = filter(None, _documents(corpus))
-    while texts := list(islice(documents, 256)):
-        for ids in model.tokenizer(texts).input_ids:
-            yield from (ids[i : i + longest] for i in range(0, len(ids), longest))
+    for text in filter(None, _documents(corpus)):
+        ids = list(encode_prompt(model.tokenizer, text))
+        yield from (ids[i : i + longest] for i in range(0, len(ids), longest))
 
 
 def corpus_hash(corpus: str) -> str:

@@ -54,7 +54,7 @@ def apply_delta(model: Model, path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} belongs to {metadata['model']} with weights {metadata['model_revision']}; "
                          f"{model.name} has {model.revision}")  # fmt: skip
     model.check_unedited("the delta's matrices")
-    model.edit_in_float32(model.check_editable([int(layer) for layer in tensors]))
+    model.edit_in_float32(map(int, tensors))
     for layer, weight in tensors.items():
         wanted = model.weight(int(layer))
         if (weight.dtype, weight.shape) != (wanted.dtype, wanted.shape):

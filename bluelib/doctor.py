@@ -1,10 +1,12 @@
 """What the library finds in a model, whether what it takes for granted holds there, and what editing it will take.
 
-Two things are taken for granted of every architecture (see :class:`~bluelib.models.Adapter`), and measured here:
+What is taken for granted of every architecture (see :class:`~bluelib.models.Adapter`) is measured here:
 
-- the logits are those of the head on what ``base_model`` returns;
+- the logits are those of the head on what ``base_model`` returns, and on the norm of what the last block gives;
 - a block adds its MLP's output to the residual stream as it is: with W + ΔW in place of W, what the block gives changes
-  by ΔW k at every token.
+  by ΔW k at every token;
+- what a block gives is the sum of what it is given, attention's output and the MLP's, and the MLP reads the stream
+  through the norm that the adapter names.
 """
 
 from __future__ import annotations
@@ -17,21 +19,25 @@ import torch
 import yaml
 from torch import Tensor
 
-from .configs import USER_CONFIGS, model_configs
+from .configs import USER_CONFIGS, model_configs, settings_file
 from .editors import EDITORS, blue
 from .models import Model, scale_of
 from .prompts import encode_prompt, encode_target
 from .sequence import preserved
+from .targets import default_token_budget
 from .tracing import trace
 
 TEXT = "The mother tongue of Ada Lovelace is English, and she was born in London."
-#: Relative deviations of the two measurements that rounding explains.
+#: Relative deviations of the measurements that rounding explains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 #: The configuration that an unconfigured model begins with, by ``config.model_type``; Llama 3's for any other.
 LIKE = {"gpt2": "gpt2-xl", "gptj": "EleutherAI/gpt-j-6B"}
 OTHERWISE = "meta-llama/Meta-Llama-3-8B-Instruct"
 #: Editors and sizes of batches that memory is modelled for.
-MODELLED, BATCHES = ("memit", "memit_blue", "alphaedit", "alphaedit_blue", "rome", "ft"), (1, 10, 100)
+MODELLED, BATCHES = ("memit", "memit_blue", "alphaedit", "alphaedit_blue", "pmet", "rome", "ft"), (1, 10, 100)
+#: Float64 matrices of d_mlp² that a solver has on the device at its largest, with C: when it is prepared; in a null
+#: space of up to d_mlp dimensions, when it takes in a batch's keys.
+WORK = {False: 4.0, True: 5.5}
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ class Findings:
     """What :func:`examine` found; ``facts`` and ``tokenizer`` are for reading, by name.
 
     Attributes:
-        memory: by editor, in GB (10⁹ bytes) and modelled: on the ``host``, and on the ``device`` by size of batch.
+        memory: by editor, in GB (10⁹ bytes) and modelled: on ``disk``, on the ``host``, and on the ``device`` by size
+            of batch.
         configured: whether there are settings for this model.
         configuration: where not, some to begin with, as YAML.
     """
@@ -86,7 +93,8 @@ def examine(model: Model) -> Findings:
 def _facts(model: Model) -> dict[str, str]:
     first = model.value_projection(0)
     d_model, d_mlp = model.weight(0).shape
-    devices = sorted({str(model.weight(layer).device) for layer in range(model.n_layers)})
+    devices = sorted({str(p.device) for p in model.lm.parameters() if not p.is_meta})
+    away = [layer for layer in range(model.n_layers) if model.weight(layer).is_meta]
     return {
         "architecture": f"{type(model.lm).__name__} ({model.lm.config.model_type})",
         "scale": scale_of(model.name),
@@ -99,13 +107,17 @@ def _facts(model: Model) -> dict[str, str]:
         "d_model, d_mlp": f"{d_model}, {d_mlp}",
         "MLP reads": model.adapter.mlp_norm or "the block's own norm (it stands beside attention)",
         "context": f"{model.max_positions} tokens",
+        "micro-batches": f"{default_token_budget(model):,} tokens of targets, by the memory that is free now",
         "critical layers": _critical(model),
+        **({"offloaded": f"layers {', '.join(map(str, away))}: not measured, cannot be edited"} if away else {}),
     }
 
 
 def _critical(model: Model) -> str:
     config = model_configs().get(model.name)
-    return ", ".join(map(str, config["critical_layers"])) if config else "not configured, see below"
+    if config is None:
+        return "not configured, see below"
+    return f"{', '.join(map(str, config['critical_layers']))} (settings: {settings_file(model.name)})"
 
 
 def _tokenizer(model: Model) -> dict[str, str]:
@@ -113,12 +125,14 @@ def _tokenizer(model: Model) -> dict[str, str]:
     bare = tokenizer("Paris").input_ids
     target = encode_target(tokenizer, "Paris")
     return {
-        "class": f"{type(tokenizer).__name__}, {len(tokenizer)} tokens (embeddings: {model.lm.config.vocab_size})",
-        "BOS": f"{tokenizer.bos_token!r}, {'in front of every text' if model.has_bos else 'not put in front of texts'}",
-        "EOS": f"{tokenizer.eos_token!r}, "
+        "class": f"{type(tokenizer).__name__}, fast, {len(tokenizer)} tokens (embeddings: "
+        f"{model.lm.config.vocab_size})",
+        "BOS": f"{tokenizer.bos_token!r} ({tokenizer.bos_token_id}), "
+        + ("in front of every text" if model.has_bos else "not put in front of texts"),
+        "EOS": f"{tokenizer.eos_token!r} ({tokenizer.eos_token_id}), "
         + ("put behind texts, and taken off here" if bare[-1] == tokenizer.eos_token_id else "not put behind texts"),
-        "padding": f"{tokenizer.pad_token!r}; batches are padded on the right and masked, whatever its own side "
-        f"({tokenizer.padding_side})",
+        "padding": f"{tokenizer.pad_token!r}{', the EOS' if tokenizer.pad_token == tokenizer.eos_token else ''}; "
+        f"batches are padded on the right and masked, whatever its own side ({tokenizer.padding_side})",
         "“Paris” as a target": " ".join(map(repr, tokenizer.convert_ids_to_tokens(list(target)))),
     }
 
@@ -127,18 +141,29 @@ def _tokenizer(model: Model) -> dict[str, str]:
 def _checks(model: Model) -> list[Check]:
     ids = torch.tensor([encode_prompt(model.tokenizer, TEXT)], device=model.device)
     tolerance = TOLERANCE[model.lm.dtype]
-    whole = model.lm(ids, use_cache=False).logits
-    parts = model.head(model.lm.base_model(ids, use_cache=False).last_hidden_state)
-    checks = [Check("logits = head(base_model(text))", _deviation(parts, whole), tolerance)]
+    with trace(outputs={"last": model.blocks[-1]}) as found:
+        whole = model.lm(ids, use_cache=False).logits
+    of_base = model.head(model.lm.base_model(ids, use_cache=False).last_hidden_state)
+    of_norm = model.head(model.norm(found["last"]))
+    checks = [
+        Check("logits = head(base_model(text))", _deviation(of_base, whole), tolerance),
+        Check("logits = head(norm(last block))", _deviation(of_norm, whole), tolerance),
+    ]
     for layer in sorted({0, model.n_layers // 2, model.n_layers - 1}):
-        if model.weight(layer).is_meta:
-            continue
-        checks.append(Check(f"block {layer} adds ΔW k to the stream", _additive(model, layer, ids), tolerance))
+        if not model.weight(layer).is_meta:
+            checks += [
+                Check(f"block {layer} adds ΔW k to the stream", _additive(model, layer, ids), tolerance),
+                Check(f"block {layer} = stream + attention + MLP", _summed(model, layer, ids), tolerance),
+            ]
     return checks
 
 
 def _additive(model: Model, layer: int, ids: Tensor) -> float:
-    """The largest deviation of what a block gives with W + ΔW, less what it gives with W, from ΔW k."""
+    """The largest deviation of what a block gives with W + ΔW, less what it gives with W, from ΔW k.
+
+    Raises:
+        ValueError: if the value projection's weight is stored the other way round than the adapter says.
+    """
     weight = model.weight(layer)
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(n, generator=generator).to(weight) for n in weight.shape)
@@ -151,84 +176,137 @@ def _additive(model: Model, layer: int, ids: Tensor) -> float:
         return found["key"][0].double(), found["block"][0].double()
 
     key, before = run()
+    if weight.shape != (before.shape[-1], key.shape[-1]):
+        raise ValueError(
+            f"block {layer} of {model.name}: keys have {key.shape[-1]} dimensions and W is {tuple(weight.shape)}; the "
+            f"adapter's input_major must be {not model.adapter.input_major}, or its value_projection another module"
+        )
     # of rank one, and as large in what it gives as the block's own output, so that rounding does not hide it
     size = before.norm() / ((key @ right.double()).norm() * left.double().norm())
     change = torch.outer(left.double(), right.double()) * size
     with preserved(model, [layer]):
-        old = weight.double()
+        old = weight.double().clone()
         weight.add_(change.to(weight.dtype))
         made = weight.double() - old  # what rounding left of ΔW
         _, after = run()
     return _deviation(after - before, key @ made.T)
 
 
+def _summed(model: Model, layer: int, ids: Tensor) -> float:
+    """The median over tokens (a model's first one can be a hundred times as large as the others) of how far a block's
+    output is from the sum of its parts, or the MLP's from what it makes of the normed stream, relative to the parts."""
+    names = ("attention", "mlp")
+    outputs = {"block": model.blocks[layer], **{name: model.part(layer, name) for name in names}}
+    with trace(inputs={"stream": model.blocks[layer]}, outputs=outputs) as found:
+        model.lm.base_model(ids, use_cache=False)
+    attention, mlp = (found[name] for name in names)
+    stream = found["stream"].to(mlp.device) + attention
+    deviations = [_by_token(stream + mlp - found["block"], attention + mlp)]
+    if model.adapter.mlp_norm:
+        read = model.part(layer, "mlp")(model.part(layer, "mlp_norm")(stream))
+        deviations.append(_by_token(read - mlp, mlp))
+    return max(deviations)
+
+
+def _by_token(error: Tensor, scale: Tensor) -> float:
+    return (error.double().norm(dim=-1) / scale.double().norm(dim=-1)).median().item()
+
+
 def _deviation(found: Tensor, wanted: Tensor) -> float:
-    return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
+    found, wanted = found.cpu().double(), wanted.cpu().double()
+    return ((found - wanted).norm() / wanted.norm()).item()
 
 
-def solver_bytes(d_mlp: int, layers: int) -> int:
-    """The solver states of all layers, kept on the host: a float64 matrix of d_mlp² each, or, in a null space of r
-    dimensions, two of at most that size together (d_mlp·r + r², counted with r = d_mlp / 2)."""
-    return 8 * d_mlp**2 * layers
+def solver_bytes(d_mlp: int, layers: int, null_space: bool = False) -> int:
+    """The solver states of all layers, kept on the host: a float64 matrix of d_mlp² each; in a null space of r
+    dimensions d_mlp·r and r², counted with r = d_mlp, which is the most it can be."""
+    return (2 if null_space else 1) * 8 * d_mlp**2 * layers
+
+
+def work_bytes(d_mlp: int, batch: int, null_space: bool = False) -> int:
+    """What the solver of one layer has on the device at its largest: see :data:`WORK`; and of a batch of up to d_mlp
+    keys these, M⁻¹ of them, and a copy, in float64. (Of more keys than d_mlp K Kᵀ is formed, which takes about twice
+    that.) A GPU's solvers work in some memory of their own, which is not counted."""
+    return int(WORK[null_space] * 8 * d_mlp**2) + 3 * 8 * d_mlp * batch
+
+
+def copies_bytes(d_model: int, d_mlp: int, layers: int, itemsize: int, solves: bool) -> int:
+    """Copies of edited matrices on the device, in float32 where the model is of lower precision: what an edited matrix
+    is larger by then, what the run and the batch begin with, and the update, of one layer in float64 too; or, without
+    a solver (FT), what the run, the batch and its Adam begin with, the gradient, and Adam's two moments."""
+    edited = max(4, itemsize)
+    each = edited - itemsize + (3 if solves else 6) * edited
+    return d_model * d_mlp * (layers * each + (8 if solves else 0))
 
 
 def memory(model: Model, editor: str) -> dict[str, float]:
     """GB that an editor takes: a model of it, not a measurement.
 
-    Device: the weights; of each edited layer a float32 copy, where the model is of lower precision, and the matrix to
-    revert to; for editors with a solver one state and two matrices of its size to work in; and for a batch of u its
-    keys and residuals in float64, twice. Micro-batches of targets take half of what is free then.
+    Disk: second moments (float32), and in a null space its basis. Host: all layers' solver states, and while they are
+    prepared all second moments. Device: the weights, copies of edited matrices, and one layer's solver at work on a
+    batch. An editor that makes few edits together (ROME: one) gets no larger batch than that. Activations come on top:
+    micro-batches of targets take half of what is free then, and FT runs a batch as a whole.
     """
     d_model, d_mlp = model.weight(0).shape
-    layers = _layers(model, editor)
-    weights = sum(p.numel() * p.element_size() for p in model.lm.parameters())
-    lower = model.lm.dtype.itemsize < 4
-    edited = layers * d_model * d_mlp * (4 + 4 * lower if lower else model.lm.dtype.itemsize)
-    solves = editor != "ft"
-    work = 3 * 8 * d_mlp**2 if solves else 2 * edited  # Adam's two moments
-    found = {"host": solver_bytes(d_mlp, layers) / 1e9 if solves else 0.0}
-    for u in BATCHES:
-        found[f"device, {u}"] = (weights + edited + work + 2 * 8 * u * (d_mlp + d_model)) / 1e9
+    layers, solves, null_space = _layers(model, editor), editor != "ft", editor.startswith("alphaedit")
+    moments = 4 * d_mlp**2 * layers if solves else 0
+    states = solver_bytes(d_mlp, layers, null_space) if solves else 0
+    weights = sum(p.numel() * p.element_size() for p in model.lm.parameters() if not p.is_meta)
+    fixed = weights + copies_bytes(d_model, d_mlp, layers, model.lm.dtype.itemsize, solves)
+    found = {"disk": (moments + (states // 2 if null_space else 0)) / 1e9, "host": (moments + states) / 1e9}
+    for batch in BATCHES:
+        together = 1 if editor == "rome" else batch
+        found[f"device, {batch}"] = (fixed + (work_bytes(d_mlp, together, null_space) if solves else 0)) / 1e9
     return found
 
 
 def _layers(model: Model, editor: str) -> int:
-    """How many layers an editor edits, in a model without settings as many as in the model whose settings it gets."""
-    configs = model_configs()
-    config = configs.get(model.name) or configs[_like(model)]
-    own = config["editors"].get(editor, {}).get("layers")
-    critical = own or config["critical_layers"]
-    return 2 if editor.endswith(f"_{blue.__name__}") else len(critical)
+    """How many layers an editor edits, with the settings to begin with if there are no others."""
+    config = model_configs().get(model.name) or _beginning(model)
+    layers = config["editors"].get(editor, {}).get("layers") or config["critical_layers"]
+    return min(2, len(layers)) if editor.endswith(f"_{blue.__name__}") else len(layers)
 
 
 def _like(model: Model) -> str:
     return LIKE.get(model.lm.config.model_type, OTHERWISE)
 
 
-def starter(model: Model) -> str:
-    """A configuration to begin with: the settings of the paper's model that is most like this one, and a guess of the
-    critical layers, the five (or as many as there are) from an eighth of the depth on."""
+def _beginning(model: Model) -> dict[str, Any]:
+    """The settings of the paper's model that is most like this one, and a guess of the critical layers: the five (or as
+    many as there are) from an eighth of the depth on."""
     like = model_configs()[_like(model)]
     first = model.n_layers // 8
     critical = list(range(first, min(first + 5, model.n_layers)))
     editors = {}
-    for name, settings in like["editors"].items():
-        own = dict(settings)
+    for name in EDITORS:
+        own = editors[name] = dict(like["editors"][name])
         if "layers" in own:
             own["layers"] = critical[:1] if len(own["layers"]) == 1 else critical[-len(own["layers"]) :]
-        editors[name] = own
-    config = {
+    return {
         "models": [model.name],
         "critical_layers": critical,
         "statistics": dict(like.get("statistics", {})),
         "targets": dict(like["targets"]),
-        "editors": {name: editors[name] for name in EDITORS if name in editors},
+        "editors": editors,
     }
-    return (
-        f"# Settings of {_like(model)}; the critical layers are a guess (see notebook 01).\n"
-        "# Nothing here was searched for this model. Second moments need a text: corpus=wikipedia, or a path.\n"
-        + yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=110)
-    )
+
+
+def starter(model: Model) -> str:
+    """A configuration to begin with, as YAML: see :func:`_beginning`."""
+    config = _beginning(model)
+    editors = config.pop("editors")
+    return "\n".join([
+        f"# Settings of {_like(model)}; the critical layers are a guess (see notebook 01).",
+        "# Nothing here was searched for this model. Second moments need a text: corpus=wikipedia, or a path.",
+        *(f"{key}: {_flow(value)}" for key, value in config.items()),
+        "editors:",
+        *(f"  {name}: {_flow(settings)}" for name, settings in editors.items()),
+        "",
+    ])  # fmt: skip
+
+
+def _flow(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=10**6).strip()
 
 
 def report(findings: Findings) -> str:
@@ -241,10 +319,10 @@ def report(findings: Findings) -> str:
         told = "holds" if check.holds else "DOES NOT HOLD"
         lines.append(f"  {check.name:36} {check.deviation:.1e}  (up to {check.tolerance:.0e})  {told}")
     columns = list(next(iter(findings.memory.values())))
-    lines += ["", "memory in GB, modelled: host; device by size of batch, without micro-batches of targets",
+    lines += ["", "memory in GB, modelled (alphaedit: at most): disk; host; device by batch size, without activations",
               f"  {'':16}" + "".join(f"{column:>14}" for column in columns)]  # fmt: skip
     for editor, sizes in findings.memory.items():
-        lines.append(f"  {editor:16}" + "".join(f"{sizes[column]:14.3f}" for column in columns))
+        lines.append(f"  {editor:16}" + "".join(f"{sizes[column]:14.3g}" for column in columns))
     if not findings.configured:
         lines += ["", f"no settings for this model; to begin with, save this as a .yaml file in the folder that "
                   f"{USER_CONFIGS} names:", "", findings.configuration.rstrip()]  # fmt: skip

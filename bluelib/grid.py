@@ -166,10 +166,7 @@ class Grid:
 
     def of_notebook(self, notebook: str) -> dict[str, Any]:
         """An analysis notebook's parameters, without those that name a model or files."""
-        where = self.where
-        if notebook == "01_locate":  # which edits nothing
-            where.pop("corpus", None)
-        return {**where, **self.notebooks[notebook]}
+        return {**self.where, **self.notebooks[notebook]}
 
     def cell_name(self, cell: Place) -> str:
         return cell_name(cell.model, cell.dataset, cell.editor, self.edits, self.batch_size, cell.seed)

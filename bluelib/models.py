@@ -8,18 +8,20 @@ architecture are. Everything else in the library works on these names alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -118,8 +120,11 @@ class Model:
 
         Most entries of an update are smaller than a bfloat16's distance to the next one and would be lost. The
         conversion is exact and the layer's outputs keep the model's type; calling it again changes nothing.
+
+        Raises:
+            ValueError: from :meth:`check_editable`.
         """
-        for layer in layers:
+        for layer in self.check_editable(layers):
             module, dtype = self.value_projection(layer), self.lm.dtype
             if module.weight.dtype.itemsize < 4:
                 module.float()
@@ -192,7 +197,7 @@ class Model:
             )
         return layers
 
-    def check_editable(self, layers: Sequence[int]) -> tuple[int, ...]:
+    def check_editable(self, layers: Iterable[int]) -> tuple[int, ...]:
         """``layers`` as a sorted tuple, all of which can be edited in place. Others may be offloaded.
 
         Raises:
@@ -243,9 +248,10 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         dtype: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        ValueError: for an unknown dtype or device, or an architecture without an adapter.
-        OSError: if the name is neither known, nor a folder, nor on the hub, or if the hub does not hand it out; the
-            message says what to do.
+        ValueError: for an unknown dtype or device, an architecture without an adapter, or a checkpoint that lacks
+            weights or has them in other shapes.
+        OSError: if the name is neither known, nor a folder, nor on the hub, if the hub does not hand it out, or if a
+            file is damaged; the message says what to do.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -258,15 +264,24 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         raise OSError(f"there is no checkpoint folder at {name}")
     source = str(shipped.get(name, name))
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        adapter_for(config.model_type)  # refuse an unknown architecture before loading its weights
+        config_file = cached_file(source, "config.json")
+        commit = extract_commit_hash(config_file, None)  # None for a local folder
+        # All of it as of one commit. Asked for `main`, transformers has a hub model without safetensors converted by
+        # a service elsewhere, and reads what somebody proposes there as its weights.
+        pinned = {"revision": commit or "main", "trust_remote_code": False}
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=pinned["revision"])
+        if "model_type" not in config:
+            raise ValueError(f"{name!r} has no config.json that names a model_type, as a checkpoint must")
+        adapter_for(config["model_type"])  # refuse an unknown architecture before loading its weights
         with _without_progress_bar(name in shipped):
-            lm = AutoModelForCausalLM.from_pretrained(
-                source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False,
-                device_map=None if device == "cpu" else device,
+            lm, found = AutoModelForCausalLM.from_pretrained(
+                source, dtype=DTYPES[dtype], use_safetensors=True, device_map=None if device == "cpu" else device,
+                output_loading_info=True, ignore_mismatched_sizes=True, **pinned,
             )  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        commit = extract_commit_hash(cached_file(source, "config.json"), None)  # None for a local folder
+        _check_complete(name, found)
+        tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
+    except SafetensorError as error:
+        raise OSError(_damaged(name, Path(config_file).parent, error)) from error
     except OSError as error:
         raise OSError(_why_not(name, error)) from error
     lm = lm.eval().requires_grad_(False)
@@ -286,13 +301,43 @@ def _check_device(device: str) -> None:
         raise ValueError(f"device {device!r} is not there: torch {torch.__version__} finds no {kind}; use cpu")
 
 
+def _check_complete(name: str, found: dict[str, Any]) -> None:
+    """Refuse weights that do not fill the model: transformers draws the rest at random.
+
+    Raises:
+        ValueError: if the checkpoint lacks a weight, or has one in another shape; the message names the first ones.
+    """
+    lacking = sorted(found["missing_keys"])
+    other = [f"{key} (there {tuple(there)}, needed {tuple(needed)})" for key, there, needed in found["mismatched_keys"]]
+    for what, keys in (("lacks", lacking), ("has in another shape than its config.json says", sorted(other))):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ValueError(f"checkpoint {name!r} {what} {', '.join(keys[:3])}{more}: it must have all weights of its "
+                             "architecture; save or download it again")  # fmt: skip
+
+
+def _damaged(name: str, folder: Path, error: SafetensorError) -> str:
+    """Which of a checkpoint's files are no whole safetensors files, and what to do."""
+    damaged = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError):
+            damaged.append(path.name)
+    return (
+        f"{name!r} cannot be loaded: {', '.join(damaged) or 'a weights file'} in {folder} is incomplete, or no "
+        f"safetensors file ({error}); delete it, and copy or download it again"
+    )
+
+
 def _why_not(name: str, error: OSError) -> str:
     """What to do about a model that transformers cannot load."""
     raised, cause = set(), error
     while cause is not None:
         raised.add(type(cause).__name__)
         cause = cause.__cause__ or cause.__context__
-    said = str(error).strip().split("\n")[0]
+    said = str(error).strip().split("\n")[0].partition(" Please do not set")[0]
     if "GatedRepoError" in raised or "gated repo" in said:
         return (
             f"the hub hands {name!r} out only to those who have accepted its licence: do that at "

@@ -74,8 +74,9 @@ def locate(tokenizer: PreTrainedTokenizerBase, template: str, subject: str, pref
     if not inside:
         raise ValueError(f"subject {subject!r} has no token in {text!r}: {tokenizer.name_or_path or 'the tokenizer'} "
                          "drops its characters")  # fmt: skip
-    # The space that SentencePiece puts before a text can be a token, and bears the first letter's offsets.
-    if len(inside) > 1 and start == 0 and not tokenizer.decode([ids[inside[0]]]).strip():
+    # The space that SentencePiece puts before a text, or behind a written BOS, can be a token of its own, and bears the
+    # first letter's offsets.
+    if len(inside) > 1 and not tokenizer.decode([ids[inside[0]]]).strip():
         del inside[0]
     return Located(front + ids, len(front) + inside[-1], len(front) + inside[0])
 

@@ -124,7 +124,7 @@ def edit_sequence(
         )
     if checkpoint_dir is not None:
         model.check_unedited("checkpoints")
-    model.edit_in_float32(model.check_editable(editor.layers))
+    model.edit_in_float32(editor.layers)
     timer = Timer()
     with timer("prepare"):
         state = editor.prepare(model)

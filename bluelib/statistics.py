@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -76,11 +76,13 @@ def second_moments(
             to be measured: statistics belong to the weights as loaded.
     """
     layers = model.check_layers(layers)
-    paths = {layer: _path(model, layer, corpus, tokens) for layer in layers}
+    path = _paths(model, corpus, tokens)
+    paths = {layer: path(layer) for layer in layers}
     missing = [layer for layer in layers if not paths[layer].exists()]
     if missing:
         model.check_unedited("second moments")
-        for layer, matrix in _measure(model, missing, corpus, tokens, progress).items():
+        unfinished = path("s" + "-".join(map(str, missing)) + "-unfinished")
+        for layer, matrix in _measure(model, missing, corpus, tokens, unfinished, progress).items():
             with atomic_file(paths[layer]) as temporary:
                 save_file({"second_moment": matrix}, temporary)
     return {
@@ -115,12 +117,13 @@ def _null_space(second_moment: Tensor, threshold: float) -> Tensor:
     return vectors[:, values < threshold].contiguous()
 
 
-def _path(model: Model, layer: int | str, corpus: str | Path, tokens: int) -> Path:
-    """One file per weights, type, text and number of tokens; the text counts by its content, not by its name."""
+def _paths(model: Model, corpus: str | Path, tokens: int) -> Callable[[int | str], Path]:
+    """The path for a layer: one file per weights, type, text and number of tokens; the text, which is read for it,
+    counts by its content, not by its name."""
     revision = model.revision.removeprefix("sha256:")[:16]
     dtype = str(model.lm.dtype).removeprefix("torch.")
     text = f"{Path(corpus).stem}-{corpus_hash(str(corpus))[:12]}"
-    return cache_dir("statistics") / f"{revision}-{dtype}-{text}-{tokens}-layer{layer}.safetensors"
+    return lambda layer: cache_dir("statistics") / f"{revision}-{dtype}-{text}-{tokens}-layer{layer}.safetensors"
 
 
 @dataclass
@@ -153,9 +156,8 @@ class _Sums:
 
 @torch.no_grad()
 def _measure(
-    model: Model, layers: Sequence[int], corpus: str | Path, tokens: int, progress: bool | None
+    model: Model, layers: Sequence[int], corpus: str | Path, tokens: int, unfinished: Path, progress: bool | None
 ) -> dict[int, Tensor]:
-    unfinished = _path(model, "s" + "-".join(map(str, layers)) + "-unfinished", corpus, tokens)
     sums = _Sums.of(model, layers, unfinished)
     modules = {layer: model.value_projection(layer) for layer in layers}
     budget = TOKEN_BUDGET[model.device.type == "cuda"]

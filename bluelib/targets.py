@@ -318,13 +318,12 @@ class _Suffix:
             device = cache[i].keys.device
             there = cuts[device] = cuts.get(device) or cut.to(device)
             sliced.append((tuple(there(v, prefix) for v in args), {k: there(v, prefix) for k, v in kwargs.items()}))
-        logits = model.head(output.last_hidden_state[:1, -1])  # for the device that the head runs on
         return cls(
             _Entry.of(model, layer, component, captured, first),
             cut(captured["block"], prefix)[:, 1:],
             torch.tensor(owner, device=home),
             tuple(sliced),
-            _Reads.of(rows, owner, logits.device),
+            _Reads.of(rows, owner, _home(model, model.head.weight)),
         )
 
     def keep(self, rows: Tensor) -> _Suffix:

@@ -22,8 +22,10 @@ class Timer:
         try:
             yield
         finally:
-            for device in range(torch.cuda.device_count()):
-                torch.cuda.synchronize(device)
+            if torch.cuda.is_initialized():
+                for device in range(torch.cuda.device_count()):
+                    if torch.cuda.memory_reserved(device):  # or it would take memory on cards that are not used
+                        torch.cuda.synchronize(device)
             self.seconds[phase] += time.perf_counter() - began
 
     def rounded(self) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,8 @@ ARCHITECTURES: dict[str, tuple[str, type[PreTrainedConfig], dict[str, Any]]] = {
     "qwen2": ("qwen2", Qwen2Config, {**_GATED, "num_key_value_heads": 2, "tie_word_embeddings": True}),
     # norms of queries and keys; heads wider than d_model / n
     "qwen3": ("qwen2", Qwen3Config, {**_GATED, "num_key_value_heads": 2, "head_dim": 12}),
-    # a window of attention that is shorter than the prompts
-    "mistral": ("mistral", MistralConfig, {**_GATED, "num_key_value_heads": 2, "sliding_window": 5}),
+    # a window of attention that is shorter than any prompt
+    "mistral": ("mistral", MistralConfig, {**_GATED, "num_key_value_heads": 2, "sliding_window": 3}),
     # scaled embeddings, norms with 1 + w, one key-value head, heads wider than d_model / n
     "gemma": ("gemma", GemmaConfig, {**_GATED, "num_key_value_heads": 1, "head_dim": 16}),
 }  # fmt: skip
@@ -55,9 +57,9 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
     return make_tokenizer(ARCHITECTURES[name][0])
 
 
-def write_checkpoint(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> Path:
+def write_checkpoint(folder: Path, name: str, dtype: torch.dtype = torch.float32, max_shard_size: str = "50GB") -> Path:
     """A checkpoint as the hub has it: configuration, safetensors, tokenizer. Weights are larger than at initialisation,
-    so that the blocks matter."""
+    so that the blocks matter, and norms are not what they begin as."""
     _, config, options = ARCHITECTURES[name]
     tokenizer = tokenizer_of(name)
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
@@ -70,6 +72,36 @@ def write_checkpoint(folder: Path, name: str, dtype: torch.dtype = torch.float32
                 parameter.normal_(std=0.3)
             elif parameter.ndim > 1:
                 parameter.mul_(20.0 if any(part in key for part in _FIRST) else 4.0)
-    lm.to(dtype).save_pretrained(folder)
+            else:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    lm.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+class _Opens:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def pickle_weights(folder: Path, executed: Path) -> Path:
+    """Put a pickle in place of a checkpoint's safetensors: whoever unpickles it makes the file ``executed``."""
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Opens(executed)))
+    return folder
+
+
+def add_code(folder: Path, executed: Path, model_type: str) -> Path:
+    """Let a checkpoint bring code of its own, which makes the file ``executed`` when it is imported."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {
+        "model_type": model_type,
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "evil.py").write_text(f"open({str(executed)!r}, 'w')\n", encoding="utf-8")
     return folder

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bluelib.metrics.scoring import request_nll, score_targets
+from bluelib.metrics.scoring import next_token_log_probs, request_nll, score_targets
 from bluelib.models import Model
 from bluelib.pocket.tokenizer import build_tokenizer
 from bluelib.prompts import Request, encode_prompt, encode_target, fill, locate, pad
@@ -180,26 +180,28 @@ def test_a_text_that_brings_its_bos_has_one_all_the_same(kind):
     place = locate(tokenizer, "{} is far", "Peru", tokenizer.bos_token)
     assert place.ids == ids
     assert tokenizer.decode(ids[1 : place.subject_last + 1]).strip() == "Peru"
+    for subject in SUBJECTS:
+        check(tokenizer, "{} is far", subject, tokenizer.bos_token, special=False)
 
 
 # Subjects.
 
 
-def expected(tokenizer, text, start, end):
+def expected(tokenizer, text, start, end, special=True):
     """Indices of the tokens that hold one of the characters from ``start`` to ``end``, by the tokenizer's offsets."""
-    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    offsets = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)["offset_mapping"]
     return [i for i, (a, b) in enumerate(offsets) if set(range(a, b)) & set(range(start, end))]
 
 
-def check(tokenizer, template, subject, prefix):
+def check(tokenizer, template, subject, prefix, special=True):
     text = prefix + fill(template, subject)
     start = len(prefix) + template.index("{}") + subject.index(subject.strip())
-    holding = expected(tokenizer, text, start, start + len(subject.strip()))
+    holding = expected(tokenizer, text, start, start + len(subject.strip()), special)
     place = locate(tokenizer, template, subject, prefix)
-    assert place.ids == tuple(tokenizer(text)["input_ids"])
+    assert place.ids == tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
     assert place.subject_last == holding[-1]
-    if start == 0 and tokenizer.convert_ids_to_tokens(place.ids[holding[0]]) == "▁":
-        assert place.subject_first == holding[1], "the space before the text is not of the subject"
+    if len(holding) > 1 and tokenizer.convert_ids_to_tokens(place.ids[holding[0]]) == "▁":
+        assert place.subject_first == holding[1], "the space that a tokenizer puts in is not of the subject"
     else:
         assert place.subject_first == holding[0]
     return place
@@ -288,6 +290,14 @@ def test_a_subject_that_normalises_to_nothing_is_refused():
         locate(tokenizer, "The mark {} is", "\u0301")
 
 
+def test_a_subject_that_normalises_to_a_space_has_the_spaces_token():
+    tokenizer = make_tokenizer("gemma")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("-", "▁")
+    place = locate(tokenizer, "They{}", "-")
+    assert place.subject_first == place.subject_last == len(place.ids) - 1
+    assert tokenizer.convert_ids_to_tokens(place.ids[-1]) == "▁"
+
+
 # Settings of the tokenizer that must make no difference.
 
 
@@ -346,6 +356,26 @@ def test_a_model_computes_the_same_with_padding_on_either_side(kind):
             assert (-request_nll(model, REQUESTS)).tolist() == pytest.approx(singly, rel=1e-5)
             keys = subject_keys(model, REQUESTS, 1, ["", "Peru is far. "])
             torch.testing.assert_close(keys, alone, rtol=1e-5, atol=1e-6)
+
+
+@every_kind
+def test_a_prompt_without_a_token_is_refused(kind):
+    """There is nothing to predict from, unless the tokenizer puts a BOS in front."""
+    model = small_model(make_tokenizer(kind))
+    if kind in WITH_BOS:
+        alone, beside = (
+            score_targets(model, [("", "Paris")])[0],
+            score_targets(model, [("", "Paris"), ("In San", "X")])[0],
+        )
+        assert alone.log_prob == pytest.approx(beside.log_prob, rel=1e-5)
+        return
+    for computation in (
+        lambda: score_targets(model, [("", "Paris"), ("In San", "X")]),
+        lambda: request_nll(model, [Request("", "X", "Paris")]),
+        lambda: next_token_log_probs(model, [""]),
+    ):
+        with pytest.raises(ValueError, match="prompt '' has no token, and small's tokenizer puts no BOS in front"):
+            computation()
 
 
 def test_padding_without_a_padding_token():

@@ -7,6 +7,7 @@ post-processor. No vocabulary is copied.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import lru_cache
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -149,7 +150,11 @@ def _pieces() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
-    trainer = trainers.BpeTrainer(vocab_size=_VOCABULARY, limit_alphabet=60, show_progress=False)
+    counts = Counter("".join(training_text()).replace(" ", "▁"))
+    letters = sorted(counts, key=lambda letter: (-counts[letter], letter))[:60]  # in one order in every process
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY, initial_alphabet=letters, limit_alphabet=60, show_progress=False
+    )
     learner.train_from_iterator(training_text(), trainer)
     state = json.loads(learner.to_str())["model"]
     spaces = [("▁" * n, "▁" * n) for n in (1, 2)]  # runs of spaces are pieces too, in the real ones

@@ -22,17 +22,22 @@ def model_configs() -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: for a user's file or folder that cannot be used; the message names the file and the key.
     """
+    return {model: config for _, config in _files() for model in config["models"]}
+
+
+def settings_file(model: str) -> Path | None:
+    """The file that a model's settings come from; None for a model without."""
+    return next((file for file, config in reversed(_files()) if model in config["models"]), None)
+
+
+def _files() -> list[tuple[Path, dict[str, Any]]]:
+    """All files with what is in them; of two for one model the later counts."""
     folders = [Path(str(files(__name__)))]
     if own := os.environ.get(USER_CONFIGS):
         if not Path(own).is_dir():
             raise ValueError(f"{USER_CONFIGS} must name a folder of YAML files; {own} is none")
         folders.append(Path(own))
-    configs = {}
-    for folder in folders:
-        for file in sorted(folder.glob("*.yaml")):
-            config = _checked(file)
-            configs.update(dict.fromkeys(config["models"], config))
-    return configs
+    return [(file, _checked(file)) for folder in folders for file in sorted(folder.glob("*.yaml"))]
 
 
 def _checked(file: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from .benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre, r
 from .download import cached, downloaded, read_entries
 from .records import Probe, Record, RecordError, field
 
-__all__ = ["BENCHMARKS", "DATASETS", "Probe", "Record", "RecordError", "load_dataset"]
+__all__ = ["BENCHMARKS", "DATASETS", "Probe", "Record", "RecordError", "choosing_split", "load_dataset"]
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,11 @@ DATASETS = {
 #: Datasets that `blue download` fetches, each with the parser of its file.
 BENCHMARKS = {"counterfact": parse_counterfact, "multi-counterfact": parse_counterfact, "zsre": parse_zsre}
 SPLITS = ("tune", "report")
+
+
+def choosing_split(name: str) -> str:
+    """The split that choices are made on: ``tune``, disjoint from what is reported, where the dataset has one."""
+    return "tune" if name in DATASETS else "report"
 
 
 def load_dataset(

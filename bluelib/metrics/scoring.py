@@ -35,9 +35,9 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
     logits are computed at the targets' positions only.
 
     Raises:
-        ValueError: if a prompt with its target is longer than the model's context.
+        ValueError: if a prompt has no token, or is with its target longer than the model's context.
     """
-    prompts = {text: encode_prompt(model.tokenizer, text) for text in dict.fromkeys(prompt for prompt, _ in pairs)}
+    prompts = {text: _prompt(model, text) for text in dict.fromkeys(prompt for prompt, _ in pairs)}
     targets = {
         text: encode_target(model.tokenizer, text, special) for text in dict.fromkeys(target for _, target in pairs)
     }
@@ -74,8 +74,12 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
 
 
 def request_nll(model: Model, requests: Sequence[Request]) -> Tensor:
-    """Mean negative log-likelihood of each request's target tokens after its bare prompt, ``(u,)``, differentiable."""
-    prompts = [encode_prompt(model.tokenizer, request.text) for request in requests]
+    """Mean negative log-likelihood of each request's target tokens after its bare prompt, ``(u,)``, differentiable.
+
+    Raises:
+        ValueError: if a prompt has no token.
+    """
+    prompts = [_prompt(model, request.text) for request in requests]
     targets = [encode_target(model.tokenizer, request.target) for request in requests]
     reads = [
         (row, len(prompt) - 1 + j, token)
@@ -92,8 +96,12 @@ def request_nll(model: Model, requests: Sequence[Request]) -> Tensor:
 
 
 def next_token_log_probs(model: Model, prompts: Sequence[str]) -> Tensor:
-    """Log-probabilities of the next token after each prompt, ``(n, vocabulary)``, differentiable."""
-    sequences = [encode_prompt(model.tokenizer, text) for text in prompts]
+    """Log-probabilities of the next token after each prompt, ``(n, vocabulary)``, differentiable.
+
+    Raises:
+        ValueError: if a prompt has no token.
+    """
+    sequences = [_prompt(model, text) for text in prompts]
     return _logits(model, sequences, range(len(sequences)), [len(s) - 1 for s in sequences]).log_softmax(-1)
 
 
@@ -102,6 +110,16 @@ def top_tokens(model: Model, prompt: str, k: int = 5) -> list[tuple[str, float]]
     """The ``k`` most probable next tokens after a prompt, with their probabilities."""
     probabilities, tokens = next_token_log_probs(model, [prompt])[0].exp().topk(k)
     return [(model.tokenizer.decode([t]), p) for t, p in zip(tokens.tolist(), probabilities.tolist(), strict=True)]
+
+
+def _prompt(model: Model, text: str) -> tuple[int, ...]:
+    """A prompt's tokens, of which there must be one: what follows is predicted from the last."""
+    ids = encode_prompt(model.tokenizer, text)
+    if not ids:
+        raise ValueError(
+            f"prompt {text!r} has no token, and {model.name}'s tokenizer puts no BOS in front; it needs one"
+        )
+    return ids
 
 
 def _logits(model: Model, sequences: Sequence[Sequence[int]], rows: Sequence[int], columns: Sequence[int]) -> Tensor:
