@@ -7,7 +7,7 @@ ARGS =
 STAMP = $(VENV)/.installed
 
 help:  ## show this list (the default)
-	@sed -n 's/^\([a-z]*\):[^#]*## */\1	/p' Makefile | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## */\1	/p' Makefile | awk -F '\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 env: $(STAMP)  ## make the virtual environment, or bring it up to date
 
@@ -25,6 +25,12 @@ site: $(STAMP)  ## build the report as a static site in build/site
 test: $(STAMP)  ## run the tests, one process a core
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
+test-long: $(STAMP)  ## run the tests that take minutes: killed runs, soak, many examples
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m long $(ARGS)
+
+test-browser: $(STAMP)  ## run the quickstart and the demo in JupyterLab and Voilà in Chromium
+	$(VENV)/bin/python -m pytest -m browser $(ARGS)
+
 lint: $(STAMP)  ## check style and formatting, notebooks included
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -34,4 +40,4 @@ clean:  ## remove caches and build outputs (neither .venv nor results)
 	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.egg-info' \) \
 		-type d -prune -exec rm -rf {} +
 
-.PHONY: help env reproduce site test lint clean
+.PHONY: help env reproduce site test test-long test-browser lint clean

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -71,3 +72,29 @@ def small_world(tmp_path, monkeypatch):
 
 def editor(solver=None, residual=DISTRIBUTED, layers=(0, 1, 2)):
     return Editor(layers, residual, solver or Ridge(50.0), targets=TARGETS, corpus="pocket", tokens=3000, name="test")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's or any other Chromium, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium")
+    arguments = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+                 "--disable-component-update --disable-sync").split()  # fmt: skip
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=chromium, args=arguments)
+        yield running
+        running.close()
+
+
+def complaints(page, *kinds: str) -> list[str]:
+    """What goes wrong in a page of a browser, gathered from now on: messages of these kinds on its console, errors,
+    and requests that fail."""
+    found: list[str] = []
+    page.on("console", lambda message: found.append(message.text) if message.type in kinds else None)
+    page.on("pageerror", lambda error: found.append(str(error)))
+    page.on("requestfailed", lambda request: found.append(f"failed: {request.url}"))
+    page.on("response", lambda answer: found.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None)
+    return found

@@ -20,6 +20,8 @@ from bluelib import site
 from bluelib.reports.pages import Bibliography, Page, mathml
 from bluelib.reports.plots import plot_methods
 
+from .conftest import complaints
+
 ROOT = Path(__file__).parent.parent
 THEORY = "02_weight_shift_theory"
 TAKEN = [
@@ -199,20 +201,6 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no Chromium")
-    arguments = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-                 "--disable-component-update --disable-sync").split()  # fmt: skip
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=chromium, args=arguments)
-        yield running
-        running.close()
-
-
 LOOK = """() => ({
     images: [...document.images].map(image => [image.getAttribute("src"), image.complete && image.naturalWidth, image.alt]),
     formulas: [...document.querySelectorAll("math")].map(math => math.getBoundingClientRect().width),
@@ -225,14 +213,7 @@ LOOK = """() => ({
 @pytest.mark.parametrize("width", [1280, 400])
 def test_pages_load_without_errors_in_a_browser(width, built, server, browser):
     page = browser.new_page(viewport={"width": width, "height": 900})
-    errors, requested = [], []
-    page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("requestfailed", lambda request: errors.append(f"failed: {request.url}"))
-    page.on(
-        "response",
-        lambda response: errors.append(f"{response.status}: {response.url}") if response.status >= 400 else None,
-    )
+    errors, requested = complaints(page, "error", "warning"), []
     page.on("request", lambda request: requested.append(request.url))
     formulas, images = 0, 0
     for path in built.rglob("*.html"):
