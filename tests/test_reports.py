@@ -32,7 +32,7 @@ from bluelib.reports.comparison import (
     record_scores,
 )  # fmt: skip
 from bluelib.reports.published import METHOD, ORDER, published, published_score
-from bluelib.reports.report import fill, readme_parts
+from bluelib.reports.report import fill, shown
 from bluelib.reports.tables import load_cells, main_frame, results_frame, write_tables
 from bluelib.reports.verdicts import average_improvement, blue_against_plain
 from bluelib.uncertainty import bootstrap_means, limits
@@ -164,11 +164,12 @@ def test_committed_tables_are_those_of_the_committed_results(grid, tmp_path, mon
         assert path.read_bytes() == (ROOT / "figures" / grid / path.name).read_bytes(), path.name
 
 
-def test_the_readme_shows_the_committed_tables_and_verdicts(monkeypatch):
-    """``scripts/update_readme.py`` would change nothing."""
+def test_the_pages_show_the_committed_tables_and_verdicts(monkeypatch):
+    """``scripts/update_pages.py`` would change nothing."""
     monkeypatch.chdir(ROOT)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert fill(text, readme_parts(Grid.load(ROOT / "results" / "pocket" / "grid.json"))) == text
+    for page, parts in shown(Grid.load(ROOT / "results" / "pocket" / "grid.json")).items():
+        text = page.read_text(encoding="utf-8")
+        assert fill(text, parts) == text, page.name
     with pytest.raises(ValueError, match="the text has no one place for 'nothing'"):
         fill(text, {"nothing": "x"})
 

@@ -106,24 +106,26 @@ def verdict_table(found: Sequence[Claim], models: Sequence[str], folder: Path) -
     return "\n".join([*lines, "", LEGEND])
 
 
-def short_verdicts(found: Sequence[Claim], models: Sequence[str]) -> str:
-    """The verdicts as signs, with a link to the notebook, for the README."""
+def short_verdicts(found: Sequence[Claim], models: Sequence[str], folder: Path) -> str:
+    """The verdicts as signs, with a link to the notebook relative to ``folder``."""
     lines = ["| claim | " + " | ".join(models) + " | where |", "|---" * (len(models) + 2) + "|"]
     for claim in found:
         signs = [_MARKS[claim.verdicts.get(ALL, claim.verdicts.get(model)).verdict][0] for model in models]
-        place = f"[{claim.notebook[:2]}](notebooks/{claim.notebook}.ipynb)"
+        place = f"[{claim.notebook[:2]}]({_link(project_path('notebooks', f'{claim.notebook}.ipynb'), folder)})"
         lines.append(f"| {claim.text} | " + " | ".join(signs) + f" | {place} |")
     return "\n".join([*lines, "", "✓ reproduced, ◐ partly, ✗ not at this scale."])
 
 
-def readme_parts(grid: Grid) -> dict[str, str]:
-    """What of a grid's results stands in the README, by the name of its place there: ``<!-- name -->``."""
+#: What of the committed results stands in which page of the project, by the name of its place: ``<!-- name -->``.
+SHOWN = {"README.md": ("main pocket-counterfact",), "docs/results.md": ("main pocket-zsre", "verdicts")}
+
+
+def shown(grid: Grid) -> dict[Path, dict[str, str]]:
+    """The parts of each page that are made from a grid's results, by the names of their places."""
     main = main_frame(load_cells(grid))
-    tables = {dataset: short_table(main[main.dataset == dataset]) for dataset in grid.datasets}
-    return {
-        **{f"main {dataset}": table for dataset, table in tables.items()},
-        "verdicts": short_verdicts(claims(grid), grid.models),
-    }
+    parts = {f"main {dataset}": short_table(main[main.dataset == dataset]) for dataset in grid.datasets}
+    parts["verdicts"] = short_verdicts(claims(grid), grid.models, project_path("docs"))
+    return {project_path(page): {name: parts[name] for name in names} for page, names in SHOWN.items()}
 
 
 def fill(text: str, parts: Mapping[str, str]) -> str:

@@ -1,0 +1,11 @@
+"""Put the committed grid's main tables and verdicts into README.md and docs/results.md, between their marks."""
+
+from bluelib.files import atomic_file, project_path
+from bluelib.grid import Grid
+from bluelib.reports.report import fill, shown
+
+if __name__ == "__main__":
+    for page, parts in shown(Grid.load(project_path("results", "pocket", "grid.json"))).items():
+        text = fill(page.read_text(encoding="utf-8"), parts)
+        with atomic_file(page) as temporary:
+            temporary.write_text(text, encoding="utf-8")
