@@ -84,15 +84,17 @@ def convergence(
     rows, scores = [], []
     ranks: dict[tuple[str | None, int, int], int] = {}  # which do not depend on the editor
     for editor in editors:
-        by_count = {n: second_moments(model, editor.layers, corpus=editor.corpus, tokens=n) for n in counts}
+        for n in counts:  # all layers in one pass; then a layer at a time is in memory
+            second_moments(model, editor.layers, corpus=editor.corpus, tokens=n)
         for layer in editor.layers:
+            moments = {n: second_moments(model, [layer], corpus=editor.corpus, tokens=n)[layer].matrix for n in counts}
             keys = subject_keys(model, requests, layer, prefixes)
             targets = optimise_targets(model, requests, layer, prefixes, editor.targets)
             residuals = targets.values - subject_hidden(model, requests, layer, editor.targets.component)
-            whole = by_count[tokens][layer].matrix.to(keys.device)
+            whole = moments[tokens].to(keys.device)
             last = solution(editor.solver, whole, keys, residuals)
             for n in counts:
-                moment = by_count[n][layer].matrix.to(keys.device)
+                moment = moments[n].to(keys.device)
                 found = last if n == tokens else solution(editor.solver, moment, keys, residuals)
                 place = (editor.corpus, layer, n)
                 ranks[place] = ranks[place] if place in ranks else rank(moment)
