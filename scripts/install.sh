@@ -69,4 +69,4 @@ fi
 
 # --- (c) bluelib and the rest --------------------------------------------------
 say "bluelib, its development tools and its extras"
-pip install -c constraints.txt -e ".[dev,workflow,capability,corpora,site]"
+pip install -c constraints.txt -e ".[dev,workflow,capability,corpora,site,demo]"
