@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,6 +30,7 @@ from .provenance import provenance
 from .residuals import DISTRIBUTED
 from .sequence import edited
 from .solvers import Ridge
+from .timing import progress_bar
 from .uncertainty import interval
 
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)
@@ -79,16 +80,14 @@ def run_ablation(
     if path.exists():
         content = json.loads(path.read_text(encoding="utf-8"))
         runs = content["runs"] if content["identity"] == identity else []
-    for weight in weights:
-        for name, (family, editor) in choices(model).items():
-            method = replace(editor, solver=Ridge(weight))
-            place = {"choice": name, "family": family, "mom2_update_weight": weight, "settings": describe(method)}
-            if not any(place.items() <= run.items() for run in runs):
-                runs = [run for run in runs if (run["choice"], run["mom2_update_weight"]) != (name, weight)]
-                runs.append({**place, **_run(model, records, method, batch_size)})
-                write_json(path, {"identity": identity, "provenance": origin, "runs": runs})
-                means = (f"{metric} {fmean(runs[-1][metric]):.1f}" for metric in TEACHER_FORCED)
-                print(f"{model.name} λ={weight} {name}: {', '.join(means)}", flush=True)
+    wanted = list(product(weights, choices(model).items()))
+    for weight, (name, (family, editor)) in progress_bar(wanted, desc=model.name, unit="run"):
+        method = replace(editor, solver=Ridge(weight))
+        place = {"choice": name, "family": family, "mom2_update_weight": weight, "settings": describe(method)}
+        if not any(place.items() <= run.items() for run in runs):
+            runs = [run for run in runs if (run["choice"], run["mom2_update_weight"]) != (name, weight)]
+            runs.append({**place, **_run(model, records, method, batch_size)})
+            write_json(path, {"identity": identity, "provenance": origin, "runs": runs})
     return path
 
 

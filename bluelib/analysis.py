@@ -32,7 +32,7 @@ from .sequence import edit_sequence, edited, preserved
 from .solvers import Solver
 from .targets import Targets, optimise_targets
 from .theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
-from .timing import Timer
+from .timing import Timer, progress_bar
 from .tracing import trace
 from .uncertainty import intervals_by, stratified_interval
 
@@ -312,7 +312,8 @@ def shifts_along_sequence(
     earlier: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     rows = []
     with preserved(model, editor.layers):
-        for number, first in enumerate(range(0, len(records), batch_size)):
+        starts = range(0, len(records), batch_size)
+        for number, first in enumerate(progress_bar(starts, desc="batches", unit="batch", leave=False)):
             requests = [record.request for record in records[first : first + batch_size]]
             for measured in shifts_of_batch(model, requests, editor, state, layers):
                 layer = int(measured.row["layer"])
@@ -359,7 +360,7 @@ def scores_by_batch_size(model: Model, records: Sequence[Record], editor: Method
     The model is left as it was. Columns: edits, metric, record, value.
     """
     frames = []
-    for size in sizes:
+    for size in progress_bar(sizes, desc="batch sizes", unit="size", leave=False):
         with edited(model, records[:size], editor, batch_size=size):
             frames.append(scores_frame(evaluate(model, records[:size], generate=False)).assign(edits=size))
     return pd.concat(frames, ignore_index=True)
@@ -476,7 +477,7 @@ def seconds_by_batch(
         model.edit_in_float32(editor.layers)
         states[editor.name] = editor.prepare(model)
     rows = []
-    for number, requests in enumerate([batches[0], *batches]):
+    for number, requests in enumerate(progress_bar([batches[0], *batches], desc="timing", unit="batch", leave=False)):
         for editor in editors:
             timer, state = Timer(), states[editor.name]
             with preserved(model, editor.layers):

@@ -1,36 +1,64 @@
-"""The command line: ``blue …``. Thin: every command calls the library function of the same name."""
+"""The command line: ``blue …``. Thin: every command calls the library function of the same name, and answers with what
+it found, as plain values for ``--json`` and as text."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .reproduce import end_with_workflow
 
+STATUS = """exit status: 0, done; 1, done, and the answer is no (an unhealthy model, recall below its bar, a job that
+failed); 2, the input cannot be used, or the machine is short of something; 130, interrupted."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: plain values, the same as text, and the exit status."""
+
+    values: dict[str, Any]
+    text: str
+    status: int = 0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (2 for input that cannot be used)."""
+    """Run one command; returns the exit status, see :data:`STATUS`."""
     parser = _parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return 2
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    end_with_workflow()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its five tries
     try:
-        return arguments.command(arguments) or 0
-    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
+        end_with_workflow()
+        answer = arguments.command(arguments)
+        text = json.dumps(answer.values, ensure_ascii=False) if arguments.json else answer.text
+        print(text, end="\n" if text else "", flush=True)
+        return answer.status
+    except BrokenPipeError:  # whoever reads has read enough; Python would complain once more when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("blue: interrupted; what was written is whole, and the same command continues", file=sys.stderr)
+        return 130
+    except (ValueError, ArithmeticError, OSError, RuntimeError, ImportError) as error:
         print(f"blue: {error}", file=sys.stderr)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="blue", description="Edit facts in language models, and measure what happens."
+        prog="blue", description="Edit facts in language models, and measure what happens.", epilog=STATUS
     )
     parser.add_argument("--version", action="version", version=f"bluelib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -39,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about, epilog=f"example: {example}",
                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
         sub.set_defaults(command=function)
+        sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         return sub
 
     command("models", _models, "List the models that ship with the project.", "blue models")
@@ -57,7 +86,6 @@ def _parser() -> argparse.ArgumentParser:
                   "anything is run.", "blue doctor pocket-llama")  # fmt: skip
     sub.add_argument("model", help="a pocket model, a local checkpoint folder, or a hub id")
     _add_place(sub)
-    sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     sub = command("pretrain", _pretrain, "Train a pocket model from scratch; continues an interrupted run.",
                   "blue pretrain pocket-gpt2")  # fmt: skip
@@ -191,90 +219,90 @@ def _add_common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--no-generate", action="store_true", help="skip fluency and consistency")
     sub.add_argument("--score-bos", action="store_true", help="zsRE: score a BOS token in every answer, as public "
                      "code does for Llama")  # fmt: skip
-    sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
-def _models(arguments: argparse.Namespace) -> None:
+def _models(arguments: argparse.Namespace) -> Answer:
     from .models import pocket_models
 
-    for name, path in pocket_models().items():
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        print(f"{name:16} {config['architectures'][0]}")
-    print("or the path of a local checkpoint, or a hub id; architectures: see bluelib.models.ADAPTERS")
+    configs = {name: json.loads((path / "config.json").read_text("utf-8")) for name, path in pocket_models().items()}
+    found = {name: config["architectures"][0] for name, config in configs.items()}
+    lines = [f"{name:16} {architecture}" for name, architecture in found.items()]
+    lines.append("or the path of a local checkpoint, or a hub id; architectures: see bluelib.models.ADAPTERS")
+    return Answer({"models": found}, "\n".join(lines))
 
 
-def _datasets(arguments: argparse.Namespace) -> None:
+def _datasets(arguments: argparse.Namespace) -> Answer:
     from .data import DATASETS
     from .data.download import FILES, cached, size_of
     from .pocket.datasets import write_datasets
 
     if arguments.write:
-        for path in write_datasets(arguments.write):
-            print(path)
-        return
-    for name, dataset in DATASETS.items():
-        print(f"{name:20} {dataset.about}")
+        return _written(write_datasets(arguments.write))
+    lines = [f"{name:20} {dataset.about}" for name, dataset in DATASETS.items()]
     for name, file in FILES.items():
         where = f"in {cached(name)}" if cached(name).exists() else f"to download, {size_of(file)}"
-        print(f"{name:20} {file.about}; {where}")
-    print("or the path of a JSON file in the form of CounterFact, zsRE or flat CounterFact")
+        lines.append(f"{name:20} {file.about}; {where}")
+    lines.append("or the path of a JSON file in the form of CounterFact, zsRE or flat CounterFact")
+    files = {name: str(cached(name)) if cached(name).exists() else None for name in FILES}
+    return Answer({"shipped": list(DATASETS), "downloaded": files}, "\n".join(lines))
 
 
-def _download(arguments: argparse.Namespace) -> None:
+def _download(arguments: argparse.Namespace) -> Answer:
     from .data.download import FILES, download, expected_hash
 
     if arguments.sha256 and len(arguments.name) > 1:
         raise ValueError(f"--sha256 is the hash of one file, not of {', '.join(arguments.name)}")
+    files, lines = [], []
     for name in arguments.name:
         path = download(name, url=arguments.url, sha256=arguments.sha256)
         found = expected_hash(name)
-        print(f"{path}: SHA-256 {found}, {'as known' if found == FILES[name].sha256 else 'as given, not as known'}")
+        known = found == FILES[name].sha256
+        files.append({"name": name, "path": str(path), "sha256": found, "known": known})
+        lines.append(f"{path}: SHA-256 {found}, {'as known' if known else 'as given, not as known'}")
+    return Answer({"files": files}, "\n".join(lines))
 
 
-def _editors(arguments: argparse.Namespace) -> None:
+def _editors(arguments: argparse.Namespace) -> Answer:
     from .editors import EDITORS
 
-    for name, make in EDITORS.items():
-        print(f"{name:16} {make.__doc__}")
+    formulas = {name: make.__doc__ for name, make in EDITORS.items()}
+    return Answer({"editors": formulas}, "\n".join(f"{name:16} {formula}" for name, formula in formulas.items()))
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
+def _doctor(arguments: argparse.Namespace) -> Answer:
     from .doctor import examine, report
     from .models import load_model
 
     findings = examine(load_model(arguments.model, device=arguments.device, dtype=arguments.dtype))
-    print(json.dumps(findings.as_dict(), ensure_ascii=False) if arguments.json else report(findings))
-    return 0 if findings.healthy else 1
+    return Answer(findings.as_dict(), report(findings), 0 if findings.healthy else 1)
 
 
-def _pretrain(arguments: argparse.Namespace) -> int:
+def _pretrain(arguments: argparse.Namespace) -> Answer:
     from .pocket.card import make_model
     from .pocket.pretrain import recipe_for
-    from .pocket.recall import short_of_bar
 
     recipe = recipe_for(arguments.name)
     if arguments.steps is not None:
         recipe = replace(recipe, steps=arguments.steps)
-    found = make_model(arguments.name, arguments.output, device=arguments.device, recipe=recipe)
-    _print_recall(found)
-    return 1 if short_of_bar(found) else 0
+    return _recalled(make_model(arguments.name, arguments.output, device=arguments.device, recipe=recipe))
 
 
-def _recall(arguments: argparse.Namespace) -> int:
+def _recall(arguments: argparse.Namespace) -> Answer:
     from .models import load_model
-    from .pocket.recall import recall, short_of_bar
+    from .pocket.recall import recall
 
-    found = recall(load_model(arguments.model))
-    _print_recall(found)
-    return 1 if short_of_bar(found) else 0
+    return _recalled(recall(load_model(arguments.model)))
 
 
-def _print_recall(found: dict[str, float]) -> None:
+def _recalled(found: dict[str, float]) -> Answer:
     from .pocket.recall import bar, short_of_bar
 
-    failed = short_of_bar(found)
-    for name, value in found.items():
-        print(f"{name:24} {value:6.2f} %   (bar {bar(name):.0f} %){'   below' if name in failed else ''}")
+    below = short_of_bar(found)
+    lines = [
+        f"{name:24} {value:6.2f} %   (bar {bar(name):.0f} %){'   below' if name in below else ''}"
+        for name, value in found.items()
+    ]
+    return Answer({"recall": found, "below": below}, "\n".join(lines), 1 if below else 0)
 
 
 def _load(arguments: argparse.Namespace):
@@ -288,7 +316,7 @@ def _load(arguments: argparse.Namespace):
     return load_model(arguments.model, device=arguments.device, dtype=arguments.dtype), records
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
+def _evaluate(arguments: argparse.Namespace) -> Answer:
     from .experiment import evaluate_unedited, summary
     from .provenance import provenance
     from .timing import Timer
@@ -302,13 +330,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )  # fmt: skip
     result = {"dataset": arguments.dataset, "scores": summary(scores), "seconds": timer.rounded(),
               "provenance": provenance(model, records)}  # fmt: skip
-    if arguments.json:
-        print(json.dumps(result, ensure_ascii=False))
-    else:
-        _print_scores({"before editing": result["scores"]})
+    return Answer(result, _scores({"before editing": result["scores"]}))
 
 
-def _edit(arguments: argparse.Namespace) -> None:
+def _edit(arguments: argparse.Namespace) -> Answer:
     from .editors import get_editor
     from .experiment import run_cell
 
@@ -319,29 +344,28 @@ def _edit(arguments: argparse.Namespace) -> None:
             raise FileExistsError(f"{target} exists already; choose another name")
     cell = run_cell(model, arguments.dataset, records, editor, batch_size=arguments.batch_size, seed=arguments.seed,
                     generate=not arguments.no_generate, score_bos=arguments.score_bos,
-                    checkpoint_dir=arguments.checkpoint,
-                    on_conflict=arguments.on_conflict, progress=False if arguments.json else None)  # fmt: skip
+                    checkpoint_dir=arguments.checkpoint, on_conflict=arguments.on_conflict)  # fmt: skip
     if arguments.save and not arguments.save.exists():  # it does where the same command was given before
         cell.run.save(arguments.save)
     if arguments.save_delta and not arguments.save_delta.exists():
         cell.run.save_delta(arguments.save_delta)
-    if arguments.json:
-        print(json.dumps(cell.result, ensure_ascii=False))
-        return
-    _print_scores({"before editing": cell.result["before"], f"after {editor.name}": cell.result["after"]})
-    print("seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in cell.result["seconds"].items()))
+    scores = _scores({"before editing": cell.result["before"], f"after {editor.name}": cell.result["after"]})
+    seconds = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in cell.result["seconds"].items())
+    return Answer(cell.result, f"{scores}\nseconds: {seconds}")
 
 
-def _apply(arguments: argparse.Namespace) -> None:
+def _apply(arguments: argparse.Namespace) -> Answer:
     from .deltas import apply_delta
     from .models import load_model
 
     model = load_model(arguments.model, dtype=arguments.dtype)
     about = apply_delta(model, arguments.delta)
-    print(f"{model.save(arguments.save)}: {model.name} with {about.get('edits')} edits")
+    saved = model.save(arguments.save)
+    return Answer({"saved": str(saved), "model": model.name, **about},
+                  f"{saved}: {model.name} with {about.get('edits')} edits")  # fmt: skip
 
 
-def _train_mend(arguments: argparse.Namespace) -> None:
+def _train_mend(arguments: argparse.Namespace) -> Answer:
     from .configs import model_configs
     from .data import load_dataset
     from .mend import train
@@ -354,27 +378,34 @@ def _train_mend(arguments: argparse.Namespace) -> None:
     path = arguments.output or ASSETS / "mend" / f"{model.name}.safetensors"
     losses = train(model, records, list(layers), path, steps=arguments.steps, batch_size=arguments.batch_size)
     n = max(1, len(losses) // 20)
-    print(f"{path}: loss {sum(losses[:n]) / n:.4f} at first, {sum(losses[-n:]) / n:.4f} at last")
+    first, last = sum(losses[:n]) / n, sum(losses[-n:]) / n
+    return Answer({"written": str(path), "first_loss": first, "last_loss": last},
+                  f"{path}: loss {first:.4f} at first, {last:.4f} at last")  # fmt: skip
 
 
-def _print_scores(rows: dict[str, dict[str, dict[str, Any]]]) -> None:
+def _scores(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     metrics = list(next(iter(rows.values())))
-    print(f"{'':24}" + "".join(f"{metric:>20}" for metric in metrics))
+    lines = [f"{'':24}" + "".join(f"{metric:>20}" for metric in metrics)]
     for name, scores in rows.items():
         values = (f"{s['mean']:.2f} ± {s['standard_error'] or 0:.2f}" for s in (scores[m] for m in metrics))
-        print(f"{name:24}" + "".join(f"{value:>20}" for value in values))
+        lines.append(f"{name:24}" + "".join(f"{value:>20}" for value in values))
+    return "\n".join(lines)
 
 
-def _tune(arguments: argparse.Namespace) -> None:
+def _written(paths: Iterable[Path]) -> Answer:
+    names = [str(path) for path in paths]
+    return Answer({"written": names}, "\n".join(names))
+
+
+def _tune(arguments: argparse.Namespace) -> Answer:
     from .models import load_model
     from .tuning import tune
 
     model = load_model(arguments.model)
-    for editor in arguments.editor:
-        print(tune(model, editor))
+    return _written([tune(model, editor) for editor in arguments.editor])
 
 
-def _contributions(arguments: argparse.Namespace) -> None:
+def _contributions(arguments: argparse.Namespace) -> Answer:
     from .contributions import layer_contributions, layers_by_editing
     from .data import load_dataset
     from .editors import get_editor
@@ -387,18 +418,20 @@ def _contributions(arguments: argparse.Namespace) -> None:
     path = project_path("results", "contributions", f"{model.name}.csv")
     with atomic_file(path) as temporary:
         frame.round(4).to_csv(temporary, index=False, lineterminator="\n")
-    print(frame.round(3).to_string(index=False))
-    print(f"five consecutive layers with the largest mean contribution: {layers_by_editing(frame)}")
+    best = layers_by_editing(frame)
+    return Answer({"written": [str(path)], "contributions": frame.round(4).to_dict("records"), "layers": best},
+                  f"{frame.round(3).to_string(index=False)}\n"
+                  f"five consecutive layers with the largest mean contribution: {best}")  # fmt: skip
 
 
-def _ablation(arguments: argparse.Namespace) -> None:
+def _ablation(arguments: argparse.Namespace) -> Answer:
     from .ablation import run_ablation
     from .models import load_model
 
-    print(run_ablation(load_model(arguments.model)))
+    return _written([run_ablation(load_model(arguments.model))])
 
 
-def _nullspace(arguments: argparse.Namespace) -> None:
+def _nullspace(arguments: argparse.Namespace) -> Answer:
     from .configs import critical_layers
     from .corpora import POCKET_CORPORA
     from .data import load_dataset
@@ -412,10 +445,16 @@ def _nullspace(arguments: argparse.Namespace) -> None:
     layers = critical_layers(model.name)
     stem = project_path("figures", f"nullspace_{model.name}")
     write_null_space_report(null_space_report(model, records, layers, POCKET_CORPORA, TOKENS), stem)
-    print(stem.with_suffix(".md").read_text(encoding="utf-8"))
+    return _table(stem)
 
 
-def _convergence(arguments: argparse.Namespace) -> None:
+def _table(stem: Path) -> Answer:
+    """A table that was written as CSV and as Markdown."""
+    paths = [stem.with_name(stem.name + extension) for extension in (".csv", ".md")]
+    return Answer({"written": [str(path) for path in paths]}, paths[1].read_text(encoding="utf-8"))
+
+
+def _convergence(arguments: argparse.Namespace) -> Answer:
     from .convergence import convergence, write_convergence
     from .data import choosing_split, load_dataset
     from .editors import get_editor
@@ -430,10 +469,10 @@ def _convergence(arguments: argparse.Namespace) -> None:
     name = f"convergence_{plain(model.name)}"
     stem = project_path("figures", name) if scale_of(model.name) == "pocket" else raw_path(name)
     write_convergence(model, rows, scores, len(records), stem)
-    print(stem.with_name(f"{name}.md").read_text(encoding="utf-8"))
+    return _table(stem)
 
 
-def _statistics(arguments: argparse.Namespace) -> None:
+def _statistics(arguments: argparse.Namespace) -> Answer:
     from .files import write_json
     from .models import load_model
     from .reproduce import describe_statistics
@@ -443,14 +482,15 @@ def _statistics(arguments: argparse.Namespace) -> None:
                                 null_spaces=arguments.null_spaces)  # fmt: skip
     if arguments.output:
         write_json(arguments.output, found)
-    for text, layers in found["layers"].items():
-        print(f"{model.name}, {text}: layers {', '.join(layers)}")
+    lines = [f"{model.name}, {text}: layers {', '.join(layers)}" for text, layers in found["layers"].items()]
+    return Answer(found, "\n".join(lines))
 
 
-def _notebook(arguments: argparse.Namespace) -> None:
+def _notebook(arguments: argparse.Namespace) -> Answer:
     from .reproduce import run_notebook
 
     run_notebook(arguments.name, dict(map(_parameter, arguments.parameters)), arguments.executed)
+    return _written([arguments.executed])
 
 
 def _parameter(text: str) -> tuple[str, Any]:
@@ -463,38 +503,41 @@ def _parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _reproduce(arguments: argparse.Namespace) -> int:
+def _reproduce(arguments: argparse.Namespace) -> Answer:
+    from .grid import Grid
     from .reproduce import run_grid
 
-    return run_grid(arguments.grid, profile=arguments.profile, arguments=arguments.snakemake)
+    grid = Grid.load(arguments.grid)
+    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():  # of Snakemake's own words
+        status = run_grid(arguments.grid, profile=arguments.profile, arguments=arguments.snakemake)
+    return Answer({"grid": grid.name, "figures": str(grid.figures)}, "", status)
 
 
-def _tables(arguments: argparse.Namespace) -> None:
+def _tables(arguments: argparse.Namespace) -> Answer:
     from .grid import Grid
     from .reports.tables import write_tables
 
-    for path in write_tables(Grid.load(arguments.grid)):
-        print(path)
+    return _written(write_tables(Grid.load(arguments.grid)))
 
 
-def _draw(arguments: argparse.Namespace) -> None:
+def _draw(arguments: argparse.Namespace) -> Answer:
     from .grid import Grid
     from .reproduce import draw_analysis
 
     grid = Grid.load(arguments.grid)
+    paths = []
     for notebook in arguments.notebook or grid.notebooks:
         numbers = {model: grid.numbers(notebook, model) for model in grid.models}
-        for path in draw_analysis(notebook, numbers, grid.drawn(notebook)[0].parent):
-            print(path)
+        paths += draw_analysis(notebook, numbers, grid.drawn(notebook)[0].parent)
+    return _written(paths)
 
 
-def _site(arguments: argparse.Namespace) -> None:
+def _site(arguments: argparse.Namespace) -> Answer:
     from .files import project_path
     from .site import build_site
 
     output = arguments.output or project_path("build", "site")
-    page = build_site(output, only=arguments.only, execute=not arguments.no_execute, plain=arguments.plain)
-    print(page)
+    return _written([build_site(output, only=arguments.only, execute=not arguments.no_execute, plain=arguments.plain)])
 
 
 if __name__ == "__main__":

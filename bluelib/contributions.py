@@ -15,6 +15,7 @@ from .metrics.scoring import score_targets
 from .models import Model
 from .residuals import DIRECT
 from .sequence import edited
+from .timing import progress_bar
 
 
 def layer_contributions(model: Model, records: Sequence[Record], editor: Editor, layers: Sequence[int]) -> pd.DataFrame:
@@ -40,7 +41,7 @@ def layer_contributions(model: Model, records: Sequence[Record], editor: Editor,
 
     original = probabilities()
     rows = []
-    for layer in model.check_layers(layers):
+    for layer in progress_bar(model.check_layers(layers), desc="layers", unit="layer"):
         method = replace(editor, layers=(layer,), residual=DIRECT)
         with edited(model, records, method, batch_size=len(records)):
             after = probabilities()

@@ -27,6 +27,7 @@ from .sequence import edited
 from .solvers import Solver, SolverError
 from .statistics import second_moments
 from .targets import optimise_targets
+from .timing import progress_bar
 
 #: Tokens of the text, as shares of the largest number.
 SHARES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -84,7 +85,9 @@ def convergence(
     rows, scores = [], []
     ranks: dict[tuple[str | None, int, int], int] = {}  # which do not depend on the editor
     for editor in editors:
-        for n in counts:  # all layers in one pass; then a layer at a time is in memory
+        for n in progress_bar(
+            counts, desc="second moments", unit="text"
+        ):  # all layers in one pass; then a layer at a time is in memory
             second_moments(model, editor.layers, corpus=editor.corpus, tokens=n)
         for layer in editor.layers:
             moments = {n: second_moments(model, [layer], corpus=editor.corpus, tokens=n)[layer].matrix for n in counts}
@@ -111,7 +114,7 @@ def convergence(
                         "solution": change,
                     }
                 )
-        for n in counts:
+        for n in progress_bar(counts, desc=f"edits with {editor.name}", unit="text"):
             scores.append({"editor": editor.name, "tokens": n, "share": n / tokens,
                            **_scores(model, records, replace(editor, tokens=n))})  # fmt: skip
     return pd.DataFrame(rows), pd.DataFrame(scores)

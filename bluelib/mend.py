@@ -29,7 +29,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .data import Record
 from .files import atomic_file, file_hash
@@ -37,7 +36,7 @@ from .methods import BatchResult, Method
 from .metrics.scoring import next_token_log_probs, request_nll
 from .models import ASSETS, Model
 from .prompts import Request
-from .timing import Timer
+from .timing import Timer, progress_bar
 from .tracing import trace
 
 RANK, EDIT_WEIGHT = 64, 0.1
@@ -195,7 +194,7 @@ def train(
             network.scale[position] = torch.stack([vectors.norm(dim=1).mean() for vectors in pairs[layer]])
         _first_rates(model, network, records, layers, batch_size)
         adam = torch.optim.Adam(network.parameters(), lr=learning_rate)
-        bar = tqdm(range(steps), desc="MEND", disable=None if progress is None else not progress)
+        bar = progress_bar(range(steps), desc="MEND", show=progress)
         for step in bar:
             for group in adam.param_groups:
                 group["lr"] = learning_rate * (1 - step / steps)

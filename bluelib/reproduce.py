@@ -27,7 +27,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
 
     Raises:
         FileNotFoundError: for a notebook that there isn't, or outside a checkout of the project.
-        papermill.PapermillExecutionError: from a cell.
+        RuntimeError: from a cell; the message says which, and what it raised.
     """
     import papermill
 
@@ -35,8 +35,12 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
     if not notebook.exists():
         raise FileNotFoundError(f"{notebook} does not exist: run this in a checkout of the project")
     executed.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(str(notebook), str(executed), dict(parameters), cwd=str(project_path()),
-                               kernel_name="python3", progress_bar=False)  # fmt: skip
+    try:
+        papermill.execute_notebook(str(notebook), str(executed), dict(parameters), cwd=str(project_path()),
+                                   kernel_name="python3", progress_bar=False)  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise RuntimeError(f"{name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
+                           f"all of it is in {executed}") from error  # fmt: skip
 
 
 def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = ()) -> int:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoint
 from .conflicts import Conflict, resolve
@@ -20,7 +19,7 @@ from .deltas import save_delta
 from .methods import BatchResult, Method, describe
 from .models import Model
 from .provenance import records_hash
-from .timing import Timer
+from .timing import Timer, progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +140,8 @@ def edit_sequence(
 
     batches = list(done.batches) if done else []
     made = sum(map(len, groups[: len(batches)]))
-    with torch.random.fork_rng(), _bar(editor.name, sum(map(len, groups)), made, progress) as bar:
+    bar = progress_bar(total=sum(map(len, groups)), initial=made, desc=editor.name, unit="edit", show=progress)
+    with torch.random.fork_rng(), bar:
         torch.manual_seed(seed)
         if done:
             for keys in done.keys:
@@ -186,11 +186,6 @@ def _identity(model: Model, records: Sequence[Record], editor: Method, state: An
         "inputs": editor.inputs(model, state),
         "records_hash": records_hash(records),
     }
-
-
-def _bar(name: str, total: int, made: int, progress: bool | None) -> tqdm:
-    quiet = None if progress is None else not progress
-    return tqdm(total=total, initial=made, desc=name, unit="edit", disable=quiet)
 
 
 @contextmanager

@@ -18,12 +18,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .corpora import corpus_hash, token_sequences
 from .files import atomic_file, cache_dir
 from .models import Model
 from .prompts import by_length, pad
+from .timing import progress_bar
 from .tracing import trace
 
 log = logging.getLogger(__name__)
@@ -162,9 +162,8 @@ def _measure(
     modules = {layer: model.value_projection(layer) for layer in layers}
     budget = TOKEN_BUDGET[model.device.type == "cuda"]
     text = islice(token_sequences(model, str(corpus)), sums.sequences, None)
-    quiet = None if progress is None else not progress
     written = time.monotonic()
-    with tqdm(total=tokens, initial=sums.tokens, desc="second moments", unit="token", disable=quiet) as bar:
+    with progress_bar(total=tokens, initial=sums.tokens, desc="second moments", unit="token", show=progress) as bar:
         while sums.tokens < tokens:
             if time.monotonic() - written > WRITE_EVERY:
                 sums.write(unfinished)

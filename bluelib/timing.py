@@ -1,13 +1,15 @@
-"""Seconds per phase of a run."""
+"""Seconds per phase of a run, and how many are left."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 
 class Timer:
@@ -30,3 +32,14 @@ class Timer:
 
     def rounded(self) -> dict[str, float]:
         return {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
+
+
+def progress_bar(items: Iterable[Any] | None = None, *, show: bool | None = None, **how: Any) -> tqdm:
+    """A progress bar with the time that is left, for what takes more than a second.
+
+    Args:
+        items: what to go through; without, the caller moves the bar.
+        show: whether to show it; by default in notebooks and on terminals only.
+        how: of :class:`tqdm.tqdm`: ``desc``, ``total``, ``unit``, ``leave``.
+    """
+    return tqdm(items, disable=None if show is None else not show, delay=1, **how)

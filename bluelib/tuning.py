@@ -9,7 +9,6 @@ specificity (ROME's ``Score``). Every trial is recorded.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
@@ -23,6 +22,7 @@ from .metrics.editing import TEACHER_FORCED
 from .models import Model
 from .provenance import provenance
 from .sequence import edited
+from .timing import progress_bar
 
 DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 60, 3
 
@@ -93,10 +93,12 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
         except ArithmeticError as error:
             trial = {"choice": choice, "score": 0.0, "error": str(error)}
         trials.append(trial)
-        print(json.dumps(trial), flush=True)
+        bar.set_postfix(score=trial["score"])
+        bar.update()
         return trial["score"]
 
     space = axes(model, editor)
+    bar = progress_bar(total=sum(map(len, space.values())), desc=f"{model.name} {editor}", unit="trial")
     best = {axis: candidates[0] for axis, candidates in space.items()}
     for axis, candidates in space.items():
         best = max(({**best, axis: value} for value in candidates), key=attempt)
@@ -105,6 +107,7 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
             if value is None or attempt({**best, axis: value}) <= attempt(best):
                 break
             best, candidates = {**best, axis: value}, (*candidates, value)
+    bar.close()
     result = {
         "model": model.name,
         "editor": editor,

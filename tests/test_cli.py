@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
-from bluelib.cli import main
+from bluelib.cli import _parser, main
 from bluelib.editors import EDITORS
 from bluelib.experiment import check_parameters, summary
 from bluelib.pocket.datasets import write_datasets
@@ -21,6 +28,59 @@ def test_lists(capsys):
     ):
         assert main([command]) == 0
         assert expected in capsys.readouterr().out
+
+
+COMMANDS = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_an_example_that_parses(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    program, *example = shlex.split(COMMANDS[name].epilog.removeprefix("example: "))
+    assert program == "blue" and example[0] == name and "example: blue" in shown
+    assert _parser().parse_args(example).command
+    assert "--json" in shown
+
+
+@pytest.mark.parametrize("command", ["models", "datasets", "editors"])
+def test_lists_as_json(command, capsys):
+    assert main([command, "--json"]) == 0
+    (listed, *_) = json.loads(capsys.readouterr().out).values()
+    assert {"models": "pocket-gptj", "datasets": "pocket-zsre", "editors": "prune_blue"}[command] in listed
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert main([]) == 2
+    assert "exit status" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    """`blue editors | true`: the pipe is closed before anything is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "bluelib.cli", "editors"], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert done.returncode == 0 and not done.stderr
+
+
+def test_interrupted_it_says_so_in_a_line(tmp_path):
+    """Ctrl-C in the middle of a sequence: one line, status 130, and what is on disk continues."""
+    command = [sys.executable, "-m", "bluelib.cli", "edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor",
+               "memit", "--edits", "40", "--batch-size", "1", "--no-generate", "--checkpoint", str(tmp_path / "run")]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "manifest.json").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130 and not out
+    assert err == "blue: interrupted; what was written is whole, and the same command continues\n"
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["batches"]
 
 
 def test_datasets_can_be_written(tmp_path, capsys):

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tqdm.auto import tqdm
-
 from ..files import atomic_file, cache_dir, file_hash, write_json
+from ..timing import progress_bar
 
 ROME = "https://rome.baulab.info/data/dsets"
 MEMIT = "https://memit.baulab.info/data/dsets"
@@ -291,8 +290,7 @@ def _fetch(name: str, url: str, progress: bool | None) -> Path:
                     raise ConnectionError(f"the server sent {answer.status}, and not what was asked for")
                 plan = {"url": source, "version": _version(answer), "length": answer.length}
                 write_json(_plan(part), plan)
-            quiet = None if progress is None else not progress
-            bar = tqdm(total=plan["length"], initial=have, desc=name, unit="B", unit_scale=True, disable=quiet)
+            bar = progress_bar(total=plan["length"], initial=have, desc=name, unit="B", unit_scale=True, show=progress)
             with bar, open(part, "ab") as kept:
                 while block := answer.read1(BLOCK):
                     kept.write(block)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..data import Record
 from ..models import Model
 from ..prompts import encode_prompt
+from ..timing import progress_bar
 
 LENGTH = 100
 #: In full, so that a checkpoint's own generation settings have no say.
@@ -51,7 +52,7 @@ def generate_texts(model: Model, prompts: Sequence[str], *, length: int = LENGTH
     texts = [""] * len(prompts)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for batch in _same_length(encoded):
+        for batch in progress_bar(list(_same_length(encoded)), desc="generating", unit="batch", leave=False):
             ids = _continue(model, [encoded[i] for i in batch], length - len(encoded[batch[0]]), SAMPLING)
             for i, text in zip(batch, model.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
                 texts[i] = text

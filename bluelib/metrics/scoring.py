@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..models import Model
 from ..prompts import Request, by_length, encode_prompt, encode_target, pad
+from ..timing import progress_bar
 
 TOKEN_BUDGET = 8192
 
@@ -51,7 +52,8 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
         raise ValueError(f"{longest} tokens exceed {model.name}'s context of {model.max_positions}: {text[:80]!r}")
 
     scores: list[TargetScore | None] = [None] * len(pairs)
-    for batch in by_length([len(s) for s in sequences], TOKEN_BUDGET):
+    batches = by_length([len(s) for s in sequences], TOKEN_BUDGET)
+    for batch in progress_bar(list(batches), desc="scoring", unit="batch", leave=False):
         reads = [
             (row, index, len(prompts[pairs[index][0]]) - 1 + j, token)
             for row, i in enumerate(batch)

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -32,6 +31,7 @@ from transformers import (
 )
 
 from ..files import atomic_directory, atomic_file, cache_dir
+from ..timing import progress_bar
 from .text import PackedText, text_hash
 from .tokenizer import build_tokenizer
 from .world import SEED
@@ -142,8 +142,7 @@ def pretrain(
     start, curve, seconds = _resume(checkpoint, identity, lm, optimizers, device)
 
     began = time.perf_counter()
-    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=name,
-               disable=None if progress is None else not progress)  # fmt: skip
+    bar = progress_bar(range(start, recipe.steps), initial=start, total=recipe.steps, desc=name, show=progress)
     for step, batch in zip(bar, _batches(text, recipe.rows_per_step, start), strict=False):
         ids, marks = (torch.from_numpy(part).to(device) for part in batch)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
