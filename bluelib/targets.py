@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import psutil
@@ -290,6 +291,7 @@ class _Suffix:
         # One column of padding more than needed, so that transformers always builds an explicit attention mask.
         inputs = pad([row.ids for row in rows], model.tokenizer.pad_token_id, model.device, extra=1)
         calls: list[tuple[tuple, dict]] = []
+        keys_and_values = DynamicCache()
         hooks = [
             block.register_forward_pre_hook(
                 lambda module, args, kwargs: calls.append((args[1:], kwargs)), with_kwargs=True
@@ -298,14 +300,14 @@ class _Suffix:
         ]
         try:
             with trace(**_Entry.modules(model, layer, component)) as captured:
-                output = model.lm.base_model(**inputs, use_cache=True, past_key_values=DynamicCache())
+                model.lm.base_model(**inputs, use_cache=True, **{_cache_name(model): keys_and_values})
         finally:
             for hook in hooks:
                 hook.remove()
         home = captured["block"].device
         first = torch.tensor([row.subject_last for row in rows], device=home)
         cut = _Cut(first, max(row.suffix for row in rows), width=inputs["input_ids"].shape[1])
-        cache = output.past_key_values.layers
+        cache = keys_and_values.layers
         prefix = _PrefixCache(
             {
                 i: (cache[i].keys[:, :, : cut.prefix], cache[i].values[:, :, : cut.prefix])
@@ -347,6 +349,11 @@ class _Suffix:
             output = block(hidden, *args, **kwargs)
             hidden = output[0] if isinstance(output, tuple) else output
         return hidden
+
+
+def _cache_name(model: Model) -> str:
+    """What the model's code calls the argument for earlier tokens' keys and values: transformers renamed it in 5.24."""
+    return "cache" if "cache" in signature(type(model.lm.base_model).forward).parameters else "past_key_values"
 
 
 class _Cut:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +47,28 @@ def test_batched_targets_equal_plain_ones(any_model, layer, component):
         torch.testing.assert_close(found.values[:, i], target, rtol=1e-4, atol=1e-4)
         assert found.steps[i] == steps
         assert found.loss[i].item() == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_is_handed_over_by_the_name_that_the_models_code_has_for_it(any_model, name, monkeypatch):
+    """Transformers renamed the argument in 5.24, and warns of the old name."""
+    kind = type(any_model.lm.base_model)
+    forward = kind.forward
+    own = "cache" if "cache" in signature(forward).parameters else "past_key_values"
+    if name == "cache":
+
+        def renamed(self, input_ids=None, attention_mask=None, use_cache=None, cache=None):
+            return forward(self, input_ids, attention_mask=attention_mask, use_cache=use_cache, **{own: cache})
+    else:
+
+        def renamed(self, input_ids=None, attention_mask=None, use_cache=None, past_key_values=None):
+            return forward(
+                self, input_ids, attention_mask=attention_mask, use_cache=use_cache, **{own: past_key_values}
+            )
+
+    expected = optimise_targets(any_model, REQUESTS, 1, PREFIXES, OPTIONS)
+    monkeypatch.setattr(kind, "forward", renamed)
+    assert torch.equal(optimise_targets(any_model, REQUESTS, 1, PREFIXES, OPTIONS).values, expected.values)
 
 
 def test_early_stop_is_per_request_and_leaves_the_others_alone(any_model):
