@@ -25,12 +25,13 @@ site: $(STAMP)  ## build the report as a static site in build/site
 test: $(STAMP)  ## run the tests, one process a core
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
-lint: $(STAMP)  ## check style and formatting, notebooks included
+lint: $(STAMP)  ## check style and formatting, notebooks included, and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 clean:  ## remove caches and build outputs (neither .venv nor results)
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
 	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.egg-info' \) \
 		-type d -prune -exec rm -rf {} +
 

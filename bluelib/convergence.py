@@ -25,7 +25,6 @@ from .models import Model, scale_of
 from .representations import subject_hidden, subject_keys
 from .sequence import edited
 from .solvers import Solver, SolverError
-from .statistics import second_moments
 from .targets import optimise_targets
 
 #: Tokens of the text, as shares of the largest number.
@@ -84,7 +83,7 @@ def convergence(
     rows, scores = [], []
     ranks: dict[tuple[str | None, int, int], int] = {}  # which do not depend on the editor
     for editor in editors:
-        by_count = {n: second_moments(model, editor.layers, corpus=editor.corpus, tokens=n) for n in counts}
+        by_count = {n: editor.second_moments(model, editor.layers, n) for n in counts}
         for layer in editor.layers:
             keys = subject_keys(model, requests, layer, prefixes)
             targets = optimise_targets(model, requests, layer, prefixes, editor.targets)

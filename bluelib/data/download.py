@@ -189,12 +189,12 @@ def read_entries(path: Path) -> Iterator[Any]:
     decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
     with open(path, encoding="utf-8") as text:
         block = text.read(BLOCK)
-        at = gap.match(block).end()
+        at = next(gap.finditer(block)).end()
         if block[at : at + 1] != "[":
             raise ValueError(f"{path} must hold a JSON list; it begins with {block[at : at + 20]!r}")
         at += 1
         while True:
-            at = gap.match(block, at).end()
+            at = next(gap.finditer(block, at)).end()
             if block[at : at + 1] == "]":
                 return
             try:
@@ -293,9 +293,9 @@ def _fetch(name: str, url: str, progress: bool | None) -> Path:
                 write_json(_plan(part), plan)
             quiet = None if progress is None else not progress
             bar = tqdm(total=plan["length"], initial=have, desc=name, unit="B", unit_scale=True, disable=quiet)
-            with bar, open(part, "ab") as kept:
+            with bar, open(part, "ab") as target:
                 while block := answer.read1(BLOCK):
-                    kept.write(block)
+                    target.write(block)
                     bar.update(len(block))
         have = part.stat().st_size
         if plan["length"] is not None and have < plan["length"]:

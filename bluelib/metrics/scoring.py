@@ -50,7 +50,7 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
         text = pairs[runs[max(sequences, key=len)][0]][0]
         raise ValueError(f"{longest} tokens exceed {model.name}'s context of {model.max_positions}: {text[:80]!r}")
 
-    scores: list[TargetScore | None] = [None] * len(pairs)
+    scores: dict[int, TargetScore] = {}
     for batch in by_length([len(s) for s in sequences], TOKEN_BUDGET):
         reads = [
             (row, index, len(prompts[pairs[index][0]]) - 1 + j, token)
@@ -70,7 +70,7 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
             scores[owner] = TargetScore(
                 sum(log_prob for log_prob, _ in found) / len(found), sum(hit for _, hit in found) / len(found)
             )
-    return scores
+    return [scores[index] for index in range(len(pairs))]
 
 
 def request_nll(model: Model, requests: Sequence[Request]) -> Tensor:
