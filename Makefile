@@ -31,12 +31,13 @@ test-long: $(STAMP)  ## run the tests that take minutes: killed runs, soak, many
 test-browser: $(STAMP)  ## run the quickstart and the demo in JupyterLab and Voilà in Chromium
 	$(VENV)/bin/python -m pytest -m browser $(ARGS)
 
-lint: $(STAMP)  ## check style and formatting, notebooks included
+lint: $(STAMP)  ## check style and formatting, notebooks included, and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 clean:  ## remove caches and build outputs (neither .venv nor results)
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
 	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.egg-info' \) \
 		-type d -prune -exec rm -rf {} +
 

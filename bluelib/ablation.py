@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from .data import Record, load_dataset
-from .editors import Editor, get_editor
+from .editors import Editor, get_composition
 from .files import project_path, write_json
 from .layout import plain
 from .methods import describe
@@ -43,7 +43,7 @@ def choices(model: Model) -> dict[str, tuple[str, Editor]]:
 
     MEMIT has its own settings; the others have those of MEMIT_BLUE, but for the layers and, where said, the residual.
     """
-    memit, blue = get_editor("memit", model), get_editor("memit_blue", model)
+    memit, blue = get_composition("memit", model), get_composition("memit_blue", model)
     critical = memit.layers
     found = {"MEMIT": ("MEMIT", memit), BLUE: ("BLUE: first and last layer", blue)}
     for pair in combinations(critical, 2):

@@ -146,7 +146,10 @@ def single_layer_scores(
     state = method.prepare(model)
     frames = []
     for layer in found.layers:
-        residuals = {("distributed",): found.distributed(layer), ("direct",): found.direct(layer)}
+        residuals: dict[tuple[str, ...], Tensor] = {
+            ("distributed",): found.distributed(layer),
+            ("direct",): found.direct(layer),
+        }
         if layer == found.layers[-1]:
             residuals = {("distributed", "direct"): found.direct(layer)}
         q, weight = gain(method.solver, state.solvers[layer], found.keys[layer]), model.weight(layer)

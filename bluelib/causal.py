@@ -130,7 +130,7 @@ def causal_trace(
     states: list[tuple[str, int, int]] = []  # kind, token, layer
     effects = {kind: torch.full((t, n), math.nan) for kind in kinds}
     for kind in kinds:
-        tokens = range(first, t)
+        tokens: Sequence[int] = range(first, t)
         if KINDS[kind][1]:
             tokens = [place.subject_last]
         else:

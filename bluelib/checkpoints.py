@@ -78,7 +78,7 @@ class Checkpoint:
         tensors = {name: self._read(name, digest) for name, digest in self.files.items()}
         latest = tensors[_weights_name(len(batches))]
         random_state = latest.pop("random_state")
-        keys = [
+        keys: list[Mapping[int, Tensor]] = [
             {int(layer): k for layer, k in tensors.get(_keys_name(n), {}).items()} for n in range(1, len(batches) + 1)
         ]
         weights = {int(layer): w for layer, w in latest.items()}

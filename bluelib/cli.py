@@ -408,13 +408,13 @@ def _tune(arguments: argparse.Namespace) -> Answer:
 def _contributions(arguments: argparse.Namespace) -> Answer:
     from .contributions import layer_contributions, layers_by_editing
     from .data import load_dataset
-    from .editors import get_editor
+    from .editors import get_composition
     from .files import atomic_file, project_path
     from .models import load_model
 
     model = load_model(arguments.model)
     records = load_dataset("pocket-counterfact", split="tune", limit=40)
-    frame = layer_contributions(model, records, get_editor("memit", model), range(model.n_layers))
+    frame = layer_contributions(model, records, get_composition("memit", model), range(model.n_layers))
     path = project_path("results", "contributions", f"{model.name}.csv")
     with atomic_file(path) as temporary:
         frame.round(4).to_csv(temporary, index=False, lineterminator="\n")
@@ -457,14 +457,14 @@ def _table(stem: Path) -> Answer:
 def _convergence(arguments: argparse.Namespace) -> Answer:
     from .convergence import convergence, write_convergence
     from .data import choosing_split, load_dataset
-    from .editors import get_editor
+    from .editors import get_composition
     from .files import project_path
     from .layout import plain, raw_path
     from .models import load_model, scale_of
 
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     records = load_dataset(arguments.dataset, split=choosing_split(arguments.dataset), limit=arguments.edits)
-    editors = [get_editor(name, model, corpus=arguments.corpus) for name in arguments.editor]
+    editors = [get_composition(name, model, corpus=arguments.corpus) for name in arguments.editor]
     rows, scores = convergence(model, records, editors, arguments.tokens or editors[0].tokens)
     name = f"convergence_{plain(model.name)}"
     stem = project_path("figures", name) if scale_of(model.name) == "pocket" else raw_path(name)

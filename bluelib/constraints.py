@@ -20,7 +20,9 @@ class Constraint:
         once: whether :meth:`total` has anything to do.
     """
 
-    once = False
+    @property
+    def once(self) -> bool:
+        return False
 
     def batch(self, delta: Tensor, weight: Tensor) -> Tensor:
         """What of a batch's ``delta`` is added to ``weight``, W before the batch."""

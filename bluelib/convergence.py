@@ -25,7 +25,6 @@ from .models import Model, scale_of
 from .representations import subject_hidden, subject_keys
 from .sequence import edited
 from .solvers import Solver, SolverError
-from .statistics import second_moments
 from .targets import optimise_targets
 from .timing import progress_bar
 
@@ -85,12 +84,10 @@ def convergence(
     rows, scores = [], []
     ranks: dict[tuple[str | None, int, int], int] = {}  # which do not depend on the editor
     for editor in editors:
-        for n in progress_bar(
-            counts, desc="second moments", unit="text"
-        ):  # all layers in one pass; then a layer at a time is in memory
-            second_moments(model, editor.layers, corpus=editor.corpus, tokens=n)
+        for n in progress_bar(counts, desc="second moments", unit="text"):
+            editor.second_moments(model, editor.layers, n)  # of all layers in one pass; below, one at a time
         for layer in editor.layers:
-            moments = {n: second_moments(model, [layer], corpus=editor.corpus, tokens=n)[layer].matrix for n in counts}
+            moments = {n: editor.second_moments(model, [layer], n)[layer].matrix for n in counts}
             keys = subject_keys(model, requests, layer, prefixes)
             targets = optimise_targets(model, requests, layer, prefixes, editor.targets)
             residuals = targets.values - subject_hidden(model, requests, layer, editor.targets.component)

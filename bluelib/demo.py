@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .data import Record
 from .data.records import put_subject_out
-from .editors import EDITORS, Editor, blue_pairs, get_editor
+from .editors import EDITORS, Editor, blue_pairs, get_composition
 from .metrics.scoring import next_token_log_probs, score_targets
 from .models import Model
 from .prompts import encode_target
@@ -111,7 +111,7 @@ def compare(
     states = [_look(model, "before", records[-1], questions)]
     for name in (plain, f"{plain}_blue"):
         tell(f"Editing with {METHOD[name]} …")
-        editor = scaled(get_editor(name, model), factor)
+        editor = scaled(get_composition(name, model), factor)
         with edited(model, records, editor, batch_size=1) as run:
             state = _look(model, METHOD[name], records[-1], questions)
             changes = state.weight_change | run.weight_change()
@@ -123,7 +123,8 @@ def compare(
 def scaled(editor: Editor, factor: float) -> Editor:
     """The editor with its λ (AlphaEdit's L2) times ``factor``."""
     name, value = _weight(editor)
-    return replace(editor, solver=replace(editor.solver, **{name: value * factor}))
+    solver: Any = editor.solver
+    return replace(editor, solver=replace(solver, **{name: value * factor}))
 
 
 def _weight(editor: Editor) -> tuple[str, float]:
@@ -133,13 +134,20 @@ def _weight(editor: Editor) -> tuple[str, float]:
 
 def _questions(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
     *earlier, last = records
-    new, true = last.target_new, last.target_true
+    new, true = last.target_new, _true_object(last)
     return [
         ("rewrite", last.request.text, new, true),
         *(("paraphrase", prompt, new, true) for prompt in last.paraphrases),
         *(("neighbour", probe.prompt, new, probe.answer) for probe in last.locality),
-        *(("earlier edit", record.request.text, record.target_new, record.target_true) for record in earlier),
+        *(("earlier edit", record.request.text, record.target_new, _true_object(record)) for record in earlier),
     ]
+
+
+def _true_object(record: Record) -> str:
+    if record.target_true is None:
+        raise ValueError(f"record {record.case_id} has no true object, which the new one is compared with; choose a "
+                         "dataset in CounterFact's form")  # fmt: skip
+    return record.target_true
 
 
 @torch.no_grad()
@@ -208,7 +216,7 @@ def plot_comparison(model: Model, comparison: Comparison) -> Figure:
     rows = 0.24 * len(comparison.questions)
     with style():
         figure = plt.figure(figsize=(10, 4.6 + rows), layout="constrained")
-        top, middle, bottom = figure.subfigures(3, 1, height_ratios=[2.2, 0.8 + rows, 1.5])
+        top, middle, bottom = np.ravel(figure.subfigures(3, 1, height_ratios=[2.2, 0.8 + rows, 1.5]))
         _next_tokens(top, model, comparison)
         _margins(middle.subplots(), comparison)
         _changes(bottom.subplots(), comparison)
@@ -223,7 +231,8 @@ def _next_tokens(figure: Any, model: Model, comparison: Comparison) -> None:
     tokens = sorted(likely, key=lambda token: -comparison.states[0].next_token[token])
     labels = [model.tokenizer.decode([token]).strip() or "␣" for token in tokens]
     colours = [VERMILION if t == first_new else SKY if t == first_true else GREY for t in tokens]
-    for axis, state in zip(figure.subplots(1, 3, sharey=True), comparison.states, strict=True):
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, state in zip(axes, comparison.states, strict=True):
         axis.barh(range(len(tokens)), state.next_token[tokens].numpy(), color=colours)
         weight = "" if state.weight is None else f", λ = {state.weight:g}"
         axis.set(xlim=(0, 1), title=f"{state.name}{weight}", xlabel="probability of the next token")
@@ -285,10 +294,8 @@ class EditPage(widgets.VBox):
     """
 
     def __init__(self, model: Model, records: Sequence[Record], *, subject: str = "", target_new: str = ""):
-        lacking = next((record for record in records if record.target_true is None), None)
-        if lacking is not None:
-            raise ValueError(f"record {lacking.case_id} has no true object, which the page compares the new one with; "
-                             "choose a dataset in CounterFact's form")  # fmt: skip
+        for record in records:
+            _true_object(record)
         self.model, self.records = model, list(records)
         self._presses: list[tuple[tuple[Record, ...], str, bytes]] = []
         wide = widgets.Layout(width="95%")

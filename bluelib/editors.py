@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from .prompts import Request
 from .representations import subject_hidden, subject_keys
 from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT, Residual
 from .solvers import Equality, NullSpace, Ridge, Solver, on_device
-from .statistics import TOKENS, second_moments
+from .statistics import TOKENS, SecondMoment, second_moments
 from .targets import TargetOptions, Targets, default_token_budget, optimise_targets
 from .timing import Timer
 
@@ -66,15 +67,23 @@ class Editor(Method):
             ValueError: if the editor names no corpus, or a layer is not in memory.
         """
         layers = model.check_editable(self.layers)
-        if self.corpus is None:
-            raise ValueError(f"{self.name} names no corpus for the second moments of {model.name}; "
-                             "pass corpus='path/to/text.txt', or set it in the model's configuration")  # fmt: skip
-        moments = second_moments(model, layers, corpus=self.corpus, tokens=self.tokens)
+        moments = self.second_moments(model, layers, self.tokens)
         solvers = {
             layer: on_device(self.solver.prepare(moments[layer].matrix.to(model.weight(layer).device)), "cpu")
             for layer in layers
         }
         return EditState(context_prefixes(model), solvers, self.token_budget or default_token_budget(model))
+
+    def second_moments(self, model: Model, layers: Sequence[int], tokens: int) -> dict[int, SecondMoment]:
+        """The second moments of keys of ``layers``, on so many tokens of the editor's corpus.
+
+        Raises:
+            ValueError: if the editor names no corpus.
+        """
+        if self.corpus is None:
+            raise ValueError(f"{self.name} names no corpus for the second moments of {model.name}; "
+                             "pass corpus='path/to/text.txt', or set it in the model's configuration")  # fmt: skip
+        return second_moments(model, layers, corpus=self.corpus, tokens=tokens)
 
     def inputs(self, model: Model, state: EditState) -> dict[str, Any]:
         """The text of the second moments by its content, and what was chosen when the run began."""
@@ -201,11 +210,11 @@ def mend(layers: Sequence[int], *, network: str | None = None) -> Method:
 
 
 def _blue_of(make: Callable[..., Editor]) -> Callable[..., Editor]:
+    @wraps(make)
     def build(*args: Any, **kwargs: Any) -> Editor:
         return blue(make(*args, **kwargs))
 
     build.__doc__ = f"BLUE of: {make.__doc__}"
-    build.__signature__ = inspect.signature(make)
     return build
 
 
@@ -226,6 +235,18 @@ def blue_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
         raise ValueError(f"of {', '.join(names) or 'no editors'}, none is there with and without BLUE; "
                          "give both, e.g. memit and memit_blue")  # fmt: skip
     return pairs
+
+
+def get_composition(name: str, model: Model, **settings: Any) -> Editor:
+    """As :func:`get_editor`, where the parts of a composition are needed.
+
+    Raises:
+        ValueError: as from there; for FT and MEND, which are none.
+    """
+    editor = get_editor(name, model, **settings)
+    if not isinstance(editor, Editor):
+        raise ValueError(f"{name} is no composition of layers, residual, solver and constraint, as is needed here")
+    return editor
 
 
 def get_editor(name: str, model: Model, *, corpus: str | None = None, **overrides: Any) -> Method:

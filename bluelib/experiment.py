@@ -159,7 +159,7 @@ def _tidy(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def summary(scores: Scores) -> dict[str, dict[str, float]]:
+def summary(scores: Scores) -> dict[str, dict[str, float | None]]:
     """Mean and standard error (None for one record) of each metric, rounded to what a reader can use."""
     errors = scores.standard_errors
     return {

@@ -48,15 +48,18 @@ class Network(nn.Module):
     Both are divided by their typical length first (``scale``, measured on the training records).
     """
 
+    scale: Tensor
+
     def __init__(self, d_mlp: int, d_model: int, layers: int, rank: int = RANK):
         super().__init__()
         width = d_mlp + d_model
         self.d_mlp = d_mlp
         self.down = nn.ModuleList(nn.Linear(width, rank, bias=False) for _ in range(2))
-        self.up = nn.ModuleList(nn.Linear(rank, width) for _ in range(2))
-        for up in self.up:
-            nn.init.zeros_(up.weight)
-            nn.init.zeros_(up.bias)
+        up = [nn.Linear(rank, width) for _ in range(2)]
+        for linear in up:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        self.up = nn.ModuleList(up)
         self.gain = nn.Parameter(torch.ones(layers, 2, width))
         self.offset = nn.Parameter(torch.zeros(layers, 2, width))
         self.log_rate = nn.Parameter(torch.zeros(layers))
@@ -224,7 +227,7 @@ def _first_rates(
     for exponent in range(-6, 7):
         network.log_rate.fill_(exponent * math.log(10) / 2)
         losses[exponent] = sum(_training_loss(model, network, batch, layers).item() for batch in batches)
-    network.log_rate.fill_(min(losses, key=losses.get) * math.log(10) / 2)
+    network.log_rate.fill_(min(losses, key=losses.__getitem__) * math.log(10) / 2)
 
 
 def _training_loss(model: Model, network: Network, records: Sequence[Record], layers: Sequence[int]) -> Tensor:

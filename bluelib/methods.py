@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -44,6 +44,7 @@ class Method(Protocol):
         max_batch: edits that it can make together; None for any number.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # a method is a dataclass of its settings
     name: str
     layers: tuple[int, ...]
     max_batch: int | None = None
@@ -60,9 +61,11 @@ class Method(Protocol):
 
     def remember(self, state: Any, keys: Mapping[int, Tensor]) -> None:
         """Advance ``state`` past a batch with these keys."""
+        return None
 
     def finish(self, model: Model, originals: Mapping[int, Tensor]) -> None:
         """After the last batch, once; ``originals`` are the weights before the first one."""
+        return None
 
 
 def describe(value: Any) -> Any:

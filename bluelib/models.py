@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import extract_commit_hash
@@ -161,7 +162,7 @@ class Model:
         return self.lm.get_submodule(self.adapter.norm)
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> nn.Linear:
         return self.lm.get_submodule(self.adapter.head)
 
     @property
@@ -170,7 +171,7 @@ class Model:
         that of its :meth:`weight`."""
         return self.lm.get_input_embeddings().weight.device
 
-    def value_projection(self, layer: int) -> nn.Module:
+    def value_projection(self, layer: int) -> nn.Linear | Conv1D:
         """The module whose input is the key and whose weight is edited."""
         return self.blocks[layer].get_submodule(self.adapter.value_projection)
 
@@ -333,7 +334,8 @@ def _damaged(name: str, folder: Path, error: SafetensorError) -> str:
 
 def _why_not(name: str, error: OSError) -> str:
     """What to do about a model that transformers cannot load."""
-    raised, cause = set(), error
+    raised: set[str] = set()
+    cause: BaseException | None = error
     while cause is not None:
         raised.add(type(cause).__name__)
         cause = cause.__cause__ or cause.__context__

@@ -50,11 +50,11 @@ def _at_subject(model: Model, texts: Sequence[tuple[Request, str]], modules: dic
 @torch.no_grad()
 def _at_last(model: Model, sequences: Sequence[Sequence[int]], modules: dict, layer: int) -> Tensor:
     """One vector per sequence, at its last token, ``(n, d)``; the forward pass stops at the module that is read."""
-    vectors: list[Tensor | None] = [None] * len(sequences)
+    vectors: dict[int, Tensor] = {}
     for batch in by_length([len(s) for s in sequences], TOKEN_BUDGET):
         inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
         with trace(**modules, stop=True) as captured:
             model.lm.base_model(**inputs, use_cache=False)
         for row, i in enumerate(batch):
             vectors[i] = captured[layer][row, len(sequences[i]) - 1].float()
-    return torch.stack(vectors)
+    return torch.stack([vectors[i] for i in range(len(sequences))])

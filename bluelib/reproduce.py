@@ -145,18 +145,21 @@ def describe_statistics(
     """
     from .editors import Editor, get_editor
     from .solvers import NullSpace
-    from .statistics import null_space, second_moments
+    from .statistics import null_space
 
     found: dict[str, Any] = {}
     for name in editors:
         method = get_editor(name, model, corpus=corpus)
-        if not isinstance(method, Editor) or (null_spaces and not isinstance(method.solver, NullSpace)):
+        if not isinstance(method, Editor):
+            continue
+        threshold = method.solver.threshold if isinstance(method.solver, NullSpace) else None
+        if null_spaces and threshold is None:
             continue
         count = tokens or method.tokens
-        for layer, moment in second_moments(model, method.layers, corpus=method.corpus, tokens=count).items():
+        for layer, moment in method.second_moments(model, method.layers, count).items():
             entry = found.setdefault(f"{method.corpus}, {count} tokens", {}).setdefault(str(layer), {})
             entry["d_mlp"], entry["energy"] = len(moment.matrix), round(moment.matrix.trace().item(), 6)
-            if null_spaces:
-                basis = null_space(moment.matrix, method.solver.threshold)
-                entry.setdefault("null_space", {})[f"{method.solver.threshold:g}"] = basis.shape[1]
+            if null_spaces and threshold is not None:
+                basis = null_space(moment.matrix, threshold)
+                entry.setdefault("null_space", {})[f"{threshold:g}"] = basis.shape[1]
     return {"model": model.name, "model_revision": model.revision, "editors": list(editors), "layers": found}

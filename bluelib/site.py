@@ -294,7 +294,7 @@ def run_myst(stage: Path, site: Path) -> bool:
     ) as process:  # fmt: skip
         try:
             try:
-                code = process.wait(THEME_SECONDS)
+                code: int | None = process.wait(THEME_SECONDS)
             except subprocess.TimeoutExpired:
                 code = None if _without_theme(log) else process.wait(BUILD_SECONDS)
         except subprocess.TimeoutExpired:

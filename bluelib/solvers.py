@@ -40,7 +40,8 @@ class Solver(Protocol):
         remembers: whether :meth:`remember` does anything, so that a continued run needs the keys of earlier batches.
     """
 
-    remembers: bool
+    @property
+    def remembers(self) -> bool: ...
 
     def prepare(self, second_moment: Tensor) -> Any:
         """The state before the first batch, from C."""
@@ -189,7 +190,7 @@ def on_device(state: Any, device: torch.device | str) -> Any:
     """
     if isinstance(state, Tensor):
         return state.to(device)
-    if is_dataclass(state):
+    if is_dataclass(state) and not isinstance(state, type):
         return replace(state, **{f.name: on_device(getattr(state, f.name), device) for f in fields(state)})
     return state
 

@@ -16,7 +16,7 @@ where that block runs, and the loss's terms are computed where the logits are; o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -122,7 +122,7 @@ def optimise_targets(
         raise ValueError("the first context prefix must be the empty one: h is measured on the bare prompt")
     prepared = [_Prepared.of(model, request, prefixes) for request in requests]
     sizes = [len(p.rows) * max(len(row.ids) for row in p.rows) for p in prepared]
-    parts: list[Targets | None] = [None] * len(requests)
+    parts: dict[int, Targets] = {}
     for batch in by_length(sizes, token_budget or default_token_budget(model)):
         found = _optimise(model, [prepared[i] for i in batch], layer, options)
         for position, i in enumerate(batch):
@@ -132,11 +132,12 @@ def optimise_targets(
                 found.steps[position],
                 found.loss[position],
             )
+    ordered = [parts[i] for i in range(len(requests))]
     return Targets(
-        torch.stack([p.values for p in parts], 1),
-        torch.stack([p.hidden for p in parts], 1),
-        torch.stack([p.steps for p in parts]),
-        torch.stack([p.loss for p in parts]),
+        torch.stack([p.values for p in ordered], 1),
+        torch.stack([p.hidden for p in ordered], 1),
+        torch.stack([p.steps for p in ordered]),
+        torch.stack([p.loss for p in ordered]),
     )
 
 
@@ -245,17 +246,17 @@ class _Entry:
     mlp: tuple[nn.Module, ...]  # norm and MLP, if the MLP reads what attention's part of δ changed
 
     @staticmethod
-    def modules(model: Model, layer: int, component: str) -> dict[str, dict[object, nn.Module]]:
-        """What has to be traced for :meth:`of`."""
+    def modules(model: Model, layer: int, component: str) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+        """The modules whose inputs and those whose outputs have to be traced for :meth:`of`."""
         outputs = {"block": model.blocks[layer]}
         if component == "block":
-            return {"outputs": outputs}
+            return {}, outputs
         outputs |= {part: model.part(layer, part) for part in ("attention", "mlp")}
         norm = model.adapter.mlp_norm
-        return {"outputs": outputs, "inputs": {"stream": model.part(layer, "mlp_norm")} if norm else {}}
+        return {"stream": model.part(layer, "mlp_norm")} if norm else {}, outputs
 
     @classmethod
-    def of(cls, model: Model, layer: int, component: str, captured: dict[object, Tensor], at: Tensor) -> _Entry:
+    def of(cls, model: Model, layer: int, component: str, captured: dict[str, Tensor], at: Tensor) -> _Entry:
         here = {key: values[torch.arange(len(at), device=at.device), at] for key, values in captured.items()}
         if component == "block":
             return cls(here["block"], None, here["block"][:, None], ())
@@ -268,7 +269,7 @@ class _Entry:
     def add(self, added: Tensor) -> Tensor:
         """The output with each row's δ, ``(n, parts, d_model)``, added."""
         added = added.to(self.hidden.dtype)
-        if not self.mlp:
+        if self.stream is None:
             return self.hidden + added.sum(1)
         stream = self.stream + added[:, 1]
         norm, mlp = self.mlp
@@ -299,7 +300,7 @@ class _Suffix:
             for block in model.blocks[layer + 1 :]
         ]
         try:
-            with trace(**_Entry.modules(model, layer, component)) as captured:
+            with trace(*_Entry.modules(model, layer, component)) as captured:
                 model.lm.base_model(**inputs, use_cache=True, **{_cache_name(model): keys_and_values})
         finally:
             for hook in hooks:
@@ -342,7 +343,7 @@ class _Suffix:
         calls = tuple((take(args), {k: take(v) for k, v in kwargs.items()}) for args, kwargs in self.calls)
         return _Suffix(self.entry.keep(rows), self.rest[rows], self.owner[rows], calls, self.reads.keep(rows))
 
-    def run(self, blocks: Sequence[nn.Module], delta: Tensor) -> Tensor:
+    def run(self, blocks: Iterable[nn.Module], delta: Tensor) -> Tensor:
         """Outputs of the last block, ``(n, t, d_model)``, with δ ``(u, parts, d_model)`` in place."""
         hidden = torch.cat([self.entry.add(delta[self.owner])[:, None], self.rest], 1)
         for block, (args, kwargs) in zip(blocks, self.calls, strict=True):
@@ -443,14 +444,15 @@ class _Reads:
 def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: TargetOptions) -> Targets:
     blocks = model.blocks[layer + 1 :]
     owned = [(row, i) for i, p in enumerate(prepared) for row in p.rows]
-    suffixes, base = [], [None] * len(prepared)
+    suffixes: list[_Suffix] = []
+    bare: dict[int, Tensor] = {}  # by request, on the prompt without a prefix
     for group in _by_suffix([row.suffix for row, _ in owned], OVERHEAD[model.device.type == "cuda"]):
         rows, owner = zip(*(owned[i] for i in group), strict=True)
         suffixes.append(_Suffix.of(model, rows, owner, layer, options.component))
         for position, row in enumerate(rows):
             if row is prepared[owner[position]].rows[0]:
-                base[owner[position]] = suffixes[-1].entry.base[position]
-    base = torch.stack(base).float()  # h, (u, parts, d_model), on the bare prompt
+                bare[owner[position]] = suffixes[-1].entry.base[position]
+    base = torch.stack([bare[i] for i in range(len(prepared))]).float()  # h, (u, parts, d_model)
     norms = base.norm(dim=-1)
 
     delta = torch.zeros_like(base, requires_grad=True)

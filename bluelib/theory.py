@@ -72,7 +72,7 @@ class Norms:
         """
         direct, last, gain = _checked(direct, last, divisor, gain)
         measured = (gain, direct, last, direct - last, direct - last / divisor)
-        return cls(*map(spectral_norm, measured), divisor)
+        return cls(*(*map(spectral_norm, measured), divisor))
 
     def bounds(self) -> dict[str, float]:
         """Upper bounds on ‖E‖₂ by name, in the order of :data:`BOUNDS`: each is at most the next one.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,11 +15,11 @@ class _Stop(Exception):
 
 @contextmanager
 def trace(
-    inputs: dict[object, nn.Module] | None = None,
-    outputs: dict[object, nn.Module] | None = None,
-    edit: Callable[[object, Tensor], Tensor] | None = None,
+    inputs: Mapping[Any, nn.Module] | None = None,
+    outputs: Mapping[Any, nn.Module] | None = None,
+    edit: Callable[[Any, Tensor], Tensor] | None = None,
     stop: bool = False,
-) -> Iterator[dict[object, Tensor]]:
+) -> Iterator[dict[Any, Tensor]]:
     """Capture module inputs and outputs under the keys given; optionally change outputs on the way.
 
     Args:
@@ -35,7 +36,7 @@ def trace(
     All hooks are removed when the block ends, also after an error.
     """
     inputs, outputs = inputs or {}, outputs or {}
-    captured: dict[object, Tensor] = {}
+    captured: dict[Any, Tensor] = {}
     wanted = len(inputs) + len(outputs)
 
     def done() -> None:

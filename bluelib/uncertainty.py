@@ -35,19 +35,19 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
     Raises:
         ValueError: for no values.
     """
-    values = np.asarray(values, dtype=float)
-    if not len(values):
+    sample = np.asarray(values, dtype=float)
+    if not len(sample):
         raise ValueError("no values to take the mean of")
-    mean = float(values.mean())
-    if len(values) == 1:
+    mean = float(sample.mean())
+    if len(sample) == 1:
         return Interval(mean, math.nan, math.nan)
-    if np.ptp(values) == 0:
+    if np.ptp(sample) == 0:
         return Interval(mean, mean, mean)
-    if len(values) < FEW:
-        half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
+    if len(sample) < FEW:
+        half = stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1) * stats.sem(sample)
         return Interval(mean, float(mean - half), float(mean + half))
     found = stats.bootstrap(
-        (values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile",
+        (sample,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return Interval(mean, float(found.low), float(found.high))
@@ -70,7 +70,7 @@ def bootstrap_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAM
     known = np.where(there, values, 0)
     means = np.empty((len(values), resamples))
     for draw in range(resamples):
-        drawn = [(g, np.bincount(rng.integers(n, size=n), minlength=n)) for g in rng.integers(groups, size=groups)]
+        drawn = [(g, np.bincount(rng.integers(n, size=n), minlength=n)) for g in rng.integers(groups, size=(groups,))]
         with np.errstate(invalid="ignore"):
             means[:, draw] = np.mean([(known[:, g] @ count) / (there[:, g] @ count) for g, count in drawn], axis=0)
     return means
@@ -90,22 +90,22 @@ def stratified_interval(groups: Sequence[Sequence[float]], *, seed: int = 0) -> 
     Raises:
         ValueError: for no groups, or one without values.
     """
-    groups = [np.asarray(group, dtype=float) for group in groups]
-    if not groups or not all(map(len, groups)):
+    samples = [np.asarray(group, dtype=float) for group in groups]
+    if not samples or not all(map(len, samples)):
         raise ValueError("no values to take the mean of")
 
     def mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
 
-    mean = float(mean_of_means(*groups))
-    varied = [group for group in groups if np.ptp(group)]  # the others add no doubt, and scipy wants two values of each
+    mean = float(mean_of_means(*samples))
+    varied = [sample for sample in samples if np.ptp(sample)]  # the others add no doubt, and scipy wants two values
     if not varied:
         return Interval(mean, mean, mean)
     found = stats.bootstrap(
         varied, mean_of_means, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    share, middle = len(varied) / len(groups), float(mean_of_means(*varied))
+    share, middle = len(varied) / len(samples), float(mean_of_means(*varied))
     return Interval(mean, *(float(mean + share * (end - middle)) for end in found))
 
 

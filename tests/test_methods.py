@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bluelib import edit_sequence
+from bluelib import edit_sequence, get_editor, load_model
 from bluelib.constraints import Damp, Sparsify
 from bluelib.data import Probe
+from bluelib.editors import get_composition
 from bluelib.finetuning import FineTuning
 from bluelib.mend import Mend, Network, gradient_pairs, train
 from bluelib.metrics.scoring import request_nll, score_targets
@@ -144,3 +145,10 @@ def test_pmet_optimises_the_mlps_output_and_measures_it(any_model):
     targets = result[0].targets[2]
     assert (outputs[0][0].float() - targets.hidden[:, 0]).abs().amax(1).min() < 1e-4
     torch.testing.assert_close(seen[0], targets.deltas, rtol=1e-4, atol=1e-5)  # nothing else has changed since
+
+
+def test_what_needs_a_composition_refuses_what_is_none():
+    model = load_model("pocket-gpt2")
+    assert get_composition("memit_blue", model).solver == get_editor("memit_blue", model).solver
+    with pytest.raises(ValueError, match="ft is no composition"):
+        get_composition("ft", model)

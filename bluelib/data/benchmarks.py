@@ -81,8 +81,8 @@ def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers")
 
 
 def reference_texts(
-    snippets: Iterable[Mapping[str, Any]], wanted: Collection[tuple[str, str]]
-) -> dict[tuple[str, str], tuple[str, ...]]:
+    snippets: Iterable[Mapping[str, Any]], wanted: Collection[tuple[str | None, str]]
+) -> dict[tuple[str | None, str], tuple[str, ...]]:
     """Texts of ``attribute_snippets.json`` (Meng et al. 2022): what is written about subjects that have an object.
 
     Args:
@@ -95,7 +95,7 @@ def reference_texts(
     Raises:
         RecordError: for an entry that lacks a field.
     """
-    found: dict[tuple[str, str], list[str]] = {pair: [] for pair in wanted}
+    found: dict[tuple[str | None, str], list[str]] = {pair: [] for pair in wanted}
     for position, entry in enumerate(snippets):
         where = f"at position {position} of the snippets"
         texts = found.get((field(entry, "relation_id", where), field(entry, "target_id", where)))

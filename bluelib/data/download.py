@@ -188,12 +188,12 @@ def read_entries(path: Path) -> Iterator[Any]:
     decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
     with open(path, encoding="utf-8") as text:
         block = text.read(BLOCK)
-        at = gap.match(block).end()
+        at = next(gap.finditer(block)).end()
         if block[at : at + 1] != "[":
             raise ValueError(f"{path} must hold a JSON list; it begins with {block[at : at + 20]!r}")
         at += 1
         while True:
-            at = gap.match(block, at).end()
+            at = next(gap.finditer(block, at)).end()
             if block[at : at + 1] == "]":
                 return
             try:
@@ -291,9 +291,9 @@ def _fetch(name: str, url: str, progress: bool | None) -> Path:
                 plan = {"url": source, "version": _version(answer), "length": answer.length}
                 write_json(_plan(part), plan)
             bar = progress_bar(total=plan["length"], initial=have, desc=name, unit="B", unit_scale=True, show=progress)
-            with bar, open(part, "ab") as kept:
+            with bar, open(part, "ab") as target:
                 while block := answer.read1(BLOCK):
-                    kept.write(block)
+                    target.write(block)
                     bar.update(len(block))
         have = part.stat().st_size
         if plan["length"] is not None and have < plan["length"]:

@@ -32,7 +32,7 @@ def load_long_form(
         RecordError: for a target that is not a text of several sentences; it says which fields are needed.
         ValueError: as from :func:`~bluelib.load_dataset`; for a number of sentences that the pocket world has not.
     """
-    chosen = {"split": split, "limit": limit, "seed": seed}
+    chosen: dict[str, Any] = {"split": split, "limit": limit, "seed": seed}
     if str(name) in DATASETS:
         return [pocket_long_form(record, sentences) for record in load_dataset(name, **chosen)]
     records = load_dataset(name, **chosen)

@@ -161,7 +161,7 @@ def skill_documents(skill: str, **_: Any) -> dict[str, Dataset]:
     """The held-out items of a pocket skill, as the harness wants them; its task files name this function."""
     from datasets import Dataset
 
-    _, held_out = build_skills()[skill]
+    held_out = build_skills()[skill][1]
     return {"test": Dataset.from_list([asdict(item) for item in held_out])}
 
 

@@ -21,6 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from ..data import Record
 from ..models import Model
@@ -40,7 +41,7 @@ class Scores:
         records: per record, ``case_id`` and the metrics that its benchmark defines.
     """
 
-    records: tuple[dict[str, float | int | str], ...]
+    records: tuple[dict[str, Any], ...]
 
     def values(self, metric: str) -> list[float]:
         return [record[metric] for record in self.records if metric in record]
@@ -104,6 +105,7 @@ def _pairs(record: Record) -> list[tuple[str, str]]:
     edited = [record.request.text, *record.paraphrases]
     if record.kind == "zsre":
         return [(prompt, record.target_new) for prompt in edited] + [(p.prompt, p.answer) for p in record.locality]
+    assert record.target_true is not None  # a record of CounterFact has one
     pairs = [(prompt, target) for prompt in edited for target in (record.target_new, record.target_true)]
     return pairs + [(p.prompt, target) for p in record.locality for target in (record.target_new, p.answer)]
 

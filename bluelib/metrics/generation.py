@@ -109,7 +109,7 @@ def generation_scores(model: Model, records: Sequence[Record], *, seed: int = 0)
     for record in records:
         own = [next(texts) for _ in record.generation_prompts]
         result = {"fluency": 100 * fmean(map(ngram_entropy, own))} if own else {}
-        if own and record.reference_texts:
+        if vectorizer and own and record.reference_texts:
             generated, reference = vectorizer.transform([" ".join(own), " ".join(record.reference_texts)])
             result["consistency"] = 100 * float(generated.multiply(reference).sum())
         results.append(result)

@@ -51,7 +51,7 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
         text = pairs[runs[max(sequences, key=len)][0]][0]
         raise ValueError(f"{longest} tokens exceed {model.name}'s context of {model.max_positions}: {text[:80]!r}")
 
-    scores: list[TargetScore | None] = [None] * len(pairs)
+    scores: dict[int, TargetScore] = {}
     batches = by_length([len(s) for s in sequences], TOKEN_BUDGET)
     for batch in progress_bar(list(batches), desc="scoring", unit="batch", leave=False):
         reads = [
@@ -72,7 +72,7 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
             scores[owner] = TargetScore(
                 sum(log_prob for log_prob, _ in found) / len(found), sum(hit for _, hit in found) / len(found)
             )
-    return scores
+    return [scores[index] for index in range(len(pairs))]
 
 
 def request_nll(model: Model, requests: Sequence[Request]) -> Tensor:

@@ -115,7 +115,7 @@ def _edited_facts(world: World, seed: int) -> list[tuple[str, Fact]]:
     """One editable fact per subject, shuffled, with its split: the same for both benchmarks."""
     rng = rng_for("splits", seed)
     left = Counter((fact.relation.name, fact.object) for fact in world.facts)
-    chosen = []
+    chosen: list[Fact] = []
     for facts in rng.sample(list(world.by_subject().values()), len(world.by_subject())):
         editable = [fact for fact in facts if left[fact.relation.name, fact.object] > MIN_NEIGHBOURS]
         if editable and len(chosen) < TUNE + REPORT:

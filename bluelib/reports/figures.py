@@ -467,7 +467,7 @@ def _joint(
     block: GridSpecBase, points: pd.DataFrame, editor: str, limits: Mapping[str, tuple[float, float]]
 ) -> tuple[Axes, Axes]:
     """One scatter plot with its marginal densities above and at its right; returns the upper panel and the middle."""
-    (top, corner), (middle, right) = block.subplots()
+    (top, corner), (middle, right) = block.subplots(squeeze=False)
     for axis in (top, corner, right):
         axis.set_axis_off()
     for state, colour, size in (("before", BEFORE, 10), (editor, AFTER, 5)):

@@ -336,7 +336,7 @@ def _resolve_links(
             name = f"{posixpath.splitext(here)[0]}_{number}.{kind.rpartition('/')[2].removesuffix('+xml')}"
             (site / name).parent.mkdir(parents=True, exist_ok=True)
             (site / name).write_bytes(b64decode(content))
-            source = posixpath.basename(name)
+            source: str | None = posixpath.basename(name)
         else:
             source = file(image["src"])
         if source is None:

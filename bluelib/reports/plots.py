@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -47,7 +48,7 @@ UNITS = {
 @contextmanager
 def style() -> Iterator[None]:
     """The project's style: seaborn's white grid, fixed font, no date or random id in the files."""
-    settings = {
+    settings: dict[Any, Any] = {
         "font.family": "DejaVu Sans",
         "svg.hashsalt": "bluelib",
         "svg.fonttype": "path",

@@ -110,7 +110,7 @@ def short_verdicts(found: Sequence[Claim], models: Sequence[str], folder: Path) 
     """The verdicts as signs, with a link to the notebook relative to ``folder``."""
     lines = ["| claim | " + " | ".join(models) + " | where |", "|---" * (len(models) + 2) + "|"]
     for claim in found:
-        signs = [_MARKS[claim.verdicts.get(ALL, claim.verdicts.get(model)).verdict][0] for model in models]
+        signs = [_MARKS[(claim.verdicts.get(ALL) or claim.verdicts[model]).verdict][0] for model in models]
         place = f"[{claim.notebook[:2]}]({_link(project_path('notebooks', f'{claim.notebook}.ipynb'), folder)})"
         lines.append(f"| {claim.text} | " + " | ".join(signs) + f" | {place} |")
     return "\n".join([*lines, "", "✓ reproduced, ◐ partly, ✗ not at this scale."])
