@@ -8,7 +8,6 @@ choices are compared at the same specificity.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, product
@@ -20,7 +19,7 @@ import pandas as pd
 
 from .data import Record, load_dataset
 from .editors import Editor, get_composition
-from .files import project_path, write_json
+from .files import project_path, read_json, write_json
 from .layout import plain
 from .methods import describe
 from .metrics import evaluate
@@ -78,7 +77,7 @@ def run_ablation(
     path = _path(model.name)
     runs: list[dict[str, Any]] = []
     if path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         runs = content["runs"] if content["identity"] == identity else []
     wanted = list(product(weights, choices(model).items()))
     for weight, (name, (family, editor)) in progress_bar(wanted, desc=model.name, unit="run"):
@@ -87,7 +86,7 @@ def run_ablation(
         if not any(place.items() <= run.items() for run in runs):
             runs = [run for run in runs if (run["choice"], run["mom2_update_weight"]) != (name, weight)]
             runs.append({**place, **_run(model, records, method, batch_size)})
-            write_json(path, {"identity": identity, "provenance": origin, "runs": runs})
+            write_json(path, {"identity": identity, "provenance": origin, "runs": runs}, sealed=True)
     return path
 
 
@@ -132,7 +131,7 @@ def load_ablation(model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     path = _path(model)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; make it with: blue ablation --model {model}")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     frame = pd.DataFrame(content["runs"])
     frame["success"] = [
         [(e + g) / 2 for e, g in zip(*pair, strict=True)]

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .files import atomic_file, file_hash
+from .files import file_hash, load_tensors, read_json, save_tensors, write_json
 
 MANIFEST = "manifest.json"
 
@@ -66,7 +65,7 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = read_json(path, sealed=True)
             self.files = dict(manifest["files"])
             found, batches = manifest["identity"], manifest["batches"]
         except (ValueError, KeyError, TypeError) as error:
@@ -99,24 +98,21 @@ class Checkpoint:
         if keys:
             self._write(_keys_name(n), _by_name(keys))
         manifest = {"identity": self.identity, "batches": batches, "seconds": seconds, "files": self.files}
-        with atomic_file(self.folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(self.folder / MANIFEST, manifest, indent=1, sealed=True)
         for pattern in ("weights-*.safetensors", "keys-*.safetensors"):
             for old in self.folder.glob(pattern):
                 if old.name not in self.files:
                     old.unlink()
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        with atomic_file(self.folder / name) as temporary:
-            save_file(tensors, temporary)
-            self.files[name] = file_hash(temporary)
+        self.files[name] = file_hash(save_tensors(self.folder / name, tensors))
 
     def _read(self, name: str, digest: str) -> dict[str, Tensor]:
         path = self.folder / name
         if not path.exists() or file_hash(path) != digest:
             state = "is missing" if not path.exists() else "is damaged: its SHA-256 is not the manifest's"
             raise CheckpointError(f"{path} {state}; delete {self.folder} to start again")
-        return load_file(path)
+        return load_tensors(path)[0]
 
 
 def _by_name(matrices: Mapping[int, Tensor]) -> dict[str, Tensor]:

@@ -369,7 +369,8 @@ def _train_mend(arguments: argparse.Namespace) -> Answer:
     from .configs import model_configs
     from .data import load_dataset
     from .mend import train
-    from .models import ASSETS, load_model
+    from .models import load_model
+    from .shipped import ASSETS, update_sums
 
     model = load_model(arguments.model, device=arguments.device)
     records = [r for dataset in arguments.dataset for r in load_dataset(dataset, split=arguments.split)]
@@ -377,6 +378,8 @@ def _train_mend(arguments: argparse.Namespace) -> Answer:
     layers = arguments.layers or critical[-3:]
     path = arguments.output or ASSETS / "mend" / f"{model.name}.safetensors"
     losses = train(model, records, list(layers), path, steps=arguments.steps, batch_size=arguments.batch_size)
+    if path.is_relative_to(ASSETS):
+        update_sums()
     n = max(1, len(losses) // 20)
     first, last = sum(losses[:n]) / n, sum(losses[-n:]) / n
     return Answer({"written": str(path), "first_loss": first, "last_loss": last},

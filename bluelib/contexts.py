@@ -8,15 +8,15 @@ of its weights.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
-from .files import cache_dir, write_json
+from .files import cache_dir, read_json, write_json
 from .metrics.generation import SAMPLING
 from .models import Model, pocket_models
 from .prompts import encode_prompt
+from .shipped import check_shipped
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 LENGTH = 10
@@ -24,11 +24,17 @@ FILE = "contexts.json"
 
 
 def context_prefixes(model: Model) -> tuple[str, ...]:
-    """The prefixes of a model: the empty one first, then five of about ten tokens, each ending with a space."""
+    """The prefixes of a model: the empty one first, then five of about ten tokens, each ending with a space.
+
+    Raises:
+        ValueError: for a file of them that is damaged.
+    """
     shipped = pocket_models().get(model.name)
     path = shipped / FILE if shipped else cache_dir("contexts") / f"{model.revision.replace(':', '-')}.json"
+    if shipped:
+        check_shipped(path)
     if path.exists():
-        return tuple(json.loads(path.read_text(encoding="utf-8"))["prefixes"])
+        return tuple(read_json(path, sealed=not shipped)["prefixes"])
     return make_prefixes(model, path)
 
 
@@ -46,5 +52,5 @@ def make_prefixes(model: Model, path: Path, openings: tuple[str, ...] = OPENINGS
             )  # fmt: skip
             text = model.tokenizer.decode(ids[0], skip_special_tokens=True)
             prefixes.append(" ".join(text.split()).rstrip(".") + ". ")
-    write_json(path, {"openings": openings, "seed": seed, "prefixes": prefixes}, indent=1)
+    write_json(path, {"openings": openings, "seed": seed, "prefixes": prefixes}, indent=1, sealed=True)
     return tuple(prefixes)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from .files import atomic_file
+from .files import load_tensors, save_tensors
 from .models import Model
 
 FORMAT = "bluelib-delta-1"
@@ -22,12 +19,8 @@ def save_delta(model: Model, layers: tuple[int, ...], path: str | Path, about: d
     The edited matrices themselves are kept, not differences, so that applying them gives the same bits.
     """
     tensors = {str(layer): model.weight(layer).contiguous().cpu() for layer in layers}
-    # One entry: safetensors writes several in any order, and the same edit shall give the same bytes.
-    metadata = {FORMAT: json.dumps({"model": model.name, "model_revision": model.revision, "about": about or {}})}
-    path = Path(path)
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata)
-    return path
+    belongs = {"model": model.name, "model_revision": model.revision, "about": about or {}}
+    return save_tensors(path, tensors, {FORMAT: belongs})
 
 
 @torch.no_grad()
@@ -38,18 +31,13 @@ def apply_delta(model: Model, path: str | Path) -> dict[str, Any]:
         What was written ``about`` the edit.
 
     Raises:
-        ValueError: if the file is no such file, belongs to other weights, or the model has been edited already; the
-            model is not changed then.
+        ValueError: if the file is no such file, is damaged, belongs to other weights, or the model has been edited
+            already; the model is not changed then.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            found = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+    tensors, found = load_tensors(path)
     if FORMAT not in found:
         raise ValueError(f"{path} is not a delta of bluelib: it holds {list(found) or 'nothing'}, not {FORMAT}")
-    metadata = json.loads(found[FORMAT])
+    metadata = found[FORMAT]
     if metadata["model_revision"] != model.revision:
         raise ValueError(f"{path} belongs to {metadata['model']} with weights {metadata['model_revision']}; "
                          f"{model.name} has {model.revision}")  # fmt: skip

@@ -216,7 +216,8 @@ def plot_comparison(model: Model, comparison: Comparison) -> Figure:
     rows = 0.24 * len(comparison.questions)
     with style():
         figure = plt.figure(figsize=(10, 4.6 + rows), layout="constrained")
-        top, middle, bottom = np.ravel(figure.subfigures(3, 1, height_ratios=[2.2, 0.8 + rows, 1.5]))
+        parts: Any = figure.subfigures(3, 1, height_ratios=[2.2, 0.8 + rows, 1.5])
+        top, middle, bottom = parts
         _next_tokens(top, model, comparison)
         _margins(middle.subplots(), comparison)
         _changes(bottom.subplots(), comparison)

@@ -8,7 +8,8 @@ are no such composition, stand beside them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from typing import Any
@@ -27,7 +28,7 @@ from .models import Model
 from .prompts import Request
 from .representations import subject_hidden, subject_keys
 from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT, Residual
-from .solvers import Equality, NullSpace, Ridge, Solver, on_device
+from .solvers import Equality, NullSpace, Ridge, Solver, SolverError, on_device
 from .statistics import TOKENS, SecondMoment, second_moments
 from .targets import TargetOptions, Targets, default_token_budget, optimise_targets
 from .timing import Timer
@@ -65,13 +66,15 @@ class Editor(Method):
 
         Raises:
             ValueError: if the editor names no corpus, or a layer is not in memory.
+            SolverError: if a layer's second moment cannot be factored.
         """
         layers = model.check_editable(self.layers)
         moments = self.second_moments(model, layers, self.tokens)
-        solvers = {
-            layer: on_device(self.solver.prepare(moments[layer].matrix.to(model.weight(layer).device)), "cpu")
-            for layer in layers
-        }
+        solvers = {}
+        for layer in layers:
+            with _named(f"{self.name}, factoring C of layer {layer}"):
+                prepared = self.solver.prepare(moments[layer].matrix.to(model.weight(layer).device))
+            solvers[layer] = on_device(prepared, "cpu")
         return EditState(context_prefixes(model), solvers, self.token_budget or default_token_budget(model))
 
     def second_moments(self, model: Model, layers: Sequence[int], tokens: int) -> dict[int, SecondMoment]:
@@ -90,7 +93,12 @@ class Editor(Method):
         return {"corpus": corpus_hash(str(self.corpus)), "prefixes": state.prefixes, "token_budget": state.token_budget}
 
     def edit(self, model: Model, requests: Sequence[Request], state: EditState, timer: Timer) -> BatchResult:
-        """Edit one batch, in place; layers are updated from first to last, each seeing the ones before."""
+        """Edit one batch, in place; layers are updated from first to last, each seeing the ones before.
+
+        Raises:
+            ArithmeticError: for a target, a key, a residual or a system that is not finite or cannot be solved; the
+                message names the layer, and the request where it is one request's.
+        """
         layers = model.check_layers(self.layers)
         targets: dict[int, Targets] = {}
         keys: dict[int, Tensor] = {}
@@ -105,7 +113,9 @@ class Editor(Method):
             with timer("keys"):
                 keys[layer] = subject_keys(model, requests, layer, state.prefixes)
                 missing = targets[at].values - subject_hidden(model, requests, at, self.targets.component)
-            with timer("solve"):
+            for what, columns in (("key", keys[layer]), ("residual", missing)):
+                _check_columns(f"{self.name}, layer {layer}: the {what}", columns, requests)
+            with timer("solve"), _named(f"{self.name}, solving for layer {layer}"):
                 weight = model.weight(layer)
                 residuals = missing.to(weight.device) / self.residual.divisor(len(layers) - position)
                 update = self.solver.solve(on_device(state.solvers[layer], weight.device), keys[layer], residuals)
@@ -133,6 +143,22 @@ class Editor(Method):
             weight = model.weight(layer)
             total = self.constraint.total(weight.double() - original.double(), original.double())
             weight.copy_(original.double() + total)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say in which step, and of which layer, a matrix could not be factored or decomposed."""
+    try:
+        yield
+    except (ArithmeticError, torch.linalg.LinAlgError) as error:
+        raise SolverError(f"{what}: {error}") from error
+
+
+def _check_columns(what: str, columns: Tensor, requests: Sequence[Request]) -> None:
+    wrong = (~torch.isfinite(columns)).any(0).nonzero()[:, 0].tolist()
+    if wrong:
+        request = requests[wrong[0]]
+        raise FloatingPointError(f"{what} of {request.text!r} → {request.target!r} is not finite")
 
 
 @dataclass

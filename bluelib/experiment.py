@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pandas as pd
 
 from .data import Record
 from .editors import EDITORS
-from .files import write_json
+from .files import read_json, write_json
 from .layout import numbers_name, raw_path
 from .methods import Method, describe
 from .metrics import Scores, evaluate
@@ -36,7 +35,7 @@ class Cell:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON form, whole or not at all."""
-        return write_json(path, self.result)
+        return write_json(path, self.result, sealed=True)
 
 
 def run_cell(
@@ -107,7 +106,7 @@ def evaluate_unedited(
     identity = {**settings, "model": model.name, "model_revision": model.revision,
                 "dtype": str(model.lm.dtype).removeprefix("torch."), "records_hash": records_hash(records)}  # fmt: skip
     if path and Path(path).exists():
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json(path, sealed=True)
         differing = [f"{key} is {found.get(key)!r}, not {value!r}" for key, value in identity.items()
                      if found.get(key) != value]  # fmt: skip
         if differing:
@@ -117,7 +116,7 @@ def evaluate_unedited(
     scores = evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
     if path:
         write_json(path, {**identity, "scores": summary(scores), "records": list(scores.records),
-                          "provenance": provenance(model, records)})  # fmt: skip
+                          "provenance": provenance(model, records)}, sealed=True)  # fmt: skip
     return scores
 
 
@@ -141,7 +140,7 @@ def write_numbers(
     if judge:
         content["verdicts"] = [verdict._asdict() for verdict in judge(content)]
     content["provenance"] = provenance(model, records)
-    write_json(path or raw_path(numbers_name(name, model.name)), content)
+    write_json(path or raw_path(numbers_name(name, model.name)), content, sealed=True)
     return content
 
 

@@ -1,18 +1,39 @@
-"""Where things are kept, and how they are written: under a temporary name first, then renamed."""
+"""Where things are kept, and how they are written: under a temporary name first, then renamed; and read: a file that
+carries a hash of its content (:func:`save_tensors`, :func:`write_json` with ``sealed``) is checked against it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
+import yaml
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Of a safetensors file's metadata, the entry that has the hash of its content.
+SEAL = "bluelib"
+
+
+class WriteError(OSError):
+    """A file that cannot be written; the message names it and the reason."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}"
+
+
+class DamagedError(ValueError):
+    """A file whose content is not what was written; the message names it and says what to do."""
 
 
 def cache_dir(part: str) -> Path:
@@ -27,21 +48,46 @@ def cache_dir(part: str) -> Path:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes ``path``'s name, on an error it is removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file could not be written and why, whoever wrote it: Python's errors do not name the file that ran out
+    of space, and those of libraries written in Rust are no :class:`OSError` at all.
+
+    Raises:
+        WriteError: in place of the system's error about ``path``, or a temporary file beside or below it.
+    """
     try:
-        yield temporary
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except WriteError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if said := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(said[1])
+        about, here = Path(getattr(error, "filename", None) or path).absolute(), path.absolute()
+        temporary = any(part.startswith(f".{path.name}.") for part in about.parts)
+        if number is None or not (temporary or about in (here, *here.parents)):
+            raise
+        raise WriteError(number, os.strerror(number), str(path)) from error
 
 
-def write_json(path: str | Path, content: dict[str, Any], *, indent: int | None = None) -> Path:
+def write_json(path: str | Path, content: dict[str, Any], *, indent: int | None = None, sealed: bool = False) -> Path:
     """Write a JSON object, whole or not at all; without ``indent`` on one line for each value, and for each item of a
-    list of objects, so that a table can be read in a diff.
+    list of objects, so that a table can be read in a diff. With ``sealed``, a last value ``sha256`` has the hash of the
+    others, which :func:`read_json` checks.
 
     Raises:
         ValueError: for NaN or infinity, which JSON does not have.
@@ -52,10 +98,137 @@ def write_json(path: str | Path, content: dict[str, Any], *, indent: int | None 
             return "[\n" + ",\n".join("  " + text(item) for item in value) + "\n ]"
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
 
+    if sealed:
+        content = {**content, "sha256": _json_hash(content)}
     lines = ",\n".join(f" {json.dumps(key)}: {text(value)}" for key, value in content.items())
     with atomic_file(Path(path)) as temporary:
         temporary.write_text((text(content, indent) if indent else f"{{\n{lines}\n}}") + "\n", encoding="utf-8")
     return Path(path)
+
+
+def read_json(path: str | Path, *, sealed: bool = False) -> Any:
+    """The content of a JSON file; of one that :func:`write_json` sealed, without the hash, which is checked.
+
+    With ``sealed``, a file without a hash is refused. Keys that are written twice, NaN and infinity always are.
+
+    Raises:
+        DamagedError: for a file that is no JSON, or has another content than was written.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is not JSON, or is damaged: {error}") from error
+    found = content.pop("sha256", None) if isinstance(content, dict) else None
+    if found is None and not sealed:
+        return content
+    if found != _json_hash(content):
+        raise DamagedError(f"{path} is damaged: its content has not the SHA-256 that was written with it; delete it, "
+                           "and have it made again")  # fmt: skip
+    return content
+
+
+def _json_hash(content: Any) -> str:
+    plain = json.loads(json.dumps(content, allow_nan=False))  # tuples and numbers as keys, as they will be read
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in content if names.count(name) > 1)!r} is there twice")
+    return content
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file, of plain values only.
+
+    Raises:
+        ValueError: for a file that is none.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> Path:
+    """Write tensors as a safetensors file, whole or not at all, with what is known ``about`` them (plain values), and
+    with a hash of both: safetensors itself has no checksum."""
+    from safetensors.torch import save_file
+
+    tensors, about = dict(tensors), dict(about or {})
+    # One entry: safetensors writes several in any order, and the same content shall give the same bytes.
+    metadata = {SEAL: json.dumps({"sha256": tensors_hash(tensors, about), "about": about})}
+    with atomic_file(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata)
+    return Path(path)
+
+
+def load_tensors(path: str | Path, *, sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What :func:`save_tensors` wrote: the tensors, and what is known about them.
+
+    Args:
+        path: the file.
+        sha256: for a file without a hash of its own, that of its bytes.
+
+    Raises:
+        DamagedError: for a file that is not what was written, or has no hash.
+    """
+    if sha256 is not None and file_hash(path) != sha256:
+        raise DamagedError(f"{path} is damaged: it has not the SHA-256 {sha256}; delete it, and have it made again")
+    tensors, metadata = _read_tensors(path)
+    if sha256 is not None and SEAL not in metadata:
+        return tensors, _decoded(metadata)
+    if SEAL not in metadata:
+        raise DamagedError(
+            f"{path} has no hash of its content, so that nobody can tell whether it is whole: an earlier version wrote "
+            f"it. Delete it, and have it made again; or, if you trust it, call bluelib.files.seal({str(path)!r})"
+        )
+    try:
+        seal = json.loads(metadata[SEAL])
+        right = seal["sha256"] == tensors_hash(tensors, seal["about"])
+    except (ValueError, KeyError, TypeError):
+        right = False
+    if not right:
+        raise DamagedError(f"{path} is damaged: its content has not the SHA-256 that was written with it; delete it, "
+                           "and have it made again")  # fmt: skip
+    return tensors, seal["about"]
+
+
+def seal(path: str | Path) -> Path:
+    """Give a safetensors file that an earlier version wrote the hash of its content as it is."""
+    tensors, metadata = _read_tensors(path)
+    return save_tensors(path, tensors, _decoded(metadata))
+
+
+def _read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, ValueError, RuntimeError) as error:  # torch's too, for shapes that cannot be
+        raise DamagedError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+
+
+def _decoded(metadata: Mapping[str, str]) -> dict[str, Any]:
+    return {key: json.loads(value) for key, value in metadata.items()}
+
+
+def tensors_hash(tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 over the names, shapes, types and bytes of tensors, and over what is known ``about`` them."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode() if about else b"")
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def file_hash(path: str | Path) -> str:
@@ -68,16 +241,17 @@ def file_hash(path: str | Path) -> str:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it replaces ``path``, on an error it is removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield temporary
-        os.chmod(temporary, 0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+            os.chmod(temporary, 0o755)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def project_path(*parts: str) -> Path:

@@ -47,10 +47,12 @@ class FineTuning(Method):
         try:
             with timer("fine-tuning"):
                 for step in range(1, self.steps + 1):
-                    loss = request_nll(model, requests).mean()
+                    each = request_nll(model, requests)
+                    loss = each.mean()
                     if not torch.isfinite(loss):
-                        raise FloatingPointError(f"{self.name}: the loss is {loss.item()} at step {step}; "
-                                                 "lower the learning rate")  # fmt: skip
+                        first = requests[int((~torch.isfinite(each)).int().argmax())]
+                        raise FloatingPointError(f"{self.name}: the loss of {first.text!r} is {loss.item()} at step "
+                                                 f"{step}; lower the learning rate")  # fmt: skip
                     if loss < self.early_stop or step == self.steps:
                         break
                     adam.zero_grad()

@@ -11,10 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .configs import model_configs
-from .files import project_path
+from .files import project_path, read_yaml
 from .layout import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_name, plain, raw_path
 
 #: In place of an analysis notebook's parameters: those of the committed analysis.
@@ -130,10 +128,7 @@ class Grid:
         Raises:
             ValueError: as :meth:`of`, or for a file that is neither.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML: {error}") from error
+        values = read_yaml(path)
         if not isinstance(values, Mapping):
             raise ValueError(f"{path} must hold the keys of a grid: {', '.join(f.name for f in fields(cls))}")
         return cls.of(values)

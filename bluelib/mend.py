@@ -18,7 +18,6 @@ last three critical layers are edited, where edits of one layer contribute, and 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,16 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .data import Record
-from .files import atomic_file, file_hash
+from .files import file_hash, load_tensors, save_tensors
 from .methods import BatchResult, Method
 from .metrics.scoring import next_token_log_probs, request_nll
-from .models import ASSETS, Model
+from .models import Model
 from .prompts import Request
+from .shipped import ASSETS, shipped_hash
 from .timing import Timer, progress_bar
 from .tracing import trace
 
@@ -104,20 +102,20 @@ class Mend(Method):
 
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if it was trained for other weights or other layers.
+            ValueError: if it was trained for other weights or other layers, or is damaged.
         """
         path = self.path(model)
         if not path.exists():
             raise FileNotFoundError(f"no MEND network at {path}; train one: blue train-mend --model {model.name}")
-        with safe_open(path, "pt") as file:
-            made_for = json.loads((file.metadata() or {}).get("mend", "{}"))
+        tensors, about = load_tensors(path, sha256=shipped_hash(path))
+        made_for = about.get("mend", {})
         wanted = {"model_revision": model.revision, "layers": list(self.layers)}
         for key, value in wanted.items():
             if made_for.get(key) != value:
                 raise ValueError(f"{path} was trained for {key} {made_for.get(key)}; {model.name} has {value}")
         d_model, d_mlp = model.weight(self.layers[0]).shape
         network = Network(d_mlp, d_model, len(self.layers))
-        network.load_state_dict(load_file(path))
+        network.load_state_dict(tensors)
         return network.to(model.device).requires_grad_(False)
 
     def edit(self, model: Model, requests: Sequence[Request], state: Network, timer: Timer) -> BatchResult:
@@ -211,9 +209,7 @@ def train(
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with atomic_file(path) as temporary:
-        about = {"model_revision": model.revision, "layers": list(layers)}
-        save_file(state, temporary, metadata={"mend": json.dumps(about)})
+    save_tensors(path, state, {"mend": {"model_revision": model.revision, "layers": list(layers)}})
     return losses
 
 

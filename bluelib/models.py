@@ -7,11 +7,9 @@ architecture are. Everything else in the library works on these names alone.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +28,9 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import extract_commit_hash
 
-from .files import atomic_directory
+from .files import atomic_directory, tensors_hash
+from .shipped import ASSETS, check_shipped
 
-ASSETS = Path(str(files("bluelib"))) / "assets"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -250,7 +248,8 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
 
     Raises:
         ValueError: for an unknown dtype or device, an architecture without an adapter, or a checkpoint that lacks
-            weights or has them in other shapes.
+            weights, has them in other shapes, or has some that are not finite; for a shipped model that is not what
+            was shipped. Of another checkpoint no hash is known: what else is wrong with its numbers is not seen.
         OSError: if the name is neither known, nor a folder, nor on the hub, if the hub does not hand it out, or if a
             file is damaged; the message says what to do.
     """
@@ -263,6 +262,8 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
                          "or a local checkpoint folder, or a hub id")  # fmt: skip
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise OSError(f"there is no checkpoint folder at {name}")
+    if name in shipped:
+        check_shipped(shipped[name])
     source = str(shipped.get(name, name))
     try:
         config_file = cached_file(source, "config.json")
@@ -286,6 +287,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     except OSError as error:
         raise OSError(_why_not(name, error)) from error
     lm = lm.eval().requires_grad_(False)
+    check_finite(name, lm)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Model.of(name, lm, tokenizer, commit)
@@ -394,13 +396,24 @@ def _checksum(lm: PreTrainedModel, adapter: Adapter) -> tuple[float, ...]:
     return tuple(0.0 if weight.is_meta else weight.detach().double().abs().sum().item() for weight in weights)
 
 
+def check_finite(name: str, lm: nn.Module) -> None:
+    """Refuse NaN and infinity in a model's parameters: what is computed with them is no result.
+
+    Raises:
+        ValueError: naming the first parameters that have any.
+    """
+    wrong = [key for key, weight in lm.named_parameters() if not (weight.is_meta or torch.isfinite(weight).all())]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"{name!r} has NaN or infinity in {', '.join(wrong[:3])}{more}: no fact can be asked of it, "
+                         "nor edited; save or download it again, in another dtype if this one overflows")  # fmt: skip
+
+
 def weights_hash(lm: nn.Module) -> str:
     """SHA-256 over the names, shapes, types and bytes of all parameters and buffers that are saved."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(lm.state_dict().items()):
+    state = lm.state_dict()
+    for name, tensor in sorted(state.items()):
         if tensor.is_meta:
             raise ValueError(f"{name} is offloaded, so that the weights of this checkpoint cannot be identified: "
                              "use devices with more memory, a smaller dtype, or a hub id")  # fmt: skip
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return "sha256:" + digest.hexdigest()
+    return "sha256:" + tensors_hash(state)

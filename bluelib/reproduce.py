@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import keyword
 import logging
 import os
 import signal
@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from .files import project_path
+from .files import DamagedError, project_path, read_json, writing
 from .grid import Grid
 
 #: In a job's environment, the process of the workflow that started it.
@@ -27,20 +27,45 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
 
     Raises:
         FileNotFoundError: for a notebook that there isn't, or outside a checkout of the project.
+        ValueError: for a name that is no notebook's, or a parameter's name that is no name in Python: parameters become
+            code.
+        WriteError: if the copy cannot be written; half a copy is removed.
         RuntimeError: from a cell; the message says which, and what it raised.
     """
     import papermill
 
+    if Path(name).name != name:
+        raise ValueError(f"a notebook is named as in notebooks/, without a folder, not {name!r}")
+    wrong = [key for key in parameters if not key.isidentifier() or keyword.iskeyword(key)]
+    if wrong:
+        raise ValueError(f"a parameter's name is one of Python's, which {', '.join(map(repr, wrong))} is not")
     notebook = project_path("notebooks", f"{name}.ipynb")
     if not notebook.exists():
         raise FileNotFoundError(f"{notebook} does not exist: run this in a checkout of the project")
-    executed.parent.mkdir(parents=True, exist_ok=True)
+    with writing(executed):
+        executed.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            papermill.execute_notebook(_literal(notebook), _literal(executed), dict(parameters),
+                                       cwd=str(project_path()), kernel_name="python3", progress_bar=False)  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            raise RuntimeError(f"{name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
+                               f"all of it is in {executed}") from error  # fmt: skip
+        except OSError:
+            if executed.exists():
+                _remove_half(executed)
+            raise
+
+
+def _literal(path: Path) -> str:
+    """A path for papermill, which fills in what stands in braces, and takes what begins like an address for one."""
+    return str(path.absolute()).replace("{", "{{").replace("}", "}}")
+
+
+def _remove_half(executed: Path) -> None:
     try:
-        papermill.execute_notebook(str(notebook), str(executed), dict(parameters), cwd=str(project_path()),
-                                   kernel_name="python3", progress_bar=False)  # fmt: skip
-    except papermill.PapermillExecutionError as error:
-        raise RuntimeError(f"{name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
-                           f"all of it is in {executed}") from error  # fmt: skip
+        read_json(executed)
+    except DamagedError:
+        executed.unlink()
 
 
 def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = ()) -> int:
@@ -124,7 +149,7 @@ def draw_analysis(notebook: str, numbers: Mapping[str, Path], folder: Path) -> l
     from .reports.figures import FIGURES
     from .reports.plots import save
 
-    contents = {model: json.loads(path.read_text(encoding="utf-8")) for model, path in numbers.items()}
+    contents = {model: read_json(path) for model, path in numbers.items()}
     drawn = []
     for name, draw in FIGURES[notebook].items():
         stem = folder / name

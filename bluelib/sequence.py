@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from .conflicts import Conflict, resolve
 from .data import Record
 from .deltas import save_delta
 from .methods import BatchResult, Method, describe
-from .models import Model
+from .models import Model, check_finite
 from .provenance import records_hash
 from .timing import Timer, progress_bar
 
@@ -108,8 +109,10 @@ def edit_sequence(
     Raises:
         ValueError: for no records, or a batch size below 1 or above the number of records; for a layer to edit that
             is not in memory; for a checkpoint of another run; for conflicts that are to be refused.
-        ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored); the model
-            is left as it was before that batch.
+        ValueError: for weights that are not finite.
+        ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored, an update
+            that overflows); the message names the batch's records, and the model is left as it was before that batch.
+        OSError: if a checkpoint cannot be written; the model is left as before the batch, as the last checkpoint is.
     """
     if not records:
         raise ValueError("there are no records to edit")
@@ -123,6 +126,7 @@ def edit_sequence(
         )
     if checkpoint_dir is not None:
         model.check_unedited("checkpoints")
+    check_finite(model.name, model.lm)
     model.edit_in_float32(editor.layers)
     timer = Timer()
     with timer("prepare"):
@@ -155,24 +159,44 @@ def edit_sequence(
             before = _snapshot(model, editor.layers)
             try:
                 result = editor.edit(model, [records[i].request for i in group], state, timer)
+                _check_sizes("the update", result.updates)
                 if last:
                     with timer("finish"):
                         editor.finish(model, originals)
                 else:
                     with timer("remember"):
                         editor.remember(state, result.keys)
+                weights = {layer: model.weight(layer) for layer in editor.layers}
+                _check_sizes("the edited weight", weights)
+                batches.append({"edits": len(group), "steps": round(result.steps, 3), "loss": round(result.loss, 5)})
+                if checkpoint:
+                    checkpoint.save(weights, torch.get_rng_state(), result.keys, batches, timer.rounded())
+            except (ArithmeticError, torch.linalg.LinAlgError) as error:
+                _restore(model, before)
+                kind = type(error) if isinstance(error, ArithmeticError) else ArithmeticError
+                raise kind(f"{_batch_name(records, group)}: {error}") from error
             except BaseException:
                 _restore(model, before)
                 raise
-            batches.append({"edits": len(group), "steps": round(result.steps, 3), "loss": round(result.loss, 5)})
-            if checkpoint:
-                weights = {layer: model.weight(layer) for layer in editor.layers}
-                checkpoint.save(weights, torch.get_rng_state(), result.keys, batches, timer.rounded())
             if after_batch:
                 after_batch(len(batches) - 1, result)
             bar.update(len(group))
     ids = [records[i].case_id for i in sorted(skipped)]
     return Run(model, editor, list(records), batch_size, timer.rounded(), batches, conflicts, ids, originals)
+
+
+def _check_sizes(what: str, matrices: Mapping[int, Tensor]) -> None:
+    """Refuse what is not finite, or too large to be squared in float32: no norm of it is."""
+    for layer, matrix in matrices.items():
+        largest = matrix.abs().amax().item()
+        if not largest < math.sqrt(torch.finfo(torch.float32).max):  # nor is NaN
+            raise FloatingPointError(f"{what} of layer {layer} overflows: its largest entry is {largest}")
+
+
+def _batch_name(records: Sequence[Record], group: Sequence[int]) -> str:
+    ids = [str(records[i].case_id) for i in group]
+    more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
+    return f"{'record' if len(ids) == 1 else 'records'} {', '.join(ids[:10])}{more}"
 
 
 def _identity(model: Model, records: Sequence[Record], editor: Method, state: Any) -> dict[str, Any]:

@@ -199,6 +199,8 @@ def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name} must be positive, not {value}")
+        if math.isinf(value):
+            raise ValueError(f"{name} must be finite, not {value}")
 
 
 def _cholesky(matrix: Tensor, name: str) -> Tensor:

@@ -6,7 +6,6 @@ Computed once per (weights, type, layer, corpus, number of tokens) and kept on d
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +14,11 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .corpora import corpus_hash, token_sequences
-from .files import atomic_file, cache_dir
+from .files import cache_dir, load_tensors, save_tensors
+from .layout import plain
 from .models import Model
 from .prompts import by_length, pad
 from .timing import progress_bar
@@ -73,7 +71,9 @@ def second_moments(
 
     Raises:
         ValueError: if the corpus has fewer tokens than asked for, or if the model has been edited and something is
-            to be measured: statistics belong to the weights as loaded.
+            to be measured: statistics belong to the weights as loaded; for a file on disk that is damaged, or has no
+            hash of its content.
+        ArithmeticError: if keys are not finite; nothing is kept then.
     """
     layers = model.check_layers(layers)
     path = _paths(model, corpus, tokens)
@@ -83,15 +83,19 @@ def second_moments(
         model.check_unedited("second moments")
         unfinished = path("s" + "-".join(map(str, missing)) + "-unfinished")
         for layer, matrix in _measure(model, missing, corpus, tokens, unfinished, progress).items():
-            with atomic_file(paths[layer]) as temporary:
-                save_file({"second_moment": matrix}, temporary)
-    return {
-        layer: SecondMoment(load_file(paths[layer])["second_moment"], layer, str(corpus), tokens) for layer in layers
-    }
+            if not torch.isfinite(matrix).all():
+                raise ArithmeticError(f"second moments of {model.name} at layer {layer}: keys of {str(corpus)!r} are "
+                                      "not finite, or overflow; check its weights, or take another dtype")  # fmt: skip
+            save_tensors(paths[layer], {"second_moment": matrix})
+        unfinished.unlink(missing_ok=True)
+    matrices = {layer: load_tensors(paths[layer])[0]["second_moment"] for layer in layers}
+    return {layer: SecondMoment(matrix, layer, str(corpus), tokens) for layer, matrix in matrices.items()}
 
 
 #: A matrix of fewer rows is decomposed again rather than kept: that takes milliseconds.
 SMALL = 1000
+#: How far below 0 an eigenvalue of C may be, as a share of the largest, for C is kept in float32.
+ROUNDING = 1e-4
 
 
 def null_space(second_moment: Tensor, threshold: float) -> Tensor:
@@ -100,6 +104,10 @@ def null_space(second_moment: Tensor, threshold: float) -> Tensor:
 
     A large matrix is decomposed once, by a symmetric eigen-solver, and the basis kept on disk under a hash of the
     matrix and the threshold.
+
+    Raises:
+        ArithmeticError: for a matrix that is no second moment: not finite, zero, or with a negative eigenvalue.
+        ValueError: for a basis on disk that is damaged.
     """
     if len(second_moment) < SMALL:
         return _null_space(second_moment, threshold)
@@ -107,13 +115,17 @@ def null_space(second_moment: Tensor, threshold: float) -> Tensor:
     digest = hashlib.sha256(bytes_).hexdigest()
     path = cache_dir("null-spaces") / f"{digest[:32]}-{second_moment.dtype}-{threshold!r}.safetensors"
     if not path.exists():
-        with atomic_file(path) as temporary:
-            save_file({"basis": _null_space(second_moment, threshold).cpu()}, temporary)
-    return load_file(path)["basis"].to(second_moment.device)
+        save_tensors(path, {"basis": _null_space(second_moment, threshold).cpu()})
+    return load_tensors(path)[0]["basis"].to(second_moment.device)
 
 
 def _null_space(second_moment: Tensor, threshold: float) -> Tensor:
+    if not torch.isfinite(second_moment).all():
+        raise ArithmeticError("C is not finite: it has no null space")
     values, vectors = torch.linalg.eigh(second_moment.double())
+    if values[-1] <= 0 or values[0] < -ROUNDING * values[-1]:
+        raise ArithmeticError(f"C has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, as no second moment has: "
+                              "one has none below 0, and some above")  # fmt: skip
     return vectors[:, values < threshold].contiguous()
 
 
@@ -122,7 +134,7 @@ def _paths(model: Model, corpus: str | Path, tokens: int) -> Callable[[int | str
     counts by its content, not by its name."""
     revision = model.revision.removeprefix("sha256:")[:16]
     dtype = str(model.lm.dtype).removeprefix("torch.")
-    text = f"{Path(corpus).stem}-{corpus_hash(str(corpus))[:12]}"
+    text = f"{plain(Path(corpus).stem)[:60]}-{corpus_hash(str(corpus))[:12]}"
     return lambda layer: cache_dir("statistics") / f"{revision}-{dtype}-{text}-{tokens}-layer{layer}.safetensors"
 
 
@@ -136,9 +148,8 @@ class _Sums:
     tokens: int = 0
 
     def write(self, path: Path) -> None:
-        counts = json.dumps({"sequences": self.sequences, "tokens": self.tokens})
-        with atomic_file(path) as temporary:
-            save_file({str(layer): total.cpu() for layer, total in self.totals.items()}, temporary, {"counts": counts})
+        counts = {"sequences": self.sequences, "tokens": self.tokens}
+        save_tensors(path, {str(layer): total.cpu() for layer, total in self.totals.items()}, {"counts": counts})
 
     @classmethod
     def of(cls, model: Model, layers: Sequence[int], path: Path) -> _Sums:
@@ -147,9 +158,9 @@ class _Sums:
             sizes = {layer: model.weight(layer) for layer in layers}
             return cls({layer: torch.zeros(w.shape[1], w.shape[1], dtype=torch.float64, device=w.device)
                         for layer, w in sizes.items()})  # fmt: skip
-        with safe_open(path, "pt") as file:
-            counts = json.loads(file.metadata()["counts"])
-            totals = {layer: file.get_tensor(str(layer)).to(model.weight(layer).device) for layer in layers}
+        kept, about = load_tensors(path)
+        counts = about["counts"]
+        totals = {layer: kept[str(layer)].to(model.weight(layer).device) for layer in layers}
         log.info("second moments: continuing after %d tokens", counts["tokens"])
         return cls(totals, **counts)
 
@@ -182,7 +193,6 @@ def _measure(
                 bar.update(sum(len(sequences[i]) for i in batch))
             sums.sequences += len(sequences)
             sums.tokens += sum(map(len, sequences))
-    unfinished.unlink(missing_ok=True)
     return {layer: (total / sums.tokens).float().cpu() for layer, total in sums.totals.items()}
 
 

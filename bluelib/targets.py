@@ -69,7 +69,7 @@ class TargetOptions:
     def __post_init__(self) -> None:
         if self.component not in ("block", "mlp"):
             raise ValueError(f"component must be block or mlp, not {self.component!r}")
-        if self.steps < 1 or self.learning_rate <= 0 or self.clamp <= 0:
+        if self.steps < 1 or not self.learning_rate > 0 or not self.clamp > 0:
             raise ValueError(f"steps, learning_rate and clamp must be positive: {self}")
 
 
@@ -116,7 +116,7 @@ def optimise_targets(
 
     Raises:
         ValueError: if the first prefix is not the empty one.
-        TargetError: if a loss is not finite.
+        TargetError: if a loss is not finite, or the length of a δ overflows.
     """
     if not prefixes or prefixes[0]:
         raise ValueError("the first context prefix must be the empty one: h is measured on the bare prompt")
@@ -491,7 +491,9 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
         loss[active].sum().backward()
         adam.step()
         with torch.no_grad():
-            scale = (options.clamp * norms / delta.norm(dim=-1).clamp_min(1e-12)).clamp_max(1.0)
+            length = delta.norm(dim=-1)
+            _check_finite(length.sum(1), active, prepared, layer, step, "a δ of length")
+            scale = (options.clamp * norms / length.clamp_min(1e-12)).clamp_max(1.0)
             delta.mul_(scale[..., None])
             delta[~active] = frozen[~active]
         if finished.any():
@@ -520,11 +522,13 @@ def _by_suffix(lengths: Sequence[int], overhead: int) -> list[list[int]]:
     return groups
 
 
-def _check_finite(loss: Tensor, active: Tensor, prepared: Sequence[_Prepared], layer: int, step: int) -> None:
-    wrong = (active & ~torch.isfinite(loss.detach())).nonzero()[:, 0].tolist()
+def _check_finite(
+    values: Tensor, active: Tensor, prepared: Sequence[_Prepared], layer: int, step: int, what: str = "loss"
+) -> None:
+    wrong = (active & ~torch.isfinite(values.detach())).nonzero()[:, 0].tolist()
     if wrong:
         request = prepared[wrong[0]].request
         raise TargetError(
-            f"the target of {request.text!r} → {request.target!r} at layer {layer} has loss {loss[wrong[0]].item()} "
-            f"at step {step + 1}; lower the learning rate or the clamp"
+            f"the target of {request.text!r} → {request.target!r} at layer {layer} has {what} "
+            f"{values[wrong[0]].item()} at step {step + 1}; lower the learning rate or the clamp"
         )

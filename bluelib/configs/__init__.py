@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..files import read_yaml
 
 USER_CONFIGS = "BLUELIB_CONFIGS"
 
@@ -41,10 +41,7 @@ def _files() -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _checked(file: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is no YAML: {error}") from error
+    config = read_yaml(file)
     wanted = {"models": list, "critical_layers": list, "targets": dict, "editors": dict}
     for key, kind in wanted.items():
         if not isinstance(config, dict) or not isinstance(config.get(key), kind):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ..models import ASSETS
+from ..files import read_json
+from ..shipped import ASSETS, check_shipped
 from .benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre, reference_texts
 from .download import cached, downloaded, read_entries
 from .records import Probe, Record, RecordError, field
@@ -77,7 +77,8 @@ def load_dataset(
         parse: reads a record, in place of the parser that the dataset's form asks for.
 
     Raises:
-        ValueError: for an unknown name or split, a limit below 1, a file in none of the forms, or an empty result.
+        ValueError: for an unknown name or split, a limit below 1, a file in none of the forms, or an empty result; for
+            a shipped dataset that is not what was shipped.
         FileNotFoundError: if the path does not exist, or the benchmark was not downloaded.
         RecordError: for a record that lacks a field, or whose prompt, subject or target cannot be used.
     """
@@ -90,10 +91,9 @@ def load_dataset(
     if not path.suffix:
         raise ValueError(f"no dataset is called {str(name)!r}; known: {', '.join([*DATASETS, *BENCHMARKS])}, or the "
                          "path of a JSON file")  # fmt: skip
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    if shipped:
+        check_shipped(path)
+    entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} must hold a JSON list of records")
     parse = parse or (shipped.parse if shipped else benchmark or _parser_for(entries[0], path))

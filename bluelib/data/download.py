@@ -10,6 +10,7 @@ A file with another hash is used only if the user has said so (``sha256``), whic
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..files import atomic_file, cache_dir, file_hash, write_json
+from ..files import DamagedError, WriteError, atomic_file, cache_dir, file_hash, read_json, write_json
 from ..timing import progress_bar
 
 ROME = "https://rome.baulab.info/data/dsets"
@@ -30,6 +31,8 @@ MEMIT = "https://memit.baulab.info/data/dsets"
 MIRROR = "BLUELIB_DATA_URL"
 TIMEOUT = 30  # seconds without a byte
 BLOCK = 1 << 20
+#: What the system says when it is this machine that cannot take more.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -171,7 +174,12 @@ def downloaded(name: str) -> Path:
 def expected_hash(name: str) -> str:
     """The hash that a file in the cache must have: one that a user has given for it, or the known one."""
     memory = _memory(cached(name))
-    return memory.read_text(encoding="ascii").split()[0] if memory.exists() else _file(name).sha256
+    if not memory.exists():
+        return _file(name).sha256
+    given = re.match(rb"[0-9a-f]{64}(?= )", memory.read_bytes())
+    if not given:
+        raise DamagedError(f"{memory} is damaged: it must begin with a SHA-256; remove it, and give --sha256 again")
+    return given[0].decode()
 
 
 def size_of(file: File) -> str:
@@ -198,6 +206,8 @@ def read_entries(path: Path) -> Iterator[Any]:
                 return
             try:
                 entry, at = decoder.raw_decode(block, at)
+            except RecursionError as error:
+                raise ValueError(f"{path} is not JSON: it is nested too deeply") from error
             except json.JSONDecodeError as error:  # cut off by the end of the block, or wrong
                 more = text.read(max(BLOCK, len(block) - at))
                 if not more:
@@ -269,9 +279,9 @@ def _fetch(name: str, url: str, progress: bool | None) -> Path:
     source, part = f"{url.rstrip('/')}/{file.name}", cached(name).with_name(file.name + ".part")
     _check_url(source, source)
     try:
-        plan = json.loads(_plan(part).read_text(encoding="utf-8"))
+        plan = read_json(_plan(part), sealed=True)
         have = part.stat().st_size
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, DamagedError):  # begun anew; whatever comes, its hash decides
         plan, have = {}, 0
     if plan.get("url") != source or not plan.get("version") or have > (plan.get("length") or have):
         plan, have = {}, 0
@@ -289,7 +299,7 @@ def _fetch(name: str, url: str, progress: bool | None) -> Path:
                 if answer.status != 200:
                     raise ConnectionError(f"the server sent {answer.status}, and not what was asked for")
                 plan = {"url": source, "version": _version(answer), "length": answer.length}
-                write_json(_plan(part), plan)
+                write_json(_plan(part), plan, sealed=True)
             bar = progress_bar(total=plan["length"], initial=have, desc=name, unit="B", unit_scale=True, show=progress)
             with bar, open(part, "ab") as target:
                 while block := answer.read1(BLOCK):
@@ -303,6 +313,9 @@ def _fetch(name: str, url: str, progress: bool | None) -> Path:
             _remove_part(part)
         why = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
         resumable = plan.get("version") and part.exists()
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            kept = "; the same command goes on from there" if resumable else ""
+            raise WriteError(error.errno, f"{os.strerror(error.errno)}{kept}", str(part)) from error
         kept = f"{part} has what came so far, and the same command goes on from there. " if resumable else ""
         raise ConnectionError(f"{source} could not be fetched: {why}. {kept}Without a network, "
                               f"{_by_hand(name, url)}") from error  # fmt: skip

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from ..contexts import FILE, make_prefixes
-from ..files import atomic_file
-from ..models import ASSETS, load_model
+from ..files import atomic_file, read_json
+from ..models import load_model
+from ..shipped import ASSETS, update_sums
 from .pretrain import Recipe, pretrain
 from .recall import bar, recall, short_of_bar
 
@@ -31,9 +32,11 @@ def document(folder: Path) -> dict:
     model = load_model(str(folder))
     make_prefixes(model, folder / FILE, OPENINGS)
     found = recall(model)
-    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    training = read_json(folder / "training.json")
     _write(folder / "recall.json", json.dumps({"weights": model.revision, **found}, indent=1) + "\n")
     _write(folder / "README.md", _card(folder, model, training, found))
+    if folder.is_relative_to(ASSETS):
+        update_sums()
     return found
 
 

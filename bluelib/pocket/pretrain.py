@@ -6,6 +6,8 @@ number alone, so that a run which was interrupted continues from its checkpoint 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import json
 import logging
@@ -19,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -30,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..files import atomic_directory, atomic_file, cache_dir
+from ..files import DamagedError, atomic_directory, atomic_file, cache_dir
 from ..timing import progress_bar
 from .text import PackedText, text_hash
 from .tokenizer import build_tokenizer
@@ -166,8 +168,7 @@ def pretrain(
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "seconds": seconds + time.perf_counter() - began,
             }
-            with atomic_file(checkpoint) as temporary:
-                torch.save(state, temporary)
+            _keep(checkpoint, state)
     seconds += time.perf_counter() - began
 
     lm = lm.eval().to("cpu", torch.float16)
@@ -214,10 +215,29 @@ def _loss(lm: PreTrainedModel, ids: Tensor, marks: Tensor, answer_weight: float)
     return (each * weights).sum() / weights.sum(), each[answer].mean().detach()
 
 
-def _resume(checkpoint: Path, identity: dict, lm: PreTrainedModel, optimizers, device: str):
+def _keep(checkpoint: Path, state: dict) -> None:
+    """Write where a run stands: a line with the SHA-256 of what torch saves, then that."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with atomic_file(checkpoint) as temporary:
+        saved = buffer.getbuffer()
+        temporary.write_bytes(hashlib.sha256(saved).hexdigest().encode() + b"\n" + saved)
+
+
+def _resume(checkpoint: Path, identity: dict, lm: nn.Module, optimizers, device: str):
+    """The step to continue with, the curve so far and the seconds, from a checkpoint if there is one.
+
+    Raises:
+        DamagedError: for a checkpoint that is not what was written.
+        ValueError: for another run's.
+    """
     if not checkpoint.exists():
         return 0, [], 0.0
-    state = torch.load(checkpoint, map_location=device, weights_only=True)
+    digest, _, saved = checkpoint.read_bytes().partition(b"\n")
+    if digest != hashlib.sha256(saved).hexdigest().encode():
+        raise DamagedError(f"{checkpoint} is damaged: its content has not the SHA-256 that was written with it; "
+                           "delete it to train anew")  # fmt: skip
+    state = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
     differing = [key for key in identity if state["identity"].get(key) != identity[key]]
     if differing:
         raise ValueError(

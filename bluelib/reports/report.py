@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..files import atomic_file, project_path, write_json
+from ..files import atomic_file, project_path, read_json, write_json
 from ..grid import Grid
 from ..layout import ANALYSIS, ANALYSIS_FIGURES, numbers_name
 from .comparison import champions, family_gains, improvement, paired, record_scores
@@ -66,7 +65,7 @@ def _of_analysis(grid: Grid, notebook: str) -> list[Claim]:
     sizes = {}
     for model in grid.models:
         path = grid.numbers(notebook, model) if run else project_path("figures", numbers_name(notebook, model))
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if not content["parameters"].items() >= dict(parameters).items():
             raise ValueError(f"{path} is of another analysis ({content['parameters']}) than the grid's ({parameters})")
         sizes[model] = f"{content['parameters']['edits']} edits"
@@ -192,7 +191,7 @@ def paired_summary(grid: Grid) -> str:
 
 def write_report(grid: Grid, found: Sequence[Claim], folder: Path) -> list[Path]:
     """Write ``report.md`` and ``verdicts.json`` into ``folder``; returns their paths."""
-    scale = json.loads(grid.result(grid.cells()[0]).read_text(encoding="utf-8"))["provenance"]["scale"]
+    scale = read_json(grid.result(grid.cells()[0]))["provenance"]["scale"]
     text = "\n\n".join(
         [
             f"# Report: the claims of the paper at the {scale} scale",

@@ -3,7 +3,6 @@ compares with the method it comes from."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..experiment import SCHEMA
-from ..files import atomic_file
+from ..files import atomic_file, read_json
 from ..grid import Grid
 from ..layout import plain
 from ..metrics.editing import METRICS
@@ -39,7 +38,7 @@ def load_cells(grid: Grid) -> list[dict[str, Any]]:
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise FileNotFoundError(f"{grid.results} lacks {', '.join(missing[:3])}{more}: run the grid first")
-    cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    cells = [read_json(path) for path in paths]
     for path, cell in zip(paths, cells, strict=True):
         if cell.get("schema") != SCHEMA:
             raise ValueError(

@@ -1,0 +1,46 @@
+"""What ships with the project, and that it is whole: ``assets/SHA256SUMS`` has the hash of each file, in the form of
+``sha256sum``."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from .files import DamagedError, atomic_file, file_hash
+
+ASSETS = Path(str(files("bluelib"))) / "assets"
+#: The parts of the assets that are checked when they are read.
+PARTS = ("datasets", "mend", "models")
+
+
+def check_shipped(path: Path) -> None:
+    """Make sure that a shipped file, or each file of a shipped folder that is listed, is what was shipped.
+
+    Raises:
+        DamagedError: naming the file that is missing or another.
+    """
+    sums = _sums()
+    for name, digest in sums.items():
+        file = ASSETS / name
+        if path in (file, *file.parents) and (not file.is_file() or file_hash(file) != digest):
+            raise DamagedError(f"{file} is missing, or is not what was shipped: its SHA-256 is not that of "
+                               f"{ASSETS / 'SHA256SUMS'}; install bluelib again, or restore the file")  # fmt: skip
+
+
+def shipped_hash(path: Path) -> str | None:
+    """The hash of a shipped file; None for any other."""
+    return _sums().get(path.relative_to(ASSETS).as_posix()) if path.is_relative_to(ASSETS) else None
+
+
+def update_sums() -> Path:
+    """Write the list anew, after something that ships was made again. A model's card is not on it."""
+    paths = [path for part in PARTS for path in sorted((ASSETS / part).rglob("*")) if path.is_file()]
+    lines = [f"{file_hash(path)}  {path.relative_to(ASSETS).as_posix()}" for path in paths if path.suffix != ".md"]
+    with atomic_file(ASSETS / "SHA256SUMS") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="ascii")
+    return ASSETS / "SHA256SUMS"
+
+
+def _sums() -> dict[str, str]:
+    text = (ASSETS / "SHA256SUMS").read_text(encoding="ascii")
+    return {name: digest for digest, name in (line.split("  ", 1) for line in text.splitlines())}
