@@ -949,12 +949,8 @@ def test_the_workflow_quotes_what_a_grid_names(tmp_path, monkeypatch, mark):
     text = snakefile.read_text()
     assert text.count('BLUE = "python -m bluelib.cli"') == 1
     snakefile.write_text(text.replace('"python -m bluelib.cli"', f'"{sys.executable} {recorder}"'))
-    models = list(
-        {
-            plain(name): name for name in (*NAMES, *(f"{i}{name}" for i, name in enumerate(NAMES))) if plain(name)
-        }.values()
-    )
-    datasets = [f"{name}.json" for name in models[:4]]
+    models = [NAMES[0], "".join(["-x", *NAMES])]
+    datasets = ["".join([*NAMES, ".json"])]
     grid = {
         **GRID,
         "models": models,
@@ -963,7 +959,20 @@ def test_the_workflow_quotes_what_a_grid_names(tmp_path, monkeypatch, mark):
         "device": "{wildcards} $(touch pwned)",
     }
     (tmp_path / "evil.yaml").write_text(yaml.safe_dump(grid))
-    command = [sys.executable, "-m", "bluelib.cli", "reproduce", "--grid", "evil.yaml", "--", "--keep-going", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "bluelib.cli",
+        "reproduce",
+        "--grid",
+        "evil.yaml",
+        "--",
+        "--keep-going",
+        "--quiet",
+        "--until",
+        "statistics",
+        "before",
+    ]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
