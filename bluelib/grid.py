@@ -100,7 +100,7 @@ class Grid:
             )
         if values.get("dtype", DTYPES[0]) not in DTYPES:
             raise ValueError(f"dtype of the grid must be one of {', '.join(DTYPES)}, not {values['dtype']!r}")
-        if plain(values["name"]) != values["name"] or values["name"] == "raw":
+        if not values["name"] or plain(values["name"]) != values["name"] or values["name"] == "raw":
             raise ValueError(f"name of the grid becomes a folder: letters, digits and -, not {values['name']!r}")
         if values["batch_size"] > values["edits"]:
             raise ValueError(f"batch_size of the grid, {values['batch_size']}, exceeds its edits, {values['edits']}")

@@ -247,7 +247,7 @@ def _edited(model: Model, updates: Mapping[int, Tensor]) -> Iterator[None]:
     with torch.enable_grad():
         hooks = [
             model.value_projection(layer).register_forward_hook(
-                lambda module, args, output, update=update: output + args[0] @ update.T.to(args[0])
+                lambda module, args, output, update=update: output + (args[0] @ update.T.to(args[0])).to(output)
             )
             for layer, update in updates.items()
         ]

@@ -271,17 +271,19 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         # All of it as of one commit. Asked for `main`, transformers has a hub model without safetensors converted by
         # a service elsewhere, and reads what somebody proposes there as its weights.
         pinned = {"revision": commit or "main", "trust_remote_code": False}
-        config, _ = PreTrainedConfig.get_config_dict(source, revision=pinned["revision"])
+        with _any_error_named():
+            config, _ = PreTrainedConfig.get_config_dict(source, revision=pinned["revision"])
         if "model_type" not in config:
             raise ValueError(f"{name!r} has no config.json that names a model_type, as a checkpoint must")
         adapter_for(config["model_type"])  # refuse an unknown architecture before loading its weights
-        with _without_progress_bar(name in shipped):
+        with _without_progress_bar(name in shipped), _any_error_named():
             lm, found = AutoModelForCausalLM.from_pretrained(
                 source, dtype=DTYPES[dtype], use_safetensors=True, device_map=None if device == "cpu" else device,
                 output_loading_info=True, ignore_mismatched_sizes=True, **pinned,
             )  # fmt: skip
         _check_complete(name, found)
-        tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
+        with _any_error_named():
+            tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
     except SafetensorError as error:
         raise OSError(_damaged(name, Path(config_file).parent, error)) from error
     except OSError as error:
@@ -291,6 +293,17 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Model.of(name, lm, tokenizer, commit)
+
+
+@contextmanager
+def _any_error_named() -> Iterator[None]:
+    """Damaged files make transformers and tokenizers raise errors of any kind, few of which say what was read."""
+    try:
+        yield
+    except (OSError, SafetensorError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _check_device(device: str) -> None:

@@ -5,28 +5,36 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import resource
 import shutil
 import subprocess
+import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from safetensors.torch import save_file
+import yaml
+from safetensors.torch import load_file, save_file
 
 from bluelib import apply_delta, edit_sequence, load_dataset, load_model
 from bluelib.checkpoints import Checkpoint
 from bluelib.cli import main
 from bluelib.configs import model_configs
 from bluelib.contexts import FILE, context_prefixes, make_prefixes
-from bluelib.data.download import FILES, cached, download, downloaded
+from bluelib.corpora import token_sequences
+from bluelib.data.download import FILES, cached, download, downloaded, read_entries
+from bluelib.editors import EDITORS
 from bluelib.files import (
     DamagedError,
     WriteError,
@@ -39,21 +47,25 @@ from bluelib.files import (
     write_json,
 )
 from bluelib.grid import Grid
+from bluelib.layout import plain
 from bluelib.mend import Mend, train
 from bluelib.models import Model, weights_hash
 from bluelib.pocket.pretrain import _keep, _resume
+from bluelib.pocket.world import build_world
 from bluelib.reports.plots import save as save_figure
 from bluelib.reports.tables import _write as write_table
 from bluelib.reproduce import run_notebook
-from bluelib.residuals import DIRECT
+from bluelib.residuals import DIRECT, DISTRIBUTED
 from bluelib.sequence import preserved
 from bluelib.shipped import ASSETS, check_shipped, shipped_hash, update_sums
-from bluelib.solvers import Ridge
-from bluelib.statistics import _Sums, null_space, second_moments
+from bluelib.solvers import Equality, NullSpace, Ridge
+from bluelib.statistics import SecondMoment, _Sums, null_space, second_moments
+from bluelib.targets import TargetOptions
 
-from .conftest import RECORDS, editor, random_model
+from .conftest import PREFIXES, RECORDS, TARGETS, editor, random_model
 
 ROOT = Path(__file__).parent.parent
+CORPUS = ""
 HISTORY = Ridge(0.5, remembers=True)
 
 
@@ -63,10 +75,28 @@ def made(dtype: str = "float64") -> Model:
     return Model.of("random", model.lm.to(getattr(torch, dtype)), model.tokenizer)
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> str:
+    """A text of about 2,000 tokens, which is read in no time."""
+    path, draw = tmp_path_factory.mktemp("text") / "text.txt", random.Random(0)
+    words = [fact.object for fact in build_world(0).facts]
+    path.write_text("\n".join(" ".join(draw.sample(words, 20)) for _ in range(60)))
+    return str(path)
+
+
 @pytest.fixture
-def model(small_world) -> Iterator[Model]:
+def model(small_world, corpus, monkeypatch) -> Iterator[Model]:
+    monkeypatch.setattr("tests.test_faults.CORPUS", corpus)
     with preserved(made(), range(4)):
         yield made()
+
+
+def method(solver=None, residual=DISTRIBUTED):
+    return replace(editor(solver, residual), corpus=CORPUS, tokens=1500)
+
+
+def moments(model: Model, layers: tuple[int, ...]) -> dict[int, SecondMoment]:
+    return second_moments(model, layers, corpus=CORPUS, tokens=1500)
 
 
 # --- disks ------------------------------------------------------------------------------------------------------------
@@ -148,16 +178,16 @@ def csv_table(path: Path) -> None:
         file.writelines("1,2,3\n" for _ in range(3000))
 
 
-def mend_network(path: Path) -> None:
-    train(made("float32"), RECORDS, (1, 2), path, steps=1, batch_size=2, progress=False)
+def mend_network(path: Path, dtype: str = "float32") -> None:
+    train(made(dtype), RECORDS[:2], (1, 2), path, steps=1, batch_size=2, progress=False)
 
 
 def delta(path: Path) -> None:
-    apply = edit_sequence(made(), RECORDS[:1], editor(), batch_size=1)
+    run = edit_sequence(made(), RECORDS[:1], method(), batch_size=1)
     try:
-        apply.save_delta(path)
+        run.save_delta(path)
     finally:
-        apply.revert()
+        run.revert()
 
 
 #: What the library writes: a file's name, and who writes it.
@@ -212,20 +242,20 @@ def test_a_read_only_disk_is_named(model, tmp_path, writer):
 def test_second_moments_survive_a_full_disk(model, disk, monkeypatch):
     """What was measured before is read again, nothing half-written is, and what is missing is made when there is room."""
     monkeypatch.setenv("BLUELIB_CACHE", str(disk.folder))
-    first = second_moments(model, (0,), tokens=2000)[0].matrix
+    first = moments(model, (0,))[0].matrix
     kept = contents(disk.folder)
     with disk.full(4096), pytest.raises(WriteError, match=r"layer1\.safetensors cannot be written: "):
-        second_moments(model, (0, 1), tokens=2000)
+        moments(model, (0, 1))
     assert contents(disk.folder) == kept
-    both = second_moments(model, (0, 1), tokens=2000)
+    both = moments(model, (0, 1))
     assert torch.equal(both[0].matrix, first) and len(contents(disk.folder)) == 2
 
 
 @pytest.mark.parametrize("solver", [HISTORY, Ridge(50.0)], ids=["history", "ridge"])
 def test_a_checkpoint_survives_a_full_disk(model, disk, solver):
     """The run ends at the batch that cannot be kept; the checkpoint before it is whole and continued from."""
-    method = editor(solver, DIRECT)
-    whole = edit_sequence(model, RECORDS, method, batch_size=2)
+    how = method(solver, DIRECT)
+    whole = edit_sequence(model, RECORDS, how, batch_size=2)
     wanted = weights_hash(model.lm)
     whole.revert()
     folder = disk.folder / "run"
@@ -241,14 +271,14 @@ def test_a_checkpoint_survives_a_full_disk(model, disk, solver):
 
             try:
                 with pytest.raises(WriteError) as error:
-                    edit_sequence(model, RECORDS, method, batch_size=2, checkpoint_dir=folder, after_batch=fill)
+                    edit_sequence(model, RECORDS, how, batch_size=2, checkpoint_dir=folder, after_batch=fill)
                 assert f"{folder}/" in str(error.value) and "cannot be written: " in str(error.value)
                 assert weights_hash(model.lm) == states[-1][0], "the model is as its last checkpoint"
                 assert contents(folder) == states[-1][1]
             finally:
                 full[-1].__exit__(None, None, None)
         shutil.copytree(folder, copy := disk.folder / "copy")
-        run = edit_sequence(model, RECORDS, method, batch_size=2, checkpoint_dir=copy)
+        run = edit_sequence(model, RECORDS, how, batch_size=2, checkpoint_dir=copy)
         assert weights_hash(model.lm) == wanted
         run.revert()
         shutil.rmtree(copy)
@@ -291,7 +321,7 @@ def damages(path: Path, flips: int = 200, cuts: int = 40, seed: int = 0, first: 
     draw, whole = random.Random(seed), path.read_bytes()
     try:
         for _ in range(flips):
-            at, bit = draw.randrange(first or len(whole)), draw.randrange(8)
+            at, bit = draw.randrange(min(first or len(whole), len(whole))), draw.randrange(8)
             with open(path, "r+b") as file:
                 file.seek(at)
                 file.write(bytes([whole[at] ^ 1 << bit]))
@@ -345,9 +375,9 @@ def in_delta(model: Model, folder: Path):
 
 
 def in_statistics(model: Model, folder: Path):
-    matrix = second_moments(model, (0,), tokens=2000)[0].matrix
+    moments(model, (0,))
     (path,) = (folder / "statistics").iterdir()
-    return path, lambda: (matrix.shape, second_moments(model, (0,), tokens=2000)[0].matrix)
+    return path, lambda: moments(model, (0,))[0].matrix
 
 
 def in_unfinished_statistics(model: Model, folder: Path):
@@ -438,12 +468,11 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_a_damaged_file_is_refused_by_name(small_world, tmp_path, monkeypatch, kind):
+def test_a_damaged_file_is_refused_by_name(model, tmp_path, monkeypatch, kind):
     """200 changed bits and 40 cuts, each of which is seen, or changes nothing that is read."""
     monkeypatch.setattr("bluelib.statistics.SMALL", 10)
-    with preserved(made(), range(4)):
-        path, load = DAMAGED[kind](made(), tmp_path)
-        refused, harmless = count_refused(path, load)
+    path, load = DAMAGED[kind](model, tmp_path)
+    refused, harmless = count_refused(path, load)
     assert refused + harmless == 240 and refused >= 200, (refused, harmless)
 
 
@@ -528,7 +557,7 @@ def test_a_damaged_checkpoint_of_a_users_own_is_refused_or_loads(checkpoint_fold
         try:
             load_model(str(folder))
         except (ValueError, OSError) as error:
-            assert str(folder) in str(error), (damage, error)
+            assert str(folder) in str(error) or "architecture" in str(error), (damage, error)
             refused += 1
     assert refused >= 6
 
@@ -583,3 +612,463 @@ def test_a_damaged_note_of_a_users_hash_is_refused_by_name(fetched):
     note = fetched.with_name(fetched.name + ".sha256")
     refused, _ = count_refused(note, lambda: file_hash(downloaded("known-facts")))
     assert refused >= 100
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+#: What the named editors need that is not a target's.
+OWN = {"alphaedit": {"nullspace_threshold": 1e9, "l2": 1.0}, "rome": {}, "ft": {"steps": 3, "learning_rate": 1e-2}}
+
+
+@lru_cache
+def mend_file(dtype: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        mend_network(path := Path(folder) / "mend.safetensors", dtype)
+        return path.read_bytes()
+
+
+def named_editor(name: str, folder: Path, dtype: str = "float32", learning_rate: float | None = None):
+    """One of `EDITORS` for the small model; ``mend`` with a network that takes a step of that size."""
+    kind, layers = name.removesuffix("_blue"), (1,) if name in ("rome", "ft") else (0, 1, 2)
+    own = OWN.get(kind, {"mom2_update_weight": 50.0})
+    if kind == "ft":
+        return EDITORS[name](layers, **{**own, **({"learning_rate": learning_rate} if learning_rate else {})})
+    if kind == "mend":
+        path = folder / "mend.safetensors"
+        path.write_bytes(mend_file(dtype))
+        if learning_rate:
+            tensors, about = load_tensors(path)
+            save_tensors(path, {**tensors, "log_rate": torch.full((2,), learning_rate).log()}, about)
+        return EDITORS[name]((1, 2), network=str(path))
+    targets = replace(TARGETS, learning_rate=learning_rate or TARGETS.learning_rate)
+    return replace(EDITORS[name](layers, targets, **own), corpus=CORPUS, tokens=1500)
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def low(request, model) -> Iterator[Model]:
+    """The small model in another dtype, put back whole after each test."""
+    found = made(request.param)
+    before = {name: tensor.clone() for name, tensor in found.lm.state_dict().items()}
+    yield found
+    found.lm.load_state_dict(before)
+
+
+def dtype_of(model: Model) -> str:
+    return str(model.lm.dtype).removeprefix("torch.")
+
+
+def refused(model: Model, method, *, batch_size: int = 2, records=RECORDS[:2]) -> str:
+    """The message with which an edit is refused; the model is as before, bit for bit."""
+    before = {layer: model.weight(layer).clone() for layer in range(4)}
+    with pytest.raises((ArithmeticError, ValueError)) as error:
+        edit_sequence(model, records, method, batch_size=batch_size)
+    for layer, weight in before.items():
+        assert torch.equal(model.weight(layer).to(weight), weight) or weight.isnan().any()
+    assert not any(p.requires_grad for p in model.lm.parameters()) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_weights_that_are_no_numbers_are_refused_before_anything_is_edited(low, tmp_path, name):
+    method = named_editor(name, tmp_path, dtype_of(low))
+    embedding = low.lm.get_input_embeddings().weight.data
+    for place, value, said in (
+        (low.weight(1), float("nan"), "layers.1.mlp.down_proj"),
+        (embedding, float("inf"), "embed"),
+    ):
+        old = place[3, 5].clone()
+        place[3, 5] = value
+        message = refused(low, method)
+        assert "has NaN or infinity in " in message and said in message
+        place[3, 5] = old
+    edit_sequence(low, RECORDS[:2], method, batch_size=2).revert()
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_a_step_that_is_too_large_is_refused_with_layer_and_record(low, tmp_path, name):
+    message = refused(low, named_editor(name, tmp_path, dtype_of(low), 1e30))
+    assert message.startswith(("records 0, 1: ", "record 0: ")), message
+    if name not in ("ft", "mend"):
+        assert "at layer" in message and "a δ of length inf at step 1" in message and RECORDS[0].subject in message
+    elif name == "mend":
+        assert "the update of layer 1 overflows" in message
+    else:
+        assert "the update of layer 1 overflows" in message or "the loss of" in message
+
+
+WRONG_C = {
+    "negative eigenvalue": lambda c: (
+        c - 2 * torch.linalg.eigvalsh(c)[-1] * torch.eye(len(c))[:, :1] @ torch.eye(len(c))[:1]
+    ),
+    "zeros": torch.zeros_like,
+    "NaN": lambda c: c * float("nan"),
+    "infinity": lambda c: c * float("inf"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in EDITORS if name not in ("ft", "mend")])
+def test_second_moments_that_are_none_are_refused_with_the_layer(model, tmp_path, monkeypatch, name):
+    method = named_editor(name, tmp_path)
+    found = second_moments(model, method.layers, corpus=CORPUS, tokens=1500)
+    last = method.layers[-1]
+    for wrong in WRONG_C.values():
+        broken = {**found, last: replace(found[last], matrix=wrong(found[last].matrix))}
+        monkeypatch.setattr("bluelib.editors.second_moments", lambda *args, broken=broken, **how: broken)
+        message = refused(model, method)
+        assert message.startswith(f"{name}, factoring C of layer {last}: ") and "C" in message
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_a_model_that_breaks_between_two_batches_is_left_as_before_the_batch(low, tmp_path, name):
+    """The last block's norm becomes NaN after the first batch: the second has no loss that is a number."""
+    method, norm = (
+        named_editor(name, tmp_path, dtype_of(low)),
+        low.lm.get_submodule("model.layers.3.input_layernorm").weight,
+    )
+    after = {}
+
+    def poison(number, result):
+        after.update({layer: low.weight(layer).clone() for layer in range(4)})
+        norm.data.fill_(float("nan"))
+
+    records = RECORDS[:2]
+    with pytest.raises(ArithmeticError) as error:
+        edit_sequence(low, records, method, batch_size=1, after_batch=poison)
+    assert str(error.value).startswith("record 1: ") and RECORDS[1].subject in str(error.value)
+    assert name in ("ft", "mend") or "at layer" in str(error.value)
+    assert all(torch.equal(low.weight(layer), weight) for layer, weight in after.items())
+
+
+def test_settings_that_are_no_numbers_are_refused():
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        for make in (Ridge, lambda v: NullSpace(v, 1.0), lambda v: NullSpace(1.0, v)):
+            with pytest.raises(ValueError, match=r"must be (positive|finite), not"):
+                make(value)
+    for value in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="must be positive"):
+            TargetOptions(learning_rate=value)
+        with pytest.raises(ValueError, match="must be positive"):
+            TargetOptions(clamp=value)
+
+
+def test_fewer_keys_than_dimensions_and_nothing_that_protects():
+    """λ = 0 is refused where it is set; C of few keys is singular, and alike keys cannot be told apart."""
+    k = torch.randn(8, 3, dtype=torch.float64)
+    with pytest.raises(ArithmeticError, match=r"λC \(8 × 8\) is not positive definite"):
+        Ridge(1.0).prepare(k @ k.T)
+    with pytest.raises(ArithmeticError, match=r"C \(8 × 8\) is not positive definite"):
+        Equality().prepare(k @ k.T)
+    state = Equality().prepare(torch.eye(8))
+    with pytest.raises(ArithmeticError, match="are two keys alike"):
+        Equality().solve(state, torch.cat([k, k], 1), torch.randn(4, 6))
+
+
+def test_keys_that_overflow_are_not_kept(model, tmp_path, monkeypatch):
+    """Finite weights whose products are not: nothing is written that a later run would read."""
+    big = random_model("pocket-llama")
+    big = Model.of("big", big.lm.float(), big.tokenizer)
+    big.lm.get_submodule("model.layers.0.mlp.up_proj").weight.mul_(1e37)
+    with pytest.raises(
+        ArithmeticError, match=r"second moments of big at layer 0: keys of .* are not finite, or overflow"
+    ):
+        second_moments(big, (0,), corpus=CORPUS, tokens=1500)
+    assert not list((tmp_path / "statistics").glob("*.safetensors"))
+
+
+def test_a_checkpoint_with_nan_is_not_loaded(checkpoint_folder, tmp_path):
+    folder = shutil.copytree(checkpoint_folder, tmp_path / "broken")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.mlp.down_proj.weight"][1, 1] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"broken' has NaN or infinity in model.layers.2.mlp.down_proj.weight: "):
+        load_model(str(folder))
+
+
+# --- input that was written to do harm --------------------------------------------------------------------------------
+
+#: Names that a shell, a format string or a file system would take for something else. Each would leave a file `pwned`.
+NAMES = [
+    "$(touch pwned)", "`touch pwned`", "x; touch pwned", "x' ; touch pwned '", 'x" ; touch pwned "', "a b", "a\nb",
+    "--output=pwned", "-rf", "{0.__class__}", "{wildcards}", "{model}", "%s%n", "&& touch pwned", "| tee pwned", "*",
+]  # fmt: skip
+
+
+class Payload:
+    """A pickle that writes a file when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.write_text, (self.path, "pwned"))
+
+
+def code_that_writes(path: Path) -> str:
+    return f"from pathlib import Path\nPath({str(path)!r}).write_text('pwned')\n"
+
+
+@pytest.fixture
+def mark(tmp_path) -> Path:
+    """What must not be there after the test."""
+    return tmp_path / "pwned"
+
+
+def test_the_payloads_work(mark):
+    """Otherwise nothing below could fail."""
+    pickle.loads(pickle.dumps(Payload(mark)))
+    assert mark.read_text() == "pwned"
+    mark.unlink()
+    exec(code_that_writes(mark))
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "pickle in an index", "code of its own", "another tokenizer's code"])
+def test_nothing_that_comes_with_a_checkpoint_is_run(checkpoint_folder, tmp_path, mark, kind):
+    folder = shutil.copytree(checkpoint_folder, tmp_path / "evil")
+    (folder / "evil.py").write_text(code_that_writes(mark))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(mark)))
+    config = json.loads((folder / "config.json").read_text())
+    if kind.startswith("pickle"):
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+    if kind == "pickle in an index":
+        index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "pytorch_model.bin")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    if kind == "code of its own":
+        config["auto_map"] = {name: "evil.Evil" for name in ("AutoConfig", "AutoModelForCausalLM")}
+        (folder / "config.json").write_text(json.dumps(config))
+        settings = {"do_sample": True, "custom_generate": "evil.py", "trust_remote_code": True}
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+    if kind == "another tokenizer's code":
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings["auto_map"] = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+        settings["chat_template"] = "{{ ''.__class__.__mro__[1].__subclasses__() }}{% include '/etc/passwd' %}"
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    try:
+        loaded = load_model(str(folder))
+        assert loaded.tokenizer("Peru is").input_ids == made().tokenizer("Peru is").input_ids
+        assert not kind.startswith("pickle")
+    except OSError as error:
+        assert str(folder) in str(error)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_nothing_but_a_name(checkpoint_folder, corpus, tmp_path, monkeypatch, name):
+    """As the name of a model, a dataset, a text, a checkpoint, a delta and results: through the library."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(checkpoint_folder, inside / name)
+    (inside / f"{name}.json").write_text(json.dumps([{"prompt": "{} plays the", "subject": name, "target_new": "tuba",
+                                                      "ground_truth": "harp", "case_id": 0}]))  # fmt: skip
+    (inside / f"{name}.txt").write_text(Path(corpus).read_text())
+    model = load_model(str(inside / name))
+    model = replace(model, name=name)
+    method = replace(editor(), corpus=f"{name}.txt", tokens=1500)
+    monkeypatch.setattr("bluelib.editors.context_prefixes", lambda model: PREFIXES)
+    run = edit_sequence(model, RECORDS[:1], method, batch_size=1, checkpoint_dir=f"{name}.run")
+    run.save_delta(f"{name}.delta")
+    write_json(f"{name}.out", {"name": name}, sealed=True)
+    run.revert()
+    apply_delta(model, f"{name}.delta")
+    assert read_json(f"{name}.out") == {"name": name}
+    assert {path.name for path in inside.iterdir()} == {
+        name,
+        *(f"{name}.{e}" for e in ("json", "txt", "run", "delta", "out")),
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"inside", "cache"}
+    assert not [path for path in tmp_path.rglob("*") if "pwned" in path.name and path.name.split(".")[0] == "pwned"]
+
+
+def test_paths_that_climb_are_refused_where_a_name_is_wanted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "inside" / "notebooks").mkdir(parents=True)
+    (tmp_path / "evil.ipynb").write_text("{}")
+    monkeypatch.chdir(tmp_path / "inside")
+    for name in ("../../evil", "/etc/evil", "a/b"):
+        assert main(["notebook", name, "out.ipynb"]) == 2
+        assert "a notebook is named as in notebooks/, without a folder" in capsys.readouterr().err
+    for name in ("../x", "a/b", "..", "", ".", "$(touch pwned)", "a\nb", "raw"):
+        with pytest.raises(ValueError, match="name of the grid becomes a folder"):
+            Grid.of({**GRID, "name": name})
+
+
+GRID = {"name": "evil", "models": ["pocket-llama"], "datasets": ["pocket-zsre"], "editors": ["memit", "memit_blue"],
+        "seeds": [0], "edits": 2, "batch_size": 1}  # fmt: skip
+
+
+def test_a_parameters_name_is_no_code(tmp_path, monkeypatch, mark, capsys):
+    """papermill writes names into the notebook as they are; values are quoted."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / "00_quickstart.ipynb", "notebooks")
+    for name in (f"open({str(mark)!r}, 'w');x", "a b", "class", ""):
+        with pytest.raises(ValueError, match="a parameter's name is one of Python's"):
+            run_notebook("00_quickstart", {name: 1}, tmp_path / "out.ipynb")
+    assert main(["notebook", "00_quickstart", "out.ipynb", "-p", f"open({str(mark)!r}, 'w');x=1"]) == 2
+    assert "a parameter's name is one of Python's" in capsys.readouterr().err
+    assert not mark.exists() and not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_a_notebooks_values_and_file_name_are_no_code(tmp_path, monkeypatch, mark):
+    """A real notebook with hostile values, written to a file whose name papermill would fill in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    cells = [
+        {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": "text = ''", "outputs": [],
+         "execution_count": None},
+        {"cell_type": "code", "id": "b", "metadata": {}, "source": "print(ascii(text))", "outputs": [],
+         "execution_count": None},
+    ]  # fmt: skip
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "notebooks" / "echo.ipynb").write_text(json.dumps(content))
+    value = "".join(NAMES) + "\"\"\"\n'''\\" + f"\"); open({str(mark)!r}, 'w') #"
+    out = tmp_path / "{text} $(touch pwned).ipynb"
+    run_notebook("echo", {"text": value}, out)
+    printed = json.loads(out.read_text())["cells"][-1]["outputs"][0]["text"]
+    assert "".join(printed).strip() == ascii(value)
+    assert not mark.exists()
+
+
+@pytest.mark.slow
+def test_the_workflow_quotes_what_a_grid_names(tmp_path, monkeypatch, mark):
+    """Snakemake hands every job to a shell; a stand-in for Python writes down with which arguments it was called."""
+    for part in ("notebooks", "workflow"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    monkeypatch.chdir(tmp_path)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    recorder = tools / "record.py"
+    recorder.write_text(
+        f"import json, sys\nopen({str(tmp_path / 'calls')!r}, 'a').write(json.dumps(sys.argv) + '\\n')\n"
+    )
+    snakefile = tmp_path / "workflow" / "Snakefile"
+    text = snakefile.read_text()
+    assert text.count('BLUE = "python -m bluelib.cli"') == 1
+    snakefile.write_text(text.replace('"python -m bluelib.cli"', f'"{sys.executable} {recorder}"'))
+    models = [NAMES[0], "".join(["-x", *NAMES])]
+    datasets = ["".join([*NAMES, ".json"])]
+    grid = {
+        **GRID,
+        "models": models,
+        "datasets": datasets,
+        "corpus": "".join(NAMES),
+        "device": "{wildcards} $(touch pwned)",
+    }
+    (tmp_path / "evil.yaml").write_text(yaml.safe_dump(grid))
+    command = [
+        sys.executable,
+        "-m",
+        "bluelib.cli",
+        "reproduce",
+        "--grid",
+        "evil.yaml",
+        "--",
+        "--keep-going",
+        "--quiet",
+        "--until",
+        "statistics",
+        "before",
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (tmp_path / "calls").exists(), done.stderr[-2000:]
+    calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    statistics = [call for call in calls if call[1] == "statistics"]
+    assert {call[2].removeprefix("--model=") for call in statistics} == set(grid["models"])
+    for call in statistics:
+        assert f"--corpus={grid['corpus']}" in call and f"--device={grid['device']}" in call
+    evaluations = [call for call in calls if call[1] == "evaluate"]
+    assert {call[3].removeprefix("--dataset=") for call in evaluations} == set(datasets)
+    assert not list(tmp_path.rglob("pwned*")) and not list(tmp_path.parent.glob("pwned*"))
+
+
+class Redirecting(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked += 1
+        self.send_response(302)
+        self.send_header("Location", self.server.location or self.path + "x")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("location", ["/known_1000.json", "", "file:///etc/passwd", "http://169.254.1.1/", "//evil.example/x",
+                                      "http://localhost@evil.example/x", "javascript:alert(1)", "data:,x"])  # fmt: skip
+def test_a_redirect_leads_nowhere_else_and_not_for_ever(fetched, location):
+    """To itself, ever further on, to a file, to another machine by plain http: refused, and nothing is kept."""
+    fetched.unlink()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirecting)
+    server.location, server.asked = location, 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises((ValueError, OSError), match=r"not fetched|could not be fetched") as error:
+            download("known-facts", url=f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+    assert server.asked <= 11 and "\n" not in str(error.value)
+    assert not [path for path in fetched.parent.iterdir() if path.name.startswith("known")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 200_000, "is not JSON, or is damaged: "),
+        ('[{"a": ' * 100_000, "is not JSON, or is damaged: "),
+        ('[{"prompt": "{} is", "prompt": "{} was"}]', "key 'prompt' is there twice"),
+        ('[{"prompt": NaN}]', "NaN is no number of JSON"),
+        (f'[{{"case_id": {"9" * 5000}}}]', "is not JSON, or is damaged: Exceeds the limit"),
+        ('"\\ud800"', "must hold a JSON list"),
+        ("", "is not JSON, or is damaged: "),
+    ],
+    ids=["lists", "objects", "twice", "NaN", "a long number", "half a character", "nothing"],
+)
+def test_json_that_is_made_to_break_its_reader(tmp_path, text, message):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_dataset(path)
+    assert "mine.json" in str(error.value) and "\n" not in str(error.value)
+    if text[:1] == "[" and "twice" not in message and "NaN" not in message:
+        with pytest.raises(ValueError, match=r"mine\.json is not JSON"):
+            list(read_entries(path))
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch pwned']", "a: " + "[" * 20_000, "a: 2001-99-99",
+                                  "\x00", "a: &a [*a]", "? {a: b}\n: c"])  # fmt: skip
+def test_yaml_that_is_made_to_break_its_reader(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(text)
+    monkeypatch.setenv("BLUELIB_CONFIGS", str(tmp_path))
+    with pytest.raises(ValueError, match=r"mine\.yaml"):
+        model_configs()
+    with pytest.raises(ValueError):
+        Grid.load(tmp_path / "mine.yaml")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    "subject", ["{0.__class__}", "{}", "{{}}", "%s %(x)s", "{0.__init__.__globals__}", "\\1 \\g<0>"]
+)
+def test_a_subject_is_no_format_string(model, subject):
+    record = replace(RECORDS[0], subject=subject)
+    assert record.request.text == f"{subject} plays the"
+    run = edit_sequence(model, [record], method(), batch_size=1)
+    run.revert()
+
+
+def test_a_dataset_of_a_corpus_runs_no_code(tmp_path, mark, model):
+    """A folder with a loading script beside its data, and a file whose suffix promises another kind."""
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "set.py").write_text(code_that_writes(mark))
+    (tmp_path / "text.parquet").write_bytes(pickle.dumps(Payload(mark)))
+    for corpus in ("set", "text.parquet"):
+        with pytest.raises(Exception):  # noqa: B017 - of any kind: nothing but that it is not run is asked here
+            list(token_sequences(model, str(tmp_path / corpus)))
+    assert not mark.exists()

@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from bluelib import apply_delta, edit_sequence, get_editor, load_dataset, load_model
 from bluelib.checkpoints import CheckpointError
 from bluelib.conflicts import Conflict, find_conflicts
+from bluelib.files import load_tensors, save_tensors
 from bluelib.models import Model, weights_hash
 from bluelib.residuals import DIRECT
 from bluelib.sequence import preserved
@@ -172,9 +172,8 @@ def test_a_delta_makes_the_same_model_and_no_other(any_model, tmp_path):
     assert weights_hash(any_model.lm) == edited
     assert about["edits"] == 5 and about["editor"]["solver"]["weight"] == 1e-2
     run.revert()
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    save_file({name: w.float() for name, w in load_file(path).items()}, tmp_path / "single", metadata)
+    tensors, about = load_tensors(path)
+    save_tensors(tmp_path / "single", {name: w.float() for name, w in tensors.items()}, about)
     with pytest.raises(ValueError, match=r"layer 0 as torch.float32 .* was loaded with torch.float64"):
         apply_delta(any_model, tmp_path / "single")
     other = replace(any_model, revision="sha256:other")

@@ -206,14 +206,14 @@ def read_entries(path: Path) -> Iterator[Any]:
                 return
             try:
                 entry, at = decoder.raw_decode(block, at)
-            except RecursionError as error:
-                raise ValueError(f"{path} is not JSON: it is nested too deeply") from error
             except json.JSONDecodeError as error:  # cut off by the end of the block, or wrong
                 more = text.read(max(BLOCK, len(block) - at))
                 if not more:
                     raise ValueError(f"{path} is not JSON: {error}") from error
                 block, at = block[at:] + more, 0
                 continue
+            except (ValueError, RecursionError) as error:  # a number that is too long, or nested too deeply
+                raise ValueError(f"{path} is not JSON: {error}") from error
             if not isinstance(entry, dict):
                 raise ValueError(f"{path} must hold a list of objects, not {type(entry).__name__}")
             yield entry
@@ -317,7 +317,7 @@ def _fetch(name: str, url: str, progress: bool | None) -> Path:
             kept = "; the same command goes on from there" if resumable else ""
             raise WriteError(error.errno, f"{os.strerror(error.errno)}{kept}", str(part)) from error
         kept = f"{part} has what came so far, and the same command goes on from there. " if resumable else ""
-        raise ConnectionError(f"{source} could not be fetched: {why}. {kept}Without a network, "
+        raise ConnectionError(f"{source} could not be fetched: {' '.join(str(why).split())}. {kept}Without a network, "
                               f"{_by_hand(name, url)}") from error  # fmt: skip
     return part
 
