@@ -147,8 +147,8 @@ def main() -> None:
     parser.add_argument("--line", type=int, action="append", help="only mutants of these lines")
     arguments = parser.parse_args()
     os.chdir(ROOT)
-    import hypothesis.strategies  # noqa: F401  (imported here, once, and not by every fork)
-    import pandas  # noqa: F401
+    import hypothesis.strategies
+    import pandas  # noqa: F401  (imported here, once, and not by every fork)
     import pytest  # noqa: F401
     import scipy.stats  # noqa: F401
     import sklearn.feature_extraction.text  # noqa: F401
@@ -157,6 +157,12 @@ def main() -> None:
     from transformers import GPT2LMHeadModel, GPTJForCausalLM, LlamaForCausalLM  # noqa: F401
 
     torch.set_num_threads(1)
+    found_only = [
+        hypothesis.Phase.explicit,
+        hypothesis.Phase.generate,
+    ]  # a failure is enough, the least one is not needed
+    hypothesis.settings.register_profile("mutants", phases=found_only, database=None, derandomize=True)
+    hypothesis.settings.load_profile("mutants")
     gc.freeze()  # so that a fork's collections don't walk through all that was imported
     path = ROOT / "bluelib" / f"{arguments.module}.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
