@@ -36,9 +36,12 @@ lint: $(STAMP)  ## check style and formatting, notebooks included, and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+mutants: $(STAMP)  ## which small faults do a module's tests notice? ARGS=solvers, or targets, metrics/scoring, ...
+	$(VENV)/bin/python scripts/mutants.py $(ARGS)
+
 clean:  ## remove caches and build outputs (neither .venv nor results)
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
 	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.egg-info' \) \
 		-type d -prune -exec rm -rf {} +
 
-.PHONY: help env reproduce site test test-long test-browser lint clean
+.PHONY: help env reproduce site test test-long test-browser lint mutants clean

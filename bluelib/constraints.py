@@ -61,7 +61,7 @@ class Sparsify(Constraint):
         return self._largest(delta, weight) if self.at_end else delta
 
     def _largest(self, delta: Tensor, weight: Tensor) -> Tensor:
-        change = (delta / weight).abs().nan_to_num(nan=0.0, posinf=torch.finfo(delta.dtype).max)
+        change = (delta / weight).abs().nan_to_num()  # 0 / 0 is no change, x / 0 the largest number
         count = max(1, round(self.keep * delta.numel()))
         threshold = change.flatten().kthvalue(delta.numel() - count + 1).values
         return torch.where(change >= threshold, delta, 0.0)

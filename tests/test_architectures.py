@@ -291,3 +291,11 @@ def test_a_folder_of_configurations_that_is_not_there_is_named(monkeypatch, tmp_
     monkeypatch.setenv("BLUELIB_CONFIGS", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="BLUELIB_CONFIGS must name a folder"):
         model_configs()
+
+
+def test_a_device_that_torch_does_not_know_or_have_is_refused():
+    with pytest.raises(ValueError, match="device 'gpu0' is neither auto nor a torch device"):
+        load_model("pocket-gpt2", device="gpu0")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"device 'cuda:1' is not there: torch .* finds no cuda; use cpu"):
+            load_model("pocket-gpt2", device="cuda:1")

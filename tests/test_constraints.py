@@ -32,18 +32,26 @@ def test_rect_counts_a_change_of_a_zero_weight_as_the_largest():
     assert kept.tolist() == [[pytest.approx(1e-6), 0.0]]
 
 
+def test_rect_counts_no_change_of_a_zero_weight_as_none():
+    kept = Sparsify(keep=0.5).batch(torch.tensor([[0.0, 0.5]]), torch.tensor([[0.0, 1.0]]))
+    assert kept.tolist() == [[0.0, 0.5]]
+
+
 def test_prune_damps_singular_values_above_the_weights_own():
     weight = torch.diag(torch.tensor([2.0, 1.0, 0.5])).double()
     delta = torch.diag(torch.tensor([10.0, 2.0, 0.1])).double()
     expected = torch.diag(torch.tensor([math.log(10) - math.log(2) + 2, 2.0, 0.1])).double()
     torch.testing.assert_close(Damp().total(delta, weight), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(Damp(twice=True).total(delta, weight), expected + delta, rtol=1e-6, atol=1e-6)
-    assert torch.equal(Damp().batch(delta, weight), delta)
+    assert torch.equal(Damp().batch(delta, weight), delta) and Damp().once
+    torch.testing.assert_close(Damp().total(delta[:2], weight[:2]), expected[:2], rtol=1e-6, atol=1e-6)
     rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()).Q
     torch.testing.assert_close(Damp().total(rotation @ delta, weight), rotation @ expected, rtol=1e-6, atol=1e-6)
 
 
 def test_no_constraint_changes_nothing():
-    assert Constraint().batch(DELTA, WEIGHT) is DELTA and not Constraint().once
-    with pytest.raises(ValueError, match=r"share in \(0, 1\], not 0"):
-        Sparsify(keep=0)
+    none = Constraint()
+    assert none.batch(DELTA, WEIGHT) is DELTA and none.total(DELTA, WEIGHT) is DELTA and not none.once
+    for share in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"share in \(0, 1\], not {share}"):
+            Sparsify(keep=share)

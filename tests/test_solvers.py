@@ -130,6 +130,12 @@ def test_rome_reaches_its_residual_with_the_least_disturbance():
         solver.solve(state, k[:, [0, 0]], r[:, :2])
 
 
+def test_rome_without_whitening_takes_the_pseudo_inverse_of_the_keys():
+    c, k, r = problem()
+    solver = Equality(whitened=False)
+    torch.testing.assert_close(solver.solve(solver.prepare(c), k, r), r @ torch.linalg.pinv(k), rtol=1e-9, atol=1e-11)
+
+
 def test_alphaedit_leaves_old_keys_alone():
     c, k, r = problem(rank=6)
     solver = NullSpace(threshold=1e-8, l2=0.1)
@@ -148,8 +154,10 @@ def test_null_space_is_orthonormal_and_annihilates_c():
 
 def test_what_cannot_be_solved_is_refused():
     c, _, _ = problem(rank=6)
-    with pytest.raises(SolverError, match=r"λC .* is not positive definite"):
+    with pytest.raises(SolverError, match=r"^λC \(12 × 12\) is not positive definite"):
         Ridge(1.0).prepare(c - 1e-3 * torch.eye(D_MLP))
+    with pytest.raises(SolverError, match=r"^λC \+ K_pK_pᵀ \(12 × 12\) is not positive definite"):
+        Ridge(1.0, remembers=True).prepare(c - 1e-3 * torch.eye(D_MLP))
     with pytest.raises(SolverError, match="not positive definite"):
         Ridge(1.0).prepare(c * float("nan"))
     with pytest.raises(SolverError, match="null space is empty"):
@@ -158,6 +166,8 @@ def test_what_cannot_be_solved_is_refused():
         Ridge(0)
     with pytest.raises(ValueError, match="must be positive"):
         NullSpace(0.02, -1)
+    with pytest.raises(ValueError, match="threshold must be positive, not 0"):
+        NullSpace(0, 1.0)
 
 
 @pytest.mark.parametrize("solver", [Equality(), Ridge(1.0), NullSpace(1e-8, 0.1)])
@@ -170,3 +180,17 @@ def test_a_state_moves_with_all_its_tensors(solver):
     ]  # fmt: skip
     assert {t.device.type for t in tensors if t is not None} == {"meta"}
     torch.testing.assert_close(solver.solve(on_device(state, "cpu"), k, r), solver.solve(state, k, r))
+
+
+def test_a_moved_state_still_names_its_matrix_in_messages():
+    state = on_device(Ridge(1.0).prepare(problem()[0]), "cpu")
+    with pytest.raises(SolverError, match=r"I \+ Kᵀ\(λC\)⁻¹K \(1 × 1\)"):
+        state.solve(torch.full((D_MLP, 1), torch.inf, dtype=torch.float64), torch.zeros(D_MODEL, 1).double())
+
+
+def test_the_solvers_that_remember_keys_say_so():
+    assert Ridge(1.0, remembers=True).remembers and NullSpace(1e-8, 0.1).remembers
+    assert not Ridge(1.0).remembers and not Equality().remembers
+    c, k, _ = problem()
+    state = Equality().prepare(c)
+    assert Equality().remember(state, k) is state
