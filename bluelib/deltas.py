@@ -40,7 +40,10 @@ def apply_delta(model: Model, path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file is no such file, belongs to other weights, or the model has been edited already; the
             model is not changed then.
+        FileNotFoundError: if there is no file at ``path``.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is no file; a delta is what `save_delta` wrote")
     try:
         with safe_open(path, "pt") as file:
             found = file.metadata() or {}

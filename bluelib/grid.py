@@ -133,7 +133,7 @@ class Grid:
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML: {error}") from error
+            raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, Mapping):
             raise ValueError(f"{path} must hold the keys of a grid: {', '.join(f.name for f in fields(cls))}")
         return cls.of(values)
@@ -196,7 +196,13 @@ class Grid:
         return folder / numbers_name(notebook, model)
 
     def drawn(self, notebook: str) -> list[Path]:
-        """The figures of an analysis notebook: in ``figures`` itself for the committed grid."""
+        """The figures of an analysis notebook: in ``figures`` itself for the committed grid.
+
+        Raises:
+            ValueError: for a notebook that has none.
+        """
+        if notebook not in ANALYSIS_FIGURES:
+            raise ValueError(f"no analysis notebook is called {notebook!r}; known: {', '.join(ANALYSIS_FIGURES)}")
         folder = project_path("figures") if self.name == COMMITTED_GRID else self.figures
         return [folder / f"{name}{suffix}" for name in ANALYSIS_FIGURES[notebook] for suffix in (".png", ".svg")]
 

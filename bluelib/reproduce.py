@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from .files import project_path
+from .files import check_new_file, project_path
 from .grid import Grid
 
 #: In a job's environment, the process of the workflow that started it.
@@ -26,21 +26,37 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
     """Run ``notebooks/<name>.ipynb`` with papermill; the executed copy goes to ``executed``, as far as it came.
 
     Raises:
-        FileNotFoundError: for a notebook that there isn't, or outside a checkout of the project.
+        FileNotFoundError: outside a checkout of the project.
+        ValueError: for a notebook that there isn't, or a parameter that it hasn't.
+        OSError: if ``executed`` cannot be written.
         RuntimeError: from a cell; the message says which, and what it raised.
     """
     import papermill
 
     notebook = project_path("notebooks", f"{name}.ipynb")
+    if not notebook.parent.is_dir():
+        raise FileNotFoundError(f"{notebook.parent} does not exist: run this in a checkout of the project")
     if not notebook.exists():
-        raise FileNotFoundError(f"{notebook} does not exist: run this in a checkout of the project")
+        known = sorted(path.stem for path in notebook.parent.glob("*.ipynb"))
+        raise ValueError(f"no notebook is called {name!r}; known: {', '.join(known)}")
+    known = papermill.inspect_notebook(str(notebook))
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no parameter {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+    check_new_file(executed)
     executed.parent.mkdir(parents=True, exist_ok=True)
+    shown = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"  # which the kernel inherits
     try:
         papermill.execute_notebook(str(notebook), str(executed), dict(parameters), cwd=str(project_path()),
                                    kernel_name="python3", progress_bar=False)  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise RuntimeError(f"{name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
                            f"all of it is in {executed}") from error  # fmt: skip
+    finally:
+        os.environ.pop("TQDM_DISABLE")
+        if shown is not None:
+            os.environ["TQDM_DISABLE"] = shown
 
 
 def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = ()) -> int:
@@ -152,7 +168,7 @@ def describe_statistics(
         method = get_editor(name, model, corpus=corpus)
         if not isinstance(method, Editor) or (null_spaces and not isinstance(method.solver, NullSpace)):
             continue
-        count = tokens or method.tokens
+        count = method.tokens if tokens is None else tokens
         for layer, moment in second_moments(model, method.layers, corpus=method.corpus, tokens=count).items():
             entry = found.setdefault(f"{method.corpus}, {count} tokens", {}).setdefault(str(layer), {})
             entry["d_mlp"], entry["energy"] = len(moment.matrix), round(moment.matrix.trace().item(), 6)
