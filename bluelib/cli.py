@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not sys.stderr.isatty():  # nor a bar for each file of weights; the library it speaks to is not loaded yet
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its five tries
     try:
         end_with_workflow()
@@ -336,12 +338,15 @@ def _evaluate(arguments: argparse.Namespace) -> Answer:
 def _edit(arguments: argparse.Namespace) -> Answer:
     from .editors import get_editor
     from .experiment import run_cell
+    from .files import check_writable
 
     model, records = _load(arguments)
     editor = get_editor(arguments.editor, model)
     for target in (arguments.save, arguments.save_delta):
-        if target is not None and target.exists() and not arguments.checkpoint:
-            raise FileExistsError(f"{target} exists already; choose another name")
+        if target is not None:
+            if target.exists() and not arguments.checkpoint:
+                raise FileExistsError(f"{target} exists already; choose another name")
+            check_writable(target)
     cell = run_cell(model, arguments.dataset, records, editor, batch_size=arguments.batch_size, seed=arguments.seed,
                     generate=not arguments.no_generate, score_bos=arguments.score_bos,
                     checkpoint_dir=arguments.checkpoint, on_conflict=arguments.on_conflict)  # fmt: skip
@@ -358,6 +363,8 @@ def _apply(arguments: argparse.Namespace) -> Answer:
     from .deltas import apply_delta
     from .models import load_model
 
+    if arguments.save.exists() and (arguments.save.is_file() or any(arguments.save.iterdir())):
+        raise FileExistsError(f"{arguments.save} exists already; choose a new folder")
     model = load_model(arguments.model, dtype=arguments.dtype)
     about = apply_delta(model, arguments.delta)
     saved = model.save(arguments.save)
@@ -402,9 +409,11 @@ def _written(paths: Iterable[Path]) -> Answer:
 
 def _tune(arguments: argparse.Namespace) -> Answer:
     from .models import load_model
-    from .tuning import tune
+    from .tuning import axes, tune
 
     model = load_model(arguments.model)
+    for editor in arguments.editor:  # before the first of them takes its hours
+        axes(model, editor)
     return _written([tune(model, editor) for editor in arguments.editor])
 
 
@@ -468,7 +477,7 @@ def _convergence(arguments: argparse.Namespace) -> Answer:
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     records = load_dataset(arguments.dataset, split=choosing_split(arguments.dataset), limit=arguments.edits)
     editors = [get_composition(name, model, corpus=arguments.corpus) for name in arguments.editor]
-    rows, scores = convergence(model, records, editors, arguments.tokens or editors[0].tokens)
+    rows, scores = convergence(model, records, editors, arguments.tokens)
     name = f"convergence_{plain(model.name)}"
     stem = project_path("figures", name) if scale_of(model.name) == "pocket" else raw_path(name)
     write_convergence(model, rows, scores, len(records), stem)
@@ -476,10 +485,12 @@ def _convergence(arguments: argparse.Namespace) -> Answer:
 
 
 def _statistics(arguments: argparse.Namespace) -> Answer:
-    from .files import write_json
+    from .files import check_new_file, write_json
     from .models import load_model
     from .reproduce import describe_statistics
 
+    if arguments.output:
+        check_new_file(arguments.output)
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     found = describe_statistics(model, arguments.editor, corpus=arguments.corpus, tokens=arguments.tokens,
                                 null_spaces=arguments.null_spaces)  # fmt: skip

@@ -55,7 +55,7 @@ def convergence(
     model: Model,
     records: Sequence[Record],
     editors: Sequence[Editor],
-    tokens: int,
+    tokens: int | None = None,
     *,
     shares: Sequence[float] = SHARES,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -65,7 +65,7 @@ def convergence(
         model: as loaded; it is left as it was.
         records: sample edits, made in one batch.
         editors: whose solutions and scores are compared, each with its own settings.
-        tokens: of the whole text.
+        tokens: of the whole text; by default as many as the first editor's settings say.
         shares: in (0, 1], ascending; the last must be 1.
 
     Returns:
@@ -74,10 +74,16 @@ def convergence(
         scores after the batch, NaN likewise.
 
     Raises:
-        ValueError: for shares that are not as above.
+        ValueError: for shares that are not as above, fewer than one token, or an editor without second moments.
     """
     if not shares or list(shares) != sorted(set(shares)) or shares[0] <= 0 or shares[-1] != 1:
         raise ValueError(f"shares must ascend from above 0 to 1, not {list(shares)}")
+    without = [editor.name for editor in editors if not isinstance(editor, Editor)]
+    if without:
+        raise ValueError(f"{', '.join(without)} needs no second moments; choose compositions, such as memit_blue")
+    tokens = editors[0].tokens if tokens is None else tokens
+    if tokens < 1:
+        raise ValueError(f"tokens must be at least 1, not {tokens}")
     counts = [max(1, round(share * tokens)) for share in shares]
     requests = [record.request for record in records]
     prefixes = context_prefixes(model)

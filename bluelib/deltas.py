@@ -33,7 +33,10 @@ def apply_delta(model: Model, path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file is no such file, is damaged, belongs to other weights, or the model has been edited
             already; the model is not changed then.
+        FileNotFoundError: if there is no file at ``path``.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is no file; a delta is what `save_delta` wrote")
     tensors, found = load_tensors(path)
     if FORMAT not in found:
         raise ValueError(f"{path} is not a delta of bluelib: it holds {list(found) or 'nothing'}, not {FORMAT}")

@@ -12,13 +12,13 @@ import pandas as pd
 
 from .data import Record
 from .editors import EDITORS
-from .files import read_json, write_json
+from .files import check_new_file, read_json, write_json
 from .layout import numbers_name, raw_path
 from .methods import Method, describe
 from .metrics import Scores, evaluate
 from .models import Model
 from .provenance import peak_memory, provenance, records_hash
-from .sequence import Run, edit_sequence
+from .sequence import Run, check_sequence, edit_sequence
 from .timing import Timer
 
 SCHEMA = 2
@@ -56,6 +56,8 @@ def run_cell(
     ``before`` is the file of the scores before editing, see :func:`evaluate_unedited`; ``how`` goes to
     :func:`~bluelib.edit_sequence`: ``checkpoint_dir``, ``on_conflict``, ``progress``.
     """
+    check_sequence(records, editor, batch_size=batch_size,
+                   **{name: how[name] for name in ("checkpoint_dir", "on_conflict") if name in how})  # fmt: skip
     timer = Timer()
     with timer("evaluate_before"):
         unedited = evaluate_unedited(model, dataset, records, seed=seed, generate=generate, score_bos=score_bos,
@@ -113,6 +115,8 @@ def evaluate_unedited(
             raise ValueError(f"{path} holds scores of something else: {'; '.join(differing)}; delete it")
         return Scores(tuple(found["records"]))
     model.check_unedited("scores before editing")
+    if path:
+        check_new_file(path)
     scores = evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
     if path:
         write_json(path, {**identity, "scores": summary(scores), "records": list(scores.records),

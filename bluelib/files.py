@@ -153,7 +153,7 @@ def read_yaml(path: str | Path) -> Any:
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> Path:
@@ -252,6 +252,28 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out before long work whether a file or a folder can be made at ``path``; nothing is left there.
+
+    Raises:
+        OSError: if it cannot; the message names ``path``.
+    """
+    path = Path(path).absolute()
+    folder = next(parent for parent in path.parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written: {folder}: {error.strerror}") from error
+
+
+def check_new_file(path: str | Path) -> None:
+    """As :func:`check_writable`, for a file, which may replace another but not a folder."""
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder; a file is to be written there")
+    check_writable(path)
 
 
 def project_path(*parts: str) -> Path:

@@ -191,7 +191,13 @@ class Grid:
         return folder / numbers_name(notebook, model)
 
     def drawn(self, notebook: str) -> list[Path]:
-        """The figures of an analysis notebook: in ``figures`` itself for the committed grid."""
+        """The figures of an analysis notebook: in ``figures`` itself for the committed grid.
+
+        Raises:
+            ValueError: for a notebook that has none.
+        """
+        if notebook not in ANALYSIS_FIGURES:
+            raise ValueError(f"no analysis notebook is called {notebook!r}; known: {', '.join(ANALYSIS_FIGURES)}")
         folder = project_path("figures") if self.name == COMMITTED_GRID else self.figures
         return [folder / f"{name}{suffix}" for name in ANALYSIS_FIGURES[notebook] for suffix in (".png", ".svg")]
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Record
-from .files import file_hash, load_tensors, save_tensors
+from .files import check_new_file, file_hash, load_tensors, save_tensors
 from .methods import BatchResult, Method
 from .metrics.scoring import next_token_log_probs, request_nll
 from .models import Model
@@ -183,8 +183,18 @@ def train(
 
     Returns:
         The loss of each step.
+
+    Raises:
+        ValueError: for layers that the model does not have, fewer than one step, or a batch size that is not between
+            1 and the number of records.
+        OSError: if ``path`` cannot be written.
     """
     layers = model.check_layers(layers)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    if not 1 <= batch_size <= len(records):
+        raise ValueError(f"batch_size must be between 1 and the number of records, {len(records)}; it is {batch_size}")
+    check_new_file(path)
     d_model, d_mlp = model.weight(layers[0]).shape
     losses = []
     with torch.random.fork_rng():

@@ -255,7 +255,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    _check_device(device)
+    check_device(device)
     shipped = pocket_models()
     if name.startswith("pocket-") and name not in shipped and not Path(name).exists():
         raise ValueError(f"model {name!r} is not shipped here; known: {', '.join(shipped) or 'none'}, "
@@ -306,7 +306,7 @@ def _any_error_named() -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     if device == "auto":
         return
     try:

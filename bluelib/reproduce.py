@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import keyword
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from .files import DamagedError, project_path, read_json, writing
+from .files import DamagedError, check_new_file, project_path, read_json, writing
 from .grid import Grid
 
 #: In a job's environment, the process of the workflow that started it.
@@ -26,9 +26,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
     """Run ``notebooks/<name>.ipynb`` with papermill; the executed copy goes to ``executed``, as far as it came.
 
     Raises:
-        FileNotFoundError: for a notebook that there isn't, or outside a checkout of the project.
-        ValueError: for a name that is no notebook's, or a parameter's name that is no name in Python: parameters become
-            code.
+        FileNotFoundError: outside a checkout of the project.
+        ValueError: for a notebook that there isn't, or a parameter that it hasn't.
         WriteError: if the copy cannot be written; half a copy is removed.
         RuntimeError: from a cell; the message says which, and what it raised.
     """
@@ -36,13 +35,18 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
 
     if Path(name).name != name:
         raise ValueError(f"a notebook is named as in notebooks/, without a folder, not {name!r}")
-    wrong = [key for key in parameters if not key.isidentifier() or keyword.iskeyword(key)]
-    if wrong:
-        raise ValueError(f"a parameter's name is one of Python's, which {', '.join(map(repr, wrong))} is not")
     notebook = project_path("notebooks", f"{name}.ipynb")
+    if not notebook.parent.is_dir():
+        raise FileNotFoundError(f"{notebook.parent} does not exist: run this in a checkout of the project")
     if not notebook.exists():
-        raise FileNotFoundError(f"{notebook} does not exist: run this in a checkout of the project")
-    with writing(executed):
+        known = sorted(path.stem for path in notebook.parent.glob("*.ipynb"))
+        raise ValueError(f"no notebook is called {name!r}; known: {', '.join(known)}")
+    known = papermill.inspect_notebook(_literal(notebook))
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no parameter {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+    check_new_file(executed)
+    with writing(executed), _without_bars():
         executed.parent.mkdir(parents=True, exist_ok=True)
         try:
             papermill.execute_notebook(_literal(notebook), _literal(executed), dict(parameters),
@@ -54,6 +58,19 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
             if executed.exists():
                 _remove_half(executed)
             raise
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bars in the outputs of a notebook that nobody watches: a kernel inherits this."""
+    shown = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TQDM_DISABLE")
+        if shown is not None:
+            os.environ["TQDM_DISABLE"] = shown
 
 
 def _literal(path: Path) -> str:
@@ -180,7 +197,7 @@ def describe_statistics(
         threshold = method.solver.threshold if isinstance(method.solver, NullSpace) else None
         if null_spaces and threshold is None:
             continue
-        count = tokens or method.tokens
+        count = method.tokens if tokens is None else tokens
         for layer, moment in method.second_moments(model, method.layers, count).items():
             entry = found.setdefault(f"{method.corpus}, {count} tokens", {}).setdefault(str(layer), {})
             entry["d_mlp"], entry["energy"] = len(moment.matrix), round(moment.matrix.trace().item(), 6)

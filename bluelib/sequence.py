@@ -17,6 +17,7 @@ from .checkpoints import Checkpoint
 from .conflicts import Conflict, resolve
 from .data import Record
 from .deltas import save_delta
+from .files import check_writable
 from .methods import BatchResult, Method, describe
 from .models import Model, check_finite
 from .provenance import records_hash
@@ -77,6 +78,36 @@ class Run:
         return save_delta(self.model, tuple(self._originals), path, about)
 
 
+def check_sequence(
+    records: Sequence[Record],
+    editor: Method,
+    *,
+    batch_size: int,
+    checkpoint_dir: str | Path | None = None,
+    on_conflict: str = "last",
+) -> tuple[int, list[Conflict], set[int]]:
+    """What :func:`edit_sequence` asks of its arguments before it begins, for who does long work before calling it.
+
+    Returns:
+        How many edits are made together, and :func:`~bluelib.conflicts.resolve`'s answer.
+
+    Raises:
+        ValueError: for no records, or a batch size below 1 or above the number of records; for an unknown
+            ``on_conflict``, or conflicts that are to be refused.
+        OSError: if ``checkpoint_dir`` cannot be written, or is a file.
+    """
+    if not records:
+        raise ValueError("there are no records to edit")
+    if not 1 <= batch_size <= len(records):
+        raise ValueError(f"batch_size must be between 1 and the number of records, {len(records)}; it is {batch_size}")
+    if checkpoint_dir is not None:
+        if Path(checkpoint_dir).is_file():
+            raise NotADirectoryError(f"{checkpoint_dir} is a file; the folder of a checkpoint is to be there")
+        check_writable(checkpoint_dir)
+    size = min(batch_size, editor.max_batch or batch_size)
+    return size, *resolve(records, size, on_conflict)
+
+
 def edit_sequence(
     model: Model,
     records: Sequence[Record],
@@ -114,12 +145,8 @@ def edit_sequence(
             that overflows); the message names the batch's records, and the model is left as it was before that batch.
         OSError: if a checkpoint cannot be written; the model is left as before the batch, as the last checkpoint is.
     """
-    if not records:
-        raise ValueError("there are no records to edit")
-    if not 1 <= batch_size <= len(records):
-        raise ValueError(f"batch_size must be between 1 and the number of records, {len(records)}; it is {batch_size}")
-    size = min(batch_size, editor.max_batch or batch_size)
-    conflicts, skipped = resolve(records, size, on_conflict)
+    size, conflicts, skipped = check_sequence(records, editor, batch_size=batch_size, checkpoint_dir=checkpoint_dir,
+                                              on_conflict=on_conflict)  # fmt: skip
     if conflicts:
         log.warning(
             "%d of %d edits conflict with an earlier one; %d are skipped", len(conflicts), len(records), len(skipped)

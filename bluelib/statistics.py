@@ -70,12 +70,14 @@ def second_moments(
         Layer to :class:`SecondMoment`.
 
     Raises:
-        ValueError: if the corpus has fewer tokens than asked for, or if the model has been edited and something is
-            to be measured: statistics belong to the weights as loaded; for a file on disk that is damaged, or has no
-            hash of its content.
+        ValueError: for fewer than one token; if the corpus has fewer than asked for; if the model has been edited and
+            something is to be measured: statistics belong to the weights as loaded; for a file on disk that is damaged,
+            or has no hash of its content.
         ArithmeticError: if keys are not finite; nothing is kept then.
     """
     layers = model.check_layers(layers)
+    if tokens < 1:
+        raise ValueError(f"tokens must be at least 1, not {tokens}")
     path = _paths(model, corpus, tokens)
     paths = {layer: path(layer) for layer in layers}
     missing = [layer for layer in layers if not paths[layer].exists()]

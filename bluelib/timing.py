@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -39,7 +40,9 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool | None = None
 
     Args:
         items: what to go through; without, the caller moves the bar.
-        show: whether to show it; by default in notebooks and on terminals only.
+        show: whether to show it; by default in notebooks and on terminals only, and not where ``$TQDM_DISABLE`` is
+            set, as it is for notebooks that run unattended: their outputs would keep the bar.
         how: of :class:`tqdm.tqdm`: ``desc``, ``total``, ``unit``, ``leave``.
     """
-    return tqdm(items, disable=None if show is None else not show, delay=1, **how)
+    hidden = (bool(os.environ.get("TQDM_DISABLE")) or None) if show is None else not show
+    return tqdm(items, disable=hidden, delay=1, **how)

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
-from .configs import model_configs
+from .configs import critical_layers, model_configs
 from .data import load_dataset
 from .editors import get_editor
 from .files import project_path, write_json
@@ -50,8 +50,8 @@ def axes(model: Model, editor: str) -> dict[str, tuple]:
     method = editor.removesuffix("_blue")
     if method not in OWN:
         raise ValueError(f"there is no search for editor {editor!r}; known: {', '.join(OWN)}, and their BLUE variants")
+    layers = critical_layers(model.name)
     config = model_configs()[model.name]
-    layers = config["critical_layers"]
     one_layer = {"layers": tuple([layer] for layer in (layers[0], layers[len(layers) // 2], layers[-1]))}
     rates = tuple(config["targets"]["learning_rate"] * rate for rate in RATES)
     common = {"learning_rate": rates, "clamp": PMET_CLAMPS if method == "pmet" else CLAMPS}

@@ -8,6 +8,7 @@ from functools import lru_cache
 # Before torch is imported, and for every process that tests start: one thread, so that sums are rounded as in the kept
 # outputs of notebooks, and so that as many tests run at a time as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TQDM_DISABLE"] = "1"  # for the notebooks that tests run: their outputs would keep the bars
 
 import pytest
 import torch

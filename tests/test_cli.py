@@ -11,13 +11,16 @@ import subprocess
 import sys
 import time
 
+import nbformat
 import pytest
 
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.cli import _parser, main
 from bluelib.editors import EDITORS
 from bluelib.experiment import check_parameters, summary
+from bluelib.files import project_path
 from bluelib.pocket.datasets import write_datasets
+from bluelib.reproduce import run_notebook
 
 
 def test_lists(capsys):
@@ -182,3 +185,76 @@ def test_parameters_of_a_notebook_are_checked():
     ):
         with pytest.raises(ValueError, match=message):
             check_parameters({**good, **bad}, known)
+
+
+TRAIN = ["train-mend", "--model", "pocket-llama"]
+EDIT = ["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor", "memit", "--edits", "4"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([*TRAIN, "--steps", "0"], "steps must be at least 1, not 0"),
+        ([*TRAIN, "--batch-size", "0"], "batch_size must be between 1 and the number of records"),
+        ([*TRAIN, "--output", "{folder}"], "{folder} is a folder; a file is to be written there"),
+        ([*TRAIN, "--output", "{file}/m"], "{file}/m cannot be written: {file}: Not a directory"),
+        ([*EDIT, "--batch-size", "2", "--checkpoint", "{file}"], "{file} is a file; the folder of a checkpoint is to be"),
+        ([*EDIT, "--batch-size", "2", "--save", "{file}/s"], "{file}/s cannot be written: {file}: Not a directory"),
+        ([*EDIT, "--batch-size", "2", "--on-conflict", "x"], "on_conflict must be one of last, keep, refuse, not 'x'"),
+        (["apply", "{folder}", "--model", "pocket-llama", "--save", "{folder}/x"], "{folder} is no file; a delta is what"),
+        (["apply", "x.safetensors", "--model", "pocket-llama", "--save", "{file}"], "{file} exists already"),
+        (["pretrain", "pocket-gpt2", "--steps", "0", "--output", "{folder}/p"], "steps must be at least 1, not 0"),
+        (["pretrain", "pocket-gpt2", "--output", "{file}"], "{file} is a file; a folder is to be written there"),
+        (["pretrain", "pocket-gpt2", "--device", "abacus", "--output", "{folder}/p"], "device 'abacus' is neither auto"),
+        (["statistics", "--model", "pocket-llama", "--tokens", "-5"], "tokens must be at least 1, not -5"),
+        (["statistics", "--model", "pocket-llama", "--tokens", "0"], "tokens must be at least 1, not 0"),
+        (["statistics", "--model", "pocket-llama", "--output", "{folder}"], "{folder} is a folder; a file is to be"),
+        (["convergence", "--model", "pocket-llama", "--tokens", "0"], "tokens must be at least 1, not 0"),
+        (["convergence", "--model", "pocket-llama", "--editor", "memit", "ft"], "ft needs no second moments; choose"),
+        (["tune", "--model", "pocket-llama", "--editor", "ft", "nonsense"], "there is no search for editor 'nonsense'"),
+        (["notebook", "nonsense", "{folder}/o.ipynb"], "no notebook is called 'nonsense'; known: 00_quickstart"),
+        (["notebook", "03_residuals", "{folder}/o.ipynb", "-p", "modle=x"], "03_residuals has no parameter modle; known: "),
+        (["notebook", "03_residuals", "{folder}"], "{folder} is a folder; a file is to be written there"),
+        (["draw", "00_quickstart"], "no analysis notebook is called '00_quickstart'; known: "),
+        (["tables", "--grid", "{file}"], "{file} is no YAML: while parsing a flow sequence"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_anything_long_begins(command, message, tmp_path, monkeypatch, capsys):
+    def long_work(*_, **__):
+        raise AssertionError("long work has begun")
+
+    for name in ("experiment.evaluate", "mend.gradient_pairs", "pocket.pretrain.build_tokenizer", "statistics._measure",
+                 "tuning.evaluate", "convergence.context_prefixes"):  # fmt: skip
+        monkeypatch.setattr(f"bluelib.{name}", long_work)
+    monkeypatch.setattr("papermill.execute_notebook", long_work)
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("a: [1")
+    names = {"folder": folder, "file": file}
+    assert main([part.format(**names) for part in command]) == 2
+    printed = capsys.readouterr()
+    assert message.format(**names) in printed.err and printed.err.count("\n") == 1
+    assert not printed.out and not list(folder.iterdir()) and file.read_text() == "a: [1"
+
+
+def test_a_model_without_a_configuration_has_no_search(tmp_path, capsys):
+    load_model("pocket-llama").save(tmp_path / "edited")
+    assert main(["tune", "--model", str(tmp_path / "edited"), "--editor", "memit"]) == 2
+    assert "has no configuration (configured: " in capsys.readouterr().err
+
+
+def test_no_bar_is_left_in_a_notebook_that_runs_unattended(tmp_path, monkeypatch):
+    """Whatever the caller's own setting; which is as it was afterwards."""
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    (tmp_path / "notebooks").mkdir()
+    cell = nbformat.v4.new_code_cell(
+        "import time\nfrom bluelib.timing import progress_bar\nfor _ in progress_bar(range(3)):\n    time.sleep(0.6)\n"
+        "print('done')"
+    )
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebooks" / "slow.ipynb")
+    monkeypatch.setenv("PYTHONPATH", str(project_path()))
+    monkeypatch.chdir(tmp_path)
+    run_notebook("slow", {}, tmp_path / "out.ipynb")
+    (ran,) = nbformat.read(tmp_path / "out.ipynb", 4).cells
+    assert [(o.output_type, o.text) for o in ran.outputs] == [("stream", "done\n")]
+    assert os.environ["TQDM_DISABLE"] == ""

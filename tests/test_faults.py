@@ -47,7 +47,6 @@ from bluelib.files import (
     write_json,
 )
 from bluelib.grid import Grid
-from bluelib.layout import plain
 from bluelib.mend import Mend, train
 from bluelib.models import Model, weights_hash
 from bluelib.pocket.pretrain import _keep, _resume

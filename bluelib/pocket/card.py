@@ -21,7 +21,12 @@ def make_model(name: str, output: Path | None = None, *, device: str = "cpu", re
 
     Returns:
         What :func:`~bluelib.pocket.recall.recall` measured.
+
+    Raises:
+        ValueError: for another recipe than the model's own without an ``output``: what ships is made by its own.
     """
+    if output is None and recipe not in (None, recipe_for(name)):
+        raise ValueError(f"{name} ships as its own recipe makes it; give a folder (--output) for another")
     output = output or ASSETS / "models" / name
     pretrain(name, output, device=device, recipe=recipe)
     return document(output)

@@ -32,7 +32,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..files import DamagedError, atomic_directory, atomic_file, cache_dir
+from ..files import DamagedError, atomic_directory, atomic_file, cache_dir, check_writable
+from ..models import check_device
 from ..timing import progress_bar
 from .text import PackedText, text_hash
 from .tokenizer import build_tokenizer
@@ -128,9 +129,17 @@ def pretrain(
         progress: show a progress bar (default: on a terminal).
 
     Raises:
-        ValueError: for an unknown name, or for a checkpoint that another recipe or another text made.
+        ValueError: for an unknown name or device, fewer than one step, or a checkpoint that another recipe or another
+            text made.
+        OSError: if ``output`` cannot be written, or is a file.
     """
     recipe = recipe or recipe_for(name)
+    if recipe.steps < 1:
+        raise ValueError(f"steps must be at least 1, not {recipe.steps}")
+    check_device(device)
+    if Path(output).is_file():
+        raise NotADirectoryError(f"{output} is a file; a folder is to be written there")
+    check_writable(output)
     tokenizer = build_tokenizer(bos=name == "pocket-llama", seed=SEED)
     config = pocket_config(name, tokenizer)
     torch.manual_seed(recipe.seed)
