@@ -9,7 +9,7 @@ from ..contexts import FILE, make_prefixes
 from ..files import atomic_file, read_json
 from ..models import load_model
 from ..shipped import ASSETS, update_sums
-from .pretrain import Recipe, pretrain
+from .pretrain import Recipe, pretrain, recipe_for
 from .recall import bar, recall, short_of_bar
 
 #: Openings of the generated context prefixes that the pocket text knows.
