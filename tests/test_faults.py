@@ -943,13 +943,14 @@ def test_the_workflow_quotes_what_a_grid_names(tmp_path, monkeypatch, mark):
     recorder = tools / "record.py"
     recorder.write_text(
         f"import json, sys\nopen({str(tmp_path / 'calls')!r}, 'a').write(json.dumps(sys.argv) + '\\n')\n"
+        "open(sys.argv[sys.argv.index('--output') + 1], 'w').write('{}')\n"
     )
     snakefile = tmp_path / "workflow" / "Snakefile"
     text = snakefile.read_text()
     assert text.count('BLUE = "python -m bluelib.cli"') == 1
     snakefile.write_text(text.replace('"python -m bluelib.cli"', f'"{sys.executable} {recorder}"'))
-    models = [NAMES[0], "".join(["-x", *NAMES])]
-    datasets = ["".join([*NAMES, ".json"])]
+    hostile = "-x$(touch pwned)`touch pwned`' ; touch pwned \" {model}\n{0.__class__} *"
+    models, datasets = [NAMES[0], hostile], [f"{hostile}.json"]
     grid = {
         **GRID,
         "models": models,
@@ -975,7 +976,7 @@ def test_the_workflow_quotes_what_a_grid_names(tmp_path, monkeypatch, mark):
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
-    assert (tmp_path / "calls").exists(), done.stderr[-2000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
     statistics = [call for call in calls if call[1] == "statistics"]
     assert {call[2].removeprefix("--model=") for call in statistics} == set(grid["models"])
