@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .files import atomic_file, file_hash
+from .files import atomic_file, file_hash, locked
 
 MANIFEST = "manifest.json"
 
@@ -50,11 +51,15 @@ class Checkpoint:
     def __init__(self, folder: str | Path, identity: dict[str, Any]):
         self.folder = Path(folder)
         self.identity = json.loads(json.dumps(identity))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for pattern in (".weights-*", ".keys-*", f".{MANIFEST}.*"):  # of a process that was killed while it wrote
-            for leftover in self.folder.glob(pattern):
-                leftover.unlink()
         self.files: dict[str, str] = {}
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the folder for this run alone.
+
+        Raises:
+            BlockingIOError: if another run is at work in it.
+        """
+        return locked(self.folder / MANIFEST, wait=False)
 
     def load(self) -> Progress | None:
         """Where the run stands, or None if it has not begun.

@@ -26,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
         print(f"blue: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("blue: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

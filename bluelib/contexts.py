@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .files import cache_dir, write_json
+from .files import cache_dir, make_once, write_json
 from .metrics.generation import SAMPLING
 from .models import Model, pocket_models
 from .prompts import encode_prompt
@@ -27,9 +27,8 @@ def context_prefixes(model: Model) -> tuple[str, ...]:
     """The prefixes of a model: the empty one first, then five of about ten tokens, each ending with a space."""
     shipped = pocket_models().get(model.name)
     path = shipped / FILE if shipped else cache_dir("contexts") / f"{model.revision.replace(':', '-')}.json"
-    if path.exists():
-        return tuple(json.loads(path.read_text(encoding="utf-8"))["prefixes"])
-    return make_prefixes(model, path)
+    make_once(path, lambda: make_prefixes(model, path))
+    return tuple(json.loads(path.read_text(encoding="utf-8"))["prefixes"])
 
 
 def make_prefixes(model: Model, path: Path, openings: tuple[str, ...] = OPENINGS, seed: int = 0) -> tuple[str, ...]:

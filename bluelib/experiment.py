@@ -13,7 +13,7 @@ import pandas as pd
 
 from .data import Record
 from .editors import EDITORS
-from .files import write_json
+from .files import make_once, write_json
 from .layout import numbers_name, raw_path
 from .methods import Method, describe
 from .metrics import Scores, evaluate
@@ -106,19 +106,26 @@ def evaluate_unedited(
     settings = {"dataset": dataset, "seed": seed, "generate": generate, "score_bos": score_bos}
     identity = {**settings, "model": model.name, "model_revision": model.revision,
                 "dtype": str(model.lm.dtype).removeprefix("torch."), "records_hash": records_hash(records)}  # fmt: skip
-    if path and Path(path).exists():
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        differing = [f"{key} is {found.get(key)!r}, not {value!r}" for key, value in identity.items()
-                     if found.get(key) != value]  # fmt: skip
-        if differing:
-            raise ValueError(f"{path} holds scores of something else: {'; '.join(differing)}; delete it")
-        return Scores(tuple(found["records"]))
-    model.check_unedited("scores before editing")
-    scores = evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
-    if path:
+
+    def measure() -> Scores:
+        model.check_unedited("scores before editing")
+        return evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
+
+    def make() -> None:
+        scores = measure()
         write_json(path, {**identity, "scores": summary(scores), "records": list(scores.records),
                           "provenance": provenance(model, records)})  # fmt: skip
-    return scores
+
+    if path is None:
+        return measure()
+    path = Path(path)
+    make_once(path, make)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    differing = [f"{key} is {found.get(key)!r}, not {value!r}" for key, value in identity.items()
+                 if found.get(key) != value]  # fmt: skip
+    if differing:
+        raise ValueError(f"{path} holds scores of something else: {'; '.join(differing)}; delete it")
+    return Scores(tuple(found["records"]))
 
 
 def write_numbers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def edit_sequence(
     Raises:
         ValueError: for no records, or a batch size below 1 or above the number of records; for a layer to edit that
             is not in memory; for a checkpoint of another run; for conflicts that are to be refused.
+        BlockingIOError: if another run is at work in ``checkpoint_dir``.
         ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored); the model
             is left as it was before that batch.
     """
@@ -128,20 +129,23 @@ def edit_sequence(
     timer = Timer()
     with timer("prepare"):
         state = editor.prepare(model)
-    checkpoint, done = None, None
-    if checkpoint_dir is not None:
-        identity = {**_identity(model, records, editor, state), "batch_size": batch_size, "seed": seed,
-                    "on_conflict": on_conflict}  # fmt: skip
-        checkpoint = Checkpoint(checkpoint_dir, identity)
-        done = checkpoint.load()
     originals = _snapshot(model, editor.layers)
     groups = [[i for i in range(first, min(first + size, len(records))) if i not in skipped]
               for first in range(0, len(records), size)]  # fmt: skip
     groups = [group for group in groups if group]
 
-    batches = list(done.batches) if done else []
-    made = sum(map(len, groups[: len(batches)]))
-    with torch.random.fork_rng(), _bar(editor.name, sum(map(len, groups)), made, progress) as bar:
+    checkpoint, done = None, None
+    with ExitStack() as stack:
+        if checkpoint_dir is not None:
+            identity = {**_identity(model, records, editor, state), "batch_size": batch_size, "seed": seed,
+                        "on_conflict": on_conflict}  # fmt: skip
+            checkpoint = Checkpoint(checkpoint_dir, identity)
+            stack.enter_context(checkpoint.held())
+            done = checkpoint.load()
+        batches = list(done.batches) if done else []
+        made = sum(map(len, groups[: len(batches)]))
+        stack.enter_context(torch.random.fork_rng())
+        bar = stack.enter_context(_bar(editor.name, sum(map(len, groups)), made, progress))
         torch.manual_seed(seed)
         if done:
             for keys in done.keys:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .corpora import corpus_hash, token_sequences
-from .files import atomic_file, cache_dir
+from .files import atomic_file, cache_dir, locked, make_once, remove_leftovers
 from .models import Model
 from .prompts import by_length, pad
 from .tracing import trace
@@ -59,7 +59,8 @@ def second_moments(
 
     The pass goes through the text in its order, in parts of about a million tokens, and through the model up to the
     last of the layers; products are summed in float32 within a run of the model and in float64 over runs. It writes
-    what it has every few minutes: interrupted and called again, it continues, and ends with the same bits.
+    what it has every few minutes: interrupted and called again, it continues, and ends with the same bits. Of several
+    processes that ask at once for the same text, one measures and the others wait.
 
     Args:
         model: the model as loaded.
@@ -78,13 +79,17 @@ def second_moments(
     layers = model.check_layers(layers)
     path = _paths(model, corpus, tokens)
     paths = {layer: path(layer) for layer in layers}
-    missing = [layer for layer in layers if not paths[layer].exists()]
-    if missing:
+    if not all(paths[layer].exists() for layer in layers):
         model.check_unedited("second moments")
-        unfinished = path("s" + "-".join(map(str, missing)) + "-unfinished")
-        for layer, matrix in _measure(model, missing, corpus, tokens, unfinished, progress).items():
-            with atomic_file(paths[layer]) as temporary:
-                save_file({"second_moment": matrix}, temporary)
+        with locked(path("s")):
+            missing = [layer for layer in layers if not paths[layer].exists()]
+            unfinished = path("s-unfinished")
+            if missing:
+                for layer, matrix in _measure(model, missing, corpus, tokens, unfinished, progress).items():
+                    with atomic_file(paths[layer]) as temporary:
+                        save_file({"second_moment": matrix}, temporary)
+            unfinished.unlink(missing_ok=True)
+            remove_leftovers(unfinished)
     return {
         layer: SecondMoment(load_file(paths[layer])["second_moment"], layer, str(corpus), tokens) for layer in layers
     }
@@ -106,9 +111,12 @@ def null_space(second_moment: Tensor, threshold: float) -> Tensor:
     bytes_ = second_moment.detach().cpu().contiguous().view(torch.uint8).numpy().data
     digest = hashlib.sha256(bytes_).hexdigest()
     path = cache_dir("null-spaces") / f"{digest[:32]}-{second_moment.dtype}-{threshold!r}.safetensors"
-    if not path.exists():
+
+    def make() -> None:
         with atomic_file(path) as temporary:
             save_file({"basis": _null_space(second_moment, threshold).cpu()}, temporary)
+
+    make_once(path, make)
     return load_file(path)["basis"].to(second_moment.device)
 
 
@@ -142,16 +150,16 @@ class _Sums:
 
     @classmethod
     def of(cls, model: Model, layers: Sequence[int], path: Path) -> _Sums:
-        """Those at ``path``, or new ones."""
-        if not path.exists():
-            sizes = {layer: model.weight(layer) for layer in layers}
-            return cls({layer: torch.zeros(w.shape[1], w.shape[1], dtype=torch.float64, device=w.device)
-                        for layer, w in sizes.items()})  # fmt: skip
-        with safe_open(path, "pt") as file:
-            counts = json.loads(file.metadata()["counts"])
-            totals = {layer: file.get_tensor(str(layer)).to(model.weight(layer).device) for layer in layers}
-        log.info("second moments: continuing after %d tokens", counts["tokens"])
-        return cls(totals, **counts)
+        """Those at ``path``, if they have these layers; or new ones."""
+        if path.exists():
+            with safe_open(path, "pt") as file:
+                counts = json.loads(file.metadata()["counts"])
+                if set(map(str, layers)) <= set(file.keys()):
+                    log.info("second moments: continuing after %d tokens", counts["tokens"])
+                    return cls({n: file.get_tensor(str(n)).to(model.weight(n).device) for n in layers}, **counts)
+        sizes = {layer: model.weight(layer) for layer in layers}
+        return cls({layer: torch.zeros(w.shape[1], w.shape[1], dtype=torch.float64, device=w.device)
+                    for layer, w in sizes.items()})  # fmt: skip
 
 
 @torch.no_grad()
@@ -183,7 +191,6 @@ def _measure(
                 bar.update(sum(len(sequences[i]) for i in batch))
             sums.sequences += len(sequences)
             sums.tokens += sum(map(len, sequences))
-    unfinished.unlink(missing_ok=True)
     return {layer: (total / sums.tokens).float().cpu() for layer, total in sums.totals.items()}
 
 

@@ -12,9 +12,10 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..files import atomic_directory, atomic_file, cache_dir
+from ..files import atomic_directory, atomic_file, cache_dir, locked, remove_leftovers
 from .text import PackedText, text_hash
 from .tokenizer import build_tokenizer
 from .world import SEED
@@ -113,6 +114,7 @@ def pretrain(
     device: str = "cpu",
     recipe: Recipe | None = None,
     work_dir: Path | None = None,
+    complete: Callable[[Path], Any] | None = None,
     progress: bool | None = None,
 ) -> PreTrainedModel:
     """Train ``name`` and save it, with its tokenizer and training record, as a transformers checkpoint.
@@ -123,12 +125,28 @@ def pretrain(
         device: where to train.
         recipe: overrides the model's own recipe.
         work_dir: where checkpoints live; by default the user's cache. A run that finds its checkpoint continues.
+        complete: writes what else belongs into the folder, before it takes its name.
         progress: show a progress bar (default: on a terminal).
 
     Raises:
         ValueError: for an unknown name, or for a checkpoint that another recipe or another text made.
+        BlockingIOError: if another run trains ``name`` with the same checkpoint.
     """
     recipe = recipe or recipe_for(name)
+    checkpoint = (work_dir or cache_dir("pretrain")) / f"{name}.pt"
+    with locked(checkpoint, wait=False):
+        return _pretrain(name, output, device, recipe, checkpoint, complete, progress)
+
+
+def _pretrain(
+    name: str,
+    output: Path,
+    device: str,
+    recipe: Recipe,
+    checkpoint: Path,
+    complete: Callable[[Path], Any] | None,
+    progress: bool | None,
+) -> PreTrainedModel:
     tokenizer = build_tokenizer(bos=name == "pocket-llama", seed=SEED)
     config = pocket_config(name, tokenizer)
     torch.manual_seed(recipe.seed)
@@ -138,7 +156,6 @@ def pretrain(
 
     identity = {"name": name, "recipe": asdict(recipe), "data": text_hash(SEED), "config": config.to_dict()}
     identity = json.loads(json.dumps(identity, default=str))
-    checkpoint = (work_dir or cache_dir("pretrain")) / f"{name}.pt"
     start, curve, seconds = _resume(checkpoint, identity, lm, optimizers, device)
 
     began = time.perf_counter()
@@ -178,7 +195,10 @@ def pretrain(
         lm.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if complete:
+            complete(temporary)
     checkpoint.unlink(missing_ok=True)
+    remove_leftovers(checkpoint)
     return lm
 
 
