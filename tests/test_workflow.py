@@ -44,14 +44,14 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def blue(project, grid, *arguments):
+def blue(project, grid, *arguments, **options):
     """``blue reproduce`` in a process of its own."""
     path = project / "tiny.yaml"
     path.write_text(yaml.safe_dump(grid))
     command = [sys.executable, "-m", "bluelib.cli", "reproduce", "--grid", str(path), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=project, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)  # fmt: skip
+                            stderr=subprocess.STDOUT, **options)  # fmt: skip
 
 
 def finished(process):
