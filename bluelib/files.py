@@ -160,6 +160,11 @@ def remove_leftovers(path: Path) -> None:
             shutil.rmtree(folder)
 
 
+def lock_file(path: Path) -> Path:
+    """The file that :func:`locked` locks for ``path``: it is there while that lasts, or after a kill."""
+    return path.with_name(f".{path.name}.lock")
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold ``path`` for this process alone, by the lock file ``.NAME.lock`` beside it. The system lets go of it when
@@ -174,7 +179,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    name, holder = path.with_name(f".{path.name}.lock"), ""
+    name, holder = lock_file(path), ""
     try:
         try:
             lock = _take(name, wait=False)

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .corpora import corpus_hash, token_sequences
-from .files import atomic_file, cache_dir, locked, make_once, remove_leftovers
+from .files import atomic_file, cache_dir, lock_file, locked, make_once, remove_leftovers
 from .models import Model
 from .prompts import by_length, pad
 from .tracing import trace
@@ -79,17 +79,19 @@ def second_moments(
     layers = model.check_layers(layers)
     path = _paths(model, corpus, tokens)
     paths = {layer: path(layer) for layer in layers}
-    if not all(paths[layer].exists() for layer in layers):
-        model.check_unedited("second moments")
+    unfinished = path("s-unfinished")
+    # Where one is left, a process was killed just before its end.
+    if not all(paths[layer].exists() for layer in layers) or unfinished.exists() or lock_file(path("s")).exists():
         with locked(path("s")):
             missing = [layer for layer in layers if not paths[layer].exists()]
-            unfinished = path("s-unfinished")
             if missing:
+                model.check_unedited("second moments")
                 for layer, matrix in _measure(model, missing, corpus, tokens, unfinished, progress).items():
                     with atomic_file(paths[layer]) as temporary:
                         save_file({"second_moment": matrix}, temporary)
             unfinished.unlink(missing_ok=True)
-            remove_leftovers(unfinished)
+            for written in (unfinished, *paths.values()):
+                remove_leftovers(written)
     return {
         layer: SecondMoment(load_file(paths[layer])["second_moment"], layer, str(corpus), tokens) for layer in layers
     }
