@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .files import file_hash, load_tensors, read_json, save_tensors, write_json
+from .files import file_hash, load_tensors, locked, read_json, save_tensors, write_json
 
 MANIFEST = "manifest.json"
 
@@ -49,11 +50,15 @@ class Checkpoint:
     def __init__(self, folder: str | Path, identity: dict[str, Any]):
         self.folder = Path(folder)
         self.identity = json.loads(json.dumps(identity))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for pattern in (".weights-*", ".keys-*", f".{MANIFEST}.*"):  # of a process that was killed while it wrote
-            for leftover in self.folder.glob(pattern):
-                leftover.unlink()
         self.files: dict[str, str] = {}
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the folder for this run alone.
+
+        Raises:
+            BlockingIOError: if another run is at work in it.
+        """
+        return locked(self.folder / MANIFEST, wait=False)
 
     def load(self) -> Progress | None:
         """Where the run stands, or None if it has not begun.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .files import cache_dir, read_json, write_json
+from .files import cache_dir, make_once, read_json, write_json
 from .metrics.generation import SAMPLING
 from .models import Model, pocket_models
 from .prompts import encode_prompt
@@ -33,9 +33,8 @@ def context_prefixes(model: Model) -> tuple[str, ...]:
     path = shipped / FILE if shipped else cache_dir("contexts") / f"{model.revision.replace(':', '-')}.json"
     if shipped:
         check_shipped(path)
-    if path.exists():
-        return tuple(read_json(path, sealed=not shipped)["prefixes"])
-    return make_prefixes(model, path)
+    make_once(path, lambda: make_prefixes(model, path))
+    return tuple(read_json(path, sealed=not shipped)["prefixes"])
 
 
 def make_prefixes(model: Model, path: Path, openings: tuple[str, ...] = OPENINGS, seed: int = 0) -> tuple[str, ...]:

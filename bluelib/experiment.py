@@ -12,7 +12,7 @@ import pandas as pd
 
 from .data import Record
 from .editors import EDITORS
-from .files import check_new_file, read_json, write_json
+from .files import check_new_file, make_once, read_json, write_json
 from .layout import numbers_name, raw_path
 from .methods import Method, describe
 from .metrics import Scores, evaluate
@@ -107,21 +107,29 @@ def evaluate_unedited(
     settings = {"dataset": dataset, "seed": seed, "generate": generate, "score_bos": score_bos}
     identity = {**settings, "model": model.name, "model_revision": model.revision,
                 "dtype": str(model.lm.dtype).removeprefix("torch."), "records_hash": records_hash(records)}  # fmt: skip
-    if path and Path(path).exists():
-        found = read_json(path, sealed=True)
-        differing = [f"{key} is {found.get(key)!r}, not {value!r}" for key, value in identity.items()
-                     if found.get(key) != value]  # fmt: skip
-        if differing:
-            raise ValueError(f"{path} holds scores of something else: {'; '.join(differing)}; delete it")
-        return Scores(tuple(found["records"]))
-    model.check_unedited("scores before editing")
-    if path:
+
+    def measure() -> Scores:
+        model.check_unedited("scores before editing")
+        return evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
+
+    if path is None:
+        return measure()
+    path = Path(path)
+    if not path.exists():
         check_new_file(path)
-    scores = evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
-    if path:
+
+    def make() -> None:
+        scores = measure()
         write_json(path, {**identity, "scores": summary(scores), "records": list(scores.records),
                           "provenance": provenance(model, records)}, sealed=True)  # fmt: skip
-    return scores
+
+    make_once(path, make)
+    found = read_json(path, sealed=True)
+    differing = [f"{key} is {found.get(key)!r}, not {value!r}" for key, value in identity.items()
+                 if found.get(key) != value]  # fmt: skip
+    if differing:
+        raise ValueError(f"{path} holds scores of something else: {'; '.join(differing)}; delete it")
+    return Scores(tuple(found["records"]))
 
 
 def write_numbers(

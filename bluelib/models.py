@@ -141,7 +141,7 @@ class Model:
         path = Path(path)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(f"{path} exists already; choose a new folder")
-        with atomic_directory(path) as temporary:
+        with atomic_directory(path, replace=False) as temporary:
             state = {k: v.to(self.lm.dtype) if v.is_floating_point() else v for k, v in self.lm.state_dict().items()}
             self.lm.save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from .files import DamagedError, check_new_file, project_path, read_json, writing
+from .files import DamagedError, check_new_file, locked, project_path, read_json, writing
 from .grid import Grid
 
 #: In a job's environment, the process of the workflow that started it.
@@ -109,7 +109,6 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
         raise ValueError(f"no profile is called {profile!r}; known: {', '.join(known)}")
     Grid.load(path)
     try:
-        from filelock import FileLock, Timeout
         from snakemake.cli import main
     except ImportError as error:
         raise RuntimeError("Snakemake is not installed: pip install 'bluelib[workflow]'") from error
@@ -119,12 +118,11 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     logging.getLogger().handlers.clear()  # Snakemake has a handler of its own
     # The system lets go of this lock when the process dies; Snakemake's own would have to be removed by hand.
-    lock = FileLock(project_path(".snakemake.lock"), timeout=0)
     try:
-        with lock:
+        with locked(project_path("snakemake"), wait=False):
             main(["--snakefile", str(snakefile), "--configfile", str(path), "--nolock",
                   "--workflow-profile", str(profiles / profile), *arguments])  # fmt: skip
-    except Timeout as error:
+    except BlockingIOError as error:
         raise RuntimeError(f"another run is under way in {project_path()}") from error
     except SystemExit as end:
         return int(end.code or 0)

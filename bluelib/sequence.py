@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,7 @@ def edit_sequence(
         ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored, an update
             that overflows); the message names the batch's records, and the model is left as it was before that batch.
         OSError: if a checkpoint cannot be written; the model is left as before the batch, as the last checkpoint is.
+        BlockingIOError: if another run is at work in ``checkpoint_dir``.
     """
     size, conflicts, skipped = check_sequence(records, editor, batch_size=batch_size, checkpoint_dir=checkpoint_dir,
                                               on_conflict=on_conflict)  # fmt: skip
@@ -158,21 +159,24 @@ def edit_sequence(
     timer = Timer()
     with timer("prepare"):
         state = editor.prepare(model)
-    checkpoint, done = None, None
-    if checkpoint_dir is not None:
-        identity = {**_identity(model, records, editor, state), "batch_size": batch_size, "seed": seed,
-                    "on_conflict": on_conflict}  # fmt: skip
-        checkpoint = Checkpoint(checkpoint_dir, identity)
-        done = checkpoint.load()
     originals = _snapshot(model, editor.layers)
     groups = [[i for i in range(first, min(first + size, len(records))) if i not in skipped]
               for first in range(0, len(records), size)]  # fmt: skip
     groups = [group for group in groups if group]
 
-    batches = list(done.batches) if done else []
-    made = sum(map(len, groups[: len(batches)]))
-    bar = progress_bar(total=sum(map(len, groups)), initial=made, desc=editor.name, unit="edit", show=progress)
-    with torch.random.fork_rng(), bar:
+    checkpoint, done = None, None
+    with ExitStack() as stack:
+        if checkpoint_dir is not None:
+            identity = {**_identity(model, records, editor, state), "batch_size": batch_size, "seed": seed,
+                        "on_conflict": on_conflict}  # fmt: skip
+            checkpoint = Checkpoint(checkpoint_dir, identity)
+            stack.enter_context(checkpoint.held())
+            done = checkpoint.load()
+        batches = list(done.batches) if done else []
+        made = sum(map(len, groups[: len(batches)]))
+        stack.enter_context(torch.random.fork_rng())
+        total = sum(map(len, groups))
+        bar = stack.enter_context(progress_bar(total=total, initial=made, desc=editor.name, unit="edit", show=progress))
         torch.manual_seed(seed)
         if done:
             for keys in done.keys:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .corpora import corpus_hash, token_sequences
-from .files import cache_dir, load_tensors, save_tensors
+from .files import cache_dir, load_tensors, lock_file, locked, make_once, remove_leftovers, save_tensors
 from .layout import plain
 from .models import Model
 from .prompts import by_length, pad
@@ -57,7 +57,8 @@ def second_moments(
 
     The pass goes through the text in its order, in parts of about a million tokens, and through the model up to the
     last of the layers; products are summed in float32 within a run of the model and in float64 over runs. It writes
-    what it has every few minutes: interrupted and called again, it continues, and ends with the same bits.
+    what it has every few minutes: interrupted and called again, it continues, and ends with the same bits. Of several
+    processes that ask at once for the same text, one measures and the others wait.
 
     Args:
         model: the model as loaded.
@@ -80,16 +81,23 @@ def second_moments(
         raise ValueError(f"tokens must be at least 1, not {tokens}")
     path = _paths(model, corpus, tokens)
     paths = {layer: path(layer) for layer in layers}
-    missing = [layer for layer in layers if not paths[layer].exists()]
-    if missing:
-        model.check_unedited("second moments")
-        unfinished = path("s" + "-".join(map(str, missing)) + "-unfinished")
-        for layer, matrix in _measure(model, missing, corpus, tokens, unfinished, progress).items():
-            if not torch.isfinite(matrix).all():
-                raise ArithmeticError(f"second moments of {model.name} at layer {layer}: keys of {str(corpus)!r} are "
-                                      "not finite, or overflow; check its weights, or take another dtype")  # fmt: skip
-            save_tensors(paths[layer], {"second_moment": matrix})
-        unfinished.unlink(missing_ok=True)
+    unfinished = path("s-unfinished")
+    # Where one is left, a process was killed just before its end.
+    if not all(paths[layer].exists() for layer in layers) or unfinished.exists() or lock_file(path("s")).exists():
+        with locked(path("s")):
+            missing = [layer for layer in layers if not paths[layer].exists()]
+            if missing:
+                model.check_unedited("second moments")
+                for layer, matrix in _measure(model, missing, corpus, tokens, unfinished, progress).items():
+                    if not torch.isfinite(matrix).all():
+                        raise ArithmeticError(
+                            f"second moments of {model.name} at layer {layer}: keys of {str(corpus)!r} are not finite, or "
+                            "overflow; check its weights, or take another dtype"
+                        )
+                    save_tensors(paths[layer], {"second_moment": matrix})
+            unfinished.unlink(missing_ok=True)
+            for written in (unfinished, *paths.values()):
+                remove_leftovers(written)
     matrices = {layer: load_tensors(paths[layer])[0]["second_moment"] for layer in layers}
     return {layer: SecondMoment(matrix, layer, str(corpus), tokens) for layer, matrix in matrices.items()}
 
@@ -116,8 +124,7 @@ def null_space(second_moment: Tensor, threshold: float) -> Tensor:
     bytes_ = second_moment.detach().cpu().contiguous().view(torch.uint8).numpy().data
     digest = hashlib.sha256(bytes_).hexdigest()
     path = cache_dir("null-spaces") / f"{digest[:32]}-{second_moment.dtype}-{threshold!r}.safetensors"
-    if not path.exists():
-        save_tensors(path, {"basis": _null_space(second_moment, threshold).cpu()})
+    make_once(path, lambda: save_tensors(path, {"basis": _null_space(second_moment, threshold).cpu()}))
     return load_tensors(path)[0]["basis"].to(second_moment.device)
 
 
@@ -155,16 +162,16 @@ class _Sums:
 
     @classmethod
     def of(cls, model: Model, layers: Sequence[int], path: Path) -> _Sums:
-        """Those at ``path``, or new ones."""
-        if not path.exists():
-            sizes = {layer: model.weight(layer) for layer in layers}
-            return cls({layer: torch.zeros(w.shape[1], w.shape[1], dtype=torch.float64, device=w.device)
-                        for layer, w in sizes.items()})  # fmt: skip
-        kept, about = load_tensors(path)
-        counts = about["counts"]
-        totals = {layer: kept[str(layer)].to(model.weight(layer).device) for layer in layers}
-        log.info("second moments: continuing after %d tokens", counts["tokens"])
-        return cls(totals, **counts)
+        """Those at ``path``, if they have these layers; or new ones."""
+        if path.exists():
+            kept, about = load_tensors(path)
+            counts = about["counts"]
+            if set(map(str, layers)) <= set(kept):
+                log.info("second moments: continuing after %d tokens", counts["tokens"])
+                return cls({n: kept[str(n)].to(model.weight(n).device) for n in layers}, **counts)
+        sizes = {layer: model.weight(layer) for layer in layers}
+        return cls({layer: torch.zeros(w.shape[1], w.shape[1], dtype=torch.float64, device=w.device)
+                    for layer, w in sizes.items()})  # fmt: skip
 
 
 @torch.no_grad()

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from bluelib.pocket.pretrain import Recipe, pretrain
 from bluelib.pocket.recall import BARS, recall, short_of_bar
@@ -91,34 +83,6 @@ def test_rows_hold_whole_sentences_and_mark_their_answers(bos):
     assert found > 200
     again, _ = PackedText(tokenizer, 128).epoch(3)
     assert (rows == again).all()
-
-
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path):
-    """Really killed, once its first checkpoint is there; the next run continues from it."""
-    whole = pretrain("pocket-gpt2", tmp_path / "whole", recipe=TINY, work_dir=tmp_path / "a", progress=False)
-    script = (
-        "import sys, pathlib, dataclasses; from bluelib.pocket.pretrain import *; import bluelib.pocket.pretrain as p\n"
-        f"recipe = Recipe(**{dataclasses.asdict(TINY)!r})\n"
-        f"pretrain('pocket-gpt2', pathlib.Path({str(tmp_path / 'parts')!r}), recipe=recipe, "
-        f"work_dir=pathlib.Path({str(tmp_path / 'b')!r}), progress=False)\n"
-    )
-    checkpoint = tmp_path / "b" / "pocket-gpt2.pt"
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert checkpoint.exists() and not (tmp_path / "parts").exists()
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert not checkpoint.exists()
-    assert sum(p.numel() for p in whole.parameters()) > 1e6
-    record = json.loads((tmp_path / "parts" / "training.json").read_text())
-    assert [step for step, *_ in record["curve"]] == [0, 11]
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -127,38 +121,6 @@ def test_a_damaged_checkpoint_is_refused(any_model, tmp_path):
     (copy / "manifest.json").write_text((copy / "manifest.json").read_text()[:-40])
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
         again(copy)
-
-
-@pytest.mark.slow
-def test_a_killed_process_continues_to_the_same_bits(tmp_path, monkeypatch):
-    """`blue edit --checkpoint`, killed (SIGKILL) after its 1st, 3rd and 5th batch, started again each time."""
-    monkeypatch.delenv("BLUELIB_CACHE")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def command(name):
-        return [sys.executable, "-m", "bluelib.cli", "edit", "--model", "pocket-llama", "--dataset", "pocket-zsre",
-                "--editor", "memit_history_blue", "--edits", "14", "--batch-size", "2", "--no-generate", "--json",
-                "--checkpoint", str(tmp_path / name), "--save-delta", str(tmp_path / f"{name}.safetensors")]  # fmt: skip
-
-    def batches():
-        manifest = tmp_path / "killed" / "manifest.json"
-        return len(json.loads(manifest.read_text())["batches"]) if manifest.exists() else 0
-
-    subprocess.run(command("whole"), check=True, env=environment, capture_output=True)
-    for stop in (1, 3, 5):
-        process = subprocess.Popen(
-            command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        while batches() < stop and process.poll() is None:
-            time.sleep(0.005)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        assert stop <= batches() < 7, "killed in the middle of the run"
-    done = subprocess.run(command("killed"), check=True, env=environment, capture_output=True, text=True)
-    assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-    assert sum(batch["edits"] for batch in json.loads(done.stdout)["batches"]) == 14
-    assert not [path for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
 
 
 def test_a_delta_makes_the_same_model_and_no_other(any_model, tmp_path):

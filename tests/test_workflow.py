@@ -19,6 +19,7 @@ import yaml
 from bluelib import models
 from bluelib.configs import model_configs
 from bluelib.editors import EDITORS
+from bluelib.files import locked
 from bluelib.grid import DTYPES, Grid, Place
 from bluelib.layout import ANALYSIS, ANALYSIS_FIGURES
 from bluelib.models import PAPER_MODELS, pocket_models
@@ -43,14 +44,14 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def blue(project, grid, *arguments):
+def blue(project, grid, *arguments, **options):
     """``blue reproduce`` in a process of its own."""
     path = project / "tiny.yaml"
     path.write_text(yaml.safe_dump(grid))
     command = [sys.executable, "-m", "bluelib.cli", "reproduce", "--grid", str(path), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=project, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)  # fmt: skip
+                            stderr=subprocess.STDOUT, **options)  # fmt: skip
 
 
 def finished(process):
@@ -168,10 +169,8 @@ def test_another_editor_is_one_more_cell(project):
 
 
 def test_one_run_at_a_time(project):
-    from filelock import FileLock
-
     (project / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    with FileLock(project / ".snakemake.lock"), pytest.raises(RuntimeError, match="another run is under way in"):
+    with locked(project / "snakemake"), pytest.raises(RuntimeError, match="another run is under way in"):
         run_grid(project / "tiny.yaml")
 
 

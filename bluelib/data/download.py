@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..files import DamagedError, WriteError, atomic_file, cache_dir, file_hash, read_json, write_json
+from ..files import DamagedError, WriteError, atomic_file, cache_dir, file_hash, locked, read_json, write_json
 from ..timing import progress_bar
 
 ROME = "https://rome.baulab.info/data/dsets"
@@ -109,7 +109,8 @@ def download(name: str, *, url: str | None = None, sha256: str | None = None, pr
 
     What an interrupted call has fetched is kept in ``FILE.part``, and the next call goes on from there, if the server
     still has the same file (its ETag or date says so) and serves ranges; otherwise it starts anew. The file takes its
-    name only after its length, its SHA-256 and its entries have been checked.
+    name only after its length, its SHA-256 and its entries have been checked. Of several processes that ask at once,
+    one fetches it and the others wait.
 
     Args:
         name: one of :data:`FILES`.
@@ -126,24 +127,27 @@ def download(name: str, *, url: str | None = None, sha256: str | None = None, pr
     file, path = _file(name), cached(name)
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256 := sha256.lower()):
         raise ValueError(f"a SHA-256 has 64 hexadecimal digits, not {sha256!r}")
-    if path.exists():
-        _check_here(name, sha256)
-        _check_entries(path, file)
-    else:
-        part = _fetch(name, url or os.environ.get(MIRROR) or file.page, progress)
-        try:
-            _check(part, file, sha256 or file.sha256)
-            _check_entries(part, file)
-        except ValueError as error:
-            _remove_part(part)
-            raise ValueError(f"what was downloaded has been removed: {error}") from error
-        os.replace(part, path)
+    with locked(path):
+        part = path.with_name(file.name + ".part")
+        if path.exists():
+            _check_here(name, sha256)
+            _check_entries(path, file)
+        else:
+            _fetch(name, part, url or os.environ.get(MIRROR) or file.page, progress)
+            try:
+                _check(part, file, sha256 or file.sha256)
+                _check_entries(part, file)
+            except ValueError as error:
+                _remove_part(part)
+                raise ValueError(f"what was downloaded has been removed: {error}") from error
+            if sha256 is None:
+                _memory(path).unlink(missing_ok=True)
+        if sha256 is not None:  # before the file has its name: it must not be there without its hash
+            with atomic_file(_memory(path)) as temporary:
+                temporary.write_text(f"{sha256}  {file.name}\n", encoding="ascii")
+        if not path.exists():
+            os.replace(part, path)
         _remove_part(part)
-        if sha256 is None:
-            _memory(path).unlink(missing_ok=True)
-    if sha256 is not None:
-        with atomic_file(_memory(path)) as temporary:
-            temporary.write_text(f"{sha256}  {file.name}\n", encoding="ascii")
     return path
 
 
@@ -273,10 +277,9 @@ def _remove_part(part: Path) -> None:
     _plan(part).unlink(missing_ok=True)
 
 
-def _fetch(name: str, url: str, progress: bool | None) -> Path:
-    """Fetch a file as far as it is missing; the path of the part, which is then as long as the server's file."""
-    file = FILES[name]
-    source, part = f"{url.rstrip('/')}/{file.name}", cached(name).with_name(file.name + ".part")
+def _fetch(name: str, part: Path, url: str, progress: bool | None) -> None:
+    """Fetch what ``part`` lacks of a file: it is then as long as the server's file."""
+    source = f"{url.rstrip('/')}/{FILES[name].name}"
     _check_url(source, source)
     try:
         plan = read_json(_plan(part), sealed=True)
@@ -286,7 +289,7 @@ def _fetch(name: str, url: str, progress: bool | None) -> Path:
     if plan.get("url") != source or not plan.get("version") or have > (plan.get("length") or have):
         plan, have = {}, 0
     if have and have == plan["length"]:
-        return part
+        return
     request = urllib.request.Request(source, headers={"User-Agent": "bluelib"})
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -319,7 +322,6 @@ def _fetch(name: str, url: str, progress: bool | None) -> Path:
         kept = f"{part} has what came so far, and the same command goes on from there. " if resumable else ""
         raise ConnectionError(f"{source} could not be fetched: {' '.join(str(why).split())}. {kept}Without a network, "
                               f"{_by_hand(name, url)}") from error  # fmt: skip
-    return part
 
 
 def _version(answer: http.client.HTTPResponse) -> str | None:

@@ -28,11 +28,12 @@ def make_model(name: str, output: Path | None = None, *, device: str = "cpu", re
     if output is None and recipe not in (None, recipe_for(name)):
         raise ValueError(f"{name} ships as its own recipe makes it; give a folder (--output) for another")
     output = output or ASSETS / "models" / name
-    pretrain(name, output, device=device, recipe=recipe)
-    return document(output)
+    found: dict[str, float] = {}
+    pretrain(name, output, device=device, recipe=recipe, complete=lambda folder: found.update(document(folder)))
+    return found
 
 
-def document(folder: Path) -> dict:
+def document(folder: Path) -> dict[str, float]:
     """Write ``contexts.json``, ``recall.json`` and ``README.md`` beside a trained model's weights."""
     model = load_model(str(folder))
     make_prefixes(model, folder / FILE, OPENINGS)

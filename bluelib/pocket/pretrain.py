@@ -14,9 +14,10 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..files import DamagedError, atomic_directory, atomic_file, cache_dir, check_writable
+from ..files import DamagedError, atomic_directory, atomic_file, cache_dir, check_writable, locked, remove_leftovers
 from ..models import check_device
 from ..timing import progress_bar
 from .text import PackedText, text_hash
@@ -116,6 +117,7 @@ def pretrain(
     device: str = "cpu",
     recipe: Recipe | None = None,
     work_dir: Path | None = None,
+    complete: Callable[[Path], Any] | None = None,
     progress: bool | None = None,
 ) -> PreTrainedModel:
     """Train ``name`` and save it, with its tokenizer and training record, as a transformers checkpoint.
@@ -126,12 +128,14 @@ def pretrain(
         device: where to train.
         recipe: overrides the model's own recipe.
         work_dir: where checkpoints live; by default the user's cache. A run that finds its checkpoint continues.
+        complete: writes what else belongs into the folder, before it takes its name.
         progress: show a progress bar (default: on a terminal).
 
     Raises:
         ValueError: for an unknown name or device, fewer than one step, or a checkpoint that another recipe or another
             text made.
         OSError: if ``output`` cannot be written, or is a file.
+        BlockingIOError: if another run trains ``name`` with the same checkpoint.
     """
     recipe = recipe or recipe_for(name)
     if recipe.steps < 1:
@@ -140,6 +144,20 @@ def pretrain(
     if Path(output).is_file():
         raise NotADirectoryError(f"{output} is a file; a folder is to be written there")
     check_writable(output)
+    checkpoint = (work_dir or cache_dir("pretrain")) / f"{name}.pt"
+    with locked(checkpoint, wait=False):
+        return _pretrain(name, output, device, recipe, checkpoint, complete, progress)
+
+
+def _pretrain(
+    name: str,
+    output: Path,
+    device: str,
+    recipe: Recipe,
+    checkpoint: Path,
+    complete: Callable[[Path], Any] | None,
+    progress: bool | None,
+) -> PreTrainedModel:
     tokenizer = build_tokenizer(bos=name == "pocket-llama", seed=SEED)
     config = pocket_config(name, tokenizer)
     torch.manual_seed(recipe.seed)
@@ -149,7 +167,6 @@ def pretrain(
 
     identity = {"name": name, "recipe": asdict(recipe), "data": text_hash(SEED), "config": config.to_dict()}
     identity = json.loads(json.dumps(identity, default=str))
-    checkpoint = (work_dir or cache_dir("pretrain")) / f"{name}.pt"
     start, curve, seconds = _resume(checkpoint, identity, lm, optimizers, device)
 
     began = time.perf_counter()
@@ -187,7 +204,10 @@ def pretrain(
         lm.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if complete:
+            complete(temporary)
     checkpoint.unlink(missing_ok=True)
+    remove_leftovers(checkpoint)
     return lm
 
 
