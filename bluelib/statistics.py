@@ -91,8 +91,8 @@ def second_moments(
                 for layer, matrix in _measure(model, missing, corpus, tokens, unfinished, progress).items():
                     if not torch.isfinite(matrix).all():
                         raise ArithmeticError(
-                            f"second moments of {model.name} at layer {layer}: keys of {str(corpus)!r} are not finite, or "
-                            "overflow; check its weights, or take another dtype"
+                            f"second moments of {model.name} at layer {layer}: keys of {str(corpus)!r} are not finite, "
+                            "or overflow; check its weights, or take another dtype"
                         )
                     save_tensors(paths[layer], {"second_moment": matrix})
             unfinished.unlink(missing_ok=True)
