@@ -221,3 +221,11 @@ def test_shapes_that_do_not_fit_are_refused():
         Norms.of(r, r[:, :1], 2, q).bounds()
     with pytest.raises(ValueError, match=r"\(2, 5\)|\(1, 5\)"):
         error_terms(r, r, 2, q[:1])
+
+
+def test_a_singular_matrix_has_no_cap_and_no_history_bound():
+    singular = torch.diag(torch.tensor([1.0, 0.0]))
+    with pytest.raises(ValueError, match="M is not positive definite: its smallest eigenvalue is 0"):
+        gain_cap(singular)
+    with pytest.raises(ValueError, match="A is not positive definite: its smallest eigenvalue is 0"):
+        history_bound(1.0, singular, torch.ones(2, 1))
