@@ -166,6 +166,12 @@ def test_the_history_bound_holds(problem, scale):
     assert with_history <= history_bound(q, c + keys @ keys.T, earlier) * (1 + 1e-6)
 
 
+def test_the_history_bound_by_hand():
+    """‖Q‖ = 2, A = 4·I, ‖K_p‖² = 9."""
+    earlier = torch.tensor([[3.0], [0.0]])
+    assert history_bound(2.0, 4 * torch.eye(2), earlier) == pytest.approx(2 * (1 + 9 / 4))
+
+
 def test_gains_with_history_are_those_of_the_closed_form():
     generator = torch.Generator().manual_seed(3)
     c, keys = (
