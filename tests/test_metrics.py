@@ -12,7 +12,7 @@ from bluelib import evaluate
 from bluelib.data import Probe, Record
 from bluelib.metrics.editing import Scores
 from bluelib.metrics.generation import generate_texts, ngram_entropy
-from bluelib.metrics.scoring import score_targets
+from bluelib.metrics.scoring import score_targets, top_tokens
 from bluelib.prompts import encode_prompt, encode_target
 
 CF = Record(
@@ -45,6 +45,17 @@ def test_scores_equal_those_of_single_runs(any_model):
         log_prob, accuracy = reference_score(any_model, prompt, target)
         assert found.log_prob == pytest.approx(log_prob, abs=1e-5)
         assert found.accuracy == pytest.approx(accuracy)
+
+
+def test_accuracy_counts_the_tokens_that_are_first_choices(any_model):
+    """Targets that begin with what the model itself would say, alone and with a word more that it would not."""
+    prompts = [*CF.paraphrases, CF.request.text, ZSRE.request.text, *(probe.prompt for probe in CF.locality)]
+    own = [(prompt, top_tokens(any_model, prompt, 1)[0][0].strip()) for prompt in prompts]
+    pairs = [*own, *((prompt, f"{word} harp") for prompt, word in own)]
+    found = score_targets(any_model, pairs)
+    for pair, score in zip(pairs, found, strict=True):
+        assert score.accuracy == pytest.approx(reference_score(any_model, *pair)[1])
+    assert {0.5, 1.0} <= {score.accuracy for score in found}
 
 
 def test_counterfact_metrics_are_shares_of_comparisons(any_model):
@@ -157,3 +168,5 @@ def test_what_cannot_be_evaluated_is_refused(any_model):
         evaluate(any_model, [])
     with pytest.raises(ValueError, match=r"exceed random-pocket-.*'s context of 256"):
         evaluate(any_model, [replace(CF, paraphrases=("word " * 300,))], generate=False)
+    with pytest.raises(ValueError, match=r"'Alpha Alpha Alpha"):
+        score_targets(any_model, [("Zeta plays the", "harp"), ("Alpha " * 300, "harp"), ("Ilvane plays the", "harp")])

@@ -166,6 +166,12 @@ def test_the_history_bound_holds(problem, scale):
     assert with_history <= history_bound(q, c + keys @ keys.T, earlier) * (1 + 1e-6)
 
 
+def test_the_history_bound_by_hand():
+    """‖Q‖ = 2, A = 4·I, ‖K_p‖² = 9."""
+    earlier = torch.tensor([[3.0], [0.0]])
+    assert history_bound(2.0, 4 * torch.eye(2), earlier) == pytest.approx(2 * (1 + 9 / 4))
+
+
 def test_gains_with_history_are_those_of_the_closed_form():
     generator = torch.Generator().manual_seed(3)
     c, keys = (
@@ -221,3 +227,11 @@ def test_shapes_that_do_not_fit_are_refused():
         Norms.of(r, r[:, :1], 2, q).bounds()
     with pytest.raises(ValueError, match=r"\(2, 5\)|\(1, 5\)"):
         error_terms(r, r, 2, q[:1])
+
+
+def test_a_singular_matrix_has_no_cap_and_no_history_bound():
+    singular = torch.diag(torch.tensor([1.0, 0.0]))
+    with pytest.raises(ValueError, match="M is not positive definite: its smallest eigenvalue is 0"):
+        gain_cap(singular)
+    with pytest.raises(ValueError, match="A is not positive definite: its smallest eigenvalue is 0"):
+        history_bound(1.0, singular, torch.ones(2, 1))
