@@ -14,11 +14,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoint
+from .checks import check_seed, check_whole
 from .conflicts import Conflict, resolve
 from .data import Record
 from .deltas import save_delta
 from .methods import BatchResult, Method, describe
 from .models import Model
+from .prompts import encode_target, locate
 from .provenance import records_hash
 from .timing import Timer
 
@@ -107,21 +109,25 @@ def edit_sequence(
         after_batch: called after each batch with its number and result.
 
     Raises:
-        ValueError: for no records, or a batch size below 1 or above the number of records; for a layer to edit that
-            is not in memory; for a checkpoint of another run; for conflicts that are to be refused.
+        ValueError: for no records, or a batch size below 1 or above the number of records; for a seed that is not
+            allowed; for a record that cannot be tokenised, or that with a context prefix is longer than the model's
+            context; for a layer to edit that is not in memory; for a checkpoint of another run; for conflicts that are
+            to be refused.
         ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored); the model
             is left as it was before that batch.
     """
     if not records:
         raise ValueError("there are no records to edit")
-    if not 1 <= batch_size <= len(records):
-        raise ValueError(f"batch_size must be between 1 and the number of records, {len(records)}; it is {batch_size}")
+    check_whole("batch_size", batch_size, 1, len(records), "the number of records")
+    check_seed(seed)
     size = min(batch_size, editor.max_batch or batch_size)
     conflicts, skipped = resolve(records, size, on_conflict)
     if conflicts:
         log.warning(
             "%d of %d edits conflict with an earlier one; %d are skipped", len(conflicts), len(records), len(skipped)
         )
+    model.check_editable(editor.layers)
+    _check_requests(model, records, editor)
     if checkpoint_dir is not None:
         model.check_unedited("checkpoints")
     model.edit_in_float32(editor.layers)
@@ -173,6 +179,22 @@ def edit_sequence(
             bar.update(len(group))
     ids = [records[i].case_id for i in sorted(skipped)]
     return Run(model, editor, list(records), batch_size, timer.rounded(), batches, conflicts, ids, originals)
+
+
+def _check_requests(model: Model, records: Sequence[Record], editor: Method) -> None:
+    """Tokenise all edits behind the longest prefix, so that one that cannot be made is found before any is made.
+
+    Raises:
+        ValueError: naming the record.
+    """
+    prefix = max(editor.prefixes(model), key=len)
+    for record in records:
+        try:
+            place = locate(model.tokenizer, record.prompt, record.subject, prefix)
+            tokens = len(place.ids) + len(encode_target(model.tokenizer, record.target_new)) - 1
+            model.check_length(tokens, "context prefix, prompt and target_new")
+        except ValueError as error:
+            raise ValueError(f"record {record.case_id}: {error}") from error
 
 
 def _identity(model: Model, records: Sequence[Record], editor: Method, state: Any) -> dict[str, Any]:
