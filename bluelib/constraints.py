@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import check_real
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -47,7 +49,8 @@ class Sparsify(Constraint):
     at_end: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
+        check_real("keep", self.keep)
+        if self.keep > 1:
             raise ValueError(f"keep must be a share in (0, 1], not {self.keep}")
 
     @property

@@ -67,6 +67,16 @@ def _excluded(corpus: str) -> frozenset[str]:
     return edited_subjects() if corpus == "pocket-others" else frozenset()
 
 
+def check_corpus(corpus: str) -> None:
+    """Make sure that a corpus has a known name or is a path that exists.
+
+    Raises:
+        ValueError: if not, saying what a corpus is.
+    """
+    if corpus not in (*POCKET_CORPORA, "wikipedia"):
+        _path(corpus)
+
+
 def _path(corpus: str) -> Path:
     if not Path(corpus).exists():
         raise ValueError(

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import check_whole
 from .configs import editor_settings, model_configs
 from .constraints import Constraint, Damp, Sparsify
 from .contexts import context_prefixes
-from .corpora import corpus_hash
+from .corpora import check_corpus, corpus_hash
 from .finetuning import FineTuning
 from .mend import Mend
 from .methods import BatchResult, Method
@@ -61,6 +62,19 @@ class Editor(Method):
     token_budget: int | None = None
     name: str = "custom"
 
+    def __post_init__(self) -> None:
+        for layer in self.layers:
+            check_whole(f"{self.name}: a layer", layer, 0)
+        if len(set(self.layers)) != len(self.layers) or not self.layers:
+            raise ValueError(f"{self.name}: layers must be distinct, and at least one, not {list(self.layers)}")
+        check_whole("tokens", self.tokens, 1)
+        for name in ("max_batch", "token_budget"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+
+    def prefixes(self, model: Model) -> tuple[str, ...]:
+        return context_prefixes(model)
+
     def prepare(self, model: Model) -> EditState:
         """What does not depend on a batch: context prefixes, and each layer's factored second moment.
 
@@ -75,7 +89,7 @@ class Editor(Method):
             with _named(f"{self.name}, factoring C of layer {layer}"):
                 prepared = self.solver.prepare(moments[layer].matrix.to(model.weight(layer).device))
             solvers[layer] = on_device(prepared, "cpu")
-        return EditState(context_prefixes(model), solvers, self.token_budget or default_token_budget(model))
+        return EditState(self.prefixes(model), solvers, self.token_budget or default_token_budget(model))
 
     def second_moments(self, model: Model, layers: Sequence[int], tokens: int) -> dict[int, SecondMoment]:
         """The second moments of keys of ``layers``, on so many tokens of the editor's corpus.
@@ -287,7 +301,8 @@ def get_editor(name: str, model: Model, *, corpus: str | None = None, **override
             :class:`~bluelib.targets.TargetOptions`), ``tokens`` and ``token_budget``.
 
     Raises:
-        ValueError: for an unknown editor or hyper-parameter, or a layer that the model does not have.
+        ValueError: for an unknown editor, corpus or hyper-parameter, one that is out of its range, or a layer that the
+            model does not have.
     """
     if name not in EDITORS:
         raise ValueError(f"no editor is called {name!r}; known: {', '.join(EDITORS)}")
@@ -295,6 +310,7 @@ def get_editor(name: str, model: Model, *, corpus: str | None = None, **override
     composed = "targets" in own
     if corpus and composed:
         overrides["corpus"] = corpus
+        check_corpus(corpus)
     of_targets = {f.name for f in fields(TargetOptions)} if composed else set()
     of_itself = {"corpus", "tokens", "token_budget"} if composed else set()
 

@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from .checks import check_real, check_seed, check_whole
+from .corpora import check_corpus
 from .data import Record
+from .data.longform import check_sentences, load_long_form
 from .editors import EDITORS
 from .files import check_new_file, make_once, read_json, write_json
 from .layout import numbers_name, raw_path
 from .methods import Method, describe
 from .metrics import Scores, evaluate
+from .metrics.shift import PROJECTIONS
 from .models import Model
 from .provenance import peak_memory, provenance, records_hash
 from .sequence import Run, check_sequence, edit_sequence
@@ -196,10 +200,10 @@ def check_parameters(given: dict[str, Any], known: dict[str, type | tuple[type, 
 
     papermill only warns about a name that a notebook does not have, adds it as a variable all the same, and turns
     ``007`` into 7. This looks at the notebook's variables (``globals()``): any public name of a simple type that is
-    not known is refused, and so is a known one of another type.
+    not known is refused, and so is a known one of another type, or with a value that nothing could be made of.
 
     Raises:
-        ValueError: listing the known parameters with their types.
+        ValueError: listing the known parameters with their types; for a value out of its range, what is allowed.
     """
     listing = ", ".join(f"{name} ({_type_name(kind)})" for name, kind in known.items())
     simple = (str, int, float, bool, list, type(None))
@@ -211,10 +215,36 @@ def check_parameters(given: dict[str, Any], known: dict[str, type | tuple[type, 
         value = given.get(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"parameter {name} must be {_type_name(kind)}, not {value!r}; known: {listing}")
-    if "editor" in known and given["editor"] not in EDITORS:
-        raise ValueError(f"no editor is called {given['editor']!r}; known: {', '.join(EDITORS)}")
+    for name in known.keys() & _LEAST.keys():
+        check_whole(name, given[name], _LEAST[name])
+    if "seed" in known:
+        check_seed(given["seed"])
+    if {"edits", "batch_size"} <= known.keys():
+        check_whole("batch_size", given["batch_size"], 1, given["edits"], "the number of edits")
+    if "noise" in known:
+        check_real("noise", given["noise"])
+    for name in ("editor", "editors", "batch_editors"):
+        chosen = given[name] if name in known else []
+        for editor in [chosen] if isinstance(chosen, str) else chosen:
+            if editor not in list(EDITORS):
+                raise ValueError(f"no editor is called {editor!r}; known: {', '.join(EDITORS)}")
+    for name in {"models", "tasks"} & known.keys():
+        if not all(isinstance(value, str) for value in given[name]):
+            raise ValueError(f"parameter {name} must be a list of str, not {given[name]!r}")
+    for size in given["sizes"] if "sizes" in known else []:
+        check_whole("each of the sizes", size, 1)
+    if "projection" in known and given["projection"] not in PROJECTIONS:
+        raise ValueError(f"projection must be one of {', '.join(PROJECTIONS)}, not {given['projection']!r}")
+    if given.get("corpus") and "corpus" in known:
+        check_corpus(given["corpus"])
+    if "sentences" in known:
+        check_sentences(given["sentences"])
+    if given.get("long_dataset") and "long_dataset" in known:
+        load_long_form(given["long_dataset"], limit=given["edits"], seed=given["seed"])
 
 
+#: Parameters that are counts, each with the least that makes sense.
+_LEAST = {"edits": 1, "samples": 1, "window": 1, "sequences": 1, "largest": 5, "every": 1, "limit": 1, "facts": 4}
 _IPYTHON = frozenset({"In", "Out"})
 
 

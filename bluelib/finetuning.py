@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .checks import check_real, check_whole
 from .methods import BatchResult, Method
 from .metrics.scoring import request_nll
 from .models import Model
@@ -35,6 +36,13 @@ class FineTuning(Method):
     learning_rate: float = 5e-4
     norm_constraint: float | None = None
     early_stop: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_whole("steps", self.steps, 1)
+        check_real("learning_rate", self.learning_rate)
+        check_real("early_stop", self.early_stop, zero=True)
+        if self.norm_constraint is not None:
+            check_real("norm_constraint", self.norm_constraint)
 
     def prepare(self, model: Model) -> None:
         model.check_layers(self.layers)

@@ -49,6 +49,10 @@ class Method(Protocol):
     layers: tuple[int, ...]
     max_batch: int | None = None
 
+    def prefixes(self, model: Model) -> tuple[str, ...]:
+        """Texts that stand before a prompt while it is edited, the empty one first."""
+        return ("",)
+
     def prepare(self, model: Model) -> Any:
         """What does not depend on a batch; from the model before any edit."""
 

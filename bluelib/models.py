@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +189,24 @@ class Model:
         Raises:
             ValueError: if one is not a layer of this model, or occurs twice.
         """
-        layers = tuple(sorted(layers))
-        wrong = [layer for layer in layers if not 0 <= layer < self.n_layers]
-        if wrong or not layers or len(set(layers)) < len(layers):
+        layers = tuple(layers) if isinstance(layers, Iterable) else (layers,)
+        whole = all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in layers)
+        layers = tuple(sorted(layers)) if whole else layers
+        if not whole or not layers or len({*layers} & {*range(self.n_layers)}) < len(layers):
             raise ValueError(
                 f"layers {list(layers)} are not distinct layers of {self.name}, which has 0 to {self.n_layers - 1}"
             )
         return layers
+
+    def check_length(self, tokens: int, what: str) -> None:
+        """Make sure that so many tokens fit into the model's context: beyond it, some architectures fail somewhere
+        inside, and others compute something.
+
+        Raises:
+            ValueError: if they do not; the message begins with ``what`` they are.
+        """
+        if tokens > self.max_positions:
+            raise ValueError(f"{what}: {tokens} tokens exceed {self.name}'s context of {self.max_positions}")
 
     def check_editable(self, layers: Iterable[int]) -> tuple[int, ...]:
         """``layers`` as a sorted tuple, all of which can be edited in place. Others may be offloaded.

@@ -34,6 +34,11 @@ class Request:
         return fill(self.prompt, self.subject)
 
 
+def visible(text: str) -> bool:
+    """Whether a text has a character with a glyph."""
+    return any(unicodedata.category(character) not in INVISIBLE for character in text)
+
+
 def fill(template: str, subject: str) -> str:
     """Put the subject in place of the template's ``{}``; other braces are left as they are."""
     return template.replace("{}", subject, 1)
@@ -64,7 +69,7 @@ def locate(tokenizer: PreTrainedTokenizerBase, template: str, subject: str, pref
     """
     if "{}" not in template:
         raise ValueError(f"prompt {template!r} has no {{}} for the subject")
-    if all(unicodedata.category(character) in INVISIBLE for character in subject):
+    if not visible(subject):
         raise ValueError(f"subject {subject!r} has no visible character; it must have one, in prompt {template!r}")
     text = prefix + fill(template, subject)
     start = len(prefix) + template.index("{}") + len(subject) - len(subject.lstrip())

@@ -50,6 +50,7 @@ def _at_subject(model: Model, texts: Sequence[tuple[Request, str]], modules: dic
 @torch.no_grad()
 def _at_last(model: Model, sequences: Sequence[Sequence[int]], modules: dict, layer: int) -> Tensor:
     """One vector per sequence, at its last token, ``(n, d)``; the forward pass stops at the module that is read."""
+    model.check_length(max(map(len, sequences), default=0), "the longest of these prompts")
     vectors: dict[int, Tensor] = {}
     for batch in by_length([len(s) for s in sequences], TOKEN_BUDGET):
         inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)

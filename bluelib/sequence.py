@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from .checkpoints import Checkpoint
+from .checks import check_seed, check_whole
 from .conflicts import Conflict, resolve
 from .data import Record
 from .deltas import save_delta
 from .files import check_writable
 from .methods import BatchResult, Method, describe
 from .models import Model, check_finite
+from .prompts import encode_target, locate
 from .provenance import records_hash
 from .timing import Timer, progress_bar
 
@@ -98,8 +100,7 @@ def check_sequence(
     """
     if not records:
         raise ValueError("there are no records to edit")
-    if not 1 <= batch_size <= len(records):
-        raise ValueError(f"batch_size must be between 1 and the number of records, {len(records)}; it is {batch_size}")
+    check_whole("batch_size", batch_size, 1, len(records), "the number of records")
     if checkpoint_dir is not None:
         if Path(checkpoint_dir).is_file():
             raise NotADirectoryError(f"{checkpoint_dir} is a file; the folder of a checkpoint is to be there")
@@ -138,20 +139,24 @@ def edit_sequence(
         after_batch: called after each batch with its number and result.
 
     Raises:
-        ValueError: for no records, or a batch size below 1 or above the number of records; for a layer to edit that
-            is not in memory; for a checkpoint of another run; for conflicts that are to be refused.
-        ValueError: for weights that are not finite.
+        ValueError: for no records, or a batch size below 1 or above the number of records; for a seed that is not
+            allowed; for a record that cannot be tokenised, or that with a context prefix is longer than the model's
+            context; for a layer to edit that is not in memory; for a checkpoint of another run; for conflicts that are
+            to be refused; for weights that are not finite.
         ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored, an update
             that overflows); the message names the batch's records, and the model is left as it was before that batch.
         OSError: if a checkpoint cannot be written; the model is left as before the batch, as the last checkpoint is.
         BlockingIOError: if another run is at work in ``checkpoint_dir``.
     """
+    check_seed(seed)
     size, conflicts, skipped = check_sequence(records, editor, batch_size=batch_size, checkpoint_dir=checkpoint_dir,
                                               on_conflict=on_conflict)  # fmt: skip
     if conflicts:
         log.warning(
             "%d of %d edits conflict with an earlier one; %d are skipped", len(conflicts), len(records), len(skipped)
         )
+    model.check_editable(editor.layers)
+    _check_requests(model, records, editor)
     if checkpoint_dir is not None:
         model.check_unedited("checkpoints")
     check_finite(model.name, model.lm)
@@ -228,6 +233,22 @@ def _batch_name(records: Sequence[Record], group: Sequence[int]) -> str:
     ids = [str(records[i].case_id) for i in group]
     more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
     return f"{'record' if len(ids) == 1 else 'records'} {', '.join(ids[:10])}{more}"
+
+
+def _check_requests(model: Model, records: Sequence[Record], editor: Method) -> None:
+    """Tokenise all edits behind the longest prefix, so that one that cannot be made is found before any is made.
+
+    Raises:
+        ValueError: naming the record.
+    """
+    prefix = max(editor.prefixes(model), key=len)
+    for record in records:
+        try:
+            place = locate(model.tokenizer, record.prompt, record.subject, prefix)
+            tokens = len(place.ids) + len(encode_target(model.tokenizer, record.target_new)) - 1
+            model.check_length(tokens, "context prefix, prompt and target_new")
+        except ValueError as error:
+            raise ValueError(f"record {record.case_id}: {error}") from error
 
 
 def _identity(model: Model, records: Sequence[Record], editor: Method, state: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .checks import check_real
 from .statistics import null_space
 
 
@@ -92,7 +93,7 @@ class Ridge:
     remembers: bool = False
 
     def __post_init__(self) -> None:
-        _check_positive(λ=self.weight)
+        check_real("λ", self.weight)
 
     def prepare(self, second_moment: Tensor) -> Normal:
         return Normal.of(self.weight * second_moment.double(), "λC + K_pK_pᵀ" if self.remembers else "λC")
@@ -135,7 +136,8 @@ class NullSpace:
     remembers = True
 
     def __post_init__(self) -> None:
-        _check_positive(threshold=self.threshold, L2=self.l2)
+        check_real("threshold", self.threshold)
+        check_real("L2", self.l2)
 
     def prepare(self, second_moment: Tensor) -> NullSpaceState:
         basis = null_space(second_moment, self.threshold)
@@ -193,14 +195,6 @@ def on_device(state: Any, device: torch.device | str) -> Any:
     if is_dataclass(state) and not isinstance(state, type):
         return replace(state, **{f.name: on_device(getattr(state, f.name), device) for f in fields(state)})
     return state
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, not {value}")
-        if math.isinf(value):
-            raise ValueError(f"{name} must be finite, not {value}")
 
 
 def _cholesky(matrix: Tensor, name: str) -> Tensor:

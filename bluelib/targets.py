@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from .checks import check_real, check_whole
 from .models import Model
 from .prompts import Request, by_length, encode_target, locate, pad
 from .tracing import trace
@@ -69,8 +70,11 @@ class TargetOptions:
     def __post_init__(self) -> None:
         if self.component not in ("block", "mlp"):
             raise ValueError(f"component must be block or mlp, not {self.component!r}")
-        if self.steps < 1 or not self.learning_rate > 0 or not self.clamp > 0:
-            raise ValueError(f"steps, learning_rate and clamp must be positive: {self}")
+        check_whole("steps", self.steps, 1)
+        for name in ("learning_rate", "clamp"):
+            check_real(name, getattr(self, name))
+        for name in ("weight_decay", "kl_factor", "early_stop"):
+            check_real(name, getattr(self, name), zero=True)
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,14 @@ def optimise_targets(
             not depend on it beyond rounding.
 
     Raises:
-        ValueError: if the first prefix is not the empty one.
+        ValueError: if the first prefix is not the empty one; for a token budget below 1; for a prompt that with a
+            prefix and its target is longer than the model's context.
         TargetError: if a loss is not finite, or the length of a δ overflows.
     """
     if not prefixes or prefixes[0]:
         raise ValueError("the first context prefix must be the empty one: h is measured on the bare prompt")
+    if token_budget is not None:
+        check_whole("token_budget", token_budget, 1)
     prepared = [_Prepared.of(model, request, prefixes) for request in requests]
     sizes = [len(p.rows) * max(len(row.ids) for row in p.rows) for p in prepared]
     parts: dict[int, Targets] = {}
@@ -211,6 +218,9 @@ class _Prepared:
             rows.append(_Row(place.ids + target[:-1], place.subject_last, len(place.ids) - 1, target, weight))
         place = locate(model.tokenizer, ESSENCE, request.subject)
         rows.append(_Row(place.ids, place.subject_last, len(place.ids) - 1))
+        model.check_length(
+            max(len(row.ids) for row in rows), f"{request.text[:80]!r} with a context prefix and its target"
+        )
         return cls(request, tuple(rows))
 
 

@@ -223,7 +223,7 @@ def test_broken_snippets_are_refused(put):
     with pytest.raises(RecordError, match="at position 0 of the snippets: field 'text' is missing"):
         load_dataset("counterfact")
     put("attribute-snippets", SNIPPETS)
-    put("counterfact", [COUNTERFACT, broken(COUNTERFACT, "requested_rewrite.target_new", {"str": "Dutch"})])
+    put("counterfact", [counterfact(0, "Dutch"), broken(COUNTERFACT, "requested_rewrite.target_new", {"str": "Dutch"})])
     with pytest.raises(RecordError, match=r"record 12: field 'requested_rewrite.target_new.id' is missing"):
         load_dataset("counterfact")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
+from ..checks import check_seed, check_whole
 from ..shipped import ASSETS, check_shipped
 from .benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre, reference_texts
 from .download import cached, downloaded, read_entries
@@ -70,22 +71,25 @@ def load_dataset(
             the records have none otherwise, and their consistency is not measured. The edits of ``zsre`` install the
             right answer, as in MEMIT's code.
         split: ``tune`` or ``report``. A file whose records have no ``split`` field is all ``report``.
-        limit: the number of records at most. The paper edits the first 2,000 in the file's order; its public code
-            takes them from ``multi-counterfact`` and ``zsre``.
+        limit: how many records, the first of the split; None for all. The paper edits the first 2,000 in the file's
+            order; its public code takes them from ``multi-counterfact`` and ``zsre``.
         seed: 0 keeps the benchmark's own order, as the paper does; any other shuffles the split with that seed
             before ``limit`` applies.
         parse: reads a record, in place of the parser that the dataset's form asks for.
 
     Raises:
-        ValueError: for an unknown name or split, a limit below 1, a file in none of the forms, or an empty result; for
-            a shipped dataset that is not what was shipped.
+        ValueError: for an unknown name or split, a limit below 1 or above what there is, a seed that is not allowed, a
+            file that is no JSON in UTF-8 or in none of the forms, or an empty result; for a shipped dataset that is not
+            what was shipped.
         FileNotFoundError: if the path does not exist, or the benchmark was not downloaded.
-        RecordError: for a record that lacks a field, or whose prompt, subject or target cannot be used.
+        RecordError: for a record that lacks a field, has the id of another one, or whose prompt, subject or target
+            cannot be used.
     """
     if split is not None and split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}")
+    if limit is not None:
+        check_whole("limit", limit, 1)
+    check_seed(seed)
     shipped, benchmark = DATASETS.get(str(name)), BENCHMARKS.get(str(name))
     path = shipped.path if shipped else downloaded(str(name)) if benchmark else Path(name)
     if not path.suffix:
@@ -93,24 +97,66 @@ def load_dataset(
                          "path of a JSON file")  # fmt: skip
     if shipped:
         check_shipped(path)
-    entries = read_json(path)
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path} must hold a JSON list of records")
+    entries = _read(path)
     parse = parse or (shipped.parse if shipped else benchmark or _parser_for(entries[0], path))
     chosen = []
+    seen: dict[str, int] = {}
     for position, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
             raise RecordError(f"record at position {position}: must be an object, not {type(entry).__name__}")
-        if split is None or entry.get("split", "report") == split:
-            chosen.append((entry, parse(entry, position)))
+        own = entry.get("split", "report")
+        if own not in SPLITS:
+            raise RecordError(f"record at position {position}: field 'split' must be one of {', '.join(SPLITS)}, "
+                              f"not {own!r}")  # fmt: skip
+        if split is None or own == split:
+            record = parse(entry, position)
+            first = seen.setdefault(str(record.case_id), position)
+            if first != position:
+                raise RecordError(f"record {record.case_id}: field 'case_id' at position {position} must be another "
+                                  f"than at position {first}")  # fmt: skip
+            chosen.append((entry, record))
     if not chosen:
         raise ValueError(f"{path} has no records in split {split!r}")
+    if limit is not None and limit > len(chosen):
+        there = f"{name} has {len(chosen)} records" + (f" in split {split}" if split else "")
+        raise ValueError(f"{there}; {limit} were asked for")
     if seed:
         random.Random(seed).shuffle(chosen)
     chosen = chosen[:limit]
     if benchmark is parse_counterfact:
         return _with_references(chosen)
     return [record for _, record in chosen]
+
+
+def _read(path: Path) -> list[Any]:
+    """A file's JSON list; a byte order mark in front is passed over.
+
+    Raises:
+        ValueError: for any other content; of an object that has a field twice, no reader would take both.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_field_once)
+    except RecordError as error:
+        raise RecordError(f"{path}, {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be in UTF-8: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} must hold a JSON list of records; it is nested too deeply") from error
+    except ValueError as error:
+        lines = "; one list is read, not JSON Lines" if str(error).startswith("Extra data") else ""
+        raise ValueError(f"{path} is not JSON: {error}{lines}") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} must hold a JSON list of records")
+    return entries
+
+
+def _each_field_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RecordError(f"record {found.get('case_id', 'without an id')}: field {twice!r} is there twice")
+    return found
 
 
 def _with_references(chosen: Sequence[tuple[Mapping[str, Any], Record]]) -> list[Record]:

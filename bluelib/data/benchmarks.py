@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from .records import Probe, Record, RecordError, field, put_subject_out
+from .records import Probe, Record, RecordError, field, put_subject_out, record_id
 
 
 def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
     """A record of ``counterfact.json`` or ``multi_counterfact.json`` (Meng et al. 2022)."""
-    case_id = field(entry, "case_id", f"at position {position}", (int, str))
+    case_id = record_id(entry, position, needed=True)
 
     def text(path: str) -> str:
         return field(entry, path, case_id)
@@ -37,7 +37,7 @@ def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
 
 def parse_counterfact_flat(entry: Mapping[str, Any], position: int) -> Record:
     """CounterFact in the flat form of knowledge-editing toolkits: one paraphrase, one probe."""
-    case_id = field(entry, "case_id", f"at position {position}", (int, str))
+    case_id = record_id(entry, position, needed=True)
     subject = field(entry, "subject", case_id)
     return Record(
         case_id=case_id,
@@ -60,12 +60,14 @@ def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers")
         target: what the edit shall make the model say: ``answers``, the right answer, as the MEMIT family's code
             does for models that do not know it; or ``alt``, MEND's alternative answer, for models that do.
     """
-    case_id = entry.get("case_id", position) if isinstance(entry, Mapping) else position
+    case_id = record_id(entry, position)
     subject = field(entry, "subject", case_id)
     answers = field(entry, "answers", case_id, list)
     if not answers or not isinstance(answers[0], str):
         raise RecordError(f"record {case_id}: field 'answers' must start with a string")
-    alternative = field(entry, "alt", case_id)
+    alternative, unrelated = field(entry, "alt", case_id), field(entry, "loc", case_id)
+    if not unrelated.strip():
+        raise RecordError(f"record {case_id}: field 'loc' must be a non-empty string, not {unrelated!r}")
     if target not in ("answers", "alt"):
         raise ValueError(f"the target of zsRE edits is 'answers' or 'alt', not {target!r}")
     return Record(
@@ -76,7 +78,7 @@ def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers")
         target_new=answers[0] if target == "answers" else alternative,
         target_true=answers[0] if target == "alt" else None,
         paraphrases=(field(entry, "rephrase", case_id),),
-        locality=(Probe(field(entry, "loc", case_id) + "?", field(entry, "loc_ans", case_id)),),
+        locality=(Probe(unrelated + "?", field(entry, "loc_ans", case_id)),),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..pocket.world import SEEN_STATEMENTS, build_world
 from . import DATASETS, Record, RecordError, load_dataset
 from .benchmarks import parse_counterfact
-from .records import field, put_subject_out
+from .records import field, put_subject_out, record_id
 
 SENTENCES = 3
 
@@ -53,8 +53,7 @@ def pocket_long_form(record: Record, sentences: int = SENTENCES) -> Record:
         ValueError: for fewer than 2 sentences, or more than the training text has wordings for.
         RecordError: for a record that is not about a fact of the pocket world.
     """
-    if not 2 <= sentences <= SEEN_STATEMENTS + 1:
-        raise ValueError(f"a long-form target has 2 to {SEEN_STATEMENTS + 1} sentences, not {sentences}")
+    check_sentences(sentences)
     facts = build_world().by_subject().get(record.subject, [])
     found = [fact for fact in facts if record.prompt in fact.relation.statements + fact.relation.questions]
     if not found:
@@ -69,6 +68,16 @@ def pocket_long_form(record: Record, sentences: int = SENTENCES) -> Record:
     )
 
 
+def check_sentences(sentences: int) -> None:
+    """Make sure that the pocket world has so many sentences for a target.
+
+    Raises:
+        ValueError: if not.
+    """
+    if sentences not in range(2, SEEN_STATEMENTS + 2):
+        raise ValueError(f"a long-form target has 2 to {SEEN_STATEMENTS + 1} sentences, not {sentences}")
+
+
 def parse_akew(entry: Mapping[str, Any], position: int) -> Record:
     """A record of AKEW's form of CounterFact: ``fact_new_uns``, a text that tells the new fact, is the target.
 
@@ -77,7 +86,7 @@ def parse_akew(entry: Mapping[str, Any], position: int) -> Record:
     Raises:
         RecordError: if one of them is missing, or the text is not one of several sentences.
     """
-    case_id = entry.get("case_id", position)
+    case_id = record_id(entry, position)
     try:
         text = field(entry, "requested_rewrite.fact_new_uns", case_id)
         question = field(entry, "requested_rewrite.question", case_id)

@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from ..checks import check_seed
 from ..data import Record
 from ..models import Model
-from .generation import generation_scores
+from ..prompts import encode_prompt, encode_target
+from .generation import encode_openings, generation_scores
 from .scoring import TargetScore, score_targets
 
 METRICS = ("efficacy", "generalization", "specificity", "fluency", "consistency")
@@ -75,10 +77,14 @@ def evaluate(
             does): what public code of this family does, and what published figures may depend on.
 
     Raises:
-        ValueError: for no records, or a prompt longer than the model's context.
+        ValueError: for no records, or a seed that is not allowed; naming the record, for a prompt that with its target
+            is longer than the model's context, or that leaves nothing to generate.
     """
     if not records:
         raise ValueError("there are no records to evaluate")
+    check_seed(seed)
+    for record in records:
+        _check_lengths(model, record, generate)
     scored = {}  # by whether special tokens count
     for special in (False, True):
         pairs = [pair for record in records if _special(record, score_bos) == special for pair in _pairs(record)]
@@ -94,6 +100,19 @@ def evaluate(
         for result, extra in zip(results, generation_scores(model, records, seed=seed), strict=True):
             result.update(extra)
     return Scores(tuple(results))
+
+
+def _check_lengths(model: Model, record: Record, generate: bool) -> None:
+    try:
+        for prompt, target in _pairs(record):
+            # Hardly a token has less than a byte; only what could be too long is tokenised twice.
+            if len((prompt + target).encode()) >= model.max_positions // 4:
+                tokens = len(encode_prompt(model.tokenizer, prompt)) + len(encode_target(model.tokenizer, target)) - 1
+                model.check_length(tokens, f"{prompt[:80]!r} with its target")
+        if generate:
+            encode_openings(model, record.generation_prompts)
+    except ValueError as error:
+        raise ValueError(f"record {record.case_id}: {error}") from error
 
 
 def _special(record: Record, score_bos: bool) -> bool:

@@ -13,6 +13,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
+from ..checks import check_whole
 from ..data import Record
 from ..models import Model
 from ..prompts import encode_prompt
@@ -42,13 +43,30 @@ def _entropy(units: Sequence[str], n: int) -> float:
     return -sum(c / total * math.log2(c / total) for c in counts.values()) if total else 0.0
 
 
+def encode_openings(model: Model, prompts: Sequence[str], length: int = LENGTH) -> list[tuple[int, ...]]:
+    """Token ids of prompts that are to be continued until a text has ``length`` tokens.
+
+    Raises:
+        ValueError: for a prompt that has so many tokens already, or texts longer than the model's context.
+    """
+    check_whole("length", length, 1, model.max_positions, f"{model.name}'s context")
+    encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) >= length:
+            raise ValueError(f"{prompt[:80]!r}: {len(ids)} tokens leave nothing to generate of a text of {length}")
+    return encoded
+
+
 @torch.no_grad()
 def generate_texts(model: Model, prompts: Sequence[str], *, length: int = LENGTH, seed: int = 0) -> list[str]:
     """Continue each prompt until it has ``length`` tokens, prompt included, by top-k sampling (k = 5).
 
     An end-of-text token does not end a text. Prompts of one length are run together, so nothing is padded.
+
+    Raises:
+        ValueError: for a prompt that has so many tokens already, or texts longer than the model's context.
     """
-    encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
+    encoded = encode_openings(model, prompts, length)
     texts = [""] * len(prompts)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -64,8 +82,13 @@ def continue_greedily(model: Model, prompts: Sequence[str], lengths: Sequence[in
     """What follows each prompt, always the most probable token, as many tokens as ``lengths`` says for it.
 
     An end-of-text token does not end a text.
+
+    Raises:
+        ValueError: for a prompt that with what follows is longer than the model's context.
     """
     encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
+    for prompt, tokens, length in zip(prompts, encoded, lengths, strict=True):
+        model.check_length(len(tokens) + length, f"{prompt[:80]!r} and {length} tokens to generate")
     texts = [""] * len(prompts)
     for batch in _same_length(encoded):
         ids = _continue(model, [encoded[i] for i in batch], max(lengths[i] for i in batch), GREEDY)

@@ -46,10 +46,9 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
     for index, (prompt, target) in enumerate(pairs):
         runs.setdefault(prompts[prompt] + targets[target][:-1], []).append(index)
     sequences = list(runs)
-    longest = max(map(len, sequences), default=0)
-    if longest > model.max_positions:
-        text = pairs[runs[max(sequences, key=len)][0]][0]
-        raise ValueError(f"{longest} tokens exceed {model.name}'s context of {model.max_positions}: {text[:80]!r}")
+    longest = max(sequences, key=len, default=())
+    if longest:
+        model.check_length(len(longest), f"{pairs[runs[longest][0]][0][:80]!r} with its target")
 
     scores: dict[int, TargetScore] = {}
     batches = by_length([len(s) for s in sequences], TOKEN_BUDGET)
@@ -79,7 +78,7 @@ def request_nll(model: Model, requests: Sequence[Request]) -> Tensor:
     """Mean negative log-likelihood of each request's target tokens after its bare prompt, ``(u,)``, differentiable.
 
     Raises:
-        ValueError: if a prompt has no token.
+        ValueError: if a prompt has no token, or is with its target longer than the model's context.
     """
     prompts = [_prompt(model, request.text) for request in requests]
     targets = [encode_target(model.tokenizer, request.target) for request in requests]
@@ -101,7 +100,7 @@ def next_token_log_probs(model: Model, prompts: Sequence[str]) -> Tensor:
     """Log-probabilities of the next token after each prompt, ``(n, vocabulary)``, differentiable.
 
     Raises:
-        ValueError: if a prompt has no token.
+        ValueError: if a prompt has no token, or more than the model's context.
     """
     sequences = [_prompt(model, text) for text in prompts]
     return _logits(model, sequences, range(len(sequences)), [len(s) - 1 for s in sequences]).log_softmax(-1)
@@ -126,6 +125,7 @@ def _prompt(model: Model, text: str) -> tuple[int, ...]:
 
 def _logits(model: Model, sequences: Sequence[Sequence[int]], rows: Sequence[int], columns: Sequence[int]) -> Tensor:
     """Logits at the places that are read, ``(n, vocabulary)`` float32, and nowhere else."""
+    model.check_length(max(map(len, sequences)), "the longest of these prompts, with its target")
     inputs = pad(sequences, model.tokenizer.pad_token_id, model.device)
     hidden = model.lm.base_model(**inputs, use_cache=False).last_hidden_state
     return model.head(hidden[list(rows), list(columns)]).float()
