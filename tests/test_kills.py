@@ -112,10 +112,14 @@ def state(folder: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
+#: What a process says of itself, and the hash of a file that has it.
+TOLD = ("seconds", "peak_memory", "provenance", "sha256")
+
+
 def _content(path: Path) -> object:
     if path.suffix == ".json":
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {key: value for key, value in content.items() if key not in ("seconds", "peak_memory", "provenance")}
+        return {key: value for key, value in content.items() if key not in TOLD}
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
