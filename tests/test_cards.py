@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import dispatch_model
-from safetensors.torch import save_file
 
 from bluelib import blue, edit_sequence, evaluate
 from bluelib.analysis import (
@@ -26,6 +24,7 @@ from bluelib.causal import causal_trace
 from bluelib.constraints import Damp
 from bluelib.data import Probe
 from bluelib.editors import pmet, rome
+from bluelib.files import save_tensors
 from bluelib.finetuning import FineTuning
 from bluelib.mend import Mend, Network, train
 from bluelib.metrics import generation
@@ -89,7 +88,7 @@ def network_file(model: Model, layers: tuple[int, ...], path: Path) -> str:
         torch.nn.init.normal_(up.weight, std=0.1)
     network.log_rate.data.fill_(-4.0)
     about = {"model_revision": model.revision, "layers": list(layers)}
-    save_file(network.state_dict(), path, metadata={"mend": json.dumps(about)})
+    save_tensors(path, network.state_dict(), {"mend": about})
     return str(path)
 
 

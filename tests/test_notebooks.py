@@ -58,7 +58,15 @@ def test_a_notebook_has_checked_cells_with_outputs(path):
         assert any(re.search(r"\w", output.get("text", "")) for output in cell.outputs)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+#: Those that take more than a minute.
+LONG = ("03", "04", "06", "08")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.long] * (path.name[:2] in LONG)) for path in NOTEBOOKS],
+    ids=lambda p: p.name,
+)
 def test_a_notebook_gives_its_numbers(path, tmp_path):
     """nbval in a process of its own, on a copy, so that what the notebook writes stays out of the checkout.
 
