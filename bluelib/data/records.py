@@ -87,13 +87,16 @@ class Record:
 _LISTS = ("paraphrases", "locality", "attribute_prompts", "generation_prompts", "reference_texts")
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _wrong(text: Any) -> str:
     """What a text of a record must be and this is not; empty if it can be used."""
     if not isinstance(text, str) or not text.strip():
         return "non-empty string"
     if not visible(text):
         return "text with a visible character"
-    if any(unicodedata.category(character) == "Cs" for character in text):
+    if _SURROGATE.search(text):
         return "text without lone surrogates, which no tokenizer reads"
     return ""
 

@@ -1,0 +1,65 @@
+"""A long sequence of edits: resident memory and time per hundred edits, neither of which may grow.
+
+    python -m benchmarks.soak                                   # 1,000 batches of one edit, two editors
+    python -m benchmarks.soak --batch-size 10 --editors alphaedit_blue
+
+What an editor remembers of earlier edits is a matrix of a fixed size (a solver's factor), not a list of their keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from bluelib import edit_sequence, get_editor, load_dataset, load_model
+from bluelib.data import Record
+from bluelib.methods import BatchResult, Method
+from bluelib.models import Model
+from bluelib.sequence import preserved
+
+
+def soak(model: Model, editor: Method, records: Sequence[Record], *, batch_size: int, every: int = 100) -> list[dict]:
+    """Edit all records in sequence: a row after every ``every`` edits and the last one. The model is put back.
+
+    Returns:
+        Rows with ``edits`` so far, the process's ``resident_mb``, and the ``seconds`` of processor time since the row
+        before; the first batch, which prepares, is not counted.
+    """
+    process, rows, began = psutil.Process(), [], 0.0
+
+    def note(number: int, result: BatchResult) -> None:
+        nonlocal began
+        edits = min((number + 1) * batch_size, len(records))
+        if number and (edits % every == 0 or edits == len(records)):
+            resident = process.memory_info().rss / 2**20
+            rows.append({"edits": edits, "resident_mb": resident, "seconds": time.process_time() - began})
+        if not number or edits % every == 0:
+            began = time.process_time()
+
+    with preserved(model, editor.layers):
+        edit_sequence(model, records, editor, batch_size=batch_size, on_conflict="keep", progress=False,
+                      after_batch=note)  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="pocket-llama")
+    parser.add_argument("--editors", nargs="+", default=["memit_blue", "alphaedit_blue"])
+    parser.add_argument("--edits", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=1)
+    arguments = parser.parse_args()
+    model = load_model(arguments.model)
+    records = load_dataset("pocket-counterfact", limit=arguments.edits)
+    for name in arguments.editors:
+        rows = soak(model, get_editor(name, model), records, batch_size=arguments.batch_size)
+        print(f"\n{name}, {model.name}, batches of {arguments.batch_size}\n")
+        print("| edits | resident MB | seconds |\n|---|---|---|")
+        print("\n".join(f"| {r['edits']} | {r['resident_mb']:.1f} | {r['seconds']:.1f} |" for r in rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()
