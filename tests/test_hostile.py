@@ -217,6 +217,10 @@ def test_a_full_prompt_is_cut_at_its_last_mention_of_the_subject_as_such(file, s
 def test_a_full_prompt_that_mentions_another_subject_or_holds_braces_is_refused(file, subject, prompt):
     assert accepted_or_refused(file, FLAT | {"subject": subject, "prompt": prompt}) is None
     assert accepted_or_refused(file, ZSRE | {"subject": subject, "src": prompt}) is None
+    with pytest.raises(RecordError, match="record 1: field 'src' "):
+        load_dataset(
+            file, parse=lambda entry, position: parser(ZSRE)(ZSRE | {"subject": subject, "src": prompt}, position)
+        )
 
 
 @pytest.mark.parametrize(
