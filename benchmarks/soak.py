@@ -21,12 +21,14 @@ from bluelib.models import Model
 from bluelib.sequence import preserved
 
 
-def soak(model: Model, editor: Method, records: Sequence[Record], *, batch_size: int, every: int = 100) -> list[dict]:
+def soak(
+    model: Model, editor: Method, records: Sequence[Record], *, batch_size: int, every: int = 100, show: bool = False
+) -> list[dict]:
     """Edit all records in sequence: a row after every ``every`` edits and the last one. The model is put back.
 
     Returns:
         Rows with ``edits`` so far, the process's ``resident_mb``, and the ``seconds`` of processor time since the row
-        before; the first batch, which prepares, is not counted.
+        before; the first batch, which prepares, is not counted. With ``show`` each is printed as it comes.
     """
     process, rows, began = psutil.Process(), [], 0.0
 
@@ -36,6 +38,8 @@ def soak(model: Model, editor: Method, records: Sequence[Record], *, batch_size:
         if number and (edits % every == 0 or edits == len(records)):
             resident = process.memory_info().rss / 2**20
             rows.append({"edits": edits, "resident_mb": resident, "seconds": time.process_time() - began})
+            if show:
+                print(f"| {edits} | {resident:.1f} | {rows[-1]['seconds']:.1f} |", flush=True)
         if not number or edits % every == 0:
             began = time.process_time()
 
@@ -55,10 +59,9 @@ def main() -> None:
     model = load_model(arguments.model)
     records = load_dataset("pocket-counterfact", limit=arguments.edits)
     for name in arguments.editors:
-        rows = soak(model, get_editor(name, model), records, batch_size=arguments.batch_size)
         print(f"\n{name}, {model.name}, batches of {arguments.batch_size}\n")
-        print("| edits | resident MB | seconds |\n|---|---|---|")
-        print("\n".join(f"| {r['edits']} | {r['resident_mb']:.1f} | {r['seconds']:.1f} |" for r in rows), flush=True)
+        print("| edits | resident MB | seconds |\n|---|---|---|", flush=True)
+        soak(model, get_editor(name, model), records, batch_size=arguments.batch_size, show=True)
 
 
 if __name__ == "__main__":

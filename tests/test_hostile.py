@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from benchmarks.soak import soak
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.data import Probe, Record, RecordError
+from bluelib.data.benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre
 from bluelib.experiment import check_parameters
 from bluelib.finetuning import FineTuning
 from bluelib.metrics.generation import continue_greedily, generate_texts
@@ -159,16 +160,9 @@ def accepted_or_refused(path, entry):
 
 
 def parser(entry):
-    """Of a file of mixed forms: that of each record."""
-    from bluelib.data.benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre
-
-    second = (
-        parse_counterfact
-        if "pararel_idx" in entry
-        else parse_zsre
-        if "pred" in entry or "cond" in entry
-        else parse_counterfact_flat
-    )
+    """Of a file that begins with a CounterFact record and goes on with this one, which may be in another form."""
+    forms = {"pararel_idx": parse_counterfact, "ground_truth": parse_counterfact_flat}
+    second = next((parse for key, parse in forms.items() if key in entry), parse_zsre)
     return lambda raw, position: (second if position else parse_counterfact)(raw, position)
 
 
@@ -217,6 +211,8 @@ def test_a_full_prompt_is_cut_at_its_last_mention_of_the_subject_as_such(file, s
 def test_a_full_prompt_that_mentions_another_subject_or_holds_braces_is_refused(file, subject, prompt):
     assert accepted_or_refused(file, FLAT | {"subject": subject, "prompt": prompt}) is None
     assert accepted_or_refused(file, ZSRE | {"subject": subject, "src": prompt}) is None
+    with pytest.raises(RecordError, match="record 1: field 'src' "):
+        load_dataset(file, parse=parser(ZSRE))
 
 
 @pytest.mark.parametrize(
