@@ -25,8 +25,8 @@ site: $(STAMP)  ## build the report as a static site in build/site
 test: $(STAMP)  ## run the tests, one process a core
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
-test-long: $(STAMP)  ## run the tests that take minutes: killed runs, soak, many examples
-	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m long $(ARGS)
+test-long: $(STAMP)  ## run what make test leaves out: whole notebooks and grids, killed runs, many examples
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "slow or long" $(ARGS)
 
 test-browser: $(STAMP)  ## run the quickstart and the demo in JupyterLab and Voilà in Chromium
 	$(VENV)/bin/python -m pytest -m browser $(ARGS)

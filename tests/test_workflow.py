@@ -19,7 +19,7 @@ import yaml
 from bluelib import models
 from bluelib.configs import model_configs
 from bluelib.editors import EDITORS
-from bluelib.files import locked
+from bluelib.files import locked, write_json
 from bluelib.grid import DTYPES, Grid, Place
 from bluelib.layout import ANALYSIS, ANALYSIS_FIGURES
 from bluelib.models import PAPER_MODELS, pocket_models
@@ -95,6 +95,7 @@ def test_a_grid_on_slurm_asks_for_what_its_file_says(project):
         assert f"mem_mb={memory}" in resources and f"runtime={minutes}" in resources
 
 
+@pytest.mark.slow
 def test_the_grid_makes_only_what_is_missing(project):
     """From nothing to the report; then nothing; then after a deletion, only what hangs on what was deleted."""
     output = finished(blue(project, TINY))
@@ -122,6 +123,7 @@ def test_the_grid_makes_only_what_is_missing(project):
         assert again[key] == content[key]
 
 
+@pytest.mark.slow
 def test_a_killed_grid_continues(project):
     """SIGKILL of the workflow alone: its jobs end with it, and the cell at work goes on from its own checkpoint."""
     grid = {**TINY, "edits": 40}
@@ -143,7 +145,7 @@ def test_a_killed_grid_continues(project):
     cell, content = manifest.parent.name, json.loads(manifest.read_text())
     reached = content["batches"]
     content["seconds"]["targets"] = 1e6  # who continues from here will say so
-    manifest.write_text(json.dumps(content))
+    write_json(manifest, {key: value for key, value in content.items() if key != "sha256"}, sealed=True)
     content_of = Grid.of(grid).result(next(c for c in Grid.of(grid).cells() if Grid.of(grid).cell_name(c) == cell))
     output = finished(blue(project, grid, "--", "--until", "cell"))
     assert jobs(output)["cell"] <= 2 and "before" not in jobs(output)
@@ -153,6 +155,7 @@ def test_a_killed_grid_continues(project):
     assert not list(checkpoint.iterdir()), "a finished cell needs no checkpoint"
 
 
+@pytest.mark.slow
 def test_another_editor_is_one_more_cell(project):
     """What a grid has already is not made again when an editor is added to it."""
     found = Grid.of(TINY)
