@@ -58,6 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, [], False) else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="blue", description="Edit facts in language models, and measure what happens.", epilog=STATUS
@@ -67,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, function, about: str, example: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about, epilog=f"example: {example}",
-                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+                                  formatter_class=_HelpFormatter)  # fmt: skip
         sub.set_defaults(command=function)
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         return sub
@@ -110,10 +117,12 @@ def _parser() -> argparse.ArgumentParser:
                   "blue edit --model pocket-llama --dataset pocket-counterfact --editor memit_blue")  # fmt: skip
     _add_common(sub)
     sub.add_argument("--editor", required=True, help="see: blue editors")
+    sub.add_argument("--corpus", help="the text of second moments, if not the configuration's: wikipedia, or a path")
     sub.add_argument("--batch-size", type=int, default=10, help="edits per batch")
     sub.add_argument("--checkpoint", type=Path, metavar="DIR", help="write what continuing needs after each batch, and "
                      "continue from it when the same command is given again")  # fmt: skip
-    sub.add_argument("--on-conflict", default="last", help="edits that get in each other's way: last, keep or refuse")
+    sub.add_argument("--on-conflict", default="last", help="edits of the same fact: last, only the last of a batch is "
+                     "made; keep, all are; refuse, none")  # fmt: skip
     sub.add_argument("--save", type=Path, metavar="DIR", help="save the edited model for transformers")
     sub.add_argument("--save-delta", type=Path, metavar="FILE", help="save only the changed matrices")
 
@@ -341,7 +350,7 @@ def _edit(arguments: argparse.Namespace) -> Answer:
     from .files import check_writable
 
     model, records = _load(arguments)
-    editor = get_editor(arguments.editor, model)
+    editor = get_editor(arguments.editor, model, corpus=arguments.corpus)
     for target in (arguments.save, arguments.save_delta):
         if target is not None:
             if target.exists() and not arguments.checkpoint:

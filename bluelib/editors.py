@@ -99,7 +99,7 @@ class Editor(Method):
         """
         if self.corpus is None:
             raise ValueError(f"{self.name} names no corpus for the second moments of {model.name}; "
-                             "pass corpus='path/to/text.txt', or set it in the model's configuration")  # fmt: skip
+                             "pass corpus='wikipedia' or a text's path (--corpus), or configure it")  # fmt: skip
         return second_moments(model, layers, corpus=self.corpus, tokens=tokens)
 
     def inputs(self, model: Model, state: EditState) -> dict[str, Any]:
