@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -108,11 +109,21 @@ def is_a_program(folder: Path, program: str, *arguments: str) -> None:
         assert "/" not in argument or (ROOT / argument).exists()
 
 
+def has_extras(folder: Path, program: str, *arguments: str) -> None:
+    """An installation, which needs the network: the extras and files that it names are there."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for argument in arguments:
+        if named := re.fullmatch(r"\.\[(.*)\]", argument):
+            assert set(named[1].split(",")) <= extras.keys()
+        assert not argument.endswith(".txt") or (ROOT / argument).exists()
+
+
 #: By what a command begins with, how it is checked. The first that fits.
 CHECKS = (
     (r"\.venv/bin/(blue|papermill) ", is_run),
     (r"\.venv/bin/(jupyter lab|voila) ", is_opened),
-    (r"make \S+$", is_a_target),
+    (r"make \S+( ARGS=.*)?$", is_a_target),
+    (r"(pip|python3\.11) ", has_extras),
     (r"blue ", is_understood),
     (r"papermill ", has_parameters),
     (r"(OMP_NUM_THREADS=1 )?(jupyter nbconvert|nbstripout|python scripts/\S+$)|hf auth login$", is_a_program),
