@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from statistics import fmean
 
 import psutil
 
@@ -27,21 +28,26 @@ def soak(
     """Edit all records in sequence: a row after every ``every`` edits and the last one. The model is put back.
 
     Returns:
-        Rows with ``edits`` so far, the process's ``resident_mb``, and the ``seconds`` of processor time since the row
-        before; the first batch, which prepares, is not counted. With ``show`` each is printed as it comes.
+        Rows with ``edits`` so far, the process's ``resident_mb``, the ``seconds`` of processor time since the row
+        before (the first batch, which prepares, is not counted), and the ``steps`` of optimising an edit's targets,
+        their mean since the row before: a model that has taken many edits needs more of them, and so more time. With
+        ``show`` each row is printed as it comes.
     """
-    process, rows, began = psutil.Process(), [], 0.0
+    process, rows, began, steps = psutil.Process(), [], 0.0, []
 
     def note(number: int, result: BatchResult) -> None:
         nonlocal began
+        steps.append(result.steps)
         edits = min((number + 1) * batch_size, len(records))
         if number and (edits % every == 0 or edits == len(records)):
             resident = process.memory_info().rss / 2**20
-            rows.append({"edits": edits, "resident_mb": resident, "seconds": time.process_time() - began})
+            rows.append({"edits": edits, "resident_mb": resident, "seconds": time.process_time() - began,
+                         "steps": fmean(steps)})  # fmt: skip
             if show:
-                print(f"| {edits} | {resident:.1f} | {rows[-1]['seconds']:.1f} |", flush=True)
+                print(f"| {edits} | {resident:.1f} | {rows[-1]['seconds']:.1f} | {rows[-1]['steps']:.1f} |", flush=True)
         if not number or edits % every == 0:
             began = time.process_time()
+            steps.clear()
 
     with preserved(model, editor.layers):
         edit_sequence(model, records, editor, batch_size=batch_size, on_conflict="keep", progress=False,
@@ -60,7 +66,7 @@ def main() -> None:
     records = load_dataset("pocket-counterfact", limit=arguments.edits)
     for name in arguments.editors:
         print(f"\n{name}, {model.name}, batches of {arguments.batch_size}\n")
-        print("| edits | resident MB | seconds |\n|---|---|---|", flush=True)
+        print("| edits | resident MB | seconds | steps |\n|---|---|---|---|", flush=True)
         soak(model, get_editor(name, model), records, batch_size=arguments.batch_size, show=True)
 
 
