@@ -428,7 +428,7 @@ def check_writable(path: str | Path) -> None:
     """Find out before long work whether a file or a folder can be made at ``path``; nothing is left there.
 
     Raises:
-        OSError: if it cannot; the message names ``path``.
+        WriteError: if it cannot.
     """
     path = Path(path).absolute()
     folder = next(parent for parent in path.parents if parent.exists())
@@ -436,7 +436,7 @@ def check_writable(path: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise type(error)(f"{path} cannot be written: {folder}: {error.strerror}") from error
+        raise WriteError(error.errno, error.strerror, str(path)) from error
 
 
 def check_new_file(path: str | Path) -> None:

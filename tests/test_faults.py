@@ -159,8 +159,9 @@ def limited(room: int) -> Iterator[None]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """All files of a folder, hidden ones too, by their hashes."""
-    return {str(p.relative_to(folder)): file_hash(p) for p in folder.rglob("*") if p.is_file() and p.name != "filler"}
+    """All files of a folder, hidden ones too, by their hashes, but for the lock of a run at work."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != "filler" and p.suffix != ".lock")
+    return {str(p.relative_to(folder)): file_hash(p) for p in files}
 
 
 def figure(path: Path) -> None:
