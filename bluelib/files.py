@@ -128,7 +128,7 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
         DamagedError: for a file that is no JSON, or has another content than was written.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is not JSON, or is damaged: {error}") from error
     found = content.pop("sha256", None) if isinstance(content, dict) else None
@@ -153,7 +153,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _no_number(text: str) -> None:
+def no_number(text: str) -> None:
+    """Refuse the NaN and Infinity that Python's reader of JSON takes and JSON does not have."""
     raise ValueError(f"{text} is no number of JSON")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check_seed, check_whole
+from ..files import no_number
 from ..shipped import ASSETS, check_shipped
 from .benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre, reference_texts
 from .download import cached, downloaded, read_entries
@@ -135,7 +136,8 @@ def _read(path: Path) -> list[Any]:
         ValueError: for any other content; of an object that has a field twice, no reader would take both.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_field_once)
+        text = path.read_text(encoding="utf-8-sig")
+        entries = json.loads(text, object_pairs_hook=_each_field_once, parse_constant=no_number)
     except RecordError as error:
         raise RecordError(f"{path}, {error}") from error
     except UnicodeDecodeError as error:
