@@ -70,6 +70,7 @@ def test_choices_are_compared_at_blue_s_specificity():
     assert differences.low["one"] < -5.0 < differences.high["one"]
 
 
+@pytest.mark.slow
 def test_a_stopped_ablation_goes_on(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
