@@ -2,8 +2,9 @@
 
 A checkpoint is a folder with one ``weights-N.safetensors`` (the edited matrices and the random state after N
 batches), one ``keys-N.safetensors`` per batch for methods that remember earlier keys, and ``manifest.json``, which
-names these files with their SHA-256 and says which run they belong to. Every file is written under a temporary name
-and renamed, the manifest last: whenever the process dies, the manifest on disk names files that are complete.
+names these files with the SHA-256 of their tensors and says which run they belong to. Every file is written under a
+temporary name and renamed, the manifest last: whenever the process dies, the manifest on disk names files that are
+complete.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .files import file_hash, load_tensors, locked, read_json, save_tensors, write_json
+from .files import DamagedError, load_tensors, locked, read_json, save_tensors, tensors_hash, write_json
 
 MANIFEST = "manifest.json"
 
@@ -110,14 +111,20 @@ class Checkpoint:
                     old.unlink()
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        self.files[name] = file_hash(save_tensors(self.folder / name, tensors))
+        self.files[name] = save_tensors(self.folder / name, tensors)
 
     def _read(self, name: str, digest: str) -> dict[str, Tensor]:
-        path = self.folder / name
-        if not path.exists() or file_hash(path) != digest:
-            state = "is missing" if not path.exists() else "is damaged: its SHA-256 is not the manifest's"
-            raise CheckpointError(f"{path} {state}; delete {self.folder} to start again")
-        return load_tensors(path)[0]
+        path, wrong = self.folder / name, "is missing"
+        if path.exists():
+            try:
+                tensors, _ = load_tensors(path)
+            except DamagedError:
+                wrong = "is damaged"
+            else:
+                if tensors_hash(tensors) == digest:
+                    return tensors
+                wrong = "is damaged: its SHA-256 is not the manifest's"
+        raise CheckpointError(f"{path} {wrong}; delete {self.folder} to start again")
 
 
 def _by_name(matrices: Mapping[int, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .checks import check_whole
 from .contexts import context_prefixes
 from .data import Record
 from .editors import Editor
@@ -82,8 +83,7 @@ def convergence(
     if without:
         raise ValueError(f"{', '.join(without)} needs no second moments; choose compositions, such as memit_blue")
     tokens = editors[0].tokens if tokens is None else tokens
-    if tokens < 1:
-        raise ValueError(f"tokens must be at least 1, not {tokens}")
+    check_whole("tokens", tokens, 1)
     counts = [max(1, round(share * tokens)) for share in shares]
     requests = [record.request for record in records]
     prefixes = context_prefixes(model)

@@ -20,7 +20,8 @@ def save_delta(model: Model, layers: tuple[int, ...], path: str | Path, about: d
     """
     tensors = {str(layer): model.weight(layer).contiguous().cpu() for layer in layers}
     belongs = {"model": model.name, "model_revision": model.revision, "about": about or {}}
-    return save_tensors(path, tensors, {FORMAT: belongs})
+    save_tensors(path, tensors, {FORMAT: belongs})
+    return Path(path)
 
 
 @torch.no_grad()

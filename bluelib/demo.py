@@ -27,7 +27,7 @@ from torch import Tensor
 from .data import Record
 from .data.records import put_subject_out
 from .editors import EDITORS, Editor, blue_pairs, get_composition
-from .metrics.scoring import next_token_log_probs, score_targets
+from .metrics.scoring import next_token_log_probs, score_targets, top_tokens
 from .models import Model
 from .prompts import encode_target
 from .reports.plots import COLOURS, GREY, SKY, VERMILION, style
@@ -349,10 +349,8 @@ class EditPage(widgets.VBox):
             {target for r in self.records if r.relation == record.relation for target in (r.target_new, r.target_true)}
         )
         self.target.value = record.target_new
-        probabilities, tokens = next_token_log_probs(self.model, [record.request.text])[0].exp().topk(3)
         answers = ", ".join(
-            f"{escape(self.model.tokenizer.decode([token]).strip())} ({p:.0%})"
-            for token, p in zip(tokens.tolist(), probabilities.tolist(), strict=True)
+            f"{escape(token.strip())} ({p:.0%})" for token, p in top_tokens(self.model, record.request.text, 3)
         )
         self._say(f'<div role="status">Unedited, {escape(self.model.name)} goes on with: <b>{answers}</b></div>')
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,36 +216,51 @@ def check_parameters(given: dict[str, Any], known: dict[str, type | tuple[type, 
         value = given.get(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"parameter {name} must be {_type_name(kind)}, not {value!r}; known: {listing}")
-    for name in known.keys() & _LEAST.keys():
-        check_whole(name, given[name], _LEAST[name])
-    if "seed" in known:
-        check_seed(given["seed"])
+    for name in known.keys() & _RANGES.keys():
+        _RANGES[name](name, given[name])
     if {"edits", "batch_size"} <= known.keys():
         check_whole("batch_size", given["batch_size"], 1, given["edits"], "the number of edits")
-    if "noise" in known:
-        check_real("noise", given["noise"])
-    for name in ("editor", "editors", "batch_editors"):
-        chosen = given[name] if name in known else []
-        for editor in [chosen] if isinstance(chosen, str) else chosen:
-            if editor not in list(EDITORS):
-                raise ValueError(f"no editor is called {editor!r}; known: {', '.join(EDITORS)}")
-    for name in {"models", "tasks"} & known.keys():
-        if not all(isinstance(value, str) for value in given[name]):
-            raise ValueError(f"parameter {name} must be a list of str, not {given[name]!r}")
-    for size in given["sizes"] if "sizes" in known else []:
-        check_whole("each of the sizes", size, 1)
-    if "projection" in known and given["projection"] not in PROJECTIONS:
-        raise ValueError(f"projection must be one of {', '.join(PROJECTIONS)}, not {given['projection']!r}")
-    if given.get("corpus") and "corpus" in known:
-        check_corpus(given["corpus"])
-    if "sentences" in known:
-        check_sentences(given["sentences"])
-    if given.get("long_dataset") and "long_dataset" in known:
+    if "long_dataset" in known and given["long_dataset"]:
         load_long_form(given["long_dataset"], limit=given["edits"], seed=given["seed"])
 
 
-#: Parameters that are counts, each with the least that makes sense.
-_LEAST = {"edits": 1, "samples": 1, "window": 1, "sequences": 1, "largest": 5, "every": 1, "limit": 1, "facts": 4}
+def _check_one_of(name: str, value: Any, allowed: Collection[str], called: str = "") -> None:
+    if value not in [*allowed]:
+        wrong = f"no {called} is called {value!r}; known:" if called else f"{name} must be one of"
+        raise ValueError(f"{wrong} {', '.join(allowed)}" + ("" if called else f", not {value!r}"))
+
+
+def _check_texts(name: str, values: list[Any]) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"parameter {name} must be a list of str, not {values!r}")
+
+
+def _each(check: Callable[[str, Any], None]) -> Callable[[str, list[Any]], None]:
+    def check_all(name: str, values: list[Any]) -> None:
+        for value in values:
+            check(f"each of the {name}", value)
+
+    return check_all
+
+
+_editor = partial(_check_one_of, allowed=EDITORS, called="editor")
+#: By the name of a parameter, the check of its value, which is of the right type by then.
+_RANGES: dict[str, Callable[[str, Any], None]] = {
+    **dict.fromkeys(("edits", "samples", "window", "sequences", "every", "limit"), partial(check_whole, least=1)),
+    "largest": partial(check_whole, least=5),
+    "facts": partial(check_whole, least=4),
+    "sizes": _each(partial(check_whole, least=1)),
+    "seed": lambda name, value: check_seed(value),
+    "noise": check_real,
+    "editor": _editor,
+    "editors": _each(_editor),
+    "batch_editors": _each(_editor),
+    "models": _check_texts,
+    "tasks": _check_texts,
+    "projection": partial(_check_one_of, allowed=PROJECTIONS),
+    "corpus": lambda name, value: check_corpus(value) if value else None,
+    "sentences": lambda name, value: check_sentences(value),
+}
 _IPYTHON = frozenset({"In", "Out"})
 
 

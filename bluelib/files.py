@@ -128,8 +128,8 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
         DamagedError: for a file that is no JSON, or has another content than was written.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=no_number)
-    except (ValueError, RecursionError) as error:
+        content = decode_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise DamagedError(f"{path} is not JSON, or is damaged: {error}") from error
     found = content.pop("sha256", None) if isinstance(content, dict) else None
     if found is None and not sealed:
@@ -145,17 +145,35 @@ def _json_hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in content if names.count(name) > 1)!r} is there twice")
-    return content
+def _twice(content: dict[str, Any], key: str) -> Exception:
+    return ValueError(f"key {key!r} is there twice")
 
 
-def no_number(text: str) -> None:
-    """Refuse the NaN and Infinity that Python's reader of JSON takes and JSON does not have."""
-    raise ValueError(f"{text} is no number of JSON")
+def decode_json(text: str, twice: Callable[[dict[str, Any], str], Exception] = _twice) -> Any:
+    """What a JSON text says. Python's reader alone takes the last of two values of a key, NaN and infinity.
+
+    Args:
+        text: the text.
+        twice: what to raise for an object in which a key is there twice, from the object and the key.
+
+    Raises:
+        ValueError: for a text that is no JSON, or is nested too deeply.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise twice(content, next(name for name in content if names.count(name) > 1))
+        return content
+
+    def no_number(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -170,17 +188,17 @@ def read_yaml(path: str | Path) -> Any:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> Path:
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> str:
     """Write tensors as a safetensors file, whole or not at all, with what is known ``about`` them (plain values), and
-    with a hash of both: safetensors itself has no checksum."""
+    with a hash of both, which is returned: safetensors itself has no checksum."""
     from safetensors.torch import save_file
 
     tensors, about = dict(tensors), dict(about or {})
     # One entry: safetensors writes several in any order, and the same content shall give the same bytes.
-    metadata = {SEAL: json.dumps({"sha256": tensors_hash(tensors, about), "about": about})}
+    digest = tensors_hash(tensors, about)
     with atomic_file(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata)
-    return Path(path)
+        save_file(tensors, temporary, {SEAL: json.dumps({"sha256": digest, "about": about})})
+    return digest
 
 
 def load_tensors(path: str | Path, *, sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -217,7 +235,8 @@ def load_tensors(path: str | Path, *, sha256: str | None = None) -> tuple[dict[s
 def seal(path: str | Path) -> Path:
     """Give a safetensors file that an earlier version wrote the hash of its content as it is."""
     tensors, metadata = _read_tensors(path)
-    return save_tensors(path, tensors, _decoded(metadata))
+    save_tensors(path, tensors, _decoded(metadata))
+    return Path(path)
 
 
 def _read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -27,13 +27,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .checks import check_whole
 from .data import Record
 from .files import check_new_file, file_hash, load_tensors, save_tensors
 from .methods import BatchResult, Method
 from .metrics.scoring import next_token_log_probs, request_nll
 from .models import Model
 from .prompts import Request
-from .shipped import ASSETS, shipped_hash
+from .shipped import ASSETS, shipped_hash, update_sums
 from .timing import Timer, progress_bar
 from .tracing import trace
 
@@ -190,10 +191,8 @@ def train(
         OSError: if ``path`` cannot be written.
     """
     layers = model.check_layers(layers)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    if not 1 <= batch_size <= len(records):
-        raise ValueError(f"batch_size must be between 1 and the number of records, {len(records)}; it is {batch_size}")
+    check_whole("steps", steps, 1)
+    check_whole("batch_size", batch_size, 1, len(records), "the number of records")
     check_new_file(path)
     d_model, d_mlp = model.weight(layers[0]).shape
     losses = []
@@ -220,6 +219,7 @@ def train(
                 bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_tensors(path, state, {"mend": {"model_revision": model.revision, "layers": list(layers)}})
+    update_sums(path)
     return losses
 
 

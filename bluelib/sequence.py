@@ -224,7 +224,8 @@ def edit_sequence(
 def _check_sizes(what: str, matrices: Mapping[int, Tensor]) -> None:
     """Refuse what is not finite, or too large to be squared in float32: no norm of it is."""
     for layer, matrix in matrices.items():
-        largest = matrix.abs().amax().item()
+        least, most = matrix.aminmax()
+        largest = torch.maximum(-least, most).item()
         if not largest < math.sqrt(torch.finfo(torch.float32).max):  # nor is NaN
             raise FloatingPointError(f"{what} of layer {layer} overflows: its largest entry is {largest}")
 

@@ -32,13 +32,18 @@ def shipped_hash(path: Path) -> str | None:
     return _sums().get(path.relative_to(ASSETS).as_posix()) if path.is_relative_to(ASSETS) else None
 
 
-def update_sums() -> Path:
-    """Write the list anew, after something that ships was made again. A model's card is not on it."""
-    paths = [path for part in PARTS for path in sorted((ASSETS / part).rglob("*")) if path.is_file()]
-    lines = [f"{file_hash(path)}  {path.relative_to(ASSETS).as_posix()}" for path in paths if path.suffix != ".md"]
+def update_sums(made: Path) -> None:
+    """Write the list anew if what was ``made``, a file or a folder, ships. A model's card is not on it, nor is what is
+    only being written, which is hidden."""
+    if not made.absolute().is_relative_to(ASSETS):
+        return
+    paths = [
+        path.relative_to(ASSETS) for part in PARTS for path in sorted((ASSETS / part).rglob("*")) if path.is_file()
+    ]
+    listed = [path for path in paths if path.suffix != ".md" and not any(part.startswith(".") for part in path.parts)]
+    lines = [f"{file_hash(ASSETS / path)}  {path.as_posix()}\n" for path in listed]
     with atomic_file(ASSETS / "SHA256SUMS") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="ascii")
-    return ASSETS / "SHA256SUMS"
+        temporary.write_text("".join(lines), encoding="ascii")
 
 
 def _sums() -> dict[str, str]:

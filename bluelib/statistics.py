@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .checks import check_whole
 from .corpora import corpus_hash, token_sequences
 from .files import cache_dir, load_tensors, lock_file, locked, make_once, remove_leftovers, save_tensors
 from .layout import plain
@@ -77,8 +78,7 @@ def second_moments(
         ArithmeticError: if keys are not finite; nothing is kept then.
     """
     layers = model.check_layers(layers)
-    if tokens < 1:
-        raise ValueError(f"tokens must be at least 1, not {tokens}")
+    check_whole("tokens", tokens, 1)
     path = _paths(model, corpus, tokens)
     paths = {layer: path(layer) for layer in layers}
     unfinished = path("s-unfinished")

@@ -38,6 +38,7 @@ from bluelib.editors import EDITORS
 from bluelib.files import (
     DamagedError,
     WriteError,
+    atomic_directory,
     atomic_file,
     file_hash,
     load_tensors,
@@ -49,6 +50,7 @@ from bluelib.files import (
 from bluelib.grid import Grid
 from bluelib.mend import Mend, train
 from bluelib.models import Model, weights_hash
+from bluelib.pocket import card
 from bluelib.pocket.pretrain import _keep, _resume
 from bluelib.pocket.world import build_world
 from bluelib.reports.plots import save as save_figure
@@ -532,8 +534,26 @@ def test_a_shipped_file_that_is_another_is_refused(assets, monkeypatch):
     (assets / "models" / "pocket-llama" / FILE).write_text('{"prefixes": [""]}')
     with pytest.raises(DamagedError, match=FILE):
         context_prefixes(lm)
-    update_sums()
+    update_sums(assets / "models" / "pocket-llama")
     assert context_prefixes(lm) == ("",)
+
+
+def test_a_model_that_is_made_again_is_listed_with_its_new_hashes(assets, monkeypatch):
+    """Also what is written beside its weights before the folder has its name; and nothing of the folder's name before."""
+    monkeypatch.setattr(card, "ASSETS", assets)
+    monkeypatch.setattr(card, "document", lambda folder: {"seen": (folder / "recall.json").write_text("{}")})
+
+    def pretrain(name, output, *, complete, **_):
+        with atomic_directory(output) as folder:
+            (folder / "model.safetensors").write_bytes(b"other weights")
+            complete(folder)
+
+    monkeypatch.setattr(card, "pretrain", pretrain)
+    card.make_model("pocket-llama")
+    check_shipped(assets / "models" / "pocket-llama")
+    listed = [line.split("  ")[1] for line in (assets / "SHA256SUMS").read_text().splitlines()]
+    ours = [name for name in listed if "pocket-llama" in name and name.startswith("models")]
+    assert ours == ["models/pocket-llama/model.safetensors", "models/pocket-llama/recall.json"]
 
 
 @pytest.mark.long

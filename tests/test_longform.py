@@ -161,7 +161,7 @@ def test_what_a_model_knows_is_found_whole_and_what_it_does_not_know_is_not():
 def test_a_text_beyond_the_context_is_refused(any_model, monkeypatch):
     monkeypatch.setattr("bluelib.metrics.longform.context_prefixes", lambda model: PREFIXES)
     assert check_length(any_model, LONG) < 60
-    with pytest.raises(ValueError, match=r"record 1: prefix, prompt and target have \d+ tokens, random-pocket-\w+'s"):
+    with pytest.raises(ValueError, match=r"record 1: prefix, prompt and target: \d+ tokens exceed random-pocket-\w+'s"):
         check_length(any_model, [LONG[0], replace(LONG[1], target_new="word. " * 200)])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check_seed, check_whole
-from ..files import no_number
+from ..files import decode_json
 from ..shipped import ASSETS, check_shipped
 from .benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre, reference_texts
 from .download import cached, downloaded, read_entries
@@ -136,14 +135,11 @@ def _read(path: Path) -> list[Any]:
         ValueError: for any other content; of an object that has a field twice, no reader would take both.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        entries = json.loads(text, object_pairs_hook=_each_field_once, parse_constant=no_number)
+        entries = decode_json(path.read_text(encoding="utf-8-sig"), _field_twice)
     except RecordError as error:
         raise RecordError(f"{path}, {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be in UTF-8: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} must hold a JSON list of records; it is nested too deeply") from error
     except ValueError as error:
         lines = "; one list is read, not JSON Lines" if str(error).startswith("Extra data") else ""
         raise ValueError(f"{path} is not JSON: {error}{lines}") from error
@@ -152,13 +148,8 @@ def _read(path: Path) -> list[Any]:
     return entries
 
 
-def _each_field_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RecordError(f"record {found.get('case_id', 'without an id')}: field {twice!r} is there twice")
-    return found
+def _field_twice(found: dict[str, Any], name: str) -> RecordError:
+    return RecordError(f"record {found.get('case_id', 'without an id')}: field {name!r} is there twice")
 
 
 def _with_references(chosen: Sequence[tuple[Mapping[str, Any], Record]]) -> list[Record]:

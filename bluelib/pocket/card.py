@@ -30,6 +30,7 @@ def make_model(name: str, output: Path | None = None, *, device: str = "cpu", re
     output = output or ASSETS / "models" / name
     found: dict[str, float] = {}
     pretrain(name, output, device=device, recipe=recipe, complete=lambda folder: found.update(document(folder)))
+    update_sums(output)
     return found
 
 
@@ -41,8 +42,6 @@ def document(folder: Path) -> dict[str, float]:
     training = read_json(folder / "training.json")
     _write(folder / "recall.json", json.dumps({"weights": model.revision, **found}, indent=1) + "\n")
     _write(folder / "README.md", _card(folder, model, training, found))
-    if folder.is_relative_to(ASSETS):
-        update_sums()
     return found
 
 

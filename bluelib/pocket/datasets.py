@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_file
-from ..shipped import ASSETS, update_sums
+from ..shipped import update_sums
 from .text import SEARCHED_RELATIONS, search_question
 from .world import SEED, Fact, World, build_world, rng_for
 
@@ -104,8 +104,7 @@ def write_datasets(folder: Path, seed: int = SEED) -> list[Path]:
         with atomic_file(paths[-1]) as temporary:
             text = json.dumps(build(seed), indent=1, ensure_ascii=False)
             temporary.write_text(text + "\n", encoding="utf-8")
-    if folder.is_relative_to(ASSETS):
-        update_sums()
+    update_sums(folder)
     return paths
 
 

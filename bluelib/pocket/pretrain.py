@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..checks import check_whole
 from ..files import DamagedError, atomic_directory, atomic_file, cache_dir, check_writable, locked, remove_leftovers
 from ..models import check_device
 from ..timing import progress_bar
@@ -138,8 +139,7 @@ def pretrain(
         BlockingIOError: if another run trains ``name`` with the same checkpoint.
     """
     recipe = recipe or recipe_for(name)
-    if recipe.steps < 1:
-        raise ValueError(f"steps must be at least 1, not {recipe.steps}")
+    check_whole("steps", recipe.steps, 1)
     check_device(device)
     if Path(output).is_file():
         raise NotADirectoryError(f"{output} is a file; a folder is to be written there")
