@@ -171,6 +171,8 @@ def edit_sequence(
 
     checkpoint, done = None, None
     with ExitStack() as stack:
+        # Ctrl-C on the way out of a no_grad block leaves gradients off, for whatever is run next in this process.
+        stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
         if checkpoint_dir is not None:
             identity = {**_identity(model, records, editor, state), "batch_size": batch_size, "seed": seed,
                         "on_conflict": on_conflict}  # fmt: skip

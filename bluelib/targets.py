@@ -451,6 +451,7 @@ class _Reads:
         return _Reads(row[kept], self.column[kept], self.token[kept], self.weight[kept], self.owner[kept])
 
 
+@torch.enable_grad()
 def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: TargetOptions) -> Targets:
     blocks = model.blocks[layer + 1 :]
     owned = [(row, i) for i, p in enumerate(prepared) for row in p.rows]

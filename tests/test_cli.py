@@ -75,7 +75,10 @@ def test_interrupted_it_says_so_in_a_line(tmp_path):
     """Ctrl-C in the middle of a sequence: one line, status 130, and what is on disk continues."""
     command = [sys.executable, "-m", "bluelib.cli", "edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor",
                "memit", "--edits", "40", "--batch-size", "1", "--no-generate", "--checkpoint", str(tmp_path / "run")]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell starts behind itself
+    )  # fmt: skip
     while not (tmp_path / "run" / "manifest.json").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)

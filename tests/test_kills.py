@@ -95,6 +95,8 @@ def _kill_before(change: int, folder: str) -> None:
 
 def ended(process, folder: Path) -> None:
     process.join(PATIENCE)
+    process.kill()  # if it is not at its end yet
+    process.join()
     assert process.exitcode == 0, Path(f"{folder}.log").read_text(encoding="utf-8")[-2000:]
 
 
@@ -548,6 +550,7 @@ def interrupt(folder: Path, number: int, moments: int) -> None:
 
     os.environ["BLUELIB_CACHE"] = str(folder)
     editors.context_prefixes = lambda model: PREFIXES
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in what a shell starts behind itself
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
     method = replace(editor(SOLVERS["history"], DIRECT), corpus=str(text(folder)), tokens=600)
@@ -572,7 +575,7 @@ def interrupt(folder: Path, number: int, moments: int) -> None:
                 found.append(weights_hash(MODEL.lm))
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            assert _hooks(MODEL) == hooks and torch.equal(torch.get_rng_state(), drawn)
+            assert _hooks(MODEL) == hooks and torch.equal(torch.get_rng_state(), drawn) and torch.is_grad_enabled()
     write_json(folder / "result.json", {"whole": whole, "found": found})
 
 

@@ -119,6 +119,13 @@ def test_delta_stays_within_its_clamp(any_model):
     assert (found.deltas.norm(dim=0) <= 0.2 * found.hidden.norm(dim=0) * (1 + 1e-5)).all()
 
 
+def test_targets_are_optimised_where_gradients_are_off(any_model):
+    expected = optimise_targets(any_model, REQUESTS, 1, PREFIXES, OPTIONS)
+    with torch.no_grad():
+        assert torch.equal(optimise_targets(any_model, REQUESTS, 1, PREFIXES, OPTIONS).values, expected.values)
+        assert not torch.is_grad_enabled()
+
+
 def test_a_loss_that_is_not_finite_names_the_request(any_model):
     weight = any_model.weight(3)
     original = weight.clone()
