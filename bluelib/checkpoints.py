@@ -10,6 +10,7 @@ complete.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from torch import Tensor
 from .files import DamagedError, load_tensors, locked, read_json, save_tensors, tensors_hash, write_json
 
 MANIFEST = "manifest.json"
+#: The names of a checkpoint's other files: nobody else's are removed.
+_OURS = re.compile(r"(weights|keys)-\d{5,}\.safetensors")
 
 
 class CheckpointError(ValueError):
@@ -36,6 +39,7 @@ class Progress:
         random_state: torch's.
         keys: per batch, what the method has to remember.
         batches, seconds: as in :class:`~bluelib.sequence.Run`.
+        chosen: what the method chose when the run began.
     """
 
     weights: Mapping[int, Tensor]
@@ -43,6 +47,7 @@ class Progress:
     keys: list[Mapping[int, Tensor]]
     batches: list[dict[str, float]]
     seconds: dict[str, float]
+    chosen: dict[str, Any]
 
 
 class Checkpoint:
@@ -87,7 +92,7 @@ class Checkpoint:
             {int(layer): k for layer, k in tensors.get(_keys_name(n), {}).items()} for n in range(1, len(batches) + 1)
         ]
         weights = {int(layer): w for layer, w in latest.items()}
-        return Progress(weights, random_state, keys, batches, manifest["seconds"])
+        return Progress(weights, random_state, keys, batches, manifest["seconds"], manifest["chosen"])
 
     def save(
         self,
@@ -96,6 +101,7 @@ class Checkpoint:
         keys: Mapping[int, Tensor],
         batches: list[dict[str, float]],
         seconds: dict[str, float],
+        chosen: dict[str, Any],
     ) -> None:
         """Record where the run stands after a batch; ``keys`` are that batch's, as the others are on disk."""
         n = len(batches)
@@ -103,12 +109,12 @@ class Checkpoint:
         self._write(_weights_name(n), {**_by_name(weights), "random_state": random_state})
         if keys:
             self._write(_keys_name(n), _by_name(keys))
-        manifest = {"identity": self.identity, "batches": batches, "seconds": seconds, "files": self.files}
+        manifest = {"identity": self.identity, "batches": batches, "seconds": seconds, "chosen": chosen,
+                    "files": self.files}  # fmt: skip
         write_json(self.folder / MANIFEST, manifest, indent=1, sealed=True)
-        for pattern in ("weights-*.safetensors", "keys-*.safetensors"):
-            for old in self.folder.glob(pattern):
-                if old.name not in self.files:
-                    old.unlink()
+        for old in self.folder.iterdir():
+            if _OURS.fullmatch(old.name) and old.name not in self.files:
+                old.unlink()
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
         self.files[name] = save_tensors(self.folder / name, tensors)

@@ -7,15 +7,20 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .reproduce import end_with_workflow
+
+if TYPE_CHECKING:
+    from .sequence import Run
 
 STATUS = """exit status: 0, done; 1, done, and the answer is no (an unhealthy model, recall below its bar, a job that
 failed); 2, the input cannot be used, or the machine is short of something; 130, interrupted."""
@@ -41,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():  # nor a bar for each file of weights; the library it speaks to is not loaded yet
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its five tries
+    terminated = (
+        signal.signal(signal.SIGTERM, _interrupt) if threading.current_thread() is threading.main_thread() else None
+    )
     try:
         end_with_workflow()
         answer = arguments.command(arguments)
@@ -51,11 +59,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("blue: interrupted; what was written is whole, and the same command continues", file=sys.stderr)
+        print("blue: interrupted; what was written is whole, and the same command goes on from it", file=sys.stderr)
         return 130
     except (ValueError, ArithmeticError, OSError, RuntimeError, ImportError) as error:
         print(f"blue: {error}", file=sys.stderr)
         return 2
+    finally:
+        if terminated is not None:
+            signal.signal(signal.SIGTERM, terminated)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """A service's or a cluster's way to end a process is as good as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+class _Gather(argparse.Action):
+    """An option of several values that may be given several times: the first takes the default's place."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        so_far = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if so_far is self.default else so_far), *values])
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -136,10 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train-mend", _train_mend, "Train MEND's network for a model.",
                   "blue train-mend --model pocket-llama")  # fmt: skip
     sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
-    sub.add_argument("--dataset", nargs="+", default=["pocket-counterfact", "pocket-zsre"], help="what to train on")
+    sub.add_argument("--dataset", nargs="+", action=_Gather, default=["pocket-counterfact", "pocket-zsre"],
+                     help="what to train on")  # fmt: skip
     sub.add_argument("--split", default="tune", help="tune or report")
-    sub.add_argument("--layers", type=int, nargs="+", help="layers to edit; by default the last three critical "
-                     "layers of a configured model, or the last three of another")  # fmt: skip
+    sub.add_argument("--layers", type=int, nargs="+", action=_Gather, help="layers to edit; by default the last three "
+                     "critical layers of a configured model, or the last three of another")  # fmt: skip
     sub.add_argument("--steps", type=int, default=800, help="training steps")
     sub.add_argument("--batch-size", type=int, default=10, help="edits per step")
     sub.add_argument("--device", default="cpu", help="a torch device")
@@ -148,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("tune", _tune, "Search an editor's hyper-parameters on the tune split.",
                   "blue tune --model pocket-gpt2 --editor memit")  # fmt: skip
     sub.add_argument("--model", required=True, help="a pocket model")
-    sub.add_argument("--editor", required=True, nargs="+", help="one or more editors")
+    sub.add_argument("--editor", required=True, nargs="+", action=_Gather, help="one or more editors")
 
     sub = command("contributions", _contributions, "Measure what an edit of each layer alone contributes.",
                   "blue contributions --model pocket-gpt2")  # fmt: skip
@@ -167,8 +192,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
     sub.add_argument("--dataset", default="pocket-counterfact", help="of the sample edits")
     sub.add_argument("--edits", type=int, default=50, help="sample edits")
-    sub.add_argument("--editor", nargs="+", default=["memit_blue", "alphaedit_blue"], help="one or more editors with "
-                     "second moments; see: blue editors")  # fmt: skip
+    sub.add_argument("--editor", nargs="+", action=_Gather, default=["memit_blue", "alphaedit_blue"], help="one or "
+                     "more editors with second moments; see: blue editors")  # fmt: skip
     sub.add_argument("--tokens", type=int, help="of the whole text, if not the configuration's")
     sub.add_argument("--corpus", help="the text, if not the configuration's")
     _add_place(sub)
@@ -176,7 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("statistics", _statistics, "Measure the second moments that editors need, and keep them.",
                   "blue statistics --model pocket-gpt2 --editor memit alphaedit")  # fmt: skip
     sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
-    sub.add_argument("--editor", nargs="+", default=["memit"], help="one or more editors; see: blue editors")
+    sub.add_argument("--editor", nargs="+", action=_Gather, default=["memit"], help="one or more editors; see: blue "
+                     "editors")  # fmt: skip
     sub.add_argument("--null-spaces", action="store_true", help="also the null spaces that the editors work in")
     sub.add_argument("--corpus", help="the text, if not the configuration's")
     sub.add_argument("--tokens", type=int, help="how many tokens of it, if not the configuration's")
@@ -187,8 +213,8 @@ def _parser() -> argparse.ArgumentParser:
                   "blue notebook 03_residuals out.ipynb -p model=pocket-gpt2 edits=20")  # fmt: skip
     sub.add_argument("name", help="the notebook's name, without .ipynb")
     sub.add_argument("executed", type=Path, help="where the executed copy goes")
-    sub.add_argument("-p", "--parameters", nargs="+", default=[], metavar="NAME=VALUE", help="values in JSON, or plain "
-                     "strings")  # fmt: skip
+    sub.add_argument("-p", "--parameters", nargs="+", action=_Gather, default=[], metavar="NAME=VALUE", help="values "
+                     "in JSON, or plain strings")  # fmt: skip
 
     sub = command("reproduce", _reproduce, "Run a grid: cells, tables, pictures, report. Makes only what is missing.",
                   "blue reproduce --grid workflow/grid-pocket.yaml -- --dry-run")  # fmt: skip
@@ -208,7 +234,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("site", _site, "Build a static site from the executed notebooks, the figures and the tables.",
                   "blue site --plain --only 00_quickstart")  # fmt: skip
     sub.add_argument("--output", type=Path, metavar="DIR", help="folder of the site; by default build/site")
-    sub.add_argument("--only", nargs="+", default=[], metavar="NOTEBOOK", help="these notebooks only; by default all")
+    sub.add_argument("--only", nargs="+", action=_Gather, default=[], metavar="NOTEBOOK", help="these notebooks only; "
+                     "by default all")  # fmt: skip
     sub.add_argument("--no-execute", action="store_true", help="take notebooks as they are kept, with the outputs of "
                      "checked cells only, in place of running those that have changed")  # fmt: skip
     sub.add_argument("--plain", action="store_true", help="plain pages by nbconvert, without asking MyST")
@@ -348,18 +375,30 @@ def _edit(arguments: argparse.Namespace) -> Answer:
 
     model, records = _load(arguments)
     editor = get_editor(arguments.editor, model, corpus=arguments.corpus)
-    for target in (arguments.save, arguments.save_delta):
-        if target is not None:
-            if target.exists() and not arguments.checkpoint:
-                raise FileExistsError(f"{target} exists already; choose another name")
-            check_writable(target)
+    targets = [target for target in (arguments.save, arguments.save_delta) if target is not None]
+    if len(set(map(Path.absolute, targets))) < len(targets):
+        raise ValueError(f"--save is a folder and --save-delta a file: both cannot be {targets[0]}")
+    for target in targets:
+        if target.exists() and not (arguments.checkpoint and arguments.checkpoint.is_dir()):
+            raise FileExistsError(f"{target} exists already; choose another name")
+        check_writable(target)
+
+    def keep(run: Run) -> None:
+        if arguments.save:
+            once(arguments.save, run.save, run.model.is_saved_in)
+        if arguments.save_delta:
+            once(arguments.save_delta, run.save_delta, run.is_saved_in)
+
+    def once(target: Path, save: Callable[[Path], object], is_saved_in: Callable[[Path], bool]) -> None:
+        if not target.exists():
+            save(target)
+        elif not is_saved_in(target):  # as it is if the same command was given before
+            raise FileExistsError(f"{target} exists already, and holds something else; choose another name: the edits "
+                                  f"are in {arguments.checkpoint}")  # fmt: skip
+
     cell = run_cell(model, arguments.dataset, records, editor, batch_size=arguments.batch_size, seed=arguments.seed,
                     generate=not arguments.no_generate, score_bos=arguments.score_bos,
-                    checkpoint_dir=arguments.checkpoint, on_conflict=arguments.on_conflict)  # fmt: skip
-    if arguments.save and not arguments.save.exists():  # it does where the same command was given before
-        cell.run.save(arguments.save)
-    if arguments.save_delta and not arguments.save_delta.exists():
-        cell.run.save_delta(arguments.save_delta)
+                    checkpoint_dir=arguments.checkpoint, on_conflict=arguments.on_conflict, keep=keep)  # fmt: skip
     scores = _scores({"before editing": cell.result["before"], f"after {editor.name}": cell.result["after"]})
     seconds = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in cell.result["seconds"].items())
     return Answer(cell.result, f"{scores}\nseconds: {seconds}")
@@ -401,9 +440,13 @@ def _scores(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     metrics = list(next(iter(rows.values())))
     lines = [f"{'':24}" + "".join(f"{metric:>20}" for metric in metrics)]
     for name, scores in rows.items():
-        values = (f"{s['mean']:.2f} ± {s['standard_error'] or 0:.2f}" for s in (scores[m] for m in metrics))
+        values = (f"{s['mean']:.2f} ± {_error(s)}" for s in (scores[m] for m in metrics))
         lines.append(f"{name:24}" + "".join(f"{value:>20}" for value in values))
     return "\n".join(lines)
+
+
+def _error(score: dict[str, Any]) -> str:
+    return "–" if score["standard_error"] is None else f"{score['standard_error']:.2f}"
 
 
 def _written(paths: Iterable[Path]) -> Answer:
@@ -507,7 +550,12 @@ def _statistics(arguments: argparse.Namespace) -> Answer:
 def _notebook(arguments: argparse.Namespace) -> Answer:
     from .reproduce import run_notebook
 
-    run_notebook(arguments.name, dict(map(_parameter, arguments.parameters)), arguments.executed)
+    parameters: dict[str, Any] = {}
+    for name, value in map(_parameter, arguments.parameters):
+        if name in parameters:
+            raise ValueError(f"parameter {name} is given twice, as {parameters[name]!r} and as {value!r}")
+        parameters[name] = value
+    run_notebook(arguments.name, parameters, arguments.executed)
     return _written([arguments.executed])
 
 

@@ -2,8 +2,7 @@
 
 Six of them, as in the paper's code: none, and five that the model itself generates. All six weigh alike (MEMIT, Meng
 et al. 2023, Eq. 19); the family's public code gives the empty one half of the weight when it averages keys. They are
-made once per model; a pocket model's are shipped with it, another model's are kept in the user's cache under the hash
-of its weights.
+made once per model as loaded; a pocket model's are shipped with it, another model's are kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def context_prefixes(model: Model) -> tuple[str, ...]:
         ValueError: for a file of them that is damaged.
     """
     shipped = pocket_models().get(model.name)
-    path = shipped / FILE if shipped else cache_dir("contexts") / f"{model.revision.replace(':', '-')}.json"
+    path = shipped / FILE if shipped else cache_dir("contexts") / f"{model.cache_key}.json"
     if shipped:
         check_shipped(path)
     make_once(path, lambda: make_prefixes(model, path))

@@ -56,7 +56,12 @@ def corpus_hash(corpus: str) -> str:
         return hashlib.sha256("@".join(WIKIPEDIA).encode()).hexdigest()
     path = _path(corpus)
     if path.is_file():
-        return file_hash(path)
+        digest = file_hash(path)  # and how it is read, which its name decides
+        return (
+            hashlib.sha256(f"{READERS[path.suffix]}:{digest}".encode()).hexdigest()
+            if path.suffix in READERS
+            else digest
+        )
     parts = [f"{file.relative_to(path)}:{file_hash(file)}" for file in sorted(path.rglob("*")) if file.is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

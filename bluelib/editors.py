@@ -103,8 +103,14 @@ class Editor(Method):
         return second_moments(model, layers, corpus=self.corpus, tokens=tokens)
 
     def inputs(self, model: Model, state: EditState) -> dict[str, Any]:
-        """The text of the second moments by its content, and what was chosen when the run began."""
-        return {"corpus": corpus_hash(str(self.corpus)), "prefixes": state.prefixes, "token_budget": state.token_budget}
+        """The text of the second moments by its content, and the context prefixes."""
+        return {"corpus": corpus_hash(str(self.corpus)), "prefixes": state.prefixes}
+
+    def chosen(self, state: EditState) -> dict[str, Any]:
+        return {"token_budget": state.token_budget}
+
+    def choose(self, state: EditState, chosen: dict[str, Any]) -> None:
+        state.token_budget = chosen["token_budget"]
 
     def edit(self, model: Model, requests: Sequence[Request], state: EditState, timer: Timer) -> BatchResult:
         """Edit one batch, in place; layers are updated from first to last, each seeing the ones before.

@@ -54,12 +54,14 @@ def run_cell(
     generate: bool = True,
     score_bos: bool = False,
     before: str | Path | None = None,
+    keep: Callable[[Run], object] | None = None,
     **how: Any,
 ) -> Cell:
     """Evaluate ``records``, edit them in sequence, evaluate them again. The model stays edited; ``run.revert()``.
 
-    ``before`` is the file of the scores before editing, see :func:`evaluate_unedited`; ``how`` goes to
-    :func:`~bluelib.edit_sequence`: ``checkpoint_dir``, ``on_conflict``, ``progress``.
+    ``before`` is the file of the scores before editing, see :func:`evaluate_unedited`; ``keep`` is called with the run
+    before its edits are evaluated, to save them; ``how`` goes to :func:`~bluelib.edit_sequence`: ``checkpoint_dir``,
+    ``on_conflict``, ``progress``.
     """
     check_sequence(records, editor, batch_size=batch_size,
                    **{name: how[name] for name in ("checkpoint_dir", "on_conflict") if name in how})  # fmt: skip
@@ -68,6 +70,8 @@ def run_cell(
         unedited = evaluate_unedited(model, dataset, records, seed=seed, generate=generate, score_bos=score_bos,
                                      path=before)  # fmt: skip
     run = edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, **how)
+    if keep:
+        keep(run)
     with timer("evaluate_after"):
         after = evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
     result = {
@@ -107,14 +111,16 @@ def evaluate_unedited(
     else measured, and written there.
 
     Raises:
-        ValueError: if ``path`` holds scores of other weights, records or settings; the message names what differs.
+        ValueError: if the model has been edited; if ``path`` holds scores of other weights, records or settings: the
+            message names what differs.
     """
     settings = {"dataset": dataset, "seed": seed, "generate": generate, "score_bos": score_bos}
     identity = {**settings, "model": model.name, "model_revision": model.revision,
                 "dtype": str(model.lm.dtype).removeprefix("torch."), "records_hash": records_hash(records)}  # fmt: skip
 
+    model.check_unedited("scores before editing")
+
     def measure() -> Scores:
-        model.check_unedited("scores before editing")
         return evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
 
     if path is None:

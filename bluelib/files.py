@@ -345,7 +345,10 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what processes that are dead left behind when they wrote ``path``; nothing of a living one."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")  # as `tempfile` makes them up
     for folder in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not ours.fullmatch(folder.name):  # but of another file, whose name begins like this one
+            continue
         with suppress(OSError):  # not empty; or a living process has the lock, or another one removes it at this moment
             os.rmdir(folder)
             continue

@@ -188,6 +188,7 @@ def train(
     Raises:
         ValueError: for layers that the model does not have, fewer than one step, or a batch size that is not between
             1 and the number of records.
+        FloatingPointError: if the loss is not finite; nothing is written then.
         OSError: if ``path`` cannot be written.
     """
     layers = model.check_layers(layers)
@@ -215,6 +216,9 @@ def train(
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             adam.step()
             losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(f"MEND's training loss of records {', '.join(str(r.case_id) for r in chosen)} "
+                                         f"is {losses[-1]} at step {step}; lower the learning rate")  # fmt: skip
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}

@@ -60,6 +60,14 @@ class Method(Protocol):
         """What its outcome depends on besides its settings, the model and the requests: for a checkpoint's identity."""
         return {}
 
+    def chosen(self, state: Any) -> dict[str, Any]:
+        """What :meth:`prepare` chose by the state of the machine: a run that is continued goes on with it."""
+        return {}
+
+    def choose(self, state: Any, chosen: dict[str, Any]) -> None:
+        """Have ``state`` go on with what was ``chosen`` when the run began."""
+        return None
+
     def edit(self, model: Model, requests: Sequence[Request], state: Any, timer: Timer) -> BatchResult:
         """Edit one batch in place. ``state`` is not changed."""
 

@@ -7,9 +7,12 @@ architecture are. Everything else in the library works on these names alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -106,14 +109,33 @@ class Model:
         adapter = adapter_for(lm.config.model_type)
         return cls(name, lm, tokenizer, adapter, revision or weights_hash(lm), _checksum(lm, adapter))
 
+    @cached_property
+    def cache_key(self) -> str:
+        """For the names of what is kept about the model as loaded: its weights, their type, and a hash of what else
+        decides what it computes of a text, which is its configuration and its tokenizer."""
+        config, tokenizer = self.lm.config.to_dict(), self.tokenizer
+        rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
+        for part in (config, rules):  # which say where it came from, or how it was last called
+            for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "truncation", "padding"):
+                part.pop(name, None)
+        about = [config, rules, tokenizer.special_tokens_map, tokenizer("a").input_ids]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+        dtype = str(self.lm.dtype).removeprefix("torch.")
+        return f"{self.revision.removeprefix('sha256:')[:16]}-{dtype}-{digest[:8]}"
+
     def check_unedited(self, purpose: str) -> None:
         """Make sure that what is kept on disk under this model's revision is measured on those weights.
 
         Raises:
             ValueError: if a value projection is no longer what it was when the model was loaded.
         """
-        if _checksum(self.lm, self.adapter) != self.checksum:
+        if self.changed_layers():
             raise ValueError(f"{self.name} has been edited: {purpose} belong to the weights as loaded; revert it first")
+
+    def changed_layers(self) -> list[int]:
+        """The layers whose value projections are no longer what they were when the model was loaded."""
+        now = _checksum(self.lm, self.adapter)
+        return [layer for layer in range(self.n_layers) if now[layer] != self.checksum[layer]]
 
     def edit_in_float32(self, layers: Iterable[int]) -> None:
         """Keep the value projections of ``layers`` in float32 from now on, in a model of lower precision.
@@ -147,6 +169,17 @@ class Model:
             self.lm.save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
         return path
+
+    def is_saved_in(self, path: str | Path) -> bool:
+        """Whether the folder has the value projections as :meth:`save` would write them now."""
+        name = f"{self.adapter.blocks}.{{}}.{self.adapter.value_projection}.weight"
+        left = {name.format(layer): self.value_projection(layer).weight for layer in range(self.n_layers)}
+        for file in Path(path).glob("*.safetensors"):
+            with safe_open(file, "pt") as saved:
+                for found in left.keys() & set(saved.keys()):
+                    if not torch.equal(saved.get_tensor(found), left.pop(found).to(self.lm.dtype).cpu()):
+                        return False
+        return not left
 
     @property
     def n_layers(self) -> int:

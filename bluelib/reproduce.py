@@ -107,7 +107,10 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     known = sorted(folder.name for folder in profiles.iterdir())
     if profile not in known:
         raise ValueError(f"no profile is called {profile!r}; known: {', '.join(known)}")
-    Grid.load(path)
+    grid = Grid.load(path)
+    told = grid.results / "grid.json"
+    # A result that came with the checkout has no history by which Snakemake could see that the grid has changed.
+    changed = ["--forcerun", "grid"] if told.exists() and read_json(told) != grid.as_dict() else []
     try:
         from snakemake.cli import main
     except ImportError as error:
@@ -121,7 +124,7 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     try:
         with locked(project_path("snakemake"), wait=False):
             main(["--snakefile", str(snakefile), "--configfile", str(path), "--nolock",
-                  "--workflow-profile", str(profiles / profile), *arguments])  # fmt: skip
+                  "--workflow-profile", str(profiles / profile), *changed, *arguments])  # fmt: skip
     except BlockingIOError as error:
         raise RuntimeError(f"another run is under way in {project_path()}") from error
     except SystemExit as end:

@@ -17,7 +17,7 @@ from .checkpoints import Checkpoint
 from .checks import check_seed, check_whole
 from .conflicts import Conflict, resolve
 from .data import Record
-from .deltas import save_delta
+from .deltas import is_delta_of, save_delta
 from .files import check_writable
 from .methods import BatchResult, Method, describe
 from .models import Model, check_finite
@@ -54,7 +54,8 @@ class Run:
     _originals: Mapping[int, Tensor] = field(repr=False)
 
     def revert(self) -> None:
-        """Restore the weights from before the first batch, bit for bit. Calling it again changes nothing."""
+        """Restore the weights from before the first batch, bit for bit. Calling it again changes nothing. Of several
+        runs on one model, the last one is to be reverted first."""
         _restore(self.model, self._originals)
 
     def weight_change(self) -> dict[int, float]:
@@ -70,7 +71,8 @@ class Run:
         return self.model.save(path)
 
     def save_delta(self, path: str | Path) -> Path:
-        """Write only the changed matrices, for :func:`~bluelib.apply_delta` on the same model."""
+        """Write only the changed matrices, for :func:`~bluelib.apply_delta` on the same model: this run's, and those of
+        runs before it, if they were not reverted."""
         about = {
             "editor": describe(self.editor),
             "edits": sum(int(batch["edits"]) for batch in self.batches),
@@ -78,6 +80,10 @@ class Run:
             "records_hash": records_hash(self.records),
         }
         return save_delta(self.model, tuple(self._originals), path, about)
+
+    def is_saved_in(self, path: str | Path) -> bool:
+        """Whether the file is what :meth:`save_delta` would write, and not another edit's."""
+        return is_delta_of(self.model, tuple(self._originals), path)
 
 
 def check_sequence(
@@ -186,6 +192,7 @@ def edit_sequence(
         bar = stack.enter_context(progress_bar(total=total, initial=made, desc=editor.name, unit="edit", show=progress))
         torch.manual_seed(seed)
         if done:
+            editor.choose(state, done.chosen)
             for keys in done.keys:
                 editor.remember(state, {layer: k.to(model.weight(layer).device) for layer, k in keys.items()})
             _restore(model, done.weights)
@@ -208,7 +215,8 @@ def edit_sequence(
                 _check_sizes("the edited weight", weights)
                 batches.append({"edits": len(group), "steps": round(result.steps, 3), "loss": round(result.loss, 5)})
                 if checkpoint:
-                    checkpoint.save(weights, torch.get_rng_state(), result.keys, batches, timer.rounded())
+                    checkpoint.save(weights, torch.get_rng_state(), result.keys, batches, timer.rounded(),
+                                    editor.chosen(state))  # fmt: skip
             except (ArithmeticError, torch.linalg.LinAlgError) as error:
                 _restore(model, before)
                 kind = type(error) if isinstance(error, ArithmeticError) else ArithmeticError
@@ -259,6 +267,7 @@ def _identity(model: Model, records: Sequence[Record], editor: Method, state: An
     return {
         "model": model.name,
         "model_revision": model.revision,
+        "model_key": model.cache_key,
         "dtype": str(model.lm.dtype),
         "device": model.device.type,
         "editor": describe(editor),

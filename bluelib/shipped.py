@@ -9,8 +9,6 @@ from pathlib import Path
 from .files import DamagedError, atomic_file, file_hash
 
 ASSETS = Path(str(files("bluelib"))) / "assets"
-#: The parts of the assets that are checked when they are read.
-PARTS = ("datasets", "mend", "models")
 
 
 def check_shipped(path: Path) -> None:
@@ -33,15 +31,17 @@ def shipped_hash(path: Path) -> str | None:
 
 
 def update_sums(made: Path) -> None:
-    """Write the list anew if what was ``made``, a file or a folder, ships. A model's card is not on it, nor is what is
-    only being written, which is hidden."""
-    if not made.absolute().is_relative_to(ASSETS):
+    """Bring the list up to date if what was ``made``, a file or a folder, ships; of other files it says what it said.
+    A model's card is not on it, nor is what is only being written, which is hidden."""
+    made = made.absolute()
+    if not made.is_relative_to(ASSETS):
         return
-    paths = [
-        path.relative_to(ASSETS) for part in PARTS for path in sorted((ASSETS / part).rglob("*")) if path.is_file()
-    ]
-    listed = [path for path in paths if path.suffix != ".md" and not any(part.startswith(".") for part in path.parts)]
-    lines = [f"{file_hash(ASSETS / path)}  {path.as_posix()}\n" for path in listed]
+    sums = {name: digest for name, digest in _sums().items() if made not in (ASSETS / name, *(ASSETS / name).parents)}
+    for path in (made, *made.rglob("*")):
+        name = path.relative_to(ASSETS)
+        if path.is_file() and path.suffix != ".md" and not any(part.startswith(".") for part in name.parts):
+            sums[name.as_posix()] = file_hash(path)
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items(), key=lambda item: Path(item[0]))]
     with atomic_file(ASSETS / "SHA256SUMS") as temporary:
         temporary.write_text("".join(lines), encoding="ascii")
 

@@ -1,6 +1,6 @@
 """Second moments of keys, C = E[k kᵀ], over a text: what a ridge solver protects and a null space is found in.
 
-Computed once per (weights, type, layer, corpus, number of tokens) and kept on disk.
+Computed once per (model as loaded, layer, corpus, number of tokens) and kept on disk.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def second_moments(
     check_whole("tokens", tokens, 1)
     path = _paths(model, corpus, tokens)
     paths = {layer: path(layer) for layer in layers}
-    unfinished = path("s-unfinished")
+    unfinished = path(f"s-{'-'.join(map(str, layers))}-unfinished")
     # Where one is left, a process was killed just before its end.
     if not all(paths[layer].exists() for layer in layers) or unfinished.exists() or lock_file(path("s")).exists():
         with locked(path("s")):
@@ -139,12 +139,10 @@ def _null_space(second_moment: Tensor, threshold: float) -> Tensor:
 
 
 def _paths(model: Model, corpus: str | Path, tokens: int) -> Callable[[int | str], Path]:
-    """The path for a layer: one file per weights, type, text and number of tokens; the text, which is read for it,
+    """The path for a layer: one file per model as loaded, text and number of tokens; the text, which is read for it,
     counts by its content, not by its name."""
-    revision = model.revision.removeprefix("sha256:")[:16]
-    dtype = str(model.lm.dtype).removeprefix("torch.")
     text = f"{plain(Path(corpus).stem)[:60]}-{corpus_hash(str(corpus))[:12]}"
-    return lambda layer: cache_dir("statistics") / f"{revision}-{dtype}-{text}-{tokens}-layer{layer}.safetensors"
+    return lambda layer: cache_dir("statistics") / f"{model.cache_key}-{text}-{tokens}-layer{layer}.safetensors"
 
 
 @dataclass

@@ -14,7 +14,7 @@ import time
 import nbformat
 import pytest
 
-from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
+from bluelib import apply_delta, edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.cli import _parser, main
 from bluelib.editors import EDITORS
 from bluelib.experiment import check_parameters, summary
@@ -55,6 +55,28 @@ def test_lists_as_json(command, capsys):
     assert {"models": "pocket-gptj", "datasets": "pocket-zsre", "editors": "prune_blue"}[command] in listed
 
 
+def test_an_option_that_is_given_twice_loses_nothing():
+    """As papermill has it: -p for each parameter. The first one takes the default's place, in every call."""
+    for _ in range(2):
+        parsed = _parser().parse_args(["notebook", "x", "o.ipynb", "-p", "model=a", "-p", "edits=2", "seed=1"])
+        assert parsed.parameters == ["model=a", "edits=2", "seed=1"]
+        parsed = _parser().parse_args(["statistics", "--model", "m", "--editor", "rect", "--editor", "alphaedit"])
+        assert parsed.editor == ["rect", "alphaedit"]
+        assert _parser().parse_args(["statistics", "--model", "m"]).editor == ["memit"]
+
+
+def test_a_parameter_that_is_given_twice_is_refused(tmp_path, capsys):
+    command = ["notebook", "05_sequential_editing", str(tmp_path / "o.ipynb"), "-p", "edits=2", "-p", "edits=3"]
+    assert main(command) == 2
+    assert "parameter edits is given twice, as 2 and as 3" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_error_of_one_record_is_not_told_as_none(capsys):
+    assert main(["evaluate", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--edits", "1"]) == 0
+    assert " ± –" in capsys.readouterr().out
+
+
 def test_without_a_command_the_help_is_shown(capsys):
     assert main([]) == 2
     assert "exit status" in capsys.readouterr().err
@@ -71,8 +93,9 @@ def test_a_reader_that_has_read_enough_is_no_error():
     assert done.returncode == 0 and not done.stderr
 
 
-def test_interrupted_it_says_so_in_a_line(tmp_path):
-    """Ctrl-C in the middle of a sequence: one line, status 130, and what is on disk continues."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_says_so_in_a_line(tmp_path, number):
+    """Ctrl-C or SIGTERM in the middle of a sequence: one line, status 130, and what is on disk continues."""
     command = [sys.executable, "-m", "bluelib.cli", "edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor",
                "memit", "--edits", "40", "--batch-size", "1", "--no-generate", "--checkpoint", str(tmp_path / "run")]  # fmt: skip
     process = subprocess.Popen(
@@ -82,10 +105,10 @@ def test_interrupted_it_says_so_in_a_line(tmp_path):
     while not (tmp_path / "run" / "manifest.json").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == 130 and not out
-    assert err == "blue: interrupted; what was written is whole, and the same command continues\n"
+    assert err == "blue: interrupted; what was written is whole, and the same command goes on from it\n"
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["batches"]
 
 
@@ -128,6 +151,47 @@ def test_an_edit_is_saved_and_applied_again(tmp_path, capsys):
     assert main(["apply", str(delta), "--model", str(saved), "--save", str(tmp_path / "x")]) == 2
     assert "belongs to pocket-llama with weights sha256:" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_what_was_saved_before_is_not_taken_for_this_edit(tmp_path, capsys):
+    """Given again, the same command finds its own files; another one is told that they are not its own."""
+    saved = ["--save", str(tmp_path / "saved"), "--save-delta", str(tmp_path / "edit.safetensors")]
+    command = ["edit", "--model", "pocket-llama", "--editor", "memit", "--edits", "2", "--batch-size", "2",
+               "--no-generate", *saved]  # fmt: skip
+    one = [*command, "--dataset", "pocket-zsre", "--checkpoint", str(tmp_path / "one")]
+    other = [*command, "--dataset", "pocket-counterfact", "--checkpoint", str(tmp_path / "other")]
+    assert main(one) == 0 and main(one) == 0
+    capsys.readouterr()
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    assert main(other) == 2
+    assert "saved exists already; choose another name" in capsys.readouterr().err
+    assert main([part for part in other if part not in saved]) == 0
+    assert main(other) == 2
+    assert "saved exists already, and holds something else" in capsys.readouterr().err
+    assert main([part for part in other if part not in saved[:2]]) == 2
+    assert "edit.safetensors exists already, and holds something else" in capsys.readouterr().err
+    assert all(path.read_bytes() == content for path, content in written.items())
+    assert main([*one, "--save-delta", str(tmp_path / "saved")]) == 2
+    assert "--save is a folder and --save-delta a file" in capsys.readouterr().err
+
+
+def test_edits_are_saved_before_they_are_evaluated(tmp_path, monkeypatch, capsys):
+    from bluelib import experiment
+
+    evaluate, calls = experiment.evaluate, []
+
+    def fails_later(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise FloatingPointError("no score")
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(experiment, "evaluate", fails_later)
+    delta = tmp_path / "edit.safetensors"
+    assert main(["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor", "memit", "--edits", "2",
+                 "--batch-size", "2", "--no-generate", "--save-delta", str(delta)]) == 2  # fmt: skip
+    assert "no score" in capsys.readouterr().err
+    assert apply_delta(load_model("pocket-llama"), delta)["edits"] == 2
 
 
 @pytest.mark.parametrize("editor", EDITORS)

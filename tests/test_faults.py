@@ -4,6 +4,7 @@ that was written to do harm."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import random
@@ -419,13 +420,15 @@ def in_checkpoint(name: str):
         for n in (1, 2):
             weights = {0: torch.rand(8, 8), 2: torch.rand(8, 8)}
             batches = [{"edits": 2, "loss": 0.5}] * n
-            kept.save(weights, torch.get_rng_state()[:40], {0: torch.rand(8, 2)}, batches, {"targets": 1.5})
+            kept.save(
+                weights, torch.get_rng_state()[:40], {0: torch.rand(8, 2)}, batches, {"targets": 1.5}, {"budget": 7}
+            )
 
         def load():
             found = Checkpoint(folder / "c", identity).load()
             if found is None:
                 raise ValueError(f"{name} is taken for none")
-            return found.weights, found.random_state, found.keys, found.batches, found.seconds
+            return found.weights, found.random_state, found.keys, found.batches, found.seconds, found.chosen
 
         return folder / "c" / name, load
 
@@ -554,6 +557,24 @@ def test_a_model_that_is_made_again_is_listed_with_its_new_hashes(assets, monkey
     listed = [line.split("  ")[1] for line in (assets / "SHA256SUMS").read_text().splitlines()]
     ours = [name for name in listed if "pocket-llama" in name and name.startswith("models")]
     assert ours == ["models/pocket-llama/model.safetensors", "models/pocket-llama/recall.json"]
+
+
+def test_what_is_made_again_does_not_make_damage_elsewhere_good(assets):
+    damaged = assets / "models" / "pocket-gpt2" / "model.safetensors"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (assets / "mend" / "pocket-llama.safetensors").write_bytes(b"another network")
+    update_sums(assets / "mend" / "pocket-llama.safetensors")
+    check_shipped(assets / "mend")
+    with pytest.raises(DamagedError, match="pocket-gpt2"):
+        check_shipped(assets / "models")
+
+
+def test_a_mend_network_whose_training_fails_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("bluelib.mend._training_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    with pytest.raises(FloatingPointError, match=r"training loss of records .* is nan at step 0"):
+        mend_network(tmp_path / "mend.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long

@@ -525,6 +525,17 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path):
     assert (tmp_path / "f" / "file.txt").read_text() == "slow" and not being_written(tmp_path)
 
 
+def test_leftovers_of_a_name_that_begins_alike_are_left_alone(tmp_path):
+    """Killed between its two renames, the writer of `model.v2` leaves both versions in one folder."""
+    between = tmp_path / ".model.v2.abcd1234.tmp"
+    for name in ("model.v2", ".replaced"):
+        (between / name).mkdir(parents=True)
+    files.remove_leftovers(tmp_path / "model")
+    assert between.exists()
+    files.remove_leftovers(tmp_path / "model.v2")
+    assert not between.exists() and (tmp_path / "model.v2").is_dir()
+
+
 def test_a_failed_folder_leaves_the_old_one(tmp_path, monkeypatch):
     write_folder(tmp_path, "old")
     rename = os.rename

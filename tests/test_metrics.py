@@ -47,6 +47,19 @@ def test_scores_equal_those_of_single_runs(any_model):
         assert found.accuracy == pytest.approx(accuracy)
 
 
+def test_scores_that_are_no_numbers_are_refused_with_their_prompt(any_model):
+    weight = any_model.weight(2)
+    original = weight.clone()
+    weight.fill_(torch.finfo(weight.dtype).max)  # finite, and what is computed with it is not
+    try:
+        with pytest.raises(FloatingPointError, match=r"'harp' after 'Peru is' a log-probability of nan: it overflows"):
+            score_targets(any_model, [("Peru is", "harp")])
+        with pytest.raises(FloatingPointError, match="overflows"):
+            evaluate(any_model, [ZSRE])
+    finally:
+        weight.copy_(original)
+
+
 def test_accuracy_counts_the_tokens_that_are_first_choices(any_model):
     """Targets that begin with what the model itself would say, alone and with a word more that it would not."""
     prompts = [*CF.paraphrases, CF.request.text, ZSRE.request.text, *(probe.prompt for probe in CF.locality)]

@@ -251,6 +251,17 @@ def test_cells_of_an_older_schema_or_of_two_scales_are_refused(made):
         load_cells(made)
 
 
+def test_cells_of_other_weights_or_records_make_no_table(made):
+    path = made.result(made.cells()[0])
+    content = json.loads(path.read_text())
+    for what in ("model_revision", "records_hash"):
+        write_json(path, {**content, "provenance": {**content["provenance"], what: "sha256:other"}})
+        with pytest.raises(
+            ValueError, match=rf"was made with {what} sha256:.*, .*\.json with sha256:.*: delete what is"
+        ):
+            load_cells(made)
+
+
 def test_the_published_improvement_is_that_of_the_published_pairs():
     value, pairs = published_improvement()
     table = published("published_results").query("kind == 'published' and edits == 2000")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bluelib import apply_delta, edit_sequence, get_editor, load_dataset, load_model
+from bluelib import apply_delta, edit_sequence, editors, get_editor, load_dataset, load_model
 from bluelib.checkpoints import CheckpointError
 from bluelib.conflicts import Conflict, find_conflicts
 from bluelib.files import load_tensors, save_tensors
@@ -17,6 +17,7 @@ from bluelib.models import Model, weights_hash
 from bluelib.residuals import DIRECT
 from bluelib.sequence import preserved
 from bluelib.solvers import NullSpace, Ridge
+from bluelib.statistics import second_moments
 
 from .conftest import ARCHITECTURES, RECORDS, editor, random_model
 
@@ -42,7 +43,9 @@ def stop_after(batches):
 def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, stops):
     method = editor(solver, DIRECT)
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "mine.safetensors").write_text("not a file of the checkpoint")
+    mine = [tmp_path / "c" / f"{name}.safetensors" for name in ("mine", "weights-final", "keys-mine", "weights-1")]
+    for path in mine:
+        path.write_text("not a file of the checkpoint")
     run = edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "undisturbed")
     wanted = weights_hash(any_model.lm)
     run.revert()
@@ -55,14 +58,29 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
                         after_batch=lambda number, result: made.append(number))  # fmt: skip
     assert weights_hash(any_model.lm) == wanted
     assert made == list(range(stops[-1], 3)) and len(run.batches) == 3
-    keys = sorted(path.name for path in (tmp_path / "c").glob("keys-*"))
-    assert len(keys) == (3 if solver.remembers else 0)
-    assert len(list((tmp_path / "c").glob("weights-*"))) == 1
-    assert (tmp_path / "c" / "mine.safetensors").exists()
+    assert all(path.read_text() == "not a file of the checkpoint" for path in mine)
+    ours = [path.name for path in (tmp_path / "c").iterdir() if path not in mine]
+    assert sum(name.startswith("keys-") for name in ours) == (3 if solver.remembers else 0)
+    assert sum(name.startswith("weights-") for name in ours) == 1
     run.revert()
     again = edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "c")
     assert weights_hash(any_model.lm) == wanted, "a finished run is not made again"
     again.revert()
+
+
+def test_a_continued_run_goes_on_with_the_micro_batches_it_began_with(any_model, tmp_path, monkeypatch):
+    """Less memory is free when it is continued: no reason to refuse it, nor to round sums in another way."""
+    method, used = editor(HISTORY, DIRECT), []
+    optimise = editors.optimise_targets
+    monkeypatch.setattr(editors, "optimise_targets",
+                        lambda *args, token_budget: used.append(token_budget) or optimise(*args, token_budget=token_budget))  # fmt: skip
+    with preserved(any_model, (0, 1, 2)), pytest.raises(Stop):
+        edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path, after_batch=stop_after(1))
+    (first,) = set(used)
+    monkeypatch.setattr(editors, "default_token_budget", lambda model: first // 4)
+    with preserved(any_model, (0, 1, 2)):
+        edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path)
+    assert set(used) == {first} and len(used) > 3
 
 
 def test_history_matters_for_the_continued_run(any_model):
@@ -147,6 +165,20 @@ def test_a_delta_makes_the_same_model_and_no_other(any_model, tmp_path):
     assert path.stat().st_size < 3 * any_model.weight(0).numel() * 8 + 5000
 
 
+def test_a_delta_has_the_edits_of_earlier_runs_too(any_model, tmp_path):
+    second_moments(any_model, range(3), corpus="pocket", tokens=3000)  # of the model as loaded
+    first = edit_sequence(any_model, RECORDS[:2], editor(Ridge(1e-2), layers=(0, 1)), batch_size=2)
+    last = edit_sequence(any_model, RECORDS[2:4], editor(Ridge(1e-2), layers=(2,)), batch_size=2)
+    edited = weights_hash(any_model.lm)
+    path = last.save_delta(tmp_path / "edit.safetensors")
+    assert last.is_saved_in(path) and sorted(load_tensors(path)[0]) == ["0", "1", "2"]
+    last.revert()
+    assert not last.is_saved_in(path)
+    first.revert()
+    apply_delta(any_model, path)
+    assert weights_hash(any_model.lm) == edited
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_small_updates_survive_in_a_model_of_low_precision(architecture, tmp_path):
     """In bfloat16 the edited matrices are kept in float32: their change is the sum of the updates."""
@@ -192,6 +224,9 @@ def test_a_saved_model_is_what_transformers_loads(tmp_path):
     assert again.tokenizer("Peru is").input_ids == model.tokenizer("Peru is").input_ids
     with pytest.raises(FileExistsError, match="exists already"):
         run.save(folder)
+    assert model.is_saved_in(folder) and again.is_saved_in(folder)
+    run.revert()
+    assert not model.is_saved_in(folder) and not model.is_saved_in(tmp_path)
 
 
 def test_conflicts_are_found():

@@ -1,6 +1,7 @@
 """Second moments: parts, continuation, corpora, and how much text they need."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from bluelib import statistics
 from bluelib.convergence import convergence, rank, relative_change, write_convergence
 from bluelib.corpora import corpus_hash, token_sequences
+from bluelib.models import Model
 from bluelib.solvers import NullSpace, Ridge
 from bluelib.statistics import second_moments
 from bluelib.tracing import trace
@@ -77,6 +79,54 @@ def test_an_interrupted_measurement_continues_to_the_same_bits(model, text, monk
         assert torch.equal(again[layer].matrix, whole[layer].matrix)
     assert not unfinished.exists() and len(list(folder.iterdir())) == 2
     assert len(parts) > 6 and len(read) == len(parts) - moment, "what was measured is not measured again"
+
+
+def test_what_was_measured_of_other_layers_is_left_for_them(model, text, monkeypatch, tmp_path):
+    """Layers 0 and 2 are wanted while layers 0 to 2 are unfinished: those go on later where they were."""
+    monkeypatch.setattr(statistics, "SHARD", 40)
+    monkeypatch.setattr(statistics, "WRITE_EVERY", -1.0)
+    shard, read = statistics._shard, []
+
+    def interrupted(*arguments):
+        read.append(1)
+        if len(read) == 4:
+            raise KeyboardInterrupt
+        return shard(*arguments)
+
+    monkeypatch.setattr(statistics, "_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        second_moments(model, [0, 1, 2], corpus=text, tokens=300)
+    other = second_moments(model, [0, 2], corpus=text, tokens=300)
+    between = len(read)
+    whole = second_moments(model, [0, 1, 2], corpus=text, tokens=300)
+    assert between - 4 == len(read) - between + 3, "three shards were not read again"
+    assert all(torch.equal(whole[layer].matrix, other[layer].matrix) for layer in (0, 2))
+    assert not [path for path in (tmp_path / "statistics").glob("*unfinished*")]
+
+
+def test_what_is_kept_is_of_one_model_as_loaded(model):
+    """The same weights do not compute the same with another configuration, type or tokenizer."""
+    key = model.cache_key
+    again = random_model("pocket-llama")
+    again.tokenizer(["a", "a longer text"], padding=True, truncation=True, max_length=4)
+    again.lm.config._name_or_path = "elsewhere"
+    assert again.cache_key == key
+    lm, tokenizer = random_model("pocket-llama").lm, random_model("pocket-llama").tokenizer
+    lm.config.rms_norm_eps *= 10
+    assert Model.of("x", lm, tokenizer).revision == model.revision
+    without_bos = random_model("pocket-llama").tokenizer
+    without_bos.backend_tokenizer.post_processor = None
+    keys = [key, Model.of("x", lm, tokenizer).cache_key, Model.of("x", model.lm, without_bos).cache_key]
+    low = random_model("pocket-llama").lm.bfloat16()
+    keys += [Model.of("x", low, tokenizer, model.revision).cache_key, replace(model, revision="f" * 40).cache_key]
+    assert len(set(keys)) == 5
+
+
+def test_a_text_counts_with_the_way_it_is_read(text):
+    """JSON Lines under a name that no reader knows are a text of braces."""
+    copy = text.with_suffix(".jsonl")
+    copy.write_bytes(text.read_bytes())
+    assert corpus_hash(str(copy)) != corpus_hash(str(text))
 
 
 def test_a_text_that_is_too_short_is_refused_with_its_length(model, text):

@@ -155,17 +155,40 @@ def test_a_killed_grid_continues(project):
     assert not list(checkpoint.iterdir()), "a finished cell needs no checkpoint"
 
 
-@pytest.mark.slow
-def test_another_editor_is_one_more_cell(project):
-    """What a grid has already is not made again when an editor is added to it."""
-    found = Grid.of(TINY)
+def seem_made(project, grid):
+    """Have Snakemake believe that the cells of a grid were made."""
+    found, (dataset,) = Grid.of(grid), grid["datasets"]
     made = [*map(found.result, found.cells()), found.work / "statistics" / "pocket-llama.json",
-            found.work / "before" / "pocket-llama_pocket-zsre_6_seed0.json"]  # fmt: skip
+            found.work / "before" / f"pocket-llama_{Path(dataset).stem}_6_seed0.json"]  # fmt: skip
     for path in made:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
-    finished(blue(project, TINY, "--", "--touch", "--forceall", "--until", "cell"))
-    assert jobs(finished(blue(project, TINY, "--", "-n", "--until", "cell"))) == {}
+    finished(blue(project, grid, "--", "--touch", "--forceall", "--until", "cell"))
+    assert jobs(finished(blue(project, grid, "--", "-n", "--until", "cell"))) == {}
+
+
+def test_other_records_make_their_cells_again(project):
+    """A dataset that is named by its path: what was made of its old content is out of date."""
+    data = project / "mine.json"
+    data.write_text("[]")
+    grid = {**TINY, "datasets": [str(data)]}
+    seem_made(project, grid)
+    data.write_text("[{}]")
+    assert jobs(finished(blue(project, grid, "--", "-n", "--until", "cell"))) == {"before": 1, "cell": 2}
+
+
+def test_a_grid_that_has_changed_is_told_to_its_tables(project):
+    """Results that came with a checkout have no history: whether the grid beside them is this one is looked up."""
+    grid = Grid.of(TINY)
+    write_json(grid.results / "grid.json", grid.as_dict())
+    assert "grid" not in jobs(finished(blue(project, TINY, "--", "-n")))
+    assert jobs(finished(blue(project, {**TINY, "edits": 4}, "--", "-n")))["grid"] == 1
+
+
+@pytest.mark.slow
+def test_another_editor_is_one_more_cell(project):
+    """What a grid has already is not made again when an editor is added to it."""
+    seem_made(project, TINY)
     more = {**TINY, "editors": [*TINY["editors"], "alphaedit"]}
     planned = jobs(finished(blue(project, more, "--", "-n", "--until", "cell")))
     assert planned == {"cell": 1, "null_spaces": 1, "statistics": 1}

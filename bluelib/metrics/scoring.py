@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
 
     Raises:
         ValueError: if a prompt has no token, or is with its target longer than the model's context.
+        FloatingPointError: if what the model computes is not finite, which is no score; the message names the prompt.
     """
     prompts = {text: _prompt(model, text) for text in dict.fromkeys(prompt for prompt, _ in pairs)}
     targets = {
@@ -66,6 +68,10 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
         hits = (logits.argmax(-1, keepdim=True) == wanted)[:, 0].tolist()
         by_pair: dict[int, list[tuple[float, bool]]] = {}
         for owner, log_prob, hit in zip(owners, log_probs, hits, strict=True):
+            if not math.isfinite(log_prob):
+                prompt, target = pairs[owner]
+                raise FloatingPointError(f"{model.name} gives {target!r} after {prompt[:80]!r} a log-probability of "
+                                         f"{log_prob}: it overflows; no metric can be told of it")  # fmt: skip
             by_pair.setdefault(owner, []).append((log_prob, hit))
         for owner, found in by_pair.items():
             scores[owner] = TargetScore(

@@ -31,7 +31,8 @@ def load_cells(grid: Grid) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: naming the cells that have not been run.
-        ValueError: for a cell of an older schema, or models of several scales.
+        ValueError: for a cell of an older schema, models of several scales, or cells of a table that were not made from
+            the same weights or records.
     """
     paths = [grid.result(cell) for cell in grid.cells()]
     missing = [path.name for path in paths if not path.exists()]
@@ -47,6 +48,14 @@ def load_cells(grid: Grid) -> list[dict[str, Any]]:
     scales = {cell["provenance"]["scale"] for cell in cells}
     if len(scales) > 1:
         raise ValueError(f"a table shows one scale, not {' and '.join(sorted(scales))}: {grid.name} has models of both")
+    made_from: dict[tuple[Any, ...], tuple[str, Path]] = {}
+    for path, cell in zip(paths, cells, strict=True):
+        for what, of in (("model_revision", ("model",)), ("records_hash", ("dataset", "seed"))):
+            found = cell["provenance"][what]
+            first, there = made_from.setdefault((what, *(cell[key] for key in of)), (found, path))
+            if found != first:
+                raise ValueError(f"{path} was made with {what} {found}, {there} with {first}: delete what is out of "
+                                 "date and run the grid again")  # fmt: skip
     return cells
 
 
