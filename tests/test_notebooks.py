@@ -58,21 +58,13 @@ def test_a_notebook_has_checked_cells_with_outputs(path):
         assert any(re.search(r"\w", output.get("text", "")) for output in cell.outputs)
 
 
-#: PMET's edits in it come out otherwise on another processor (specificity 96 or 98 %): it is no part of the whole check.
-LONG = ("08",)
 #: Those that take less than a minute; the others are among the slow tests.
 QUICK = ("00", "09", "de")
 
 
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(
-            path,
-            marks=[] if path.name[:2] in QUICK else getattr(pytest.mark, "long" if path.name[:2] in LONG else "slow"),
-        )
-        for path in NOTEBOOKS
-    ],
+    [pytest.param(path, marks=[] if path.name[:2] in QUICK else pytest.mark.slow) for path in NOTEBOOKS],
     ids=lambda p: p.name,
 )
 def test_a_notebook_gives_its_numbers(path, tmp_path):
