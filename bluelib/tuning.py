@@ -2,9 +2,9 @@
 
 A coordinate search: starting from the first candidate of each axis, the axes are walked in order and the best
 candidate of each is kept while the others stay fixed; where the best of three or more numbers is the largest or the
-smallest, the axis goes on in that direction, twice at most. A trial edits the first records of the ``tune`` split in
-as many batches as the reported runs have, and is scored by the harmonic mean of efficacy, generalization and
-specificity (ROME's ``Score``). Every trial is recorded.
+smallest, the axis goes on in that direction, twice at most. A trial edits the first 60 records of the ``tune`` split in
+20 batches of 3, and is scored by the harmonic mean of efficacy, generalization and specificity (ROME's ``Score``).
+Every trial is recorded.
 """
 
 from __future__ import annotations

@@ -69,6 +69,4 @@ fi
 
 # --- (c) bluelib and the rest --------------------------------------------------
 say "bluelib, its development tools and its extras"
-all() { pip install -c constraints.txt -e ".[dev,workflow,capability,corpora,site,demo]"; }
-# pip passes over an index page that does not come, and then says that versions are in conflict.
-all || { say "once more, in case an index did not answer"; all; }
+pip install -c constraints.txt -e ".[dev,workflow,capability,corpora,site,demo]"

@@ -39,6 +39,8 @@ TESTS = {
     "metrics/scoring": ["tests/test_metrics.py", "tests/test_methods.py::test_request_nll_is_the_models_own"],
     "metrics/editing": ["tests/test_metrics.py"],
     "metrics/generation": ["tests/test_metrics.py", *ONE],
+    "metrics/longform": ["tests/test_longform.py", *ONE],
+    "metrics/capability": ["tests/test_capability.py", *ONE],
     "metrics/shift": ["tests/test_shift.py", "-k", "not gptj and not llama and not pocket_world"],
 }
 

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -99,6 +100,17 @@ def test_pins_satisfy_every_bound():
     for name, pin in pins.items():
         (exact,) = pin
         assert exact.operator == "==" and Version(exact.version) in EVERYTHING.get(name, SpecifierSet()), name
+
+
+def test_pins_take_the_first_python_that_the_library_takes():
+    """A Debian 12 has Python 3.11.2, where what wants 3.11.5 leaves pip without a solution."""
+    first = Version(next(s.version for s in SpecifierSet(PROJECT["requires-python"]) if s.operator == ">="))
+    pinned = bounds([line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+                     if line and not line.startswith("#")])  # fmt: skip
+    there = {canonicalize_name(d.metadata["Name"]): d for d in distributions()}
+    wanted = {name: there[name].metadata["Requires-Python"] for name in pinned if name in there}
+    assert len(wanted) > 100
+    assert {name: python for name, python in wanted.items() if python and first not in SpecifierSet(python)} == {}
 
 
 @pytest.mark.parametrize("path", ["scripts/install.sh", "constraints.txt"])

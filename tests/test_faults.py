@@ -481,6 +481,14 @@ def test_a_damaged_file_is_refused_by_name(model, tmp_path, monkeypatch, kind):
     assert refused + harmless == 240 and refused >= 200, (refused, harmless)
 
 
+def test_committed_results_have_their_hash():
+    folders = [*(ROOT / "results" / name for name in ("pocket", "ablation", "tuning")), ROOT / "figures"]
+    found = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.name != "grid.json"]
+    assert len(found) > 200
+    for path in found:
+        read_json(path, sealed=True)
+
+
 def test_a_file_of_an_earlier_version_is_refused_until_it_is_trusted(tmp_path):
     path = tmp_path / "old.safetensors"
     save_file({"second_moment": torch.eye(3)}, path, {"counts": json.dumps({"tokens": 3})})

@@ -281,10 +281,13 @@ def test_family_gains_and_champions(made):
     assert row["mean"] == pytest.approx(np.mean(by_hand)) and row.low < row["mean"] < row.high
     best = champions(scores)
     assert set(best.blue) <= {"MEMIT_BLUE", "AlphaEdit_BLUE"} and (best.low > 0).all()
-    first, _, third = blue_against_plain(gains.reset_index(), best)
+    nothing, pmet = family_gains(scores, []), family_gains(scores, ["MEMIT"]).assign(method="PMET")
+    first, _, third = blue_against_plain(gains.reset_index(), best, nothing)
     assert (first.verdict, third.verdict) == ("reproduced", "reproduced")
+    fourth = blue_against_plain(gains.reset_index(), best, pmet)[3]
+    assert fourth.claim.startswith("BLUE works with PMET too") and fourth.verdict == "reproduced"
     worse = best.assign(mean=-best["mean"], low=-best.high, high=-best.low)
-    assert blue_against_plain(gains.reset_index(), worse)[2].verdict == "not at this scale"
+    assert blue_against_plain(gains.reset_index(), worse, nothing)[2].verdict == "not at this scale"
 
 
 def test_the_average_improvement_needs_an_interval_above_zero():

@@ -76,13 +76,26 @@ def test_residual_verdicts_change_with_the_numbers():
 
 def test_the_ablation_s_verdict_needs_an_interval_near_zero():
     content = copy.deepcopy(numbers("04_error_growth"))
-    for mean, low, verdict in ((0, -2, "reproduced"), (-2, -9, "partly"), (-5, -9, "not at this scale")):
+    for low, verdict in ((-2, "reproduced"), (-9, "not at this scale")):
         for row in content["ablation_differences"]:
-            row |= {"mean": mean, "low": low}
+            row["low"] = low
         assert verdicts.growth(content)[-1].verdict == verdict
     for row in content["ablation_best"]:
         row["reached"] = False
+    found = {v.claim: v for v in verdicts.growth(content)}
     assert verdicts.growth(content)[-1].seen == "no single layer reaches BLUE's specificity"
+    assert verdicts.growth(content)[-1].verdict == "not at this scale"
+    direct = found["it is the direct residual that makes BLUE better"]
+    assert "(does not reach BLUE's specificity)" in direct.seen and direct.verdict == "partly"
+    assert direct.size == "60 edits" and not found["the error grows with the distribution distance"].size
+
+
+def test_errors_that_gather_like_unrelated_ones_do_not_count_as_growth():
+    content = copy.deepcopy(numbers("04_error_growth"))
+    claim = "the error grows with the length of the edit sequence"
+    for one, gathered, verdict in ((0.1, 0.3, "reproduced"), (-0.1, 0.3, "partly"), (-0.1, 0.19, "not at this scale")):
+        content["growth"]["sequence"]["error"]["low"], content["growth"]["sequence"]["total"]["low"] = one, gathered
+        assert {v.claim: v.verdict for v in verdicts.growth(content)}[claim] == verdict
 
 
 def capability_numbers(gain, loss):

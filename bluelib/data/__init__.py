@@ -49,7 +49,8 @@ SPLITS = ("tune", "report")
 
 
 def choosing_split(name: str) -> str:
-    """The split that choices are made on: ``tune``, disjoint from what is reported, where the dataset has one."""
+    """The split that choices are made on: ``tune``, whose edits are disjoint from those reported, where the dataset has
+    one."""
     return "tune" if name in DATASETS else "report"
 
 

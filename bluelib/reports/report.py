@@ -30,7 +30,7 @@ class Claim:
         text: the claim.
         verdicts: by model, or by :data:`ALL` where the claim is about all of them together.
         figures: pictures of the notebook's evidence.
-        size: of the analysis: its parameters by name.
+        size: of what it is about, in edits.
     """
 
     notebook: str
@@ -62,25 +62,28 @@ def _of_analysis(grid: Grid, notebook: str) -> list[Claim]:
     folder = grid.drawn(notebook)[0].parent if run else project_path("figures")
     figures = tuple(folder / f"{name}.png" for name in ANALYSIS_FIGURES[notebook])
     by_claim: dict[str, dict[str, Verdict]] = {}
-    sizes = {}
+    sizes: dict[str, dict[str, None]] = {}
     for model in grid.models:
         path = grid.numbers(notebook, model) if run else project_path("figures", numbers_name(notebook, model))
         content = read_json(path)
         if not content["parameters"].items() >= dict(parameters).items():
             raise ValueError(f"{path} is of another analysis ({content['parameters']}) than the grid's ({parameters})")
-        sizes[model] = f"{content['parameters']['edits']} edits"
-        for verdict in content["verdicts"]:
-            by_claim.setdefault(verdict["claim"], {})[model] = Verdict(**verdict)
-    size = ", ".join(dict.fromkeys(sizes.values()))
-    return [Claim(notebook, text, verdicts, figures, size) for text, verdicts in by_claim.items()]
+        for verdict in (Verdict(**values) for values in content["verdicts"]):
+            by_claim.setdefault(verdict.claim, {})[model] = verdict
+            size = verdict.size or f"{content['parameters']['edits']} edits"
+            sizes.setdefault(verdict.claim, {})[size] = None
+    return [Claim(notebook, text, verdicts, figures, ", ".join(sizes[text])) for text, verdicts in by_claim.items()]
 
 
 def _of_cells(grid: Grid) -> list[Claim]:
     scores = record_scores(load_cells(grid))
     gains, best = family_gains(scores), champions(scores)
+    with_pmet = {"pmet", "pmet_blue"} <= set(grid.editors)
+    of_pmet = family_gains(scores, ["PMET"] if with_pmet else [])
     by_claim: dict[str, dict[str, Verdict]] = {}
     for model in grid.models:
-        for verdict in blue_against_plain(gains[gains.model == model], best[best.model == model]):
+        frames = (gains, best, of_pmet)
+        for verdict in blue_against_plain(*(frame[frame.model == model] for frame in frames)):
             by_claim.setdefault(verdict.claim, {})[model] = verdict
     average = improvement(scores)[0].iloc[-1]
     of_all = average_improvement(average)
@@ -198,8 +201,8 @@ def write_report(grid: Grid, found: Sequence[Claim], folder: Path) -> list[Path]
             f"Grid `{grid.name}`: {', '.join(grid.models)}; {', '.join(grid.datasets)}; {grid.edits} edits in batches "
             f"of {grid.batch_size}; seeds {', '.join(map(str, grid.seeds))}. Every verdict is about this scale and "
             "these models. Conditions on sizes and differences are conditions on their 95 % intervals, over records "
-            "and, in the main table, over seeds where there are several; conditions on an order, a count or equal "
-            "layers have none.",
+            "and, in the main table, over seeds where there are several; conditions on an order, a count, a ratio of "
+            "means, a median or equal layers have none.",
             "## Verdicts",
             verdict_table(found, grid.models, folder),
             "## Editing against preservation",
