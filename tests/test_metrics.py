@@ -10,9 +10,9 @@ import torch
 
 from bluelib import evaluate
 from bluelib.data import Probe, Record
-from bluelib.metrics.editing import Scores
-from bluelib.metrics.generation import generate_texts, ngram_entropy
-from bluelib.metrics.scoring import score_targets, top_tokens
+from bluelib.metrics.editing import TEACHER_FORCED, Scores, _editing_metrics
+from bluelib.metrics.generation import continue_greedily, encode_openings, generate_texts, ngram_entropy
+from bluelib.metrics.scoring import TargetScore, score_targets, top_tokens
 from bluelib.prompts import encode_prompt, encode_target
 
 CF = Record(
@@ -174,6 +174,97 @@ def test_consistency_is_one_for_identical_and_zero_for_disjoint_texts(any_model,
     for text, expected in ((reference, 100.0), ("Nothing alike here", 0.0)):
         monkeypatch.setattr("bluelib.metrics.generation.generate_texts", lambda *a, text=text, **k: [text, text])
         assert evaluate(any_model, [CF]).means["consistency"] == pytest.approx(expected)
+
+
+def spied(model, monkeypatch):
+    """What `generate` of a model's lm is called with."""
+    calls, generate = [], model.lm.generate
+    monkeypatch.setattr(model.lm, "generate", lambda **how: calls.append(how) or generate(**how))
+    return calls
+
+
+def test_texts_are_sampled_as_in_the_paper_whatever_the_checkpoint_says(any_model, monkeypatch):
+    """Texts of 100 tokens, top-k 5 and nothing else; greedy ones have no sampling at all."""
+    calls = spied(any_model, monkeypatch)
+    evaluate(any_model, [CF])
+    continue_greedily(any_model, ["Peru is"], [3])
+    sampled, greedy = calls[0], calls[-1]
+    assert {int(c["input_ids"].shape[1] + c["max_new_tokens"]) for c in calls[:-1]} == {100}
+    for call in calls:
+        assert call["attention_mask"].bool().all() and call["attention_mask"].shape == call["input_ids"].shape
+        assert call["eos_token_id"] is None and call["pad_token_id"] == any_model.tokenizer.pad_token_id
+        assert call["repetition_penalty"] == 1.0
+    assert (sampled["do_sample"], sampled["top_k"], sampled["top_p"], sampled["temperature"]) == (True, 5, 1.0, 1.0)
+    assert (greedy["do_sample"], greedy["top_k"], greedy["top_p"], greedy["temperature"]) == (False, None, None, None)
+    assert greedy["max_new_tokens"] == 3
+
+
+def test_many_prompts_of_one_length_are_run_in_parts(any_model, monkeypatch):
+    calls = spied(any_model, monkeypatch)
+    continue_greedily(any_model, ["Peru is"] * 129, [1] * 129)
+    assert [len(call["input_ids"]) for call in calls] == [128, 1]
+
+
+def test_each_prompt_is_continued_by_as_much_as_is_asked_for_it(any_model):
+    prompts, lengths = ["Peru is", "Rome is", "The instrument of Ilvane Quillbrook"], [2, 9, 5]
+    found = continue_greedily(any_model, prompts, lengths)
+    for prompt, length, text in zip(prompts, lengths, found, strict=True):
+        assert text == continue_greedily(any_model, [prompt], [length])[0]
+        begun = encode_prompt(any_model.tokenizer, prompt)
+        ids = list(begun)
+        for _ in range(length):
+            ids.append(int(any_model.lm(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert text == any_model.tokenizer.decode(ids[len(begun) :], skip_special_tokens=True).strip()
+    with pytest.raises(ValueError, match="'Peru is' and 254 tokens to generate"):
+        continue_greedily(any_model, ["Peru is"], [any_model.max_positions - 2])
+
+
+def test_a_text_needs_room_for_a_token(any_model):
+    ids = encode_prompt(any_model.tokenizer, "Peru is")
+    assert encode_openings(any_model, ["Peru is"], len(ids) + 1) == [ids]
+    with pytest.raises(ValueError, match="leave nothing to generate"):
+        encode_openings(any_model, ["Peru is"], len(ids))
+
+
+def test_fluency_is_the_mean_entropy_of_a_records_texts_from_its_seed(any_model):
+    other = replace(CF, case_id=9, generation_prompts=("Peru is",), reference_texts=())
+    found = evaluate(any_model, [CF, other, replace(CF, generation_prompts=())], seed=4).records
+    texts = generate_texts(any_model, [*CF.generation_prompts, "Peru is"], seed=4)
+    assert found[0]["fluency"] == pytest.approx(100 * (ngram_entropy(texts[0]) + ngram_entropy(texts[1])) / 2)
+    assert found[1]["fluency"] == pytest.approx(100 * ngram_entropy(texts[2]))
+    assert "consistency" in found[0] and "consistency" not in found[1], "it has nothing to be compared with"
+    assert "fluency" not in found[2]
+
+
+def test_equal_probabilities_are_no_success():
+    """Neither for the edit nor for what it should have left alone."""
+    alike = [TargetScore(-1.0, 0.0)] * 2 * (1 + len(CF.paraphrases) + len(CF.locality))
+    assert _editing_metrics(CF, alike) == {"efficacy": 0, "generalization": 0, "specificity": 0}
+
+
+def test_one_record_has_no_standard_error():
+    one, two = {"case_id": 1, "efficacy": 0.0}, {"case_id": 2, "efficacy": 100.0}
+    assert math.isnan(Scores((one,)).standard_errors["efficacy"])
+    assert Scores((one, two)).standard_errors["efficacy"] == pytest.approx(50)
+    assert TEACHER_FORCED == ("efficacy", "generalization", "specificity")
+
+
+def test_the_last_token_of_a_target_needs_no_room(any_model):
+    """It is predicted and never read: prompt and target may be one token longer than the context."""
+    words, answer = "Peru", len(encode_target(any_model.tokenizer, "Rio de Janeiro"))
+    while len(encode_prompt(any_model.tokenizer, words)) < any_model.max_positions + 1 - answer:
+        words += " Peru"
+    assert len(encode_prompt(any_model.tokenizer, words)) == any_model.max_positions + 1 - answer
+    evaluate(any_model, [replace(ZSRE, paraphrases=(words,))])
+    with pytest.raises(ValueError, match=r"^record 8: .*exceed random-pocket-.*'s context of 256"):
+        evaluate(any_model, [replace(ZSRE, paraphrases=(words + " Peru",))])
+
+
+def test_what_is_not_generated_may_be_too_long_for_it(any_model):
+    long = replace(CF, generation_prompts=("Peru " * 120,))
+    evaluate(any_model, [long], generate=False)
+    with pytest.raises(ValueError, match=r"^record 7: .*leave nothing to generate"):
+        evaluate(any_model, [long])
 
 
 def test_what_cannot_be_evaluated_is_refused(any_model):
