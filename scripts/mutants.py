@@ -38,7 +38,7 @@ TESTS = {
     "targets": ["tests/test_targets.py", "-k", "not llama and not whole_edits"],
     "metrics/scoring": ["tests/test_metrics.py", "tests/test_methods.py::test_request_nll_is_the_models_own"],
     "metrics/editing": ["tests/test_metrics.py", "-k", "not gptj and not gpt2"],
-    "metrics/generation": ["tests/test_metrics.py", "-k", "not gptj and not gpt2"],
+    "metrics/generation": ["tests/test_metrics.py", "tests/test_longform.py", "-k", "not gptj and not gpt2"],
     "metrics/longform": ["tests/test_longform.py", *ONE],
     "metrics/capability": ["tests/test_capability.py", *ONE],
     "metrics/shift": ["tests/test_shift.py", "-k", "not gptj and not llama and not pocket_world"],

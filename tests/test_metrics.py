@@ -205,16 +205,7 @@ def test_many_prompts_of_one_length_are_run_in_parts(any_model, monkeypatch):
     assert [len(call["input_ids"]) for call in calls] == [128, 1]
 
 
-def test_each_prompt_is_continued_by_as_much_as_is_asked_for_it(any_model):
-    prompts, lengths = ["Peru is", "Rome is", "The instrument of Ilvane Quillbrook"], [2, 9, 5]
-    found = continue_greedily(any_model, prompts, lengths)
-    for prompt, length, text in zip(prompts, lengths, found, strict=True):
-        assert text == continue_greedily(any_model, [prompt], [length])[0]
-        begun = encode_prompt(any_model.tokenizer, prompt)
-        ids = list(begun)
-        for _ in range(length):
-            ids.append(int(any_model.lm(torch.tensor([ids])).logits[0, -1].argmax()))
-        assert text == any_model.tokenizer.decode(ids[len(begun) :], skip_special_tokens=True).strip()
+def test_a_text_beyond_the_context_is_not_continued(any_model):
     with pytest.raises(ValueError, match="'Peru is' and 254 tokens to generate"):
         continue_greedily(any_model, ["Peru is"], [any_model.max_positions - 2])
 
@@ -240,6 +231,25 @@ def test_equal_probabilities_are_no_success():
     """Neither for the edit nor for what it should have left alone."""
     alike = [TargetScore(-1.0, 0.0)] * 2 * (1 + len(CF.paraphrases) + len(CF.locality))
     assert _editing_metrics(CF, alike) == {"efficacy": 0, "generalization": 0, "specificity": 0}
+
+
+def test_each_score_goes_into_its_metric(any_model, monkeypatch):
+    """Scores that differ from prompt to prompt, with special tokens for zsRE alone."""
+    asked = []
+
+    def scored(model, pairs, *, special=False):
+        asked.extend((pair, special) for pair in pairs)
+        return [TargetScore(-float(position), position / 10) for position, _ in enumerate(pairs)]
+
+    monkeypatch.setattr("bluelib.metrics.editing.score_targets", scored)
+    zsre = evaluate(any_model, [ZSRE]).records[0]
+    assert [zsre[metric] for metric in TEACHER_FORCED] == pytest.approx([0, 10, 20])
+    counterfact = evaluate(any_model, [CF], generate=False).records[0]  # the new object is always the likelier one
+    assert [counterfact[metric] for metric in TEACHER_FORCED] == [100, 100, 0]
+    asked.clear()
+    evaluate(any_model, [ZSRE, CF], generate=False, score_bos=True)
+    assert {special for (_, target), special in asked if target in ("Rio de Janeiro", "Lima")} == {True}
+    assert {special for (_, target), special in asked if target in ("bassoon", "harp")} == {False}
 
 
 def test_one_record_has_no_standard_error():
