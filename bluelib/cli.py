@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -369,6 +370,7 @@ def _evaluate(arguments: argparse.Namespace) -> Answer:
 
 
 def _edit(arguments: argparse.Namespace) -> Answer:
+    from .deltas import is_delta_of
     from .editors import get_editor
     from .experiment import run_cell
     from .files import check_writable
@@ -384,17 +386,16 @@ def _edit(arguments: argparse.Namespace) -> Answer:
         check_writable(target)
 
     def keep(run: Run) -> None:
-        if arguments.save:
-            once(arguments.save, run.save, run.model.is_saved_in)
-        if arguments.save_delta:
-            once(arguments.save_delta, run.save_delta, run.is_saved_in)
-
-    def once(target: Path, save: Callable[[Path], object], is_saved_in: Callable[[Path], bool]) -> None:
-        if not target.exists():
-            save(target)
-        elif not is_saved_in(target):  # as it is if the same command was given before
-            raise FileExistsError(f"{target} exists already, and holds something else; choose another name: the edits "
-                                  f"are in {arguments.checkpoint}")  # fmt: skip
+        """What is there already must be what would be written, as it is if the same command was given before."""
+        for target, save, holds in (
+            (arguments.save, run.save, run.model.is_saved_in),
+            (arguments.save_delta, run.save_delta, partial(is_delta_of, run.model, editor.layers)),
+        ):
+            if target is not None and not target.exists():
+                save(target)
+            elif target is not None and not holds(target):
+                raise FileExistsError(f"{target} exists already, and holds something else; choose another name: the "
+                                      f"edits are in {arguments.checkpoint}")  # fmt: skip
 
     cell = run_cell(model, arguments.dataset, records, editor, batch_size=arguments.batch_size, seed=arguments.seed,
                     generate=not arguments.no_generate, score_bos=arguments.score_bos,

@@ -123,8 +123,9 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     # The system lets go of this lock when the process dies; Snakemake's own would have to be removed by hand.
     try:
         with locked(project_path("snakemake"), wait=False):
-            main(["--snakefile", str(snakefile), "--configfile", str(path), "--nolock",
-                  "--workflow-profile", str(profiles / profile), *changed, *arguments])  # fmt: skip
+            # `changed` in front: what follows it must be an option, or it would be taken for another rule to force.
+            main([*changed, "--snakefile", str(snakefile), "--configfile", str(path), "--nolock",
+                  "--workflow-profile", str(profiles / profile), *arguments])  # fmt: skip
     except BlockingIOError as error:
         raise RuntimeError(f"another run is under way in {project_path()}") from error
     except SystemExit as end:

@@ -17,7 +17,7 @@ from .checkpoints import Checkpoint
 from .checks import check_seed, check_whole
 from .conflicts import Conflict, resolve
 from .data import Record
-from .deltas import is_delta_of, save_delta
+from .deltas import save_delta
 from .files import check_writable
 from .methods import BatchResult, Method, describe
 from .models import Model, check_finite
@@ -80,10 +80,6 @@ class Run:
             "records_hash": records_hash(self.records),
         }
         return save_delta(self.model, tuple(self._originals), path, about)
-
-    def is_saved_in(self, path: str | Path) -> bool:
-        """Whether the file is what :meth:`save_delta` would write, and not another edit's."""
-        return is_delta_of(self.model, tuple(self._originals), path)
 
 
 def check_sequence(

@@ -81,7 +81,7 @@ def second_moments(
     check_whole("tokens", tokens, 1)
     path = _paths(model, corpus, tokens)
     paths = {layer: path(layer) for layer in layers}
-    unfinished = path(f"s-{'-'.join(map(str, layers))}-unfinished")
+    unfinished = path(f"s-{hashlib.sha256(str(layers).encode()).hexdigest()[:8]}-unfinished")  # all in one pass
     # Where one is left, a process was killed just before its end.
     if not all(paths[layer].exists() for layer in layers) or unfinished.exists() or lock_file(path("s")).exists():
         with locked(path("s")):

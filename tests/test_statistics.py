@@ -104,6 +104,18 @@ def test_what_was_measured_of_other_layers_is_left_for_them(model, text, monkeyp
     assert not [path for path in (tmp_path / "statistics").glob("*unfinished*")]
 
 
+def test_no_name_is_too_long_for_a_file(model, text, monkeypatch):
+    """Of a text with a long name, and of all 80 layers of a large model."""
+    long = text.with_name(f"{'long ' * 30}.txt")
+    long.write_bytes(text.read_bytes())
+    names = []
+    monkeypatch.setattr(Model, "check_layers", lambda model, layers: tuple(layers))
+    monkeypatch.setattr(statistics, "_measure", lambda *arguments: names.append(arguments[4].name) or {})
+    with pytest.raises(FileNotFoundError):  # nothing was measured
+        second_moments(model, range(80), corpus=long, tokens=10**9)
+    assert names and len(f".{names[0]}.abcdefgh.tmp") < 255
+
+
 def test_what_is_kept_is_of_one_model_as_loaded(model):
     """The same weights do not compute the same with another configuration, type or tokenizer."""
     key = model.cache_key

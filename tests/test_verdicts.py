@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bluelib.analysis import MEAN
@@ -88,6 +89,17 @@ def test_the_ablation_s_verdict_needs_an_interval_near_zero():
     direct = found["it is the direct residual that makes BLUE better"]
     assert "(does not reach BLUE's specificity)" in direct.seen and direct.verdict == "partly"
     assert direct.size == "60 edits" and not found["the error grows with the distribution distance"].size
+
+
+@pytest.mark.parametrize("d_mlp", [1024, 1280])
+def test_unrelated_errors_gather_like_it_is_said(d_mlp):
+    """Ten random matrices of rank ten, of the pocket models' shapes: the slope of log ‖ΣE‖ over log n."""
+    rng, slopes = np.random.default_rng(0), []
+    for _ in range(10):
+        errors = np.cumsum([rng.normal(size=(128, 10)) @ rng.normal(size=(10, d_mlp)) for _ in range(10)], axis=0)
+        norms = np.linalg.norm(errors, 2, axis=(1, 2))
+        slopes.append(np.polyfit(np.log(np.arange(1, 11)), np.log(norms), 1)[0])
+    assert np.mean(slopes) == pytest.approx(verdicts.UNRELATED, abs=0.02)
 
 
 def test_errors_that_gather_like_unrelated_ones_do_not_count_as_growth():

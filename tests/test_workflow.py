@@ -182,7 +182,12 @@ def test_a_grid_that_has_changed_is_told_to_its_tables(project):
     grid = Grid.of(TINY)
     write_json(grid.results / "grid.json", grid.as_dict())
     assert "grid" not in jobs(finished(blue(project, TINY, "--", "-n")))
-    assert jobs(finished(blue(project, {**TINY, "edits": 4}, "--", "-n")))["grid"] == 1
+    other = {**TINY, "edits": 4}
+    assert jobs(finished(blue(project, other, "--", "-n")))["grid"] == 1
+    one = Grid.of(other).result(Place("pocket-llama", "pocket-zsre", "memit", 0)).relative_to(project)
+    planned = jobs(finished(blue(project, other, "--", "-n", str(one))))
+    assert planned["cell"] == 1 and "tables" not in planned, "one result is asked for"
+    assert jobs(finished(blue(project, other, "--", str(one), "-n")))["cell"] == 1
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
 One record per subject at most, and an edited subject belongs to one split for good: hyper-parameters are chosen on
 ``tune`` and never edit a subject of ``report``. Locality probes are drawn for both splits from all facts that no record
-edits. Some are about subjects that another record edits in another relation: of those of 100 reported edits of
-``pocket-counterfact`` 3.5 %, of those of all 800 36 %.
+edits. Some are about subjects that another record edits in another relation: of those of the first 100 reported edits
+of ``pocket-counterfact`` 3.5 %, of those of all 800 36 %.
 """
 
 from __future__ import annotations
