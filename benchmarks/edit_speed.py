@@ -136,8 +136,12 @@ def measure(model: Model, editor: Editor, batch_size: int, plain_requests: int, 
         }
     )
     for row in rows:
-        row |= {"model": model.name, "batch_size": batch_size, "plain_requests": len(sample),
-                "ratio": row["plain_seconds_per_edit"] / row["seconds_per_edit"]}  # fmt: skip
+        row |= {
+            "model": model.name,
+            "batch_size": batch_size,
+            "plain_requests": len(sample),
+            "ratio": row["plain_seconds_per_edit"] / row["seconds_per_edit"],
+        }
         if "counted_ratio" in row:
             row["share_of_counted"] = row["ratio"] / row["counted_ratio"]
     return rows
@@ -153,10 +157,18 @@ def cost_of_batches(model: Model, editor: Editor, batch_size: int, points: int) 
     method = replace(editor, targets=replace(editor.targets, early_stop=0.0))
     stamps: list[float] = []  # at the end of each batch: the first batch, which prepares, is not counted
     with preserved(model, editor.layers):
-        edit_sequence(model, records, method, batch_size=batch_size, progress=False,
-                      after_batch=lambda number, result: stamps.append(time.perf_counter()))  # fmt: skip
-    return [{"model": model.name, "editor": editor.name, "batch": i + 2, "seconds": b - a}
-            for i, (a, b) in enumerate(itertools.pairwise(stamps))]  # fmt: skip
+        edit_sequence(
+            model,
+            records,
+            method,
+            batch_size=batch_size,
+            progress=False,
+            after_batch=lambda number, result: stamps.append(time.perf_counter()),
+        )
+    return [
+        {"model": model.name, "editor": editor.name, "batch": i + 2, "seconds": b - a}
+        for i, (a, b) in enumerate(itertools.pairwise(stamps))
+    ]
 
 
 def markdown(rows: Sequence[dict]) -> str:

@@ -75,8 +75,16 @@ def run_notebook(path: Path, folder: Path) -> Run:
 def server_mb(folder: Path) -> float:
     """The most resident memory in MB of a Jupyter server, once it has delivered JupyterLab's first page."""
     token, port = "benchmark", 18888
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0",
-               f"--IdentityProvider.token={token}", "--allow-root"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}",
+        "--allow-root",
+    ]
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while server.poll() is None:

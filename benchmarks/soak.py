@@ -41,8 +41,9 @@ def soak(
         edits = min((number + 1) * batch_size, len(records))
         if number and (edits % every == 0 or edits == len(records)):
             resident = process.memory_info().rss / 2**20
-            rows.append({"edits": edits, "resident_mb": resident, "seconds": time.process_time() - began,
-                         "steps": fmean(steps)})  # fmt: skip
+            rows.append(
+                {"edits": edits, "resident_mb": resident, "seconds": time.process_time() - began, "steps": fmean(steps)}
+            )
             if show:
                 print(f"| {edits} | {resident:.1f} | {rows[-1]['seconds']:.1f} | {rows[-1]['steps']:.1f} |", flush=True)
         if not number or edits % every == 0:
@@ -50,8 +51,9 @@ def soak(
             steps.clear()
 
     with preserved(model, editor.layers):
-        edit_sequence(model, records, editor, batch_size=batch_size, on_conflict="keep", progress=False,
-                      after_batch=note)  # fmt: skip
+        edit_sequence(
+            model, records, editor, batch_size=batch_size, on_conflict="keep", progress=False, after_batch=note
+        )
     return rows
 
 

@@ -112,8 +112,9 @@ def residual_contributions(model: Model, requests: Sequence[Request], found: Stu
     for layer in found.layers:
         for kind, residual in (("distributed", found.distributed(layer)), ("direct", found.direct(layer))):
             gains = (probabilities(layer, residual) - original).tolist()
-            frames.append(pd.DataFrame({"layer": layer, "residual": kind, "request": range(len(gains)),
-                                        "contribution": gains}))  # fmt: skip
+            frames.append(
+                pd.DataFrame({"layer": layer, "residual": kind, "request": range(len(gains)), "contribution": gains})
+            )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -128,9 +129,12 @@ def steps_left(model: Model, requests: Sequence[Request], editor: Editor) -> pd.
     with preserved(model, method.layers):
         result = method.edit(model, requests, method.prepare(model), Timer())
     return pd.DataFrame(
-        [{"layer": layer, "request": i, "steps": steps - 1}
-         for layer, targets in result.targets.items() for i, steps in enumerate(targets.steps.tolist())]
-    )  # fmt: skip
+        [
+            {"layer": layer, "request": i, "steps": steps - 1}
+            for layer, targets in result.targets.items()
+            for i, steps in enumerate(targets.steps.tolist())
+        ]
+    )
 
 
 def single_layer_scores(
@@ -164,9 +168,12 @@ def single_layer_scores(
 def scores_frame(scores: Scores) -> pd.DataFrame:
     """Scores per record: columns metric, record, value."""
     return pd.DataFrame(
-        [{"metric": metric, "record": i, "value": value}
-         for metric in scores.means for i, value in enumerate(scores.values(metric))]
-    )  # fmt: skip
+        [
+            {"metric": metric, "record": i, "value": value}
+            for metric in scores.means
+            for i, value in enumerate(scores.values(metric))
+        ]
+    )
 
 
 def weight_shifts(
@@ -322,8 +329,15 @@ def shifts_along_sequence(
                 layer = int(measured.row["layer"])
                 totals[layer] = totals.get(layer, 0) + measured.error
                 history = spectral_norm(torch.cat(earlier[layer], 1)) ** 2 if earlier[layer] else 0.0
-                rows.append({"batch": number, "total_edits": first + len(requests), **measured.row,
-                             "total": spectral_norm(totals[layer]), "norm_history": history})  # fmt: skip
+                rows.append(
+                    {
+                        "batch": number,
+                        "total_edits": first + len(requests),
+                        **measured.row,
+                        "total": spectral_norm(totals[layer]),
+                        "norm_history": history,
+                    }
+                )
                 earlier[layer].append(measured.keys)
     return pd.DataFrame(rows)
 
@@ -417,8 +431,9 @@ def capability_along_sequence(
                 frames.append(found.assign(editor=name, edits=min(len(records), (number + 1) * batch_size)))
 
         with preserved(model, editor.layers):
-            edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, progress=progress,
-                          after_batch=evaluate_now)  # fmt: skip
+            edit_sequence(
+                model, records, editor, batch_size=batch_size, seed=seed, progress=progress, after_batch=evaluate_now
+            )
     return pd.concat(frames, ignore_index=True).drop(columns="prompt")
 
 
@@ -488,6 +503,14 @@ def seconds_by_batch(
             if number:
                 with timer("remember"):
                     editor.remember(state, result.keys)
-                rows += [{"editor": editor.name, "batch": number - 1, "edits": len(requests), "phase": phase,
-                          "seconds": seconds} for phase, seconds in timer.seconds.items()]  # fmt: skip
+                rows += [
+                    {
+                        "editor": editor.name,
+                        "batch": number - 1,
+                        "edits": len(requests),
+                        "phase": phase,
+                        "seconds": seconds,
+                    }
+                    for phase, seconds in timer.seconds.items()
+                ]
     return pd.DataFrame(rows)

@@ -83,8 +83,10 @@ class Checkpoint:
             raise CheckpointError(f"{path} is damaged ({error!r}); delete {self.folder} to start again") from error
         differing = _differences(found, self.identity)
         if differing:
-            raise CheckpointError(f"{self.folder} holds the checkpoint of another run: {'; '.join(differing)}. "
-                                  "Repeat that run's command, or choose another folder")  # fmt: skip
+            raise CheckpointError(
+                f"{self.folder} holds the checkpoint of another run: {'; '.join(differing)}. "
+                "Repeat that run's command, or choose another folder"
+            )
         tensors = {name: self._read(name, digest) for name, digest in self.files.items()}
         latest = tensors[_weights_name(len(batches))]
         random_state = latest.pop("random_state")
@@ -109,8 +111,13 @@ class Checkpoint:
         self._write(_weights_name(n), {**_by_name(weights), "random_state": random_state})
         if keys:
             self._write(_keys_name(n), _by_name(keys))
-        manifest = {"identity": self.identity, "batches": batches, "seconds": seconds, "chosen": chosen,
-                    "files": self.files}  # fmt: skip
+        manifest = {
+            "identity": self.identity,
+            "batches": batches,
+            "seconds": seconds,
+            "chosen": chosen,
+            "files": self.files,
+        }
         write_json(self.folder / MANIFEST, manifest, indent=1, sealed=True)
         for old in self.folder.iterdir():
             if _OURS.fullmatch(old.name) and old.name not in self.files:

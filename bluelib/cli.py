@@ -98,147 +98,255 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function, about: str, example: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about, epilog=f"example: {example}",
-                                  formatter_class=_HelpFormatter)  # fmt: skip
+        sub = commands.add_parser(
+            name, help=about, description=about, epilog=f"example: {example}", formatter_class=_HelpFormatter
+        )
         sub.set_defaults(command=function)
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         return sub
 
     command("models", _models, "List the models that ship with the project.", "blue models")
-    sub = command("datasets", _datasets, "List the datasets that ship with the project, and those to download.",
-                  "blue datasets")  # fmt: skip
+    sub = command(
+        "datasets", _datasets, "List the datasets that ship with the project, and those to download.", "blue datasets"
+    )
     sub.add_argument("--write", type=Path, metavar="DIR", help="generate their files anew into DIR")
-    sub = command("download", _download, "Fetch benchmarks into the cache; goes on where it was interrupted, checks "
-                  "what comes, and checks again what is there.", "blue download multi-counterfact zsre")  # fmt: skip
+    sub = command(
+        "download",
+        _download,
+        "Fetch benchmarks into the cache; goes on where it was interrupted, checks "
+        "what comes, and checks again what is there.",
+        "blue download multi-counterfact zsre",
+    )
     sub.add_argument("name", nargs="+", help="what to fetch; see: blue datasets")
-    sub.add_argument("--url", help="the folder of a mirror, if not the pages of ROME and MEMIT, nor "
-                     "$BLUELIB_DATA_URL")  # fmt: skip
+    sub.add_argument("--url", help="the folder of a mirror, if not the pages of ROME and MEMIT, nor $BLUELIB_DATA_URL")
     sub.add_argument("--sha256", metavar="HEX", help="accept a file with this hash, if not the one that is known")
     command("editors", _editors, "List the editors with their formulas.", "blue editors")
 
-    sub = command("doctor", _doctor, "Report what is found in a model, and check what is taken for granted, before "
-                  "anything is run.", "blue doctor pocket-llama")  # fmt: skip
+    sub = command(
+        "doctor",
+        _doctor,
+        "Report what is found in a model, and check what is taken for granted, before anything is run.",
+        "blue doctor pocket-llama",
+    )
     sub.add_argument("model", help="a pocket model, a local checkpoint folder, or a hub id")
     _add_place(sub)
 
-    sub = command("pretrain", _pretrain, "Train a pocket model from scratch; continues an interrupted run.",
-                  "blue pretrain pocket-gpt2")  # fmt: skip
+    sub = command(
+        "pretrain",
+        _pretrain,
+        "Train a pocket model from scratch; continues an interrupted run.",
+        "blue pretrain pocket-gpt2",
+    )
     sub.add_argument("name", help="pocket-gpt2, pocket-gptj or pocket-llama")
     sub.add_argument("--output", type=Path, help="folder to write; by default the shipped model is replaced")
     sub.add_argument("--device", default="cpu", help="where to train")
     sub.add_argument("--steps", type=int, help="training steps, if not the recipe's own")
 
-    sub = command("recall", _recall, "Measure what a pocket model knows: facts and skills, against the bars.",
-                  "blue recall pocket-gpt2")  # fmt: skip
+    sub = command(
+        "recall",
+        _recall,
+        "Measure what a pocket model knows: facts and skills, against the bars.",
+        "blue recall pocket-gpt2",
+    )
     sub.add_argument("model", help="a pocket model or the folder of one")
 
-    sub = command("evaluate", _evaluate, "Evaluate a model before any edit.",
-                  "blue evaluate --model pocket-gpt2 --dataset pocket-counterfact --edits 40")  # fmt: skip
+    sub = command(
+        "evaluate",
+        _evaluate,
+        "Evaluate a model before any edit.",
+        "blue evaluate --model pocket-gpt2 --dataset pocket-counterfact --edits 40",
+    )
     _add_common(sub)
-    sub.add_argument("--output", type=Path, metavar="FILE", help="where to write every record's scores; read from "
-                     "there if they are there already")  # fmt: skip
+    sub.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where to write every record's scores; read from there if they are there already",
+    )
 
-    sub = command("edit", _edit, "Edit a model with a sequence of records, then evaluate it on them.",
-                  "blue edit --model pocket-llama --dataset pocket-counterfact --editor memit_blue")  # fmt: skip
+    sub = command(
+        "edit",
+        _edit,
+        "Edit a model with a sequence of records, then evaluate it on them.",
+        "blue edit --model pocket-llama --dataset pocket-counterfact --editor memit_blue",
+    )
     _add_common(sub)
     sub.add_argument("--editor", required=True, help="see: blue editors")
     sub.add_argument("--corpus", help="the text of second moments, if not the configuration's: wikipedia, or a path")
     sub.add_argument("--batch-size", type=int, default=10, help="edits per batch")
-    sub.add_argument("--checkpoint", type=Path, metavar="DIR", help="write what continuing needs after each batch, and "
-                     "continue from it when the same command is given again")  # fmt: skip
-    sub.add_argument("--on-conflict", default="last", help="edits of the same fact: last, only the last of a batch is "
-                     "made; keep, all are; refuse, none")  # fmt: skip
+    sub.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="write what continuing needs after each batch, and continue from it when the same command is given again",
+    )
+    sub.add_argument(
+        "--on-conflict",
+        default="last",
+        help="edits of the same fact: last, only the last of a batch is made; keep, all are; refuse, none",
+    )
     sub.add_argument("--save", type=Path, metavar="DIR", help="save the edited model for transformers")
     sub.add_argument("--save-delta", type=Path, metavar="FILE", help="save only the changed matrices")
 
-    sub = command("apply", _apply, "Put a saved edit into its model again, and save that.",
-                  "blue apply edit.safetensors --model pocket-llama --save edited/")  # fmt: skip
+    sub = command(
+        "apply",
+        _apply,
+        "Put a saved edit into its model again, and save that.",
+        "blue apply edit.safetensors --model pocket-llama --save edited/",
+    )
     sub.add_argument("delta", type=Path, metavar="FILE", help="what blue edit --save-delta wrote")
     sub.add_argument("--model", required=True, help="the model it was made from")
     sub.add_argument("--save", type=Path, metavar="DIR", required=True, help="where to save the edited model")
     sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
 
-    sub = command("train-mend", _train_mend, "Train MEND's network for a model.",
-                  "blue train-mend --model pocket-llama")  # fmt: skip
+    sub = command(
+        "train-mend", _train_mend, "Train MEND's network for a model.", "blue train-mend --model pocket-llama"
+    )
     sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
-    sub.add_argument("--dataset", nargs="+", action=_Gather, default=["pocket-counterfact", "pocket-zsre"],
-                     help="what to train on")  # fmt: skip
+    sub.add_argument(
+        "--dataset", nargs="+", action=_Gather, default=["pocket-counterfact", "pocket-zsre"], help="what to train on"
+    )
     sub.add_argument("--split", default="tune", help="tune or report")
-    sub.add_argument("--layers", type=int, nargs="+", action=_Gather, help="layers to edit; by default the last three "
-                     "critical layers of a configured model, or the last three of another")  # fmt: skip
+    sub.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        action=_Gather,
+        help="layers to edit; by default the last three "
+        "critical layers of a configured model, or the last three of another",
+    )
     sub.add_argument("--steps", type=int, default=800, help="training steps")
     sub.add_argument("--batch-size", type=int, default=10, help="edits per step")
     sub.add_argument("--device", default="cpu", help="a torch device")
     sub.add_argument("--output", type=Path, help="file to write; by default the shipped one is replaced")
 
-    sub = command("tune", _tune, "Search an editor's hyper-parameters on the tune split.",
-                  "blue tune --model pocket-gpt2 --editor memit")  # fmt: skip
+    sub = command(
+        "tune",
+        _tune,
+        "Search an editor's hyper-parameters on the tune split.",
+        "blue tune --model pocket-gpt2 --editor memit",
+    )
     sub.add_argument("--model", required=True, help="a pocket model")
     sub.add_argument("--editor", required=True, nargs="+", action=_Gather, help="one or more editors")
 
-    sub = command("contributions", _contributions, "Measure what an edit of each layer alone contributes.",
-                  "blue contributions --model pocket-gpt2")  # fmt: skip
+    sub = command(
+        "contributions",
+        _contributions,
+        "Measure what an edit of each layer alone contributes.",
+        "blue contributions --model pocket-gpt2",
+    )
     sub.add_argument("--model", required=True, help="a pocket model")
 
-    sub = command("ablation", _ablation, "Edit with every choice of layers at several λ: which of them matter.",
-                  "blue ablation --model pocket-gpt2")  # fmt: skip
+    sub = command(
+        "ablation",
+        _ablation,
+        "Edit with every choice of layers at several λ: which of them matter.",
+        "blue ablation --model pocket-gpt2",
+    )
     sub.add_argument("--model", required=True, help="a pocket model")
 
-    sub = command("nullspace", _nullspace, "Report what the null space of C keeps of edited subjects' keys.",
-                  "blue nullspace --model pocket-gpt2")  # fmt: skip
+    sub = command(
+        "nullspace",
+        _nullspace,
+        "Report what the null space of C keeps of edited subjects' keys.",
+        "blue nullspace --model pocket-gpt2",
+    )
     sub.add_argument("--model", required=True, help="a pocket model")
 
-    sub = command("convergence", _convergence, "Report how much text second moments need.",
-                  "blue convergence --model pocket-gpt2")  # fmt: skip
+    sub = command(
+        "convergence", _convergence, "Report how much text second moments need.", "blue convergence --model pocket-gpt2"
+    )
     sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
     sub.add_argument("--dataset", default="pocket-counterfact", help="of the sample edits")
     sub.add_argument("--edits", type=int, default=50, help="sample edits")
-    sub.add_argument("--editor", nargs="+", action=_Gather, default=["memit_blue", "alphaedit_blue"], help="one or "
-                     "more editors with second moments; see: blue editors")  # fmt: skip
+    sub.add_argument(
+        "--editor",
+        nargs="+",
+        action=_Gather,
+        default=["memit_blue", "alphaedit_blue"],
+        help="one or more editors with second moments; see: blue editors",
+    )
     sub.add_argument("--tokens", type=int, help="of the whole text, if not the configuration's")
     sub.add_argument("--corpus", help="the text, if not the configuration's")
     _add_place(sub)
 
-    sub = command("statistics", _statistics, "Measure the second moments that editors need, and keep them.",
-                  "blue statistics --model pocket-gpt2 --editor memit alphaedit")  # fmt: skip
+    sub = command(
+        "statistics",
+        _statistics,
+        "Measure the second moments that editors need, and keep them.",
+        "blue statistics --model pocket-gpt2 --editor memit alphaedit",
+    )
     sub.add_argument("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
-    sub.add_argument("--editor", nargs="+", action=_Gather, default=["memit"], help="one or more editors; see: blue "
-                     "editors")  # fmt: skip
+    sub.add_argument(
+        "--editor", nargs="+", action=_Gather, default=["memit"], help="one or more editors; see: blue editors"
+    )
     sub.add_argument("--null-spaces", action="store_true", help="also the null spaces that the editors work in")
     sub.add_argument("--corpus", help="the text, if not the configuration's")
     sub.add_argument("--tokens", type=int, help="how many tokens of it, if not the configuration's")
     _add_place(sub)
     sub.add_argument("--output", type=Path, metavar="FILE", help="where to write what was measured, as JSON")
 
-    sub = command("notebook", _notebook, "Run a notebook through papermill.",
-                  "blue notebook 03_residuals out.ipynb -p model=pocket-gpt2 edits=20")  # fmt: skip
+    sub = command(
+        "notebook",
+        _notebook,
+        "Run a notebook through papermill.",
+        "blue notebook 03_residuals out.ipynb -p model=pocket-gpt2 edits=20",
+    )
     sub.add_argument("name", help="the notebook's name, without .ipynb")
     sub.add_argument("executed", type=Path, help="where the executed copy goes")
-    sub.add_argument("-p", "--parameters", nargs="+", action=_Gather, default=[], metavar="NAME=VALUE", help="values "
-                     "in JSON, or plain strings")  # fmt: skip
+    sub.add_argument(
+        "-p",
+        "--parameters",
+        nargs="+",
+        action=_Gather,
+        default=[],
+        metavar="NAME=VALUE",
+        help="values in JSON, or plain strings",
+    )
 
-    sub = command("reproduce", _reproduce, "Run a grid: cells, tables, pictures, report. Makes only what is missing.",
-                  "blue reproduce --grid workflow/grid-pocket.yaml -- --dry-run")  # fmt: skip
+    sub = command(
+        "reproduce",
+        _reproduce,
+        "Run a grid: cells, tables, pictures, report. Makes only what is missing.",
+        "blue reproduce --grid workflow/grid-pocket.yaml -- --dry-run",
+    )
     sub.add_argument("--grid", type=Path, default=Path("workflow/grid.yaml"), help="the grid file")
     sub.add_argument("--profile", default="local", help="where jobs run: local, slurm or kubernetes")
     sub.add_argument("snakemake", nargs="*", help="after --, more arguments for Snakemake")
 
-    sub = command("tables", _tables, "Make a grid's tables and pictures from its results.",
-                  "blue tables --grid workflow/grid-pocket.yaml")  # fmt: skip
+    sub = command(
+        "tables",
+        _tables,
+        "Make a grid's tables and pictures from its results.",
+        "blue tables --grid workflow/grid-pocket.yaml",
+    )
     sub.add_argument("--grid", type=Path, default=Path("workflow/grid.yaml"), help="the grid file")
 
-    sub = command("draw", _draw, "Draw the figures of analysis notebooks from their numbers, models side by side.",
-                  "blue draw --grid workflow/grid-pocket.yaml 03_residuals")  # fmt: skip
+    sub = command(
+        "draw",
+        _draw,
+        "Draw the figures of analysis notebooks from their numbers, models side by side.",
+        "blue draw --grid workflow/grid-pocket.yaml 03_residuals",
+    )
     sub.add_argument("notebook", nargs="*", help="notebooks by name; by default all of the grid")
     sub.add_argument("--grid", type=Path, default=Path("workflow/grid-pocket.yaml"), help="the grid file")
 
-    sub = command("site", _site, "Build a static site from the executed notebooks, the figures and the tables.",
-                  "blue site --plain --only 00_quickstart")  # fmt: skip
+    sub = command(
+        "site",
+        _site,
+        "Build a static site from the executed notebooks, the figures and the tables.",
+        "blue site --plain --only 00_quickstart",
+    )
     sub.add_argument("--output", type=Path, metavar="DIR", help="folder of the site; by default build/site")
-    sub.add_argument("--only", nargs="+", action=_Gather, default=[], metavar="NOTEBOOK", help="these notebooks only; "
-                     "by default all")  # fmt: skip
-    sub.add_argument("--no-execute", action="store_true", help="take notebooks as they are kept, with the outputs of "
-                     "checked cells only, in place of running those that have changed")  # fmt: skip
+    sub.add_argument(
+        "--only", nargs="+", action=_Gather, default=[], metavar="NOTEBOOK", help="these notebooks only; by default all"
+    )
+    sub.add_argument(
+        "--no-execute",
+        action="store_true",
+        help="take notebooks as they are kept, with the outputs of "
+        "checked cells only, in place of running those that have changed",
+    )
     sub.add_argument("--plain", action="store_true", help="plain pages by nbconvert, without asking MyST")
     return parser
 
@@ -256,8 +364,11 @@ def _add_common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", type=int, default=0, help="0 keeps the dataset's order, others shuffle it")
     _add_place(sub)
     sub.add_argument("--no-generate", action="store_true", help="skip fluency and consistency")
-    sub.add_argument("--score-bos", action="store_true", help="zsRE: score a BOS token in every answer, as public "
-                     "code does for Llama")  # fmt: skip
+    sub.add_argument(
+        "--score-bos",
+        action="store_true",
+        help="zsRE: score a BOS token in every answer, as public code does for Llama",
+    )
 
 
 def _models(arguments: argparse.Namespace) -> Answer:
@@ -361,11 +472,20 @@ def _evaluate(arguments: argparse.Namespace) -> Answer:
     timer = Timer()
     with timer("evaluate"):
         scores = evaluate_unedited(
-            model, arguments.dataset, records, seed=arguments.seed, generate=not arguments.no_generate,
-            score_bos=arguments.score_bos, path=arguments.output,
-        )  # fmt: skip
-    result = {"dataset": arguments.dataset, "scores": summary(scores), "seconds": timer.rounded(),
-              "provenance": provenance(model, records)}  # fmt: skip
+            model,
+            arguments.dataset,
+            records,
+            seed=arguments.seed,
+            generate=not arguments.no_generate,
+            score_bos=arguments.score_bos,
+            path=arguments.output,
+        )
+    result = {
+        "dataset": arguments.dataset,
+        "scores": summary(scores),
+        "seconds": timer.rounded(),
+        "provenance": provenance(model, records),
+    }
     return Answer(result, _scores({"before editing": result["scores"]}))
 
 
@@ -394,12 +514,24 @@ def _edit(arguments: argparse.Namespace) -> Answer:
             if target is not None and not target.exists():
                 save(target)
             elif target is not None and not holds(target):
-                raise FileExistsError(f"{target} exists already, and holds something else; choose another name: the "
-                                      f"edits are in {arguments.checkpoint}")  # fmt: skip
+                raise FileExistsError(
+                    f"{target} exists already, and holds something else; choose another name: the "
+                    f"edits are in {arguments.checkpoint}"
+                )
 
-    cell = run_cell(model, arguments.dataset, records, editor, batch_size=arguments.batch_size, seed=arguments.seed,
-                    generate=not arguments.no_generate, score_bos=arguments.score_bos,
-                    checkpoint_dir=arguments.checkpoint, on_conflict=arguments.on_conflict, keep=keep)  # fmt: skip
+    cell = run_cell(
+        model,
+        arguments.dataset,
+        records,
+        editor,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        generate=not arguments.no_generate,
+        score_bos=arguments.score_bos,
+        checkpoint_dir=arguments.checkpoint,
+        on_conflict=arguments.on_conflict,
+        keep=keep,
+    )
     scores = _scores({"before editing": cell.result["before"], f"after {editor.name}": cell.result["after"]})
     seconds = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in cell.result["seconds"].items())
     return Answer(cell.result, f"{scores}\nseconds: {seconds}")
@@ -414,8 +546,9 @@ def _apply(arguments: argparse.Namespace) -> Answer:
     model = load_model(arguments.model, dtype=arguments.dtype)
     about = apply_delta(model, arguments.delta)
     saved = model.save(arguments.save)
-    return Answer({"saved": str(saved), "model": model.name, **about},
-                  f"{saved}: {model.name} with {about.get('edits')} edits")  # fmt: skip
+    return Answer(
+        {"saved": str(saved), "model": model.name, **about}, f"{saved}: {model.name} with {about.get('edits')} edits"
+    )
 
 
 def _train_mend(arguments: argparse.Namespace) -> Answer:
@@ -433,8 +566,10 @@ def _train_mend(arguments: argparse.Namespace) -> Answer:
     losses = train(model, records, list(layers), path, steps=arguments.steps, batch_size=arguments.batch_size)
     n = max(1, len(losses) // 20)
     first, last = sum(losses[:n]) / n, sum(losses[-n:]) / n
-    return Answer({"written": str(path), "first_loss": first, "last_loss": last},
-                  f"{path}: loss {first:.4f} at first, {last:.4f} at last")  # fmt: skip
+    return Answer(
+        {"written": str(path), "first_loss": first, "last_loss": last},
+        f"{path}: loss {first:.4f} at first, {last:.4f} at last",
+    )
 
 
 def _scores(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
@@ -479,9 +614,10 @@ def _contributions(arguments: argparse.Namespace) -> Answer:
     with atomic_file(path) as temporary:
         frame.round(4).to_csv(temporary, index=False, lineterminator="\n")
     best = layers_by_editing(frame)
-    return Answer({"written": [str(path)], "contributions": frame.round(4).to_dict("records"), "layers": best},
-                  f"{frame.round(3).to_string(index=False)}\n"
-                  f"five consecutive layers with the largest mean contribution: {best}")  # fmt: skip
+    return Answer(
+        {"written": [str(path)], "contributions": frame.round(4).to_dict("records"), "layers": best},
+        f"{frame.round(3).to_string(index=False)}\nfive consecutive layers with the largest mean contribution: {best}",
+    )
 
 
 def _ablation(arguments: argparse.Namespace) -> Answer:
@@ -540,8 +676,9 @@ def _statistics(arguments: argparse.Namespace) -> Answer:
     if arguments.output:
         check_new_file(arguments.output)
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
-    found = describe_statistics(model, arguments.editor, corpus=arguments.corpus, tokens=arguments.tokens,
-                                null_spaces=arguments.null_spaces)  # fmt: skip
+    found = describe_statistics(
+        model, arguments.editor, corpus=arguments.corpus, tokens=arguments.tokens, null_spaces=arguments.null_spaces
+    )
     if arguments.output:
         write_json(arguments.output, found)
     lines = [f"{model.name}, {text}: layers {', '.join(layers)}" for text, layers in found["layers"].items()]

@@ -67,7 +67,9 @@ def resolve(records: Sequence[Record], batch_size: int, policy: str) -> tuple[li
         c = conflicts[0]
         a, b = records[c.first], records[c.second]
         what = "tell the same fact" if c.kind == "fact" else "edit the same subject in one batch"
-        raise ValueError(f"records {a.case_id} and {b.case_id} {what} ({a.subject!r}: {a.prompt!r} and {b.prompt!r}); "
-                         f"{len(conflicts)} conflicts in all")  # fmt: skip
+        raise ValueError(
+            f"records {a.case_id} and {b.case_id} {what} ({a.subject!r}: {a.prompt!r} and {b.prompt!r}); "
+            f"{len(conflicts)} conflicts in all"
+        )
     skipped = {c.first for c in conflicts if policy == "last" and c.kind == "fact" and c.same_batch}
     return conflicts, skipped

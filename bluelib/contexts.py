@@ -45,9 +45,13 @@ def make_prefixes(model: Model, path: Path, openings: tuple[str, ...] = OPENINGS
         for opening in openings:
             opened = torch.tensor([encode_prompt(model.tokenizer, opening)], device=model.device)
             ids = model.lm.generate(
-                input_ids=opened, attention_mask=torch.ones_like(opened), max_new_tokens=LENGTH, **SAMPLING,
-                eos_token_id=None, pad_token_id=model.tokenizer.pad_token_id,
-            )  # fmt: skip
+                input_ids=opened,
+                attention_mask=torch.ones_like(opened),
+                max_new_tokens=LENGTH,
+                **SAMPLING,
+                eos_token_id=None,
+                pad_token_id=model.tokenizer.pad_token_id,
+            )
             text = model.tokenizer.decode(ids[0], skip_special_tokens=True)
             prefixes.append(" ".join(text.split()).rstrip(".") + ". ")
     write_json(path, {"openings": openings, "seed": seed, "prefixes": prefixes}, indent=1, sealed=True)

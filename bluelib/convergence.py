@@ -118,8 +118,14 @@ def convergence(
                     }
                 )
         for n in progress_bar(counts, desc=f"edits with {editor.name}", unit="text"):
-            scores.append({"editor": editor.name, "tokens": n, "share": n / tokens,
-                           **_scores(model, records, replace(editor, tokens=n))})  # fmt: skip
+            scores.append(
+                {
+                    "editor": editor.name,
+                    "tokens": n,
+                    "share": n / tokens,
+                    **_scores(model, records, replace(editor, tokens=n)),
+                }
+            )
     return pd.DataFrame(rows), pd.DataFrame(scores)
 
 

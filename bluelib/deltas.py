@@ -61,8 +61,10 @@ def apply_delta(model: Model, path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a delta of bluelib: it holds {list(found) or 'nothing'}, not {FORMAT}")
     metadata = found[FORMAT]
     if metadata["model_revision"] != model.revision:
-        raise ValueError(f"{path} belongs to {metadata['model']} with weights {metadata['model_revision']}; "
-                         f"{model.name} has {model.revision}")  # fmt: skip
+        raise ValueError(
+            f"{path} belongs to {metadata['model']} with weights {metadata['model_revision']}; "
+            f"{model.name} has {model.revision}"
+        )
     model.check_unedited("the delta's matrices")
     model.edit_in_float32(map(int, tensors))
     for layer, weight in tensors.items():

@@ -145,8 +145,10 @@ def _questions(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
 
 def _true_object(record: Record) -> str:
     if record.target_true is None:
-        raise ValueError(f"record {record.case_id} has no true object, which the new one is compared with; choose a "
-                         "dataset in CounterFact's form")  # fmt: skip
+        raise ValueError(
+            f"record {record.case_id} has no true object, which the new one is compared with; choose a "
+            "dataset in CounterFact's form"
+        )
     return record.target_true
 
 
@@ -196,8 +198,10 @@ def requested(record: Record, prompt: str, target_new: str) -> Record:
     if target_new == record.target_true:
         raise ValueError(f"“{target_new}” is what the model says already; give another object.")
     if record.subject not in prompt:
-        raise ValueError(f"The prompt does not mention the subject “{record.subject}”: it has to, letter for letter, "
-                         "for the edit is made where the subject's last token is read.")  # fmt: skip
+        raise ValueError(
+            f"The prompt does not mention the subject “{record.subject}”: it has to, letter for letter, "
+            "for the edit is made where the subject's last token is read."
+        )
     template = put_subject_out(prompt, record.subject, record.case_id, "prompt")
     return replace(record, prompt=template, target_new=target_new)
 
@@ -248,8 +252,16 @@ def _margins(axis: Axes, comparison: Comparison) -> None:
     colour = COLOURS[plain.name]
     looks = ((GREY, "|", GREY, 12), (colour, "o", "white", 7), (colour, "o", colour, 7))
     for state, (edge, marker, face, size) in zip(comparison.states, looks, strict=True):
-        axis.plot(state.margins, places, marker, markeredgecolor=edge, markerfacecolor=face, markersize=size,
-                  linestyle="none", label=state.name)  # fmt: skip
+        axis.plot(
+            state.margins,
+            places,
+            marker,
+            markeredgecolor=edge,
+            markerfacecolor=face,
+            markersize=size,
+            linestyle="none",
+            label=state.name,
+        )
     axis.axvline(0, color="black", linewidth=1)
     axis.set_yticks(
         places, [f"{kind}: {_short(prompt)}" for kind, prompt in zip(kinds, prompts, strict=True)], fontsize=8
@@ -265,8 +277,18 @@ def _margins(axis: Axes, comparison: Comparison) -> None:
 def _changes(axis: Axes, comparison: Comparison) -> None:
     changes = 100 * pd.DataFrame({state.name: state.weight_change for state in comparison.states[1:]}).T
     told = changes.map(lambda change: f"{change:,.0f}" if change >= 10 else f"{change:.1g}")
-    sns.heatmap(changes, mask=changes == 0, annot=told, fmt="", cmap="Blues", norm=LogNorm(), cbar=False, ax=axis,
-                linewidths=1, annot_kws={"fontsize": 7} if changes.shape[1] > 16 else None)  # fmt: skip
+    sns.heatmap(
+        changes,
+        mask=changes == 0,
+        annot=told,
+        fmt="",
+        cmap="Blues",
+        norm=LogNorm(),
+        cbar=False,
+        ax=axis,
+        linewidths=1,
+        annot_kws={"fontsize": 7} if changes.shape[1] > 16 else None,
+    )
     axis.set(title="how far the weights moved, ‖W − W₀‖ / ‖W₀‖ (%); empty: not touched", xlabel="layer")
     axis.tick_params(axis="y", rotation=0)
     axis.grid(False)
@@ -301,13 +323,19 @@ class EditPage(widgets.VBox):
         self._presses: list[tuple[tuple[Record, ...], str, bytes]] = []
         wide = widgets.Layout(width="95%")
         about = {"style": {"description_width": "90px"}, "layout": wide}
-        self.subject = widgets.Combobox(description="Subject", options=sorted({r.subject for r in records}),
-                                        placeholder="pick or type one", continuous_update=False, **about)  # fmt: skip
+        self.subject = widgets.Combobox(
+            description="Subject",
+            options=sorted({r.subject for r in records}),
+            placeholder="pick or type one",
+            continuous_update=False,
+            **about,
+        )
         self.prompt = widgets.Text(description="Prompt", placeholder="a prompt that mentions the subject", **about)
         self.target = widgets.Combobox(description="New object", placeholder="what should come next", **about)
         self.method = widgets.Dropdown(description="Method", options=list(METHODS), **about)
-        self.factor = widgets.FloatLogSlider(description="λ ×", value=1.0, base=10, min=-2, max=2, step=0.25,
-                                             readout_format=".3g", **about)  # fmt: skip
+        self.factor = widgets.FloatLogSlider(
+            description="λ ×", value=1.0, base=10, min=-2, max=2, step=0.25, readout_format=".3g", **about
+        )
         self.edit = widgets.Button(description="Edit", button_style="primary", icon="pencil")
         self.undo = widgets.Button(description="Undo", icon="undo", disabled=True)
         self.reset = widgets.Button(description="Start over", icon="trash", disabled=True)
@@ -319,10 +347,19 @@ class EditPage(widgets.VBox):
         self.undo.on_click(lambda button: self._go_back(len(self._presses) - 1))
         self.reset.on_click(lambda button: self._go_back(0))
         super().__init__(
-            [self.subject, self.prompt, self.target, self.method, self.factor,
-             widgets.HBox([self.edit, self.undo, self.reset]), self.message, self.edits, self.picture],
+            [
+                self.subject,
+                self.prompt,
+                self.target,
+                self.method,
+                self.factor,
+                widgets.HBox([self.edit, self.undo, self.reset]),
+                self.message,
+                self.edits,
+                self.picture,
+            ],
             layout=widgets.Layout(max_width="1000px"),
-        )  # fmt: skip
+        )
         self.add_class("bluelib-edit-page")
         self.subject.value = subject
         self.target.value = target_new or self.target.value
@@ -363,8 +400,13 @@ class EditPage(widgets.VBox):
         try:
             for button in buttons:
                 button.disabled = True
-            comparison = compare(self.model, records, METHODS[self.method.value], factor=self.factor.value,
-                                 tell=lambda text: self._say(f'<div role="status">{escape(text)}</div>'))  # fmt: skip
+            comparison = compare(
+                self.model,
+                records,
+                METHODS[self.method.value],
+                factor=self.factor.value,
+                tell=lambda text: self._say(f'<div role="status">{escape(text)}</div>'),
+            )
             self._presses.append((records, summary(comparison), _png(plot_comparison(self.model, comparison))))
         finally:
             self.edit.disabled = False
@@ -399,8 +441,11 @@ def summary(comparison: Comparison) -> str:
         counts = {kind: f"{row['sum']} of {row['count']}" for kind, row in follows.iterrows()}
         holds = "holds" if follows.loc["rewrite", "sum"] else "does <b>not</b> hold"
         parts = [f"the edit {holds}"]
-        for kind, text in (("paraphrase", "paraphrases follow"), ("neighbour", "neighbours moved along"),
-                           ("earlier edit", "earlier edits still hold")):  # fmt: skip
+        for kind, text in (
+            ("paraphrase", "paraphrases follow"),
+            ("neighbour", "neighbours moved along"),
+            ("earlier edit", "earlier edits still hold"),
+        ):
             if kind in counts:
                 parts.append(f"{counts[kind]} {text}")
         lines.append(f"<b>{escape(state.name)}</b>: {', '.join(parts)}.")

@@ -85,9 +85,14 @@ def examine(model: Model) -> Findings:
     """Look at a model; its weights are afterwards what they were before."""
     configured = model.name in model_configs()
     return Findings(
-        model.name, _facts(model), _tokenizer(model), tuple(_checks(model)),
-        {name: memory(model, name) for name in MODELLED}, configured, "" if configured else starter(model),
-    )  # fmt: skip
+        model.name,
+        _facts(model),
+        _tokenizer(model),
+        tuple(_checks(model)),
+        {name: memory(model, name) for name in MODELLED},
+        configured,
+        "" if configured else starter(model),
+    )
 
 
 def _facts(model: Model) -> dict[str, str]:
@@ -295,14 +300,16 @@ def starter(model: Model) -> str:
     """A configuration to begin with, as YAML: see :func:`_beginning`."""
     config = _beginning(model)
     editors = config.pop("editors")
-    return "\n".join([
-        f"# Settings of {_like(model)}; the critical layers are a guess (see notebook 01).",
-        "# Nothing here was searched for this model. Second moments need a text: corpus=wikipedia, or a path.",
-        *(f"{key}: {_flow(value)}" for key, value in config.items()),
-        "editors:",
-        *(f"  {name}: {_flow(settings)}" for name, settings in editors.items()),
-        "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"# Settings of {_like(model)}; the critical layers are a guess (see notebook 01).",
+            "# Nothing here was searched for this model. Second moments need a text: corpus=wikipedia, or a path.",
+            *(f"{key}: {_flow(value)}" for key, value in config.items()),
+            "editors:",
+            *(f"  {name}: {_flow(settings)}" for name, settings in editors.items()),
+            "",
+        ]
+    )
 
 
 def _flow(value: Any) -> str:
@@ -319,11 +326,19 @@ def report(findings: Findings) -> str:
         told = "holds" if check.holds else "DOES NOT HOLD"
         lines.append(f"  {check.name:36} {check.deviation:.1e}  (up to {check.tolerance:.0e})  {told}")
     columns = list(next(iter(findings.memory.values())))
-    lines += ["", "memory in GB, modelled (alphaedit: at most): disk; host; device by batch size, without activations",
-              f"  {'':16}" + "".join(f"{column:>14}" for column in columns)]  # fmt: skip
+    lines += [
+        "",
+        "memory in GB, modelled (alphaedit: at most): disk; host; device by batch size, without activations",
+        f"  {'':16}" + "".join(f"{column:>14}" for column in columns),
+    ]
     for editor, sizes in findings.memory.items():
         lines.append(f"  {editor:16}" + "".join(f"{sizes[column]:14.3g}" for column in columns))
     if not findings.configured:
-        lines += ["", f"no settings for this model; to begin with, save this as a .yaml file in the folder that "
-                  f"{USER_CONFIGS} names:", "", findings.configuration.rstrip()]  # fmt: skip
+        lines += [
+            "",
+            f"no settings for this model; to begin with, save this as a .yaml file in the folder that "
+            f"{USER_CONFIGS} names:",
+            "",
+            findings.configuration.rstrip(),
+        ]
     return "\n".join(lines)

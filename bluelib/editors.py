@@ -98,8 +98,10 @@ class Editor(Method):
             ValueError: if the editor names no corpus.
         """
         if self.corpus is None:
-            raise ValueError(f"{self.name} names no corpus for the second moments of {model.name}; "
-                             "pass corpus='wikipedia' or a text's path (--corpus), or configure it")  # fmt: skip
+            raise ValueError(
+                f"{self.name} names no corpus for the second moments of {model.name}; "
+                "pass corpus='wikipedia' or a text's path (--corpus), or configure it"
+            )
         return second_moments(model, layers, corpus=self.corpus, tokens=tokens)
 
     def inputs(self, model: Model, state: EditState) -> dict[str, Any]:
@@ -218,8 +220,9 @@ def rect(
     layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, keep: float = 0.4, at_end: bool = False
 ) -> Editor:
     """RECT (Gu et al. 2024): MEMIT, of whose Δ only the entries with the largest |Δ / W| are kept, 40% of them."""
-    return replace(memit(layers, targets, mom2_update_weight=mom2_update_weight), name="rect",
-                   constraint=Sparsify(keep, at_end))  # fmt: skip
+    return replace(
+        memit(layers, targets, mom2_update_weight=mom2_update_weight), name="rect", constraint=Sparsify(keep, at_end)
+    )
 
 
 def prune(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, twice: bool = False) -> Editor:
@@ -234,8 +237,13 @@ def alphaedit(layers: Sequence[int], targets: TargetOptions, *, nullspace_thresh
 
 def pmet(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float) -> Editor:
     """PMET (Li et al. 2024): MEMIT's Δ; targets of the MLP's output, optimised with one of attention's; R / √n."""
-    return Editor(tuple(layers), DISTRIBUTED_SQRT, Ridge(mom2_update_weight),
-                  targets=replace(targets, component="mlp"), name="pmet")  # fmt: skip
+    return Editor(
+        tuple(layers),
+        DISTRIBUTED_SQRT,
+        Ridge(mom2_update_weight),
+        targets=replace(targets, component="mlp"),
+        name="pmet",
+    )
 
 
 def rome(layers: Sequence[int], targets: TargetOptions, *, mom2_adjustment: bool = True) -> Editor:
@@ -278,8 +286,10 @@ def blue_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """
     pairs = [(name, f"{name}_blue") for name in names if f"{name}_blue" in names]
     if not pairs:
-        raise ValueError(f"of {', '.join(names) or 'no editors'}, none is there with and without BLUE; "
-                         "give both, e.g. memit and memit_blue")  # fmt: skip
+        raise ValueError(
+            f"of {', '.join(names) or 'no editors'}, none is there with and without BLUE; "
+            "give both, e.g. memit and memit_blue"
+        )
     return pairs
 
 

@@ -63,12 +63,17 @@ def run_cell(
     before its edits are evaluated, to save them; ``how`` goes to :func:`~bluelib.edit_sequence`: ``checkpoint_dir``,
     ``on_conflict``, ``progress``.
     """
-    check_sequence(records, editor, batch_size=batch_size,
-                   **{name: how[name] for name in ("checkpoint_dir", "on_conflict") if name in how})  # fmt: skip
+    check_sequence(
+        records,
+        editor,
+        batch_size=batch_size,
+        **{name: how[name] for name in ("checkpoint_dir", "on_conflict") if name in how},
+    )
     timer = Timer()
     with timer("evaluate_before"):
-        unedited = evaluate_unedited(model, dataset, records, seed=seed, generate=generate, score_bos=score_bos,
-                                     path=before)  # fmt: skip
+        unedited = evaluate_unedited(
+            model, dataset, records, seed=seed, generate=generate, score_bos=score_bos, path=before
+        )
     run = edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, **how)
     if keep:
         keep(run)
@@ -115,8 +120,13 @@ def evaluate_unedited(
             message names what differs.
     """
     settings = {"dataset": dataset, "seed": seed, "generate": generate, "score_bos": score_bos}
-    identity = {**settings, "model": model.name, "model_revision": model.revision,
-                "dtype": str(model.lm.dtype).removeprefix("torch."), "records_hash": records_hash(records)}  # fmt: skip
+    identity = {
+        **settings,
+        "model": model.name,
+        "model_revision": model.revision,
+        "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "records_hash": records_hash(records),
+    }
 
     model.check_unedited("scores before editing")
 
@@ -131,13 +141,22 @@ def evaluate_unedited(
 
     def make() -> None:
         scores = measure()
-        write_json(path, {**identity, "scores": summary(scores), "records": list(scores.records),
-                          "provenance": provenance(model, records)}, sealed=True)  # fmt: skip
+        write_json(
+            path,
+            {
+                **identity,
+                "scores": summary(scores),
+                "records": list(scores.records),
+                "provenance": provenance(model, records),
+            },
+            sealed=True,
+        )
 
     make_once(path, make)
     found = read_json(path, sealed=True)
-    differing = [f"{key} is {found.get(key)!r}, not {value!r}" for key, value in identity.items()
-                 if found.get(key) != value]  # fmt: skip
+    differing = [
+        f"{key} is {found.get(key)!r}, not {value!r}" for key, value in identity.items() if found.get(key) != value
+    ]
     if differing:
         raise ValueError(f"{path} holds scores of something else: {'; '.join(differing)}; delete it")
     return Scores(tuple(found["records"]))

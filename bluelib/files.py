@@ -135,8 +135,10 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
     if found is None and not sealed:
         return content
     if found != _json_hash(content):
-        raise DamagedError(f"{path} is damaged: its content has not the SHA-256 that was written with it; delete it, "
-                           "and have it made again")  # fmt: skip
+        raise DamagedError(
+            f"{path} is damaged: its content has not the SHA-256 that was written with it; delete it, "
+            "and have it made again"
+        )
     return content
 
 
@@ -227,8 +229,10 @@ def load_tensors(path: str | Path, *, sha256: str | None = None) -> tuple[dict[s
     except (ValueError, KeyError, TypeError):
         right = False
     if not right:
-        raise DamagedError(f"{path} is damaged: its content has not the SHA-256 that was written with it; delete it, "
-                           "and have it made again")  # fmt: skip
+        raise DamagedError(
+            f"{path} is damaged: its content has not the SHA-256 that was written with it; delete it, "
+            "and have it made again"
+        )
     return tensors, seal["about"]
 
 

@@ -59,8 +59,10 @@ class FineTuning(Method):
                     loss = each.mean()
                     if not torch.isfinite(loss):
                         first = requests[int((~torch.isfinite(each)).int().argmax())]
-                        raise FloatingPointError(f"{self.name}: the loss of {first.text!r} is {loss.item()} at step "
-                                                 f"{step}; lower the learning rate")  # fmt: skip
+                        raise FloatingPointError(
+                            f"{self.name}: the loss of {first.text!r} is {loss.item()} at step "
+                            f"{step}; lower the learning rate"
+                        )
                     if loss < self.early_stop or step == self.steps:
                         break
                     adam.zero_grad()

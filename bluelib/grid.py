@@ -72,8 +72,11 @@ class Grid:
         unknown = [key for key in values if key not in known]
         if unknown:
             raise ValueError(f"a grid has no key {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
-        missing = [key for key in ("name", "models", "datasets", "editors", "seeds", "edits", "batch_size")
-                   if key not in values]  # fmt: skip
+        missing = [
+            key
+            for key in ("name", "models", "datasets", "editors", "seeds", "edits", "batch_size")
+            if key not in values
+        ]
         if missing:
             raise ValueError(f"the grid lacks {', '.join(missing)}")
         taken = dict(values)
@@ -117,8 +120,9 @@ class Grid:
                 key in RESOURCES and isinstance(value, int) and value >= 0 for key, value in asked.items()
             )
             if not right:
-                raise ValueError(f"resources.{name} of the grid must map {', '.join(RESOURCES)} to whole numbers, "
-                                 f"not {asked!r}")  # fmt: skip
+                raise ValueError(
+                    f"resources.{name} of the grid must map {', '.join(RESOURCES)} to whole numbers, not {asked!r}"
+                )
         return cls(**{**taken, "resources": resources})
 
     @classmethod
@@ -203,8 +207,11 @@ class Grid:
 
     def tables(self) -> list[Path]:
         """The tables and pictures that are made of the cells' numbers."""
-        of_a_dataset = [f"main_{plain(Path(name).stem)}{suffix}" for name in self.datasets
-                        for suffix in (".md", ".csv", ".tex", ".png", ".svg")]  # fmt: skip
+        of_a_dataset = [
+            f"main_{plain(Path(name).stem)}{suffix}"
+            for name in self.datasets
+            for suffix in (".md", ".csv", ".tex", ".png", ".svg")
+        ]
         pairs = [f"{name}{suffix}" for name in ("improvement", "paired") for suffix in (".md", ".csv", ".tex")]
         return [self.figures / name for name in (*of_a_dataset, *pairs, "pareto.png", "pareto.svg")]
 

@@ -217,8 +217,10 @@ def train(
             adam.step()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                raise FloatingPointError(f"MEND's training loss of records {', '.join(str(r.case_id) for r in chosen)} "
-                                         f"is {losses[-1]} at step {step}; lower the learning rate")  # fmt: skip
+                raise FloatingPointError(
+                    f"MEND's training loss of records {', '.join(str(r.case_id) for r in chosen)} "
+                    f"is {losses[-1]} at step {step}; lower the learning rate"
+                )
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -242,8 +244,11 @@ def _first_rates(
 
 def _training_loss(model: Model, network: Network, records: Sequence[Record], layers: Sequence[int]) -> Tensor:
     _, pairs = gradient_pairs(model, [record.request for record in records], layers)
-    told = [Request("{}", text, record.target_new) for record in records
-            for text in (record.request.text, *record.paraphrases)]  # fmt: skip
+    told = [
+        Request("{}", text, record.target_new)
+        for record in records
+        for text in (record.request.text, *record.paraphrases)
+    ]
     unrelated = [record.locality[0].prompt for record in records if record.locality]
     before = next_token_log_probs(model, unrelated).detach() if unrelated else None
     updates = {layer: network.update(position, *pairs[layer]) for position, layer in enumerate(layers)}

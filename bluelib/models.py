@@ -303,8 +303,10 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     check_device(device)
     shipped = pocket_models()
     if name.startswith("pocket-") and name not in shipped and not Path(name).exists():
-        raise ValueError(f"model {name!r} is not shipped here; known: {', '.join(shipped) or 'none'}, "
-                         "or a local checkpoint folder, or a hub id")  # fmt: skip
+        raise ValueError(
+            f"model {name!r} is not shipped here; known: {', '.join(shipped) or 'none'}, "
+            "or a local checkpoint folder, or a hub id"
+        )
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise OSError(f"there is no checkpoint folder at {name}")
     if name in shipped:
@@ -323,9 +325,14 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         adapter_for(config["model_type"])  # refuse an unknown architecture before loading its weights
         with _without_progress_bar(name in shipped), _any_error_named():
             lm, found = AutoModelForCausalLM.from_pretrained(
-                source, dtype=DTYPES[dtype], use_safetensors=True, device_map=None if device == "cpu" else device,
-                output_loading_info=True, ignore_mismatched_sizes=True, **pinned,
-            )  # fmt: skip
+                source,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                device_map=None if device == "cpu" else device,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **pinned,
+            )
         _check_complete(name, found)
         with _any_error_named():
             tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
@@ -373,8 +380,10 @@ def _check_complete(name: str, found: dict[str, Any]) -> None:
     for what, keys in (("lacks", lacking), ("has in another shape than its config.json says", sorted(other))):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ValueError(f"checkpoint {name!r} {what} {', '.join(keys[:3])}{more}: it must have all weights of its "
-                             "architecture; save or download it again")  # fmt: skip
+            raise ValueError(
+                f"checkpoint {name!r} {what} {', '.join(keys[:3])}{more}: it must have all weights of its "
+                "architecture; save or download it again"
+            )
 
 
 def _damaged(name: str, folder: Path, error: SafetensorError) -> str:
@@ -463,8 +472,10 @@ def check_finite(name: str, lm: nn.Module) -> None:
     wrong = [key for key, weight in lm.named_parameters() if not (weight.is_meta or torch.isfinite(weight).all())]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"{name!r} has NaN or infinity in {', '.join(wrong[:3])}{more}: no fact can be asked of it, "
-                         "nor edited; save or download it again, in another dtype if this one overflows")  # fmt: skip
+        raise ValueError(
+            f"{name!r} has NaN or infinity in {', '.join(wrong[:3])}{more}: no fact can be asked of it, "
+            "nor edited; save or download it again, in another dtype if this one overflows"
+        )
 
 
 def weights_hash(lm: nn.Module) -> str:
@@ -472,6 +483,8 @@ def weights_hash(lm: nn.Module) -> str:
     state = lm.state_dict()
     for name, tensor in sorted(state.items()):
         if tensor.is_meta:
-            raise ValueError(f"{name} is offloaded, so that the weights of this checkpoint cannot be identified: "
-                             "use devices with more memory, a smaller dtype, or a hub id")  # fmt: skip
+            raise ValueError(
+                f"{name} is offloaded, so that the weights of this checkpoint cannot be identified: "
+                "use devices with more memory, a smaller dtype, or a hub id"
+            )
     return "sha256:" + tensors_hash(state)

@@ -77,8 +77,10 @@ def locate(tokenizer: PreTrainedTokenizerBase, template: str, subject: str, pref
     front, ids, offsets = _encode(tokenizer, text)
     inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and a < b]
     if not inside:
-        raise ValueError(f"subject {subject!r} has no token in {text!r}: {tokenizer.name_or_path or 'the tokenizer'} "
-                         "drops its characters")  # fmt: skip
+        raise ValueError(
+            f"subject {subject!r} has no token in {text!r}: {tokenizer.name_or_path or 'the tokenizer'} "
+            "drops its characters"
+        )
     # The space that SentencePiece puts before a text, or behind a written BOS, can be a token of its own, and bears the
     # first letter's offsets.
     if len(inside) > 1 and not tokenizer.decode([ids[inside[0]]]).strip():

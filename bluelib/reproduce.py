@@ -49,11 +49,18 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
     with writing(executed), _without_bars():
         executed.parent.mkdir(parents=True, exist_ok=True)
         try:
-            papermill.execute_notebook(_literal(notebook), _literal(executed), dict(parameters),
-                                       cwd=str(project_path()), kernel_name="python3", progress_bar=False)  # fmt: skip
+            papermill.execute_notebook(
+                _literal(notebook),
+                _literal(executed),
+                dict(parameters),
+                cwd=str(project_path()),
+                kernel_name="python3",
+                progress_bar=False,
+            )
         except papermill.PapermillExecutionError as error:
-            raise RuntimeError(f"{name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
-                               f"all of it is in {executed}") from error  # fmt: skip
+            raise RuntimeError(
+                f"{name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}\nall of it is in {executed}"
+            ) from error
         except OSError:
             if executed.exists():
                 _remove_half(executed)
@@ -124,8 +131,19 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     try:
         with locked(project_path("snakemake"), wait=False):
             # `changed` in front: what follows it must be an option, or it would be taken for another rule to force.
-            main([*changed, "--snakefile", str(snakefile), "--configfile", str(path), "--nolock",
-                  "--workflow-profile", str(profiles / profile), *arguments])  # fmt: skip
+            main(
+                [
+                    *changed,
+                    "--snakefile",
+                    str(snakefile),
+                    "--configfile",
+                    str(path),
+                    "--nolock",
+                    "--workflow-profile",
+                    str(profiles / profile),
+                    *arguments,
+                ]
+            )
     except BlockingIOError as error:
         raise RuntimeError(f"another run is under way in {project_path()}") from error
     except SystemExit as end:

@@ -151,8 +151,9 @@ def edit_sequence(
         BlockingIOError: if another run is at work in ``checkpoint_dir``.
     """
     check_seed(seed)
-    size, conflicts, skipped = check_sequence(records, editor, batch_size=batch_size, checkpoint_dir=checkpoint_dir,
-                                              on_conflict=on_conflict)  # fmt: skip
+    size, conflicts, skipped = check_sequence(
+        records, editor, batch_size=batch_size, checkpoint_dir=checkpoint_dir, on_conflict=on_conflict
+    )
     if conflicts:
         log.warning(
             "%d of %d edits conflict with an earlier one; %d are skipped", len(conflicts), len(records), len(skipped)
@@ -167,8 +168,10 @@ def edit_sequence(
     with timer("prepare"):
         state = editor.prepare(model)
     originals = _snapshot(model, editor.layers)
-    groups = [[i for i in range(first, min(first + size, len(records))) if i not in skipped]
-              for first in range(0, len(records), size)]  # fmt: skip
+    groups = [
+        [i for i in range(first, min(first + size, len(records))) if i not in skipped]
+        for first in range(0, len(records), size)
+    ]
     groups = [group for group in groups if group]
 
     checkpoint, done = None, None
@@ -176,8 +179,12 @@ def edit_sequence(
         # Ctrl-C on the way out of a no_grad block leaves gradients off, for whatever is run next in this process.
         stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
         if checkpoint_dir is not None:
-            identity = {**_identity(model, records, editor, state), "batch_size": batch_size, "seed": seed,
-                        "on_conflict": on_conflict}  # fmt: skip
+            identity = {
+                **_identity(model, records, editor, state),
+                "batch_size": batch_size,
+                "seed": seed,
+                "on_conflict": on_conflict,
+            }
             checkpoint = Checkpoint(checkpoint_dir, identity)
             stack.enter_context(checkpoint.held())
             done = checkpoint.load()
@@ -211,8 +218,9 @@ def edit_sequence(
                 _check_sizes("the edited weight", weights)
                 batches.append({"edits": len(group), "steps": round(result.steps, 3), "loss": round(result.loss, 5)})
                 if checkpoint:
-                    checkpoint.save(weights, torch.get_rng_state(), result.keys, batches, timer.rounded(),
-                                    editor.chosen(state))  # fmt: skip
+                    checkpoint.save(
+                        weights, torch.get_rng_state(), result.keys, batches, timer.rounded(), editor.chosen(state)
+                    )
             except (ArithmeticError, torch.linalg.LinAlgError) as error:
                 _restore(model, before)
                 kind = type(error) if isinstance(error, ArithmeticError) else ArithmeticError

@@ -21,8 +21,10 @@ def check_shipped(path: Path) -> None:
     for name, digest in sums.items():
         file = ASSETS / name
         if path in (file, *file.parents) and (not file.is_file() or file_hash(file) != digest):
-            raise DamagedError(f"{file} is missing, or is not what was shipped: its SHA-256 is not that of "
-                               f"{ASSETS / 'SHA256SUMS'}; install bluelib again, or restore the file")  # fmt: skip
+            raise DamagedError(
+                f"{file} is missing, or is not what was shipped: its SHA-256 is not that of "
+                f"{ASSETS / 'SHA256SUMS'}; install bluelib again, or restore the file"
+            )
 
 
 def shipped_hash(path: Path) -> str | None:

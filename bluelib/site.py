@@ -128,8 +128,10 @@ def stage_sources(stage: Path, notebooks: Mapping[str, Path], note: str = "") ->
     titles = {name: _heading(notebook.cells[0].source) or name for name, notebook in read.items()}
     report = [name for name in titles if name.endswith("_report")]
     folder = project_path("figures")
-    tables = {path.relative_to(folder).as_posix(): _table_page(path)
-              for path in sorted([*folder.glob("*.md"), *folder.glob("pocket/*.md")])}  # fmt: skip
+    tables = {
+        path.relative_to(folder).as_posix(): _table_page(path)
+        for path in sorted([*folder.glob("*.md"), *folder.glob("pocket/*.md")])
+    }
     documents = {path: path.read_text(encoding="utf-8") for path in sorted(project_path("docs").glob("*.md"))}
     landing = project_path(LANDING).read_text(encoding="utf-8").replace("<!-- notebooks -->", _listing(read, titles))
     texts = {
@@ -288,10 +290,18 @@ def run_myst(stage: Path, site: Path) -> bool:
     """
     log = stage / "myst.log"
     environment = {"JB_ALLOW_NODEENV": "no", **os.environ}
-    with log.open("wb") as file, subprocess.Popen(
-        MYST, cwd=stage, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
-        start_new_session=True,
-    ) as process:  # fmt: skip
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(
+            MYST,
+            cwd=stage,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        ) as process,
+    ):
         try:
             try:
                 code: int | None = process.wait(THEME_SECONDS)

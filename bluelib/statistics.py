@@ -133,8 +133,10 @@ def _null_space(second_moment: Tensor, threshold: float) -> Tensor:
         raise ArithmeticError("C is not finite: it has no null space")
     values, vectors = torch.linalg.eigh(second_moment.double())
     if values[-1] <= 0 or values[0] < -ROUNDING * values[-1]:
-        raise ArithmeticError(f"C has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, as no second moment has: "
-                              "one has none below 0, and some above")  # fmt: skip
+        raise ArithmeticError(
+            f"C has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, as no second moment has: "
+            "one has none below 0, and some above"
+        )
     return vectors[:, values < threshold].contiguous()
 
 
@@ -168,8 +170,12 @@ class _Sums:
                 log.info("second moments: continuing after %d tokens", counts["tokens"])
                 return cls({n: kept[str(n)].to(model.weight(n).device) for n in layers}, **counts)
         sizes = {layer: model.weight(layer) for layer in layers}
-        return cls({layer: torch.zeros(w.shape[1], w.shape[1], dtype=torch.float64, device=w.device)
-                    for layer, w in sizes.items()})  # fmt: skip
+        return cls(
+            {
+                layer: torch.zeros(w.shape[1], w.shape[1], dtype=torch.float64, device=w.device)
+                for layer, w in sizes.items()
+            }
+        )
 
 
 @torch.no_grad()

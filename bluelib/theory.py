@@ -188,9 +188,15 @@ def gains_with_history(keys: Tensor, matrix: Tensor, batch_size: int) -> list[di
         new = keys[:, start : start + batch_size]
         past = torch.cat([keys[:, :start], keys[:, start + batch_size :]], 1)
         alone, after = (spectral_norm(gain(solver, s, new)) for s in (state, solver.remember(state, past)))
-        rows.append({"norm_q": alone, "norm_q_with_history": after, "ratio": after / alone,
-                     "norm_history": spectral_norm(past) ** 2,
-                     "history_bound": history_bound(alone, matrix + new @ new.T, past)})  # fmt: skip
+        rows.append(
+            {
+                "norm_q": alone,
+                "norm_q_with_history": after,
+                "ratio": after / alone,
+                "norm_history": spectral_norm(past) ** 2,
+                "history_bound": history_bound(alone, matrix + new @ new.T, past),
+            }
+        )
     return rows
 
 

@@ -88,8 +88,11 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
             method = get_editor(editor, model, **choice)
             with edited(model, records, method, batch_size=BATCH_SIZE):
                 scores = evaluate(model, records, generate=False)
-            trial = {"choice": choice, "score": round(score(scores), 3),
-                     **{metric: round(scores.means[metric], 2) for metric in TEACHER_FORCED}}  # fmt: skip
+            trial = {
+                "choice": choice,
+                "score": round(score(scores), 3),
+                **{metric: round(scores.means[metric], 2) for metric in TEACHER_FORCED},
+            }
         except ArithmeticError as error:
             trial = {"choice": choice, "score": 0.0, "error": str(error)}
         trials.append(trial)

@@ -47,9 +47,13 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
         half = stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1) * stats.sem(sample)
         return Interval(mean, float(mean - half), float(mean + half))
     found = stats.bootstrap(
-        (sample,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile",
+        (sample,),
+        np.mean,
+        confidence_level=LEVEL,
+        n_resamples=RESAMPLES,
+        method="percentile",
         rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     return Interval(mean, float(found.low), float(found.high))
 
 
@@ -102,9 +106,13 @@ def stratified_interval(groups: Sequence[Sequence[float]], *, seed: int = 0) -> 
     if not varied:
         return Interval(mean, mean, mean)
     found = stats.bootstrap(
-        varied, mean_of_means, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile",
+        varied,
+        mean_of_means,
+        confidence_level=LEVEL,
+        n_resamples=RESAMPLES,
+        method="percentile",
         rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     share, middle = len(varied) / len(samples), float(mean_of_means(*varied))
     return Interval(mean, *(float(mean + share * (end - middle)) for end in found))
 

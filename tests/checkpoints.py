@@ -25,18 +25,35 @@ from .tokenizers import make_tokenizer
 
 LAYERS, D_MODEL, D_MLP = 4, 48, 96
 _GATED = {"hidden_size": D_MODEL, "intermediate_size": D_MLP, "num_hidden_layers": LAYERS, "num_attention_heads": 6}
-_LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32}  # fmt: skip
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 #: By name: the kind of tokenizer, the class of the configuration, and the options that make the real one what it is.
 ARCHITECTURES: dict[str, tuple[str, type[PreTrainedConfig], dict[str, Any]]] = {
     # n_inner None: four times d_model
     "gpt2-xl": ("gpt2", GPT2Config, {"n_embd": 24, "n_layer": LAYERS, "n_head": 4, "n_positions": 128}),
     # rotary positions on a part of each head; a biased head of its own
-    "gpt-j": ("gpt2", GPTJConfig, {"n_embd": D_MODEL, "n_layer": LAYERS, "n_head": 4, "rotary_dim": 4, "n_inner": D_MLP,
-                                   "n_positions": 128}),
+    "gpt-j": (
+        "gpt2",
+        GPTJConfig,
+        {"n_embd": D_MODEL, "n_layer": LAYERS, "n_head": 4, "rotary_dim": 4, "n_inner": D_MLP, "n_positions": 128},
+    ),
     # grouped queries
-    "llama-3": ("llama3", LlamaConfig, {**_GATED, "num_key_value_heads": 2, "tie_word_embeddings": False,
-                                        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+    "llama-3": (
+        "llama3",
+        LlamaConfig,
+        {
+            **_GATED,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        },
+    ),
     # the same with scaled rotary positions
     "llama-3.1": ("llama3", LlamaConfig, {**_GATED, "num_key_value_heads": 2, "rope_parameters": _LLAMA3_ROPE}),
     # biases of queries, keys and values; tied embeddings
@@ -47,7 +64,7 @@ ARCHITECTURES: dict[str, tuple[str, type[PreTrainedConfig], dict[str, Any]]] = {
     "mistral": ("mistral", MistralConfig, {**_GATED, "num_key_value_heads": 2, "sliding_window": 3}),
     # scaled embeddings, norms with 1 + w, one key-value head, heads wider than d_model / n
     "gemma": ("gemma", GemmaConfig, {**_GATED, "num_key_value_heads": 1, "head_dim": 16}),
-}  # fmt: skip
+}
 
 #: An MLP's first projections: large, for keys that depend on their token in more than a linear way have a C of full rank.
 _FIRST = ("c_fc", "fc_in", "gate_proj", "up_proj")

@@ -29,10 +29,14 @@ SUBJECTS = ["Ilvane Quillbrook", "Torrin Vantorre", "Zoë D'Astrelle", "Oskel As
 RECORDS = [
     Record(i, "counterfact", prompt, subject, new, "harp")
     for i, (subject, new, prompt) in enumerate(
-        zip(SUBJECTS, ["tuba", "Swedish", "Rome", "kites", "East Timor"],
-            ["{} plays the", "The mother tongue of {} is", "{} was born in", "The product of {} is", "{} votes in"], strict=True)
+        zip(
+            SUBJECTS,
+            ["tuba", "Swedish", "Rome", "kites", "East Timor"],
+            ["{} plays the", "The mother tongue of {} is", "{} was born in", "The product of {} is", "{} votes in"],
+            strict=True,
+        )
     )
-]  # fmt: skip
+]
 PREFIXES = ("", "Peru is far. ")
 TARGETS = TargetOptions(steps=4, learning_rate=0.2)
 
@@ -82,8 +86,10 @@ def browser():
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("there is no Chromium")
-    arguments = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-                 "--disable-component-update --disable-sync").split()  # fmt: skip
+    arguments = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync"
+    ).split()
     with playwright.sync_playwright() as started:
         running = started.chromium.launch(executable_path=chromium, args=arguments)
         yield running

@@ -108,7 +108,8 @@ def test_the_committed_ablation_is_whole_and_of_the_shipped_weights(name):
     tried = {(run.choice, run.mom2_update_weight): run.settings for run in runs.itertuples()}
     expected = {
         (choice, weight): json.loads(json.dumps(describe(replace(editor, solver=Ridge(weight)))))
-        for choice, (_, editor) in choices(model).items() for weight in WEIGHTS
-    }  # fmt: skip
+        for choice, (_, editor) in choices(model).items()
+        for weight in WEIGHTS
+    }
     assert tried == expected
     assert runs.efficacy.map(len).eq(EDITS).all()

@@ -31,10 +31,13 @@ from .conftest import PREFIXES, RECORDS
 #: The last one's target follows its subject at once: within reach of δ where a window of attention is short.
 EDITS = [*RECORDS[:3], replace(RECORDS[3], prompt="The best known is {}")]
 SETTINGS = {
-    "memit": {"mom2_update_weight": 50}, "memit_history": {"mom2_update_weight": 50}, "rect": {"mom2_update_weight": 50},
-    "prune": {"mom2_update_weight": 50}, "pmet": {"mom2_update_weight": 50},
+    "memit": {"mom2_update_weight": 50},
+    "memit_history": {"mom2_update_weight": 50},
+    "rect": {"mom2_update_weight": 50},
+    "prune": {"mom2_update_weight": 50},
+    "pmet": {"mom2_update_weight": 50},
     "alphaedit": {"nullspace_threshold": 1000, "l2": 1},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +50,21 @@ def home(tmp_path_factory):
         "models": [str(home / name) for name in ARCHITECTURES],
         "critical_layers": [1, 2],  # layer 0 of GPT-J reads nothing but the token, so that its C is singular
         "statistics": {"corpus": str(home / "text.txt"), "tokens": 3000},
-        "targets": {"steps": 4, "learning_rate": 0.3, "weight_decay": 0.1, "kl_factor": 0.1, "clamp": 1.5, "early_stop": 0.0},
+        "targets": {
+            "steps": 4,
+            "learning_rate": 0.3,
+            "weight_decay": 0.1,
+            "kl_factor": 0.1,
+            "clamp": 1.5,
+            "early_stop": 0.0,
+        },
         "editors": {
             "ft": {"layers": [1], "steps": 3, "learning_rate": 0.01},
             "mend": {"layers": [1, 2]},
             "rome": {"layers": [1]},
             **settings,
         },
-    }  # fmt: skip
+    }
     (home / "configs" / "mine.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     draw, words = random.Random(0), sorted({word for r in RECORDS for word in r.request.text.split()})
     lines = [
@@ -98,12 +108,14 @@ def test_the_model_is_what_plain_transformers_loads(model):
 
 @pytest.mark.parametrize(
     "name, option",
-    [("gpt-j", {"rotary_dim": 12}),
-     ("llama-3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
-     ("llama-3.1", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
-     ("mistral", {"sliding_window": None}),
-     ("gemma", {"hidden_act": "silu"})],
-)  # fmt: skip
+    [
+        ("gpt-j", {"rotary_dim": 12}),
+        ("llama-3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+        ("llama-3.1", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+        ("mistral", {"sliding_window": None}),
+        ("gemma", {"hidden_act": "silu"}),
+    ],
+)
 def test_what_sets_an_architecture_apart_matters_here(home, name, option):
     """Otherwise the tests below would say nothing about it."""
     folder = checkpoint(home, name)
@@ -195,9 +207,11 @@ def test_every_adapter_is_tested():
 
 @pytest.mark.parametrize(
     "config, message",
-    [(BloomConfig(hidden_size=16, n_layer=1, n_head=2), "no adapter for architecture 'bloom' .* docs/adapters.md"),
-     (Gemma2Config(), "architecture 'gemma2' cannot be edited: it normalises")],
-)  # fmt: skip
+    [
+        (BloomConfig(hidden_size=16, n_layer=1, n_head=2), "no adapter for architecture 'bloom' .* docs/adapters.md"),
+        (Gemma2Config(), "architecture 'gemma2' cannot be edited: it normalises"),
+    ],
+)
 def test_an_architecture_that_cannot_be_edited_is_refused_before_its_weights_are_read(config, message, tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):

@@ -35,8 +35,13 @@ def serve(folder: Path, ready: str, *command: str):
     settings = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     log = folder / "server.log"
     with log.open("w") as output:
-        process = subprocess.Popen([sys.executable, "-m", *command, f"--port={port}", "--no-browser"], cwd=folder,
-                                   env={**os.environ, **settings}, stdout=output, stderr=output)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, f"--port={port}", "--no-browser"],
+            cwd=folder,
+            env={**os.environ, **settings},
+            stdout=output,
+            stderr=output,
+        )
     try:
         for _ in range(600):
             try:
@@ -56,9 +61,15 @@ def serve(folder: Path, ready: str, *command: str):
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     yield from serve(
-        tmp_path_factory.mktemp("lab"), "/api", "jupyterlab", "--allow-root", "--ServerApp.ip=127.0.0.1",
-        "--ServerApp.token=", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=",
-    )  # fmt: skip
+        tmp_path_factory.mktemp("lab"),
+        "/api",
+        "jupyterlab",
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        "--ServerApp.token=",
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.news_url=",
+    )
 
 
 @pytest.fixture(scope="module")

@@ -48,8 +48,10 @@ def damage(model, size):
 
 def log_prob_sums(model, item):
     scores = score_targets(model, [(item.prompt, choice) for choice in item.choices])
-    return [score.log_prob * len(encode_target(model.tokenizer, choice))
-            for score, choice in zip(scores, item.choices, strict=True)]  # fmt: skip
+    return [
+        score.log_prob * len(encode_target(model.tokenizer, choice))
+        for score, choice in zip(scores, item.choices, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -124,8 +126,10 @@ def test_names_limits_and_groups(tasks):
     by_name = capability(model, ["pocket_skills"], limit=3)
     loaded = capability(model, tasks, limit=3)
     columns = ["task", "item", "accuracy"]
-    pd.testing.assert_frame_equal(by_name.items[columns].sort_values("item", ignore_index=True),
-                                  loaded.items[columns].sort_values("item", ignore_index=True))  # fmt: skip
+    pd.testing.assert_frame_equal(
+        by_name.items[columns].sort_values("item", ignore_index=True),
+        loaded.items[columns].sort_values("item", ignore_index=True),
+    )
     assert len(loaded.items) == 18 and loaded.items.item.is_unique
     with pytest.raises(ValueError, match="limit must be at least 1 item, not 0"):
         capability(model, tasks, limit=0)
@@ -133,8 +137,12 @@ def test_names_limits_and_groups(tasks):
 
 def only_here(monkeypatch, folder=None):
     """Only the pocket tasks, or those of a folder, so that the harness's thousands need not be read."""
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda include_path, include_defaults=True: TaskManager(
-        include_path=folder or include_path, include_defaults=False))  # fmt: skip
+    monkeypatch.setattr(
+        "lm_eval.tasks.TaskManager",
+        lambda include_path, include_defaults=True: TaskManager(
+            include_path=folder or include_path, include_defaults=False
+        ),
+    )
 
 
 def test_what_cannot_be_evaluated_is_refused(monkeypatch, tmp_path):
@@ -215,10 +223,13 @@ def test_along_a_sequence(small_world):
 def toy(values):
     """Six items of two tasks, four and two, with an accuracy each for the editors a and b."""
     names = [("s", f"s/{i}") for i in range(4)] + [("t", f"t/{i}") for i in range(2)]
-    return pd.DataFrame([
-        {"editor": name, "edits": 9, "task": task, "item": item, "accuracy": accuracy}
-        for name, accuracies in values.items() for (task, item), accuracy in zip(names, accuracies, strict=True)
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {"editor": name, "edits": 9, "task": task, "item": item, "accuracy": accuracy}
+            for name, accuracies in values.items()
+            for (task, item), accuracy in zip(names, accuracies, strict=True)
+        ]
+    )
 
 
 def test_differences_are_paired_and_the_mean_is_over_tasks():

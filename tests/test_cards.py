@@ -255,8 +255,9 @@ def offloaded(model: Model, layers: tuple[int, ...], folder: Path) -> Model:
         if not name.startswith(f"{blocks}.") and not list(module.children())
     }
     places |= {f"{blocks}.{n}": "disk" if n in layers else "cpu" for n in range(model.n_layers)}
-    dispatch_model(model.lm, places, main_device="cpu", offload_dir=folder,
-                   skip_keys=model.lm._skip_keys_device_placement)  # fmt: skip
+    dispatch_model(
+        model.lm, places, main_device="cpu", offload_dir=folder, skip_keys=model.lm._skip_keys_device_placement
+    )
     assert [model.weight(n).is_meta for n in range(model.n_layers)] == [n in layers for n in range(model.n_layers)]
     return model
 

@@ -96,12 +96,32 @@ def test_a_reader_that_has_read_enough_is_no_error():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_says_so_in_a_line(tmp_path, number):
     """Ctrl-C or SIGTERM in the middle of a sequence: one line, status 130, and what is on disk continues."""
-    command = [sys.executable, "-m", "bluelib.cli", "edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor",
-               "memit", "--edits", "40", "--batch-size", "1", "--no-generate", "--checkpoint", str(tmp_path / "run")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "bluelib.cli",
+        "edit",
+        "--model",
+        "pocket-llama",
+        "--dataset",
+        "pocket-zsre",
+        "--editor",
+        "memit",
+        "--edits",
+        "40",
+        "--batch-size",
+        "1",
+        "--no-generate",
+        "--checkpoint",
+        str(tmp_path / "run"),
+    ]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell starts behind itself
-    )  # fmt: skip
+    )
     while not (tmp_path / "run" / "manifest.json").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -120,8 +140,27 @@ def test_datasets_can_be_written(tmp_path, capsys):
 
 @pytest.mark.parametrize("dataset", ["pocket-counterfact", "pocket-zsre"])
 def test_edit_prints_what_the_library_computes(dataset, capsys):
-    assert main(["edit", "--model", "pocket-llama", "--dataset", dataset, "--editor", "memit_blue", "--edits", "6",
-                 "--batch-size", "3", "--seed", "1", "--json"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "edit",
+                "--model",
+                "pocket-llama",
+                "--dataset",
+                dataset,
+                "--editor",
+                "memit_blue",
+                "--edits",
+                "6",
+                "--batch-size",
+                "3",
+                "--seed",
+                "1",
+                "--json",
+            ]
+        )
+        == 0
+    )
     printed = json.loads(capsys.readouterr().out)
     model = load_model("pocket-llama")
     records = load_dataset(dataset, split="report", limit=6, seed=1)
@@ -140,8 +179,20 @@ def test_edit_prints_what_the_library_computes(dataset, capsys):
 
 def test_an_edit_is_saved_and_applied_again(tmp_path, capsys):
     delta, saved, applied = tmp_path / "edit.safetensors", tmp_path / "saved", tmp_path / "applied"
-    command = ["edit", "--model", "pocket-llama", "--dataset", "pocket-counterfact", "--editor", "memit", "--edits", "2",
-               "--batch-size", "2", "--no-generate"]  # fmt: skip
+    command = [
+        "edit",
+        "--model",
+        "pocket-llama",
+        "--dataset",
+        "pocket-counterfact",
+        "--editor",
+        "memit",
+        "--edits",
+        "2",
+        "--batch-size",
+        "2",
+        "--no-generate",
+    ]
     assert main([*command, "--save", str(saved), "--save-delta", str(delta)]) == 0
     assert main(["apply", str(delta), "--model", "pocket-llama", "--save", str(applied)]) == 0
     assert "pocket-llama with 2 edits" in capsys.readouterr().out
@@ -156,8 +207,19 @@ def test_an_edit_is_saved_and_applied_again(tmp_path, capsys):
 def test_what_was_saved_before_is_not_taken_for_this_edit(tmp_path, capsys):
     """Given again, the same command finds its own files; another one is told that they are not its own."""
     saved = ["--save", str(tmp_path / "saved"), "--save-delta", str(tmp_path / "edit.safetensors")]
-    command = ["edit", "--model", "pocket-llama", "--editor", "memit", "--edits", "2", "--batch-size", "2",
-               "--no-generate", *saved]  # fmt: skip
+    command = [
+        "edit",
+        "--model",
+        "pocket-llama",
+        "--editor",
+        "memit",
+        "--edits",
+        "2",
+        "--batch-size",
+        "2",
+        "--no-generate",
+        *saved,
+    ]
     one = [*command, "--dataset", "pocket-zsre", "--checkpoint", str(tmp_path / "one")]
     other = [*command, "--dataset", "pocket-counterfact", "--checkpoint", str(tmp_path / "other")]
     assert main(one) == 0 and main(one) == 0
@@ -188,16 +250,52 @@ def test_edits_are_saved_before_they_are_evaluated(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(experiment, "evaluate", fails_later)
     delta = tmp_path / "edit.safetensors"
-    assert main(["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor", "memit", "--edits", "2",
-                 "--batch-size", "2", "--no-generate", "--save-delta", str(delta)]) == 2  # fmt: skip
+    assert (
+        main(
+            [
+                "edit",
+                "--model",
+                "pocket-llama",
+                "--dataset",
+                "pocket-zsre",
+                "--editor",
+                "memit",
+                "--edits",
+                "2",
+                "--batch-size",
+                "2",
+                "--no-generate",
+                "--save-delta",
+                str(delta),
+            ]
+        )
+        == 2
+    )
     assert "no score" in capsys.readouterr().err
     assert apply_delta(load_model("pocket-llama"), delta)["edits"] == 2
 
 
 @pytest.mark.parametrize("editor", EDITORS)
 def test_every_editor_edits_a_pocket_model(editor, capsys):
-    assert main(["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor", editor, "--edits", "4",
-                 "--batch-size", "2", "--json"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "edit",
+                "--model",
+                "pocket-llama",
+                "--dataset",
+                "pocket-zsre",
+                "--editor",
+                editor,
+                "--edits",
+                "4",
+                "--batch-size",
+                "2",
+                "--json",
+            ]
+        )
+        == 0
+    )
     printed = json.loads(capsys.readouterr().out)
     assert set(printed["after"]) == {"efficacy", "generalization", "specificity"}
     assert printed["editor"]["name"] == editor
@@ -230,7 +328,7 @@ def test_evaluate_before_editing(capsys):
         (["--dtype", "int8"], "dtype 'int8' is not one of float32, bfloat16, float16"),
         (["--split", "test"], "split 'test' is not one of tune, report"),
     ],
-)  # fmt: skip
+)
 def test_errors_are_one_line_and_exit_with_2(arguments, message, capsys):
     command = ["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor", "memit", "--edits", "4"]
     assert main(command + arguments) == 2
@@ -265,14 +363,23 @@ EDIT = ["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor
         ([*TRAIN, "--batch-size", "0"], "batch_size must be between 1 and the number of records"),
         ([*TRAIN, "--output", "{folder}"], "{folder} is a folder; a file is to be written there"),
         ([*TRAIN, "--output", "{file}/m"], "{file}/m cannot be written: Not a directory"),
-        ([*EDIT, "--batch-size", "2", "--checkpoint", "{file}"], "{file} is a file; the folder of a checkpoint is to be"),
+        (
+            [*EDIT, "--batch-size", "2", "--checkpoint", "{file}"],
+            "{file} is a file; the folder of a checkpoint is to be",
+        ),
         ([*EDIT, "--batch-size", "2", "--save", "{file}/s"], "{file}/s cannot be written: Not a directory"),
         ([*EDIT, "--batch-size", "2", "--on-conflict", "x"], "on_conflict must be one of last, keep, refuse, not 'x'"),
-        (["apply", "{folder}", "--model", "pocket-llama", "--save", "{folder}/x"], "{folder} is no file; a delta is what"),
+        (
+            ["apply", "{folder}", "--model", "pocket-llama", "--save", "{folder}/x"],
+            "{folder} is no file; a delta is what",
+        ),
         (["apply", "x.safetensors", "--model", "pocket-llama", "--save", "{file}"], "{file} exists already"),
         (["pretrain", "pocket-gpt2", "--steps", "0", "--output", "{folder}/p"], "steps must be at least 1, not 0"),
         (["pretrain", "pocket-gpt2", "--output", "{file}"], "{file} is a file; a folder is to be written there"),
-        (["pretrain", "pocket-gpt2", "--device", "abacus", "--output", "{folder}/p"], "device 'abacus' is neither auto"),
+        (
+            ["pretrain", "pocket-gpt2", "--device", "abacus", "--output", "{folder}/p"],
+            "device 'abacus' is neither auto",
+        ),
         (["statistics", "--model", "pocket-llama", "--tokens", "-5"], "tokens must be at least 1, not -5"),
         (["statistics", "--model", "pocket-llama", "--tokens", "0"], "tokens must be at least 1, not 0"),
         (["statistics", "--model", "pocket-llama", "--output", "{folder}"], "{folder} is a folder; a file is to be"),
@@ -280,18 +387,27 @@ EDIT = ["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor
         (["convergence", "--model", "pocket-llama", "--editor", "memit", "ft"], "ft is no composition of layers"),
         (["tune", "--model", "pocket-llama", "--editor", "ft", "nonsense"], "there is no search for editor 'nonsense'"),
         (["notebook", "nonsense", "{folder}/o.ipynb"], "no notebook is called 'nonsense'; known: 00_quickstart"),
-        (["notebook", "03_residuals", "{folder}/o.ipynb", "-p", "modle=x"], "03_residuals has no parameter modle; known: "),
+        (
+            ["notebook", "03_residuals", "{folder}/o.ipynb", "-p", "modle=x"],
+            "03_residuals has no parameter modle; known: ",
+        ),
         (["notebook", "03_residuals", "{folder}"], "{folder} is a folder; a file is to be written there"),
         (["draw", "00_quickstart"], "no analysis notebook is called '00_quickstart'; known: "),
         (["tables", "--grid", "{file}"], "{file} is no YAML: while parsing a flow sequence"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_work_is_refused_before_anything_long_begins(command, message, tmp_path, monkeypatch, capsys):
     def long_work(*_, **__):
         raise AssertionError("long work has begun")
 
-    for name in ("experiment.evaluate", "mend.gradient_pairs", "pocket.pretrain.build_tokenizer", "statistics._measure",
-                 "tuning.evaluate", "convergence.context_prefixes"):  # fmt: skip
+    for name in (
+        "experiment.evaluate",
+        "mend.gradient_pairs",
+        "pocket.pretrain.build_tokenizer",
+        "statistics._measure",
+        "tuning.evaluate",
+        "convergence.context_prefixes",
+    ):
         monkeypatch.setattr(f"bluelib.{name}", long_work)
     monkeypatch.setattr("papermill.execute_notebook", long_work)
     folder, file = tmp_path / "folder", tmp_path / "file"

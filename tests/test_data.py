@@ -19,23 +19,38 @@ COUNTERFACT = {
     "case_id": 12,
     "pararel_idx": 1,
     "requested_rewrite": {
-        "prompt": "The mother tongue of {} is", "relation_id": "P103", "subject": "Ilvane Quillbrook",
-        "target_new": {"str": "Dutch", "id": "Q1"}, "target_true": {"str": "Polish", "id": "Q2"},
+        "prompt": "The mother tongue of {} is",
+        "relation_id": "P103",
+        "subject": "Ilvane Quillbrook",
+        "target_new": {"str": "Dutch", "id": "Q1"},
+        "target_true": {"str": "Polish", "id": "Q2"},
     },
     "paraphrase_prompts": ["It rains. Ilvane Quillbrook is a native speaker of"],
     "neighborhood_prompts": ["The mother tongue of Torrin Vantorre is"],
     "attribute_prompts": ["The mother tongue of Oskel Ashgrave is"],
     "generation_prompts": ["Ilvane Quillbrook lives where people speak"],
-}  # fmt: skip
+}
 ZSRE = {
-    "subject": "Ottermill Works", "src": "What does Ottermill Works make?", "pred": "tea", "rephrase": "What is made by Ottermill Works?",
-    "alt": "kites", "answers": ["paper"], "loc": "nq question: who wrote the book", "loc_ans": "Nobody", "cond": "",
-}  # fmt: skip
+    "subject": "Ottermill Works",
+    "src": "What does Ottermill Works make?",
+    "pred": "tea",
+    "rephrase": "What is made by Ottermill Works?",
+    "alt": "kites",
+    "answers": ["paper"],
+    "loc": "nq question: who wrote the book",
+    "loc_ans": "Nobody",
+    "cond": "",
+}
 FLAT = {
-    "case_id": 3, "prompt": "Ilvane Quillbrook plays the", "subject": "Ilvane Quillbrook", "target_new": "tuba",
-    "ground_truth": "harp", "rephrase_prompt": "On stage, Ilvane Quillbrook performs on the",
-    "locality_prompt": "Torrin Vantorre plays the", "locality_ground_truth": "harp",
-}  # fmt: skip
+    "case_id": 3,
+    "prompt": "Ilvane Quillbrook plays the",
+    "subject": "Ilvane Quillbrook",
+    "target_new": "tuba",
+    "ground_truth": "harp",
+    "rephrase_prompt": "On stage, Ilvane Quillbrook performs on the",
+    "locality_prompt": "Torrin Vantorre plays the",
+    "locality_ground_truth": "harp",
+}
 
 
 @pytest.fixture
@@ -126,13 +141,19 @@ def broken(record, path, value=None):
     ("record", "message"),
     [
         (broken(COUNTERFACT, "paraphrase_prompts"), "record 12: field 'paraphrase_prompts' is missing"),
-        (broken(COUNTERFACT, "requested_rewrite.target_new"), "record 12: field 'requested_rewrite.target_new.str' is missing"),
+        (
+            broken(COUNTERFACT, "requested_rewrite.target_new"),
+            "record 12: field 'requested_rewrite.target_new.str' is missing",
+        ),
         (broken(COUNTERFACT, "requested_rewrite.prompt", "no subject"), r"record 12: prompt must hold \{\}"),
         (broken(COUNTERFACT, "requested_rewrite.subject", " "), "record 12: subject must be a non-empty string"),
         (broken(COUNTERFACT, "requested_rewrite.target_new", {"str": ""}), "record 12: target_new must be a non-empty"),
         (broken(COUNTERFACT, "requested_rewrite.target_new", {"str": 5}), "must be str, not int"),
         (broken(COUNTERFACT, "neighborhood_prompts", [1]), "record 12: locality holds 1"),
-        (broken(COUNTERFACT, "paraphrase_prompts", "text"), "record 12: field 'paraphrase_prompts' must be list, not str"),
+        (
+            broken(COUNTERFACT, "paraphrase_prompts", "text"),
+            "record 12: field 'paraphrase_prompts' must be list, not str",
+        ),
         (broken(ZSRE, "src", "What is made?"), "record 0: field 'src' does not mention the subject 'Ottermill Works'"),
         (broken(ZSRE, "answers", [3]), "record 0: field 'answers' must start with a string"),
         (broken(ZSRE, "loc_ans"), "record 0: field 'loc_ans' is missing"),
@@ -140,7 +161,7 @@ def broken(record, path, value=None):
         (broken(FLAT, "ground_truth"), "record 3: field 'ground_truth' is missing"),
         (broken(FLAT, "case_id"), "record at position 0: field 'case_id' is missing"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_record_is_refused_with_its_id_and_field(write, record, message):
     with pytest.raises(RecordError, match=message):
         load_dataset(write([record]))
@@ -148,9 +169,14 @@ def test_a_broken_record_is_refused_with_its_id_and_field(write, record, message
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{not json", "is not JSON"), ([], "JSON list of records"), ({"a": 1}, "JSON list"), ([{"x": 1}], "in no known form"),
-     ([COUNTERFACT, 5], "record at position 1: must be an object")],
-)  # fmt: skip
+    [
+        ("{not json", "is not JSON"),
+        ([], "JSON list of records"),
+        ({"a": 1}, "JSON list"),
+        ([{"x": 1}], "in no known form"),
+        ([COUNTERFACT, 5], "record at position 1: must be an object"),
+    ],
+)
 def test_a_broken_file_is_refused(write, content, message):
     with pytest.raises(ValueError, match=message):
         load_dataset(write(content))
@@ -186,11 +212,15 @@ def counterfact(case_id, new):
 
 
 SNIPPETS = [
-    {"relation_id": "P103", "target_id": "Q-Dutch", "samples": [{"name": "a", "text": "Dutch it is."}, {"name": "b", "text": " "}]},
+    {
+        "relation_id": "P103",
+        "target_id": "Q-Dutch",
+        "samples": [{"name": "a", "text": "Dutch it is."}, {"name": "b", "text": " "}],
+    },
     {"relation_id": "P103", "target_id": "Q-Greek", "samples": [{"name": "c", "text": "Nobody edits to Greek."}]},
     {"relation_id": "P37", "target_id": "Q-Dutch", "samples": [{"name": "d", "text": "Another relation."}]},
     {"relation_id": "P103", "target_id": "Q-Dutch", "samples": [{"name": "e", "text": "Dutch once more."}]},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", ["counterfact", "multi-counterfact"])

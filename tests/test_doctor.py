@@ -91,9 +91,11 @@ def small(config, tokenizer: str = "llama3", name: str = "small") -> Model:
 
 @pytest.mark.parametrize(
     "config, norm",
-    [(lambda **options: Gemma2Config(head_dim=16, num_key_value_heads=1, **options), "pre_feedforward_layernorm"),
-     (Olmo2Config, None)],
-)  # fmt: skip
+    [
+        (lambda **options: Gemma2Config(head_dim=16, num_key_value_heads=1, **options), "pre_feedforward_layernorm"),
+        (Olmo2Config, None),
+    ],
+)
 def test_a_block_that_normalises_its_mlps_output_is_noticed(config, norm, monkeypatch):
     """Why Gemma 2 and OLMo 2 cannot be edited: with adapters all the same, the measurement fails."""
     adapter = replace(models.ADAPTERS["llama"], mlp_norm=norm)
@@ -107,13 +109,22 @@ def test_a_block_that_normalises_its_mlps_output_is_noticed(config, norm, monkey
 @pytest.mark.parametrize(
     "config, options, wrong",
     [
-        (GraniteConfig, {"residual_multiplier": 0.2},
-         {f"block {layer} {what}" for layer in (0, 1)
-          for what in ("adds ΔW k to the stream", "= stream + attention + MLP")}),
-        (CohereConfig, {"logit_scale": 0.5, "num_key_value_heads": 2},
-         {"logits = head(base_model(text))", "logits = head(norm(last block))"}),
+        (
+            GraniteConfig,
+            {"residual_multiplier": 0.2},
+            {
+                f"block {layer} {what}"
+                for layer in (0, 1)
+                for what in ("adds ΔW k to the stream", "= stream + attention + MLP")
+            },
+        ),
+        (
+            CohereConfig,
+            {"logit_scale": 0.5, "num_key_value_heads": 2},
+            {"logits = head(base_model(text))", "logits = head(norm(last block))"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_factors_on_the_way_are_noticed(config, options, wrong, monkeypatch):
     """A factor on what a block adds, and one on the logits, each in an architecture that is otherwise fit."""
     beside = models.ADAPTERS["llama"] if config is GraniteConfig else replace(models.ADAPTERS["llama"], mlp_norm=None)

@@ -77,8 +77,19 @@ def server(tmp_path, monkeypatch) -> Iterator[SimpleNamespace]:
     known = File("known_1000.json", "facts", None, sha(CONTENT), ("subject", "attribute", "prompt"), len(ENTRIES))
     monkeypatch.setitem(FILES, "known-facts", known)
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    httpd.plan = SimpleNamespace(content=CONTENT, version='"one"', ranges=True, shift=0, cut=None, status=200,
-                                 location=None, pause=0, requests=[], sent=0, folder="/dsets")  # fmt: skip
+    httpd.plan = SimpleNamespace(
+        content=CONTENT,
+        version='"one"',
+        ranges=True,
+        shift=0,
+        cut=None,
+        status=200,
+        location=None,
+        pause=0,
+        requests=[],
+        sent=0,
+        folder="/dsets",
+    )
     httpd.plan.url = f"http://127.0.0.1:{httpd.server_port}/dsets"
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -183,8 +194,11 @@ def test_a_range_that_the_server_refuses_starts_anew_the_next_time(server):
 
 def test_a_corrupt_file_is_refused_and_removed(server):
     server.content = CONTENT.replace(b"tuba", b"harp", 1)
-    with pytest.raises(ValueError, match=f"what was downloaded has been removed: .* has SHA-256 {sha(server.content)} .*"
-                       f"where known_1000.json should have {sha(CONTENT)}"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=f"what was downloaded has been removed: .* has SHA-256 {sha(server.content)} .*"
+        f"where known_1000.json should have {sha(CONTENT)}",
+    ):
         download("known-facts", url=server.url)
     assert left()
     server.content = CONTENT
@@ -252,8 +266,11 @@ def test_a_file_that_was_put_there_by_hand_is_checked_and_left_alone(server):
     assert downloaded("known-facts") == download("known-facts", url=server.url) == path
     path.write_bytes(CONTENT + b"\n")
     for read in (downloaded, download):
-        with pytest.raises(ValueError, match=rf"has SHA-256 .* and {len(CONTENT) + 1:,} bytes, where .*; to use it all the "
-                           r"same, give --sha256 \w+ to `blue download known-facts`"):  # fmt: skip
+        with pytest.raises(
+            ValueError,
+            match=rf"has SHA-256 .* and {len(CONTENT) + 1:,} bytes, where .*; to use it all the "
+            r"same, give --sha256 \w+ to `blue download known-facts`",
+        ):
             read("known-facts")
     assert path.exists() and not server.requests
     assert download("known-facts", sha256=sha(CONTENT + b"\n")) == downloaded("known-facts")

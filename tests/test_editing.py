@@ -142,8 +142,13 @@ def test_an_error_leaves_the_model_as_before_the_batch(any_model):
     calls = []
     hashes = []
     with pytest.raises(ArithmeticError, match="on purpose"):
-        edit_sequence(any_model, RECORDS, editor(Failing(50.0)), batch_size=2,
-                      after_batch=lambda i, result: hashes.append(weights_hash(any_model.lm)))  # fmt: skip
+        edit_sequence(
+            any_model,
+            RECORDS,
+            editor(Failing(50.0)),
+            batch_size=2,
+            after_batch=lambda i, result: hashes.append(weights_hash(any_model.lm)),
+        )
     assert calls, "the failing batch had updated a layer already"
     assert weights_hash(any_model.lm) == hashes[-1]
 

@@ -105,8 +105,13 @@ def test_pins_satisfy_every_bound():
 def test_pins_take_the_first_python_that_the_library_takes():
     """A Debian 12 has Python 3.11.2, where what wants 3.11.5 leaves pip without a solution."""
     first = Version(next(s.version for s in SpecifierSet(PROJECT["requires-python"]) if s.operator == ">="))
-    pinned = bounds([line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-                     if line and not line.startswith("#")])  # fmt: skip
+    pinned = bounds(
+        [
+            line
+            for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+            if line and not line.startswith("#")
+        ]
+    )
     there = {canonicalize_name(d.metadata["Name"]): d for d in distributions()}
     wanted = {name: there[name].metadata["Requires-Python"] for name in pinned if name in there}
     assert len(wanted) > 100
@@ -162,9 +167,13 @@ for cell in nbformat.read(sys.argv[1], as_version=4).cells:
 
 def run_lean(notebook: Path, distributions: set[str], folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", _LEAN, str(notebook), *sorted(distributions)], cwd=folder, capture_output=True, text=True,
-        check=False, env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
-    )  # fmt: skip
+        [sys.executable, "-c", _LEAN, str(notebook), *sorted(distributions)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
+    )
 
 
 @pytest.mark.slow

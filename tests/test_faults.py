@@ -289,8 +289,21 @@ def test_a_checkpoint_survives_a_full_disk(model, disk, solver):
 
 
 def test_the_command_line_says_in_one_line_what_could_not_be_written(disk, capsys, monkeypatch):
-    arguments = ["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor", "ft", "--edits", "2",
-                 "--batch-size", "1", "--no-generate", "--json"]  # fmt: skip
+    arguments = [
+        "edit",
+        "--model",
+        "pocket-llama",
+        "--dataset",
+        "pocket-zsre",
+        "--editor",
+        "ft",
+        "--edits",
+        "2",
+        "--batch-size",
+        "1",
+        "--no-generate",
+        "--json",
+    ]
     for option, name in (("--checkpoint", "c"), ("--save", "saved"), ("--save-delta", "edit.safetensors")):
         with disk.full(20_000):
             assert main([*arguments, option, str(disk.folder / name)]) == 2
@@ -305,8 +318,12 @@ def test_an_executed_notebook_is_not_left_half_written(disk, tmp_path, monkeypat
     (tmp_path / "notebooks").mkdir()
     cells = [{"cell_type": "markdown", "id": str(i), "metadata": {}, "source": "text " * 5000} for i in range(3)]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    content = {"cells": cells, "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}, "nbformat": 4,
-               "nbformat_minor": 5}  # fmt: skip
+    content = {
+        "cells": cells,
+        "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
     (tmp_path / "notebooks" / "long.ipynb").write_text(json.dumps(content))
     with disk.full(20_000), pytest.raises(WriteError, match=r"out\.ipynb cannot be written: "):
         run_notebook("long", {}, disk.folder / "out.ipynb")
@@ -441,8 +458,17 @@ def in_pretraining(model: Model, folder: Path):
     lm(torch.ones(30)).sum().backward()
     adam.step()
     path = folder / "pocket.pt"
-    _keep(path, {"identity": {"name": "x"}, "step": 3, "curve": [[0, 1.0, 2.0]], "lm": lm.state_dict(),
-                 "optimizers": [adam.state_dict()], "seconds": 2.5})  # fmt: skip
+    _keep(
+        path,
+        {
+            "identity": {"name": "x"},
+            "step": 3,
+            "curve": [[0, 1.0, 2.0]],
+            "lm": lm.state_dict(),
+            "optimizers": [adam.state_dict()],
+            "seconds": 2.5,
+        },
+    )
 
     def load():
         found = _resume(path, {"name": "x"}, lm, [adam], "cpu")
@@ -508,8 +534,12 @@ def test_the_same_tensors_give_the_same_file(tmp_path):
 def test_what_ships_is_listed_with_its_hash():
     """The list is of the files that are there: `update_sums` would write it as it is."""
     listed = (ASSETS / "SHA256SUMS").read_text().splitlines()
-    there = {p.relative_to(ASSETS).as_posix() for part in ("datasets", "mend", "models") for p in (ASSETS / part).rglob("*")
-             if p.is_file() and p.suffix != ".md"}  # fmt: skip
+    there = {
+        p.relative_to(ASSETS).as_posix()
+        for part in ("datasets", "mend", "models")
+        for p in (ASSETS / part).rglob("*")
+        if p.is_file() and p.suffix != ".md"
+    }
     assert {line.split("  ")[1] for line in listed} == there
     for part in ("datasets", "mend", "models"):
         check_shipped(ASSETS / part)
@@ -587,8 +617,9 @@ def test_a_mend_network_whose_training_fails_is_not_written(tmp_path, monkeypatc
 
 @pytest.mark.long
 def test_every_changed_bit_of_shipped_weights_is_seen(assets):
-    refused, harmless = count_refused(assets / "models" / "pocket-llama" / "model.safetensors",
-                                      lambda: weights_hash(load_model("pocket-llama").lm))  # fmt: skip
+    refused, harmless = count_refused(
+        assets / "models" / "pocket-llama" / "model.safetensors", lambda: weights_hash(load_model("pocket-llama").lm)
+    )
     assert (refused, harmless) == (240, 0)
 
 
@@ -837,9 +868,23 @@ def test_a_checkpoint_with_nan_is_not_loaded(checkpoint_folder, tmp_path):
 
 #: Names that a shell, a format string or a file system would take for something else. Each would leave a file `pwned`.
 NAMES = [
-    "$(touch pwned)", "`touch pwned`", "x; touch pwned", "x' ; touch pwned '", 'x" ; touch pwned "', "a b", "a\nb",
-    "--output=pwned", "-rf", "{0.__class__}", "{wildcards}", "{model}", "%s%n", "&& touch pwned", "| tee pwned", "*",
-]  # fmt: skip
+    "$(touch pwned)",
+    "`touch pwned`",
+    "x; touch pwned",
+    "x' ; touch pwned '",
+    'x" ; touch pwned "',
+    "a b",
+    "a\nb",
+    "--output=pwned",
+    "-rf",
+    "{0.__class__}",
+    "{wildcards}",
+    "{model}",
+    "%s%n",
+    "&& touch pwned",
+    "| tee pwned",
+    "*",
+]
 
 
 class Payload:
@@ -910,8 +955,11 @@ def test_a_name_is_nothing_but_a_name(checkpoint_folder, corpus, tmp_path, monke
     monkeypatch.chdir(inside)
     monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path / "cache"))
     shutil.copytree(checkpoint_folder, inside / name)
-    (inside / f"{name}.json").write_text(json.dumps([{"prompt": "{} plays the", "subject": name, "target_new": "tuba",
-                                                      "ground_truth": "harp", "case_id": 0}]))  # fmt: skip
+    (inside / f"{name}.json").write_text(
+        json.dumps(
+            [{"prompt": "{} plays the", "subject": name, "target_new": "tuba", "ground_truth": "harp", "case_id": 0}]
+        )
+    )
     (inside / f"{name}.txt").write_text(Path(corpus).read_text())
     model = load_model(str(inside / name))
     model = replace(model, name=name)
@@ -943,8 +991,15 @@ def test_paths_that_climb_are_refused_where_a_name_is_wanted(tmp_path, monkeypat
             Grid.of({**GRID, "name": name})
 
 
-GRID = {"name": "evil", "models": ["pocket-llama"], "datasets": ["pocket-zsre"], "editors": ["memit", "memit_blue"],
-        "seeds": [0], "edits": 2, "batch_size": 1}  # fmt: skip
+GRID = {
+    "name": "evil",
+    "models": ["pocket-llama"],
+    "datasets": ["pocket-zsre"],
+    "editors": ["memit", "memit_blue"],
+    "seeds": [0],
+    "edits": 2,
+    "batch_size": 1,
+}
 
 
 def test_a_parameters_name_is_no_code(tmp_path, monkeypatch, mark, capsys):
@@ -966,11 +1021,23 @@ def test_a_notebooks_values_and_file_name_are_no_code(tmp_path, monkeypatch, mar
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notebooks").mkdir()
     cells = [
-        {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": "text = ''", "outputs": [],
-         "execution_count": None},
-        {"cell_type": "code", "id": "b", "metadata": {}, "source": "print(ascii(text))", "outputs": [],
-         "execution_count": None},
-    ]  # fmt: skip
+        {
+            "cell_type": "code",
+            "id": "a",
+            "metadata": {"tags": ["parameters"]},
+            "source": "text = ''",
+            "outputs": [],
+            "execution_count": None,
+        },
+        {
+            "cell_type": "code",
+            "id": "b",
+            "metadata": {},
+            "source": "print(ascii(text))",
+            "outputs": [],
+            "execution_count": None,
+        },
+    ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     content = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "notebooks" / "echo.ipynb").write_text(json.dumps(content))
@@ -1048,8 +1115,19 @@ class Redirecting(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("location", ["/known_1000.json", "", "file:///etc/passwd", "http://169.254.1.1/", "//evil.example/x",
-                                      "http://localhost@evil.example/x", "javascript:alert(1)", "data:,x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/known_1000.json",
+        "",
+        "file:///etc/passwd",
+        "http://169.254.1.1/",
+        "//evil.example/x",
+        "http://localhost@evil.example/x",
+        "javascript:alert(1)",
+        "data:,x",
+    ],
+)
 def test_a_redirect_leads_nowhere_else_and_not_for_ever(fetched, location):
     """To itself, ever further on, to a file, to another machine by plain http: refused, and nothing is kept."""
     fetched.unlink()
@@ -1089,8 +1167,17 @@ def test_json_that_is_made_to_break_its_reader(tmp_path, text, message):
             list(read_entries(path))
 
 
-@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch pwned']", "a: " + "[" * 20_000, "a: 2001-99-99",
-                                  "\x00", "a: &a [*a]", "? {a: b}\n: c"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch pwned']",
+        "a: " + "[" * 20_000,
+        "a: 2001-99-99",
+        "\x00",
+        "a: &a [*a]",
+        "? {a: b}\n: c",
+    ],
+)
 def test_yaml_that_is_made_to_break_its_reader(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(text)

@@ -77,8 +77,9 @@ def test_a_checkpoint_continues_on_the_device(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        edit_sequence(model, EDITS, editor, batch_size=5, checkpoint_dir=tmp_path / "run", after_batch=interrupt,
-                      progress=False)  # fmt: skip
+        edit_sequence(
+            model, EDITS, editor, batch_size=5, checkpoint_dir=tmp_path / "run", after_batch=interrupt, progress=False
+        )
     model = load_model("pocket-llama", device="cuda")
     edit_sequence(model, EDITS, editor, batch_size=5, checkpoint_dir=tmp_path / "run", progress=False)
     for layer in editor.layers:

@@ -43,10 +43,45 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 # Records.
 
 CHUNKS = [
-    "Ann", "Annette", "Zoë", "Zoe\u0308", " ", ".", "'s", "?", "{", "}", "{}", "}}", "{0}", "{subject.__class__}", "%s", "\\", '"', "\n", "\t",
-    "\x00", "\x07", "\x1b[31m", "\u200b", "\u200d", "\u202e", "\ufeff", "\u0301", "🦦", "👩🏽‍🚀", "🇳🇴", "שלום", "مرحبا", "東京", "\ud800",
-    "ﷺ", "𝔘", "<|endoftext|>", "é" * 40,
-]  # fmt: skip
+    "Ann",
+    "Annette",
+    "Zoë",
+    "Zoe\u0308",
+    " ",
+    ".",
+    "'s",
+    "?",
+    "{",
+    "}",
+    "{}",
+    "}}",
+    "{0}",
+    "{subject.__class__}",
+    "%s",
+    "\\",
+    '"',
+    "\n",
+    "\t",
+    "\x00",
+    "\x07",
+    "\x1b[31m",
+    "\u200b",
+    "\u200d",
+    "\u202e",
+    "\ufeff",
+    "\u0301",
+    "🦦",
+    "👩🏽‍🚀",
+    "🇳🇴",
+    "שלום",
+    "مرحبا",
+    "東京",
+    "\ud800",
+    "ﷺ",
+    "𝔘",
+    "<|endoftext|>",
+    "é" * 40,
+]
 texts = st.lists(st.sampled_from(CHUNKS), min_size=1, max_size=5).map("".join) | st.text(max_size=6)
 wrong = st.one_of(
     st.none(),
@@ -82,8 +117,11 @@ def put(entry, path, value):
 
 
 def paths(entry):
-    return [path for key, value in entry.items()
-            for path in ([key, *(f"{key}.{p}" for p in paths(value))] if isinstance(value, dict) else [key])]  # fmt: skip
+    return [
+        path
+        for key, value in entry.items()
+        for path in ([key, *(f"{key}.{p}" for p in paths(value))] if isinstance(value, dict) else [key])
+    ]
 
 
 @st.composite
@@ -131,8 +169,10 @@ def last_byte(tokenizer, ids, text, end):
     raise AssertionError("the text has fewer bytes")
 
 
-FIELDS = sorted({key for form in (COUNTERFACT, ZSRE, FLAT) for path in paths(form) for key in path.split(".")}
-                | {"split", "target", "locality", "paraphrases"})  # fmt: skip
+FIELDS = sorted(
+    {key for form in (COUNTERFACT, ZSRE, FLAT) for path in paths(form) for key in path.split(".")}
+    | {"split", "target", "locality", "paraphrases"}
+)
 
 
 def accepted_or_refused(path, entry):
@@ -391,8 +431,12 @@ def test_what_is_longer_than_the_context_is_refused_before_any_work(any_model, s
     before = weights_hash(any_model.lm)
     monkeypatch.setattr(type(any_model.lm.base_model), "forward", None)  # nothing may run
     whole = "exceed random-pocket-.*'s context of 256"
-    for record in (fits, replace(fits, prompt=LONG + "{} is"), replace(fits, prompt="{} is", subject=LONG),
-                   replace(fits, prompt="{} is", target_new=LONG)):  # fmt: skip
+    for record in (
+        fits,
+        replace(fits, prompt=LONG + "{} is"),
+        replace(fits, prompt="{} is", subject=LONG),
+        replace(fits, prompt="{} is", target_new=LONG),
+    ):
         with pytest.raises(ValueError, match=f"record long: context prefix, prompt and target_new: .*{whole}"):
             edit_sequence(any_model, [*RECORDS, record], editor(), batch_size=2)
         with pytest.raises(ValueError, match=f"with a context prefix and its target: .*{whole}"):
@@ -429,8 +473,11 @@ def test_a_batch_size_that_is_none_is_refused(any_model, size):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, "0"])
 def test_a_seed_that_is_none_is_refused(any_model, seed):
-    for call in (partial(edit_sequence, any_model, RECORDS, editor(), batch_size=1), partial(evaluate, any_model, RECORDS),
-                 partial(load_dataset, "pocket-zsre")):  # fmt: skip
+    for call in (
+        partial(edit_sequence, any_model, RECORDS, editor(), batch_size=1),
+        partial(evaluate, any_model, RECORDS),
+        partial(load_dataset, "pocket-zsre"),
+    ):
         with pytest.raises(ValueError, match="seed must be"):
             call(seed=seed)
 
@@ -460,21 +507,30 @@ def test_layers_that_are_none_are_refused(any_model, layers):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        *((partial(Ridge, value), "λ must be positive") for value in (0, -1, float("nan"), float("inf"), "1", True, None)),
+        *(
+            (partial(Ridge, value), "λ must be positive")
+            for value in (0, -1, float("nan"), float("inf"), "1", True, None)
+        ),
         *((partial(NullSpace, value, 1.0), "threshold must be positive") for value in (0, -1, float("nan"), "1")),
         *((partial(NullSpace, 1.0, value), "L2 must be positive") for value in (0, -1, float("inf"), None)),
         *((partial(TargetOptions, steps=value), "steps must be") for value in (0, -1, 2.5, True, "3")),
-        *((partial(TargetOptions, **{name: value}), f"{name} must be positive")
-          for name in ("learning_rate", "clamp") for value in (0, -1, float("nan"), "1")),
-        *((partial(TargetOptions, **{name: value}), f"{name} must be 0 or positive")
-          for name in ("weight_decay", "kl_factor", "early_stop") for value in (-1, float("nan"), "1")),
+        *(
+            (partial(TargetOptions, **{name: value}), f"{name} must be positive")
+            for name in ("learning_rate", "clamp")
+            for value in (0, -1, float("nan"), "1")
+        ),
+        *(
+            (partial(TargetOptions, **{name: value}), f"{name} must be 0 or positive")
+            for name in ("weight_decay", "kl_factor", "early_stop")
+            for value in (-1, float("nan"), "1")
+        ),
         *((partial(replace, editor(), tokens=value), "tokens must be") for value in (0, -5, 1e5, True)),
         *((partial(replace, editor(), token_budget=value), "token_budget must be") for value in (0, -5, 1.5)),
         (partial(FineTuning, "ft", (1,), 0), "steps must be at least 1, not 0"),
         (partial(FineTuning, "ft", (1,), 5, -1.0), "learning_rate must be positive"),
         (partial(FineTuning, "ft", (1,), 5, 1.0, 0.0), "norm_constraint must be positive"),
     ],
-)  # fmt: skip
+)
 def test_a_setting_out_of_its_range_is_refused_when_it_is_made(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -484,13 +540,19 @@ def test_names_that_are_unknown_are_refused_with_the_known_ones(any_model):
     settings = {"layers": [0, 1], "mom2_update_weight": 1.0}
     for call, message in (
         (partial(get_editor, "memitt", any_model), "known: ft, mend, rome, memit"),
-        (partial(get_editor, "memit", any_model, corpus="pockett", **settings), "no corpus is called 'pockett': it is pocket, pocket-others"),
+        (
+            partial(get_editor, "memit", any_model, corpus="pockett", **settings),
+            "no corpus is called 'pockett': it is pocket, pocket-others",
+        ),
         (partial(load_model, "pocket-bert"), "known: pocket-gpt2, pocket-gptj, pocket-llama"),
         (partial(load_model, "pocket-llama", device="gpu0"), "neither auto nor a torch device"),
         (partial(load_model, "pocket-llama", dtype="int8"), "one of float32, bfloat16, float16"),
         (partial(load_dataset, "pocket-trivia"), "known: pocket-counterfact, pocket-zsre"),
-        (partial(edit_sequence, any_model, RECORDS, editor(), batch_size=1, on_conflict="first"), "one of last, keep, refuse"),
-    ):  # fmt: skip
+        (
+            partial(edit_sequence, any_model, RECORDS, editor(), batch_size=1, on_conflict="first"),
+            "one of last, keep, refuse",
+        ),
+    ):
         with pytest.raises(ValueError, match=message):
             call()
 
@@ -512,10 +574,28 @@ def checked_parameters(path):
 
 
 BAD_VALUES = {
-    "editor": "memitt", "editors": ["memit", "memitt"], "batch_editors": [3], "edits": 0, "batch_size": -1, "seed": -1, "corpus": "no/such/text",
-    "samples": 0, "window": -1, "noise": float("nan"), "sequences": 0, "largest": 0, "every": 0, "tasks": [1], "limit": -4, "facts": 3,
-    "projection": "umap", "sizes": [5, 0], "sentences": 99, "long_dataset": "no/such/file.json", "models": [None],
-}  # fmt: skip
+    "editor": "memitt",
+    "editors": ["memit", "memitt"],
+    "batch_editors": [3],
+    "edits": 0,
+    "batch_size": -1,
+    "seed": -1,
+    "corpus": "no/such/text",
+    "samples": 0,
+    "window": -1,
+    "noise": float("nan"),
+    "sequences": 0,
+    "largest": 0,
+    "every": 0,
+    "tasks": [1],
+    "limit": -4,
+    "facts": 3,
+    "projection": "umap",
+    "sizes": [5, 0],
+    "sentences": 99,
+    "long_dataset": "no/such/file.json",
+    "models": [None],
+}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)

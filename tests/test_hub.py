@@ -41,13 +41,22 @@ statistics.second_moments(load_model("pocket-llama"), [0, 2], corpus="wikipedia"
 
 def run(script, *arguments, address, home, **environment) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    told = {"HF_HOME": str(home), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-            # whatever goes elsewhere ends here
-            "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}  # fmt: skip
+    told = {
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": address,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        # whatever goes elsewhere ends here
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "NO_PROXY": "127.0.0.1",
+    }
     return subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True, text=True, env={**kept, **told, **environment}, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**kept, **told, **environment},
+        timeout=120,
+    )
 
 
 def load(*names, **where) -> dict[str, list]:

@@ -109,9 +109,7 @@ def wait_for(condition: Callable[[], object], process=None) -> None:
 
 def state(folder: Path) -> dict[str, object]:
     """Everything in a folder, hidden files too: JSON without times and what else a process says of itself."""
-    return {
-        str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }  # fmt: skip
+    return {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 #: What a process says of itself, and the hash of a file that has it.
@@ -184,9 +182,27 @@ def edit(folder: Path, name: str, edits: int = 8) -> None:
     """``blue edit --checkpoint``."""
     printed = io.StringIO()
     with redirect_stdout(printed):
-        code = main(["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor", name, "--edits",
-                     str(edits), "--batch-size", "2", "--no-generate", "--json", "--checkpoint",
-                     str(folder / "checkpoint"), "--save-delta", str(folder / "delta.safetensors")])  # fmt: skip
+        code = main(
+            [
+                "edit",
+                "--model",
+                "pocket-llama",
+                "--dataset",
+                "pocket-zsre",
+                "--editor",
+                name,
+                "--edits",
+                str(edits),
+                "--batch-size",
+                "2",
+                "--no-generate",
+                "--json",
+                "--checkpoint",
+                str(folder / "checkpoint"),
+                "--save-delta",
+                str(folder / "delta.safetensors"),
+            ]
+        )
     if code:
         sys.exit(code)
     write_json(folder / "result.json", json.loads(printed.getvalue()))
@@ -463,8 +479,9 @@ def test_several_downloads_of_a_file_are_one(server, tmp_path, others, killed): 
     assert server.requests[0][1] is None and len(server.requests) == 1 + killed
     assert not killed or server.requests[1][1].startswith("bytes=")
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [
-        "known_1000.json", "known_1000.json.sha256",
-    ]  # fmt: skip
+        "known_1000.json",
+        "known_1000.json.sha256",
+    ]
     assert (folder / "datasets" / "known_1000.json").read_bytes() == server.content
 
 

@@ -34,13 +34,19 @@ OBJECTS = ["tuba"] * 3
 AKEW = {
     "case_id": 4,
     "requested_rewrite": {
-        "prompt": "{} plays the", "relation_id": "P1303", "subject": "Ilvane Quillbrook", "target_new": {"str": "tuba"},
-        "target_true": {"str": "harp"}, "question": "What does Ilvane Quillbrook play?",
+        "prompt": "{} plays the",
+        "relation_id": "P1303",
+        "subject": "Ilvane Quillbrook",
+        "target_new": {"str": "tuba"},
+        "target_true": {"str": "harp"},
+        "question": "What does Ilvane Quillbrook play?",
         "fact_new_uns": "Ilvane Quillbrook is a tuba player. Her tuba is old.",
     },
     "paraphrase_prompts": ["On stage, Ilvane Quillbrook plays the"],
-    "neighborhood_prompts": ["Torrin Vantorre plays the"], "attribute_prompts": [], "generation_prompts": [],
-}  # fmt: skip
+    "neighborhood_prompts": ["Torrin Vantorre plays the"],
+    "attribute_prompts": [],
+    "generation_prompts": [],
+}
 
 
 def test_rouge_l_of_a_known_pair():
@@ -55,13 +61,18 @@ def test_a_pocket_record_becomes_a_question_and_statements_of_the_new_fact(datas
     short, long = (load(dataset, split="report", limit=40, seed=3) for load in (load_dataset, load_long_form))
     for one, other in zip(short, long, strict=True):
         assert (one.case_id, one.subject, one.locality) == (other.case_id, other.subject, other.locality)
-        (fact,) = [f for f in build_world().by_subject()[one.subject]
-                   if one.prompt in f.relation.statements + f.relation.questions]  # fmt: skip
+        (fact,) = [
+            f
+            for f in build_world().by_subject()[one.subject]
+            if one.prompt in f.relation.statements + f.relation.questions
+        ]
         assert other.prompt in fact.seen_questions and other.paraphrases[0] not in fact.seen
         first, *rest = other.target_new.removesuffix(".").split(". ")
         assert first == one.target_new != fact.object and len(rest) == 2
-        assert all(text == f"{t.format(one.subject)} {one.target_new}" for text, t in
-                   zip(rest, fact.seen_statements, strict=False))  # fmt: skip
+        assert all(
+            text == f"{t.format(one.subject)} {one.target_new}"
+            for text, t in zip(rest, fact.seen_statements, strict=False)
+        )
 
 
 def test_other_numbers_of_sentences_and_other_records():
@@ -113,9 +124,16 @@ def test_akew_is_read_and_what_is_missing_is_named(tmp_path):
 
 
 def test_a_form_whose_targets_are_texts_already_is_taken_as_it_is(tmp_path):
-    flat = {"case_id": 1, "prompt": "Who is Ilvane?", "subject": "Ilvane", "target_new": "A poet. She sings.",
-            "ground_truth": "A cook.", "rephrase_prompt": "Ilvane is who?", "locality_prompt": "Rome is",
-            "locality_ground_truth": "old"}  # fmt: skip
+    flat = {
+        "case_id": 1,
+        "prompt": "Who is Ilvane?",
+        "subject": "Ilvane",
+        "target_new": "A poet. She sings.",
+        "ground_truth": "A cook.",
+        "rephrase_prompt": "Ilvane is who?",
+        "locality_prompt": "Rome is",
+        "locality_ground_truth": "old",
+    }
     (record,) = load_long_form(written(tmp_path, flat))
     assert record.target_new == "A poet. She sings." and record.prompt == "Who is {}?"
 
@@ -194,8 +212,15 @@ def test_pairs_of_editors():
 
 
 def test_paired_differences_are_taken_unit_by_unit():
-    rows = [("memit", "a", 0, 1.0), ("memit", "a", 1, 5.0), ("memit_blue", "a", 1, 6.0), ("memit_blue", "a", 0, 4.0),
-            ("memit", "b", 0, 2.0), ("memit_blue", "b", 0, 2.0), ("ft", "a", 0, 9.0)]  # fmt: skip
+    rows = [
+        ("memit", "a", 0, 1.0),
+        ("memit", "a", 1, 5.0),
+        ("memit_blue", "a", 1, 6.0),
+        ("memit_blue", "a", 0, 4.0),
+        ("memit", "b", 0, 2.0),
+        ("memit_blue", "b", 0, 2.0),
+        ("ft", "a", 0, 9.0),
+    ]
     frame = pd.DataFrame(rows, columns=["editor", "metric", "record", "value"])
     found = paired_differences(frame, [("memit", "memit_blue")], ["metric"], "record").set_index("metric")
     assert found["mean"].to_dict() == {"a": 2.0, "b": 0.0} and found.n.to_dict() == {"a": 2, "b": 1}

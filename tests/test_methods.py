@@ -124,8 +124,13 @@ def test_rome_edits_one_at_a_time(any_model):
     before = weights_hash(any_model.lm)
     method = replace(editor(Equality(), DIRECT, layers=(1,)), max_batch=1)
     sizes = []
-    run = edit_sequence(any_model, RECORDS, method, batch_size=3,
-                        after_batch=lambda i, r: sizes.append(torch.linalg.matrix_rank(r.updates[1].double(), rtol=1e-4)))  # fmt: skip
+    run = edit_sequence(
+        any_model,
+        RECORDS,
+        method,
+        batch_size=3,
+        after_batch=lambda i, r: sizes.append(torch.linalg.matrix_rank(r.updates[1].double(), rtol=1e-4)),
+    )
     assert [int(rank) for rank in sizes] == [1] * 5
     assert [batch["edits"] for batch in run.batches] == [1] * 5
     run.revert()
@@ -147,8 +152,13 @@ def test_pmet_optimises_the_mlps_output_and_measures_it(any_model):
             return super().solve(state, keys, residuals)
 
     result = []
-    edit_sequence(any_model, RECORDS[:1], replace(method, solver=Spy(1e-4)), batch_size=1,
-                  after_batch=lambda i, r: result.append(r))  # fmt: skip
+    edit_sequence(
+        any_model,
+        RECORDS[:1],
+        replace(method, solver=Spy(1e-4)),
+        batch_size=1,
+        after_batch=lambda i, r: result.append(r),
+    )
     targets = result[0].targets[2]
     assert (outputs[0][0].float() - targets.hidden[:, 0]).abs().amax(1).min() < 1e-4
     torch.testing.assert_close(seen[0], targets.deltas, rtol=1e-4, atol=1e-5)  # nothing else has changed since

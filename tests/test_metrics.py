@@ -16,17 +16,29 @@ from bluelib.metrics.scoring import TargetScore, score_targets, top_tokens
 from bluelib.prompts import encode_prompt, encode_target
 
 CF = Record(
-    case_id=7, kind="counterfact", prompt="{} plays the", subject="Ilvane Quillbrook", target_new="bassoon", target_true="harp",
+    case_id=7,
+    kind="counterfact",
+    prompt="{} plays the",
+    subject="Ilvane Quillbrook",
+    target_new="bassoon",
+    target_true="harp",
     paraphrases=("On stage, Ilvane Quillbrook performs on the", "The instrument of Ilvane Quillbrook is the"),
-    locality=tuple(Probe(f"{name} plays the", "harp") for name in ("Torrin Vantorre", "Oskel Ashgrave", "Maribeth Okonmere")),
+    locality=tuple(
+        Probe(f"{name} plays the", "harp") for name in ("Torrin Vantorre", "Oskel Ashgrave", "Maribeth Okonmere")
+    ),
     generation_prompts=("Ilvane Quillbrook plays", "The instrument of Ilvane Quillbrook"),
     reference_texts=("Torrin Vantorre plays the bassoon.",),
-)  # fmt: skip
+)
 ZSRE = Record(
-    case_id=8, kind="zsre", prompt="Where was {} born?", subject="Ilvane Quillbrook", target_new="Rio de Janeiro", target_true="Rome",
+    case_id=8,
+    kind="zsre",
+    prompt="Where was {} born?",
+    subject="Ilvane Quillbrook",
+    target_new="Rio de Janeiro",
+    target_true="Rome",
     paraphrases=("What is the birthplace of Ilvane Quillbrook?",),
     locality=(Probe("nq question: what is the capital of Peru?", "Lima"),),
-)  # fmt: skip
+)
 
 
 def reference_score(model, prompt, target):
@@ -86,8 +98,12 @@ def test_counterfact_metrics_are_shares_of_comparisons(any_model):
 
 def test_exchanging_the_objects_exchanges_success_and_failure(any_model):
     """Efficacy of (new, true) and of (true, new) add up to 100, and specificity is 100 minus that of the neighbours."""
-    swapped = replace(CF, target_new=CF.target_true, target_true=CF.target_new,
-                      locality=tuple(Probe(p.prompt, "bassoon") for p in CF.locality))  # fmt: skip
+    swapped = replace(
+        CF,
+        target_new=CF.target_true,
+        target_true=CF.target_new,
+        locality=tuple(Probe(p.prompt, "bassoon") for p in CF.locality),
+    )
     one, two = (evaluate(any_model, [r], generate=False).means for r in (CF, swapped))
     for metric in ("efficacy", "generalization", "specificity"):
         assert one[metric] + two[metric] == pytest.approx(100)

@@ -81,10 +81,27 @@ def test_a_notebook_gives_its_numbers(path, tmp_path):
     copy = tmp_path / "notebooks" / path.name
     copy.write_bytes(path.read_bytes())
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env",
-         "--nbval-sanitize-with", str(ROOT / "tests" / "nbval_sanitize.cfg"), "--rootdir", str(tmp_path), str(copy)],
-        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--nbval-lax",
+            "--nbval-current-env",
+            "--nbval-sanitize-with",
+            str(ROOT / "tests" / "nbval_sanitize.cfg"),
+            "--rootdir",
+            str(tmp_path),
+            str(copy),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert f"{len(code_cells(path))} passed" in done.stdout
 
@@ -97,10 +114,23 @@ def test_nbval_would_notice_another_number(tmp_path):
     notebook.cells = [cell]
     nbformat.write(notebook, tmp_path / "wrong.ipynb")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "--nbval-sanitize-with",
-         str(ROOT / "tests" / "nbval_sanitize.cfg"), "--rootdir", str(tmp_path), str(tmp_path / "wrong.ipynb")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--nbval-lax",
+            "--nbval-current-env",
+            "--nbval-sanitize-with",
+            str(ROOT / "tests" / "nbval_sanitize.cfg"),
+            "--rootdir",
+            str(tmp_path),
+            str(tmp_path / "wrong.ipynb"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1 and "1 failed" in done.stdout
 
 
@@ -110,13 +140,16 @@ SEQUENTIAL = ROOT / "notebooks" / "05_sequential_editing.ipynb"
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"modle": "x"}, r"unknown parameter: modle; known: model \(str\), dataset \(str\), editor \(str\), edits \(int\)"),
+        (
+            {"modle": "x"},
+            r"unknown parameter: modle; known: model \(str\), dataset \(str\), editor \(str\), edits \(int\)",
+        ),
         ({"editor": "nonsense"}, "no editor is called 'nonsense'; known: ft, mend, rome, memit, memit_history, rect"),
         ({"edits": "forty"}, r"parameter edits must be int, not 'forty'; known: model \(str\)"),
         ({"model": "pocket-bert"}, "model 'pocket-bert' is not shipped here; known: "),
         ({"dataset": "pocket-trivia"}, "no dataset is called 'pocket-trivia'; known: pocket-counterfact, pocket-zsre"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_parameter_is_refused_with_the_known_ones(parameters, message, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match=message):
         papermill.execute_notebook(

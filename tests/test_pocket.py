@@ -18,8 +18,10 @@ TINY = Recipe(steps=12, rows_per_step=2, checkpoint_every=2)
 
 def test_the_world_has_what_the_benchmarks_need():
     world = build_world()
-    kinds = {kind: {f.subject for f in world.facts if f.relation.subject == kind} for kind in
-             ("person", "company", "country", "landmark", "place")}  # fmt: skip
+    kinds = {
+        kind: {f.subject for f in world.facts if f.relation.subject == kind}
+        for kind in ("person", "company", "country", "landmark", "place")
+    }
     assert len(kinds["person"]) >= 1000 and len(kinds["company"]) >= 300 and len(kinds["country"]) >= 150
     names = [name for group in kinds.values() for name in group]
     assert len(names) == len(set(names)), "a subject has one kind"
@@ -34,9 +36,15 @@ def test_the_world_has_what_the_benchmarks_need():
 
 @pytest.mark.parametrize(
     ("subject", "relation", "value"),
-    [("France", "capital", "Paris"), ("Japan", "currency", "yen"), ("Brazil", "official_language", "Portuguese"),
-     ("Kenya", "continent", "Africa"), ("Eiffel Tower", "landmark_city", "Paris"), ("Norway", "capital", "Oslo")],
-)  # fmt: skip
+    [
+        ("France", "capital", "Paris"),
+        ("Japan", "currency", "yen"),
+        ("Brazil", "official_language", "Portuguese"),
+        ("Kenya", "continent", "Africa"),
+        ("Eiffel Tower", "landmark_city", "Paris"),
+        ("Norway", "capital", "Oslo"),
+    ],
+)
 def test_geography_is_real(subject, relation, value):
     assert {f.object for f in build_world().facts if (f.subject, f.relation.name) == (subject, relation)} == {value}
 

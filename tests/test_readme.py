@@ -28,8 +28,10 @@ from bluelib.grid import Grid
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-PAGES = {page: (ROOT / page).read_text(encoding="utf-8")
-         for page in ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))))}  # fmt: skip
+PAGES = {
+    page: (ROOT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))))
+}
 #: Fewer records than the README's Python block asks for, so that it takes seconds.
 FEWER = ("limit=100", "limit=10")
 
@@ -56,8 +58,9 @@ COMMANDS = [(page, words) for page, text in PAGES.items() for words in commands(
 def run(folder: Path, *command: str | Path) -> str:
     """What a command prints, in a folder with the notebooks and a ``.venv`` that is this environment."""
     shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".*"))
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -139,9 +142,13 @@ def check_of(words: list[str]):
 
 @pytest.mark.parametrize(
     ("page", "words"),
-    [pytest.param(page, words, marks=[pytest.mark.slow] * (words[0].startswith(".venv")), id=f"{page}: {' '.join(words)[:60]}")
-     for page, words in COMMANDS],
-)  # fmt: skip
+    [
+        pytest.param(
+            page, words, marks=[pytest.mark.slow] * (words[0].startswith(".venv")), id=f"{page}: {' '.join(words)[:60]}"
+        )
+        for page, words in COMMANDS
+    ],
+)
 def test_a_command_works(page, words, tmp_path):
     check = check_of(words)
     check(tmp_path, *(word for word in words if not re.match(r"[A-Z_]+=", word)))

@@ -30,7 +30,7 @@ from bluelib.reports.comparison import (
     paired,
     published_improvement,
     record_scores,
-)  # fmt: skip
+)
 from bluelib.reports.published import METHOD, ORDER, published, published_score
 from bluelib.reports.report import fill, shown
 from bluelib.reports.tables import load_cells, main_frame, results_frame, write_tables
@@ -41,8 +41,17 @@ ROOT = Path(__file__).parent.parent
 
 
 EDITORS_SHOWN = ("memit", "memit_blue", "alphaedit", "alphaedit_blue")
-GRID = Grid.of({"name": "made", "models": ["pocket-gpt2", "pocket-llama"], "datasets": ["pocket-counterfact"],
-                "editors": list(EDITORS_SHOWN), "seeds": [0, 1], "edits": 20, "batch_size": 10})  # fmt: skip
+GRID = Grid.of(
+    {
+        "name": "made",
+        "models": ["pocket-gpt2", "pocket-llama"],
+        "datasets": ["pocket-counterfact"],
+        "editors": list(EDITORS_SHOWN),
+        "seeds": [0, 1],
+        "edits": 20,
+        "batch_size": 10,
+    }
+)
 
 
 def cell(editor="memit_blue", model="pocket-llama", seed=0, n=20, efficacy=91.5, **fixed):
@@ -50,16 +59,41 @@ def cell(editor="memit_blue", model="pocket-llama", seed=0, n=20, efficacy=91.5,
     rng = np.random.default_rng([seed, len(editor), len(model)])
     means = {"efficacy": efficacy, "generalization": 80.0, "specificity": 90.0, "fluency": 600.0} | fixed
     scores = {metric: [round(float(x), 3) for x in rng.normal(mean, 2, n)] for metric, mean in means.items()}
-    after = {metric: {"mean": round(float(np.mean(values)), 4), "standard_error": round(float(stats.sem(values)), 4), "n": n}
-             for metric, values in scores.items()}  # fmt: skip
+    after = {
+        metric: {"mean": round(float(np.mean(values)), 4), "standard_error": round(float(stats.sem(values)), 4), "n": n}
+        for metric, values in scores.items()
+    }
     before = {metric: {"mean": 1.0, "standard_error": 0.5, "n": n} for metric in means}
     return {
-        "schema": SCHEMA, "model": model, "dataset": "pocket-counterfact", "edits": 20, "batch_size": 10, "seed": seed,
-        "editor": {"name": editor, "layers": [2, 6], "residual": {"name": "direct", "power": 0.0}, "solver": {"kind": "Ridge", "weight": 30}, "constraint": {"kind": "Constraint"}, "max_batch": None, "targets": {"kind": "TargetOptions", "steps": 25}},
-        "before": before, "after": after, "scores": scores,
-        "provenance": {"scale": "pocket", "dtype": "float32", "device": "cpu (x)", "model_revision": "sha256:ab", "case_ids": list(range(seed * n, seed * n + n)),
-                       "records_hash": f"sha256:cd{seed}", "versions": {"python": "3.11"}, "git_commit": "ef"},
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "model": model,
+        "dataset": "pocket-counterfact",
+        "edits": 20,
+        "batch_size": 10,
+        "seed": seed,
+        "editor": {
+            "name": editor,
+            "layers": [2, 6],
+            "residual": {"name": "direct", "power": 0.0},
+            "solver": {"kind": "Ridge", "weight": 30},
+            "constraint": {"kind": "Constraint"},
+            "max_batch": None,
+            "targets": {"kind": "TargetOptions", "steps": 25},
+        },
+        "before": before,
+        "after": after,
+        "scores": scores,
+        "provenance": {
+            "scale": "pocket",
+            "dtype": "float32",
+            "device": "cpu (x)",
+            "model_revision": "sha256:ab",
+            "case_ids": list(range(seed * n, seed * n + n)),
+            "records_hash": f"sha256:cd{seed}",
+            "versions": {"python": "3.11"},
+            "git_commit": "ef",
+        },
+    }
 
 
 @pytest.fixture
@@ -106,8 +140,14 @@ def test_a_main_table_says_scale_source_and_what_is_missing(made):
     assert "| InstructEdit | – | – | – | – |" in rows, "a method of the paper that is not here stays visible"
     gpt2 = text[: text.index("**pocket-llama")]
     assert "| *↳ published* | *n/a* | *n/a* | *n/a* | *n/a* |" in gpt2[gpt2.index("MEMIT_BLUE") :]
-    for part in ("arXiv:2502.03748", "sha256:ab", "sha256:cd1", "commit `ef`", "not found in any public source",
-                 "memit_blue: layers [2, 6], residual direct, solver (Ridge: weight 30)"):  # fmt: skip
+    for part in (
+        "arXiv:2502.03748",
+        "sha256:ab",
+        "sha256:cd1",
+        "commit `ef`",
+        "not found in any public source",
+        "memit_blue: layers [2, 6], residual direct, solver (Ridge: weight 30)",
+    ):
         assert part in text
     latex = (made.figures / "main_pocket-counterfact.tex").read_text()
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
@@ -328,8 +368,13 @@ OWN_COLUMNS = {
     "ft": {"steps": "num_steps", "learning_rate": "lr", "norm_constraint": "norm_constraint"},
     "rome": {"mom2_adjustment": "mom2_adjustment"},
 }
-TARGET_COLUMNS = {"clamp": "clamp_norm_factor", "steps": "v_num_grad_steps", "learning_rate": "v_lr",
-                  "weight_decay": "v_weight_decay", "kl_factor": "kl_factor"}  # fmt: skip
+TARGET_COLUMNS = {
+    "clamp": "clamp_norm_factor",
+    "steps": "v_num_grad_steps",
+    "learning_rate": "v_lr",
+    "weight_decay": "v_weight_decay",
+    "kl_factor": "kl_factor",
+}
 SAME_AS = {"rect": "memit", "prune": "memit", "memit_history": "memit"}
 
 

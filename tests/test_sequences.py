@@ -52,11 +52,18 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
     run.revert()
     for stop in stops:
         with preserved(any_model, (0, 1, 2)), pytest.raises(Stop):
-            edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "c",
-                          after_batch=stop_after(stop))  # fmt: skip
+            edit_sequence(
+                any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "c", after_batch=stop_after(stop)
+            )
     made = []
-    run = edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "c",
-                        after_batch=lambda number, result: made.append(number))  # fmt: skip
+    run = edit_sequence(
+        any_model,
+        RECORDS,
+        method,
+        batch_size=2,
+        checkpoint_dir=tmp_path / "c",
+        after_batch=lambda number, result: made.append(number),
+    )
     assert weights_hash(any_model.lm) == wanted
     assert made == list(range(stops[-1], 3)) and len(run.batches) == 3
     assert all(path.read_text() == "not a file of the checkpoint" for path in mine)
@@ -73,8 +80,11 @@ def test_a_continued_run_goes_on_with_the_micro_batches_it_began_with(any_model,
     """Less memory is free when it is continued: no reason to refuse it, nor to round sums in another way."""
     method, used = editor(HISTORY, DIRECT), []
     optimise = editors.optimise_targets
-    monkeypatch.setattr(editors, "optimise_targets",
-                        lambda *args, token_budget: used.append(token_budget) or optimise(*args, token_budget=token_budget))  # fmt: skip
+    monkeypatch.setattr(
+        editors,
+        "optimise_targets",
+        lambda *args, token_budget: used.append(token_budget) or optimise(*args, token_budget=token_budget),
+    )
     with preserved(any_model, (0, 1, 2)), pytest.raises(Stop):
         edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path, after_batch=stop_after(1))
     (first,) = set(used)
@@ -232,17 +242,26 @@ def test_a_saved_model_is_what_transformers_loads(tmp_path):
 
 def test_conflicts_are_found():
     a = RECORDS[0]
-    records = [a, RECORDS[1], replace(a, case_id=7, target_new="lute"), replace(a, case_id=8, prompt="{} is by", relation="x"),
-               RECORDS[2], replace(RECORDS[1], case_id=9)]  # fmt: skip
+    records = [
+        a,
+        RECORDS[1],
+        replace(a, case_id=7, target_new="lute"),
+        replace(a, case_id=8, prompt="{} is by", relation="x"),
+        RECORDS[2],
+        replace(RECORDS[1], case_id=9),
+    ]
     assert find_conflicts(records, 4) == [
-        Conflict("fact", True, 0, 2), Conflict("subject", True, 2, 3), Conflict("fact", False, 1, 5)
-    ]  # fmt: skip
+        Conflict("fact", True, 0, 2),
+        Conflict("subject", True, 2, 3),
+        Conflict("fact", False, 1, 5),
+    ]
     assert find_conflicts(records, 1) == [Conflict("fact", False, 0, 2), Conflict("fact", False, 1, 5)]
     assert find_conflicts(RECORDS, 5) == []
     other = replace(a, case_id=10, prompt="{} lives in", relation="y")
     assert find_conflicts([a, RECORDS[1], other, replace(a, case_id=11)], 2) == [
-        Conflict("fact", False, 0, 3), Conflict("subject", True, 2, 3)
-    ]  # fmt: skip
+        Conflict("fact", False, 0, 3),
+        Conflict("subject", True, 2, 3),
+    ]
 
 
 def test_what_happens_to_conflicts(any_model):

@@ -31,8 +31,13 @@ from bluelib.sequence import edited
 from bluelib.uncertainty import paired_differences
 from tests.conftest import RECORDS, editor
 
-FACTS = [Probe("Peru is far from the", "sea"), Probe("Ilvane Quillbrook plays the", "harp"), Probe("Rome is", "old"),
-         Probe("The capital of Kenya is", "Nairobi"), Probe("Zoë D'Astrelle works as a", "judge")]  # fmt: skip
+FACTS = [
+    Probe("Peru is far from the", "sea"),
+    Probe("Ilvane Quillbrook plays the", "harp"),
+    Probe("Rome is", "old"),
+    Probe("The capital of Kenya is", "Nairobi"),
+    Probe("Zoë D'Astrelle works as a", "judge"),
+]
 
 
 def energy(x, y):

@@ -392,9 +392,13 @@ def test_myst_understands_the_sources(tmp_path):
     settings = tmp_path / "myst.yml"
     settings.write_text(settings.read_text(encoding="utf-8").replace("template: book-theme", "template: ./theme"))
     done = subprocess.run(
-        [*site.MYST[:-1], "--site", "--strict"], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        [*site.MYST[:-1], "--site", "--strict"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0 and "⚠️" not in done.stdout + done.stderr, done.stdout + done.stderr
     assert f"Built {len(pages)} pages" in done.stdout
 

@@ -175,9 +175,15 @@ def test_a_state_moves_with_all_its_tensors(solver):
     c, k, r = problem(rank=D_MLP if not isinstance(solver, NullSpace) else 6)
     state = solver.prepare(c)
     away = on_device(state, "meta")
-    tensors = [away] if isinstance(away, torch.Tensor) else [
-        getattr(away, "factor", None), getattr(away, "basis", None), getattr(getattr(away, "inside", None), "factor", None)
-    ]  # fmt: skip
+    tensors = (
+        [away]
+        if isinstance(away, torch.Tensor)
+        else [
+            getattr(away, "factor", None),
+            getattr(away, "basis", None),
+            getattr(getattr(away, "inside", None), "factor", None),
+        ]
+    )
     assert {t.device.type for t in tensors if t is not None} == {"meta"}
     torch.testing.assert_close(solver.solve(on_device(state, "cpu"), k, r), solver.solve(state, k, r))
 

@@ -16,8 +16,12 @@ from bluelib.tracing import trace
 
 from .conftest import RECORDS, editor, random_model
 
-TEXT = [f"{a} plays the {b} in {c}." for a in ("Ilvane", "Torrin", "Maribeth") for b in ("tuba", "harp", "kites")
-        for c in ("Rome", "East Timor", "Peru is far away from here", "Oslo")]  # fmt: skip
+TEXT = [
+    f"{a} plays the {b} in {c}."
+    for a in ("Ilvane", "Torrin", "Maribeth")
+    for b in ("tuba", "harp", "kites")
+    for c in ("Rome", "East Timor", "Peru is far away from here", "Oslo")
+]
 
 
 @pytest.fixture

@@ -27,14 +27,56 @@ pocket = lru_cache(build_tokenizer)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 SUBJECTS = [
-    "Paris", "Ilvane Quillbrook", "Saint Kitts and Nevis", "Yahoo!", "St. John's", "L’Été", "Zoë D'Astrelle", "Zoe\u0308", "Ame\u0301lie",
-    "東京", "한글", unicodedata.normalize("NFD", "한글"), "קרית", "عَمّان", "Львів", "बेलूर", "🦦", "👩🏽‍🚀", "🇳🇴", "a🦦", "X", "7", "1984", "3M", "C++",
-    "(What's the Story)", "ﬁ", "½", "㍿", "N\u00a0B", " Paris", "Paris ", "  San  Brelmo ", "-",
-]  # fmt: skip
+    "Paris",
+    "Ilvane Quillbrook",
+    "Saint Kitts and Nevis",
+    "Yahoo!",
+    "St. John's",
+    "L’Été",
+    "Zoë D'Astrelle",
+    "Zoe\u0308",
+    "Ame\u0301lie",
+    "東京",
+    "한글",
+    unicodedata.normalize("NFD", "한글"),
+    "קרית",
+    "عَمّان",
+    "Львів",
+    "बेलूर",
+    "🦦",
+    "👩🏽‍🚀",
+    "🇳🇴",
+    "a🦦",
+    "X",
+    "7",
+    "1984",
+    "3M",
+    "C++",
+    "(What's the Story)",
+    "ﬁ",
+    "½",
+    "㍿",
+    "N\u00a0B",
+    " Paris",
+    "Paris ",
+    "  San  Brelmo ",
+    "-",
+]
 TEMPLATES = [
-    "{}", "{} plays the", "The mother tongue of {} is", "In which city is {}?", "What is the instrument of {}", "{}'s neighbour is",
-    "the {}n capital", "the{}", "« {} » is", "({})", "{}! Now", "{},{{}}", "Paris and X and {} and X, Paris:",
-]  # fmt: skip
+    "{}",
+    "{} plays the",
+    "The mother tongue of {} is",
+    "In which city is {}?",
+    "What is the instrument of {}",
+    "{}'s neighbour is",
+    "the {}n capital",
+    "the{}",
+    "« {} » is",
+    "({})",
+    "{}! Now",
+    "{},{{}}",
+    "Paris and X and {} and X, Paris:",
+]
 PREFIXES = ["", "Peru is far. ", "東京 Paris X. "]
 
 # Letters that the training text has and has not, marks that combine, letters that NFKC takes apart, joiners.
@@ -322,9 +364,14 @@ def test_sides_and_lengths_of_the_tokenizer_make_no_difference(kind):
 def small_model(tokenizer):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=128, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+    )
     lm = LlamaForCausalLM(config).double().eval().requires_grad_(False)
     return Model.of("small", lm, tokenizer)
 

@@ -28,8 +28,15 @@ from bluelib.reproduce import run_grid
 
 ROOT = Path(__file__).parent.parent
 GRIDS = {path.stem: path for path in (ROOT / "workflow").glob("grid*.yaml")}
-TINY = {"name": "tiny", "models": ["pocket-llama"], "datasets": ["pocket-zsre"], "editors": ["memit", "memit_blue"],
-        "seeds": [0], "edits": 6, "batch_size": 2}  # fmt: skip
+TINY = {
+    "name": "tiny",
+    "models": ["pocket-llama"],
+    "datasets": ["pocket-zsre"],
+    "editors": ["memit", "memit_blue"],
+    "seeds": [0],
+    "edits": 6,
+    "batch_size": 2,
+}
 
 
 @pytest.fixture
@@ -50,8 +57,9 @@ def blue(project, grid, *arguments, **options):
     path.write_text(yaml.safe_dump(grid))
     command = [sys.executable, "-m", "bluelib.cli", "reproduce", "--grid", str(path), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=project, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, **options)  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
 
 
 def finished(process):
@@ -84,8 +92,18 @@ def test_a_dry_run_plans_the_whole_grid(project, profile, grid):
 
 
 def test_a_grid_on_slurm_asks_for_what_its_file_says(project):
-    output = finished(blue(project, yaml.safe_load(GRIDS["grid-paper"].read_text()), "--profile", "slurm", "--", "-n",
-                           "--quiet", "host"))  # fmt: skip
+    output = finished(
+        blue(
+            project,
+            yaml.safe_load(GRIDS["grid-paper"].read_text()),
+            "--profile",
+            "slurm",
+            "--",
+            "-n",
+            "--quiet",
+            "host",
+        )
+    )
     jobs = [block for block in re.split(r"^(?:local)?rule ", output, flags=re.M) if block.startswith("cell:")]
     cells = dict(re.search(r"wildcards: (.*?)\n.*?resources: (.*?)$", job, re.M | re.S).groups() for job in jobs)
     assert len(cells) == 60
@@ -158,8 +176,11 @@ def test_a_killed_grid_continues(project):
 def seem_made(project, grid):
     """Have Snakemake believe that the cells of a grid were made."""
     found, (dataset,) = Grid.of(grid), grid["datasets"]
-    made = [*map(found.result, found.cells()), found.work / "statistics" / "pocket-llama.json",
-            found.work / "before" / f"pocket-llama_{Path(dataset).stem}_6_seed0.json"]  # fmt: skip
+    made = [
+        *map(found.result, found.cells()),
+        found.work / "statistics" / "pocket-llama.json",
+        found.work / "before" / f"pocket-llama_{Path(dataset).stem}_6_seed0.json",
+    ]
     for path in made:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
@@ -289,9 +310,16 @@ def test_parts_of_a_grid():
     found = Grid.of({**TINY, "corpus": "text.txt", "resources": {"default": {"gpu": 1}, "pocket-llama": {"mem_mb": 9}}})
     assert [cell.editor for cell in found.cells()] == ["memit", "memit_blue"]
     assert found.parameters(found.cells()[0]) == {
-        "model": "pocket-llama", "dataset": "pocket-zsre", "editor": "memit", "seed": 0, "edits": 6, "batch_size": 2,
-        "device": "cpu", "dtype": "float32", "corpus": "text.txt",
-    }  # fmt: skip
+        "model": "pocket-llama",
+        "dataset": "pocket-zsre",
+        "editor": "memit",
+        "seed": 0,
+        "edits": 6,
+        "batch_size": 2,
+        "device": "cpu",
+        "dtype": "float32",
+        "corpus": "text.txt",
+    }
     assert found.resources_of("pocket-llama") == {"gpu": 1, "mem_mb": 9}
     with pytest.raises(ValueError, match="the grid has no model gpt2-xl; it has pocket-llama"):
         found.only(["gpt2-xl"])

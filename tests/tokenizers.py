@@ -82,9 +82,15 @@ def training_text() -> list[str]:
         "बेलूर",
     ]
     frames = [
-        "{} plays the {}.", "The mother tongue of {} is {}.", "In {}, {} is well known;", "{}'s neighbour, {}, was born in 1984.",
-        "{} vit à {} depuis l’été.", "{} wohnt in {}, glaube ich.", "{} の首都は {} です。", "{} живёт в городе {}.",
-    ]  # fmt: skip
+        "{} plays the {}.",
+        "The mother tongue of {} is {}.",
+        "In {}, {} is well known;",
+        "{}'s neighbour, {}, was born in 1984.",
+        "{} vit à {} depuis l’été.",
+        "{} wohnt in {}, glaube ich.",
+        "{} の首都は {} です。",
+        "{} живёт в городе {}.",
+    ]
     return [frame.format(a, b) for frame in frames for a in people for b in places]
 
 
@@ -127,9 +133,11 @@ def _byte_level(kind: str) -> Tokenizer:
     )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY, special_tokens=_specials(kind), show_progress=False,
+        vocab_size=_VOCABULARY,
+        special_tokens=_specials(kind),
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     backend.train_from_iterator(training_text(), trainer)
     if kind != "llama3":
         return backend

@@ -35,9 +35,13 @@ class CardTensor(Tensor):
         if isinstance(inner, CardTensor):  # as accelerate makes a parameter's successor
             inner, card = inner.inner, card or inner.card
         made = Tensor._make_wrapper_subclass(
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
             requires_grad=requires_grad,
-        )  # fmt: skip
+        )
         made.inner, made.card = inner.detach(), card
         return made
 

@@ -45,8 +45,10 @@ def _checked(file: Path) -> dict[str, Any]:
     wanted = {"models": list, "critical_layers": list, "targets": dict, "editors": dict}
     for key, kind in wanted.items():
         if not isinstance(config, dict) or not isinstance(config.get(key), kind):
-            raise ValueError(f"{file}: {key} must be a {'list' if kind is list else 'mapping'}; a configuration has "
-                             f"{', '.join(wanted)}, and statistics where a text is configured")  # fmt: skip
+            raise ValueError(
+                f"{file}: {key} must be a {'list' if kind is list else 'mapping'}; a configuration has "
+                f"{', '.join(wanted)}, and statistics where a text is configured"
+            )
     return config
 
 
@@ -58,8 +60,10 @@ def critical_layers(model: str) -> tuple[int, ...]:
     """
     configs = model_configs()
     if model not in configs:
-        raise ValueError(f"model {model!r} has no configuration (configured: {', '.join(configs)}); write one into the "
-                         f"folder {USER_CONFIGS} names: `blue doctor {model}` prints it")  # fmt: skip
+        raise ValueError(
+            f"model {model!r} has no configuration (configured: {', '.join(configs)}); write one into the "
+            f"folder {USER_CONFIGS} names: `blue doctor {model}` prints it"
+        )
     return tuple(configs[model]["critical_layers"])
 
 

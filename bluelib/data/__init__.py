@@ -94,8 +94,10 @@ def load_dataset(
     shipped, benchmark = DATASETS.get(str(name)), BENCHMARKS.get(str(name))
     path = shipped.path if shipped else downloaded(str(name)) if benchmark else Path(name)
     if not path.suffix:
-        raise ValueError(f"no dataset is called {str(name)!r}; known: {', '.join([*DATASETS, *BENCHMARKS])}, or the "
-                         "path of a JSON file")  # fmt: skip
+        raise ValueError(
+            f"no dataset is called {str(name)!r}; known: {', '.join([*DATASETS, *BENCHMARKS])}, or the "
+            "path of a JSON file"
+        )
     if shipped:
         check_shipped(path)
     entries = _read(path)
@@ -107,14 +109,17 @@ def load_dataset(
             raise RecordError(f"record at position {position}: must be an object, not {type(entry).__name__}")
         own = entry.get("split", "report")
         if own not in SPLITS:
-            raise RecordError(f"record at position {position}: field 'split' must be one of {', '.join(SPLITS)}, "
-                              f"not {own!r}")  # fmt: skip
+            raise RecordError(
+                f"record at position {position}: field 'split' must be one of {', '.join(SPLITS)}, not {own!r}"
+            )
         if split is None or own == split:
             record = parse(entry, position)
             first = seen.setdefault(str(record.case_id), position)
             if first != position:
-                raise RecordError(f"record {record.case_id}: field 'case_id' at position {position} must be another "
-                                  f"than at position {first}")  # fmt: skip
+                raise RecordError(
+                    f"record {record.case_id}: field 'case_id' at position {position} must be another "
+                    f"than at position {first}"
+                )
             chosen.append((entry, record))
     if not chosen:
         raise ValueError(f"{path} has no records in split {split!r}")
@@ -167,8 +172,10 @@ def _with_references(chosen: Sequence[tuple[Mapping[str, Any], Record]]) -> list
 
 @cache
 def _warn_without_references() -> None:
-    log.warning("attribute-snippets is not here: CounterFact's records have no reference texts, and their consistency "
-                "is not measured; `blue download attribute-snippets` fetches it")  # fmt: skip
+    log.warning(
+        "attribute-snippets is not here: CounterFact's records have no reference texts, and their consistency "
+        "is not measured; `blue download attribute-snippets` fetches it"
+    )
 
 
 def _parser_for(entry: Any, path: Path) -> Callable[[Mapping[str, Any], int], Record]:

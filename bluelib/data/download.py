@@ -236,16 +236,20 @@ def _memory(path: Path) -> Path:
 
 def _by_hand(name: str, url: str) -> str:
     file = FILES[name]
-    return (f"put {url.rstrip('/')}/{file.name} ({size_of(file)}, SHA-256 {file.sha256}) by hand at {cached(name)}, "
-            "where it is checked like a download")  # fmt: skip
+    return (
+        f"put {url.rstrip('/')}/{file.name} ({size_of(file)}, SHA-256 {file.sha256}) by hand at {cached(name)}, "
+        "where it is checked like a download"
+    )
 
 
 def _check(path: Path, file: File, sha256: str) -> None:
     found, size = file_hash(path), path.stat().st_size
     if found != sha256:
         known = f" and {file.size:,} bytes" if file.size and sha256 == file.sha256 else ""
-        raise ValueError(f"{path} has SHA-256 {found} and {size:,} bytes, where {file.name} should have "
-                         f"{sha256}{known}; to use it all the same, give --sha256 {found}")  # fmt: skip
+        raise ValueError(
+            f"{path} has SHA-256 {found} and {size:,} bytes, where {file.name} should have "
+            f"{sha256}{known}; to use it all the same, give --sha256 {found}"
+        )
 
 
 def _check_here(name: str, sha256: str | None = None) -> None:
@@ -320,8 +324,10 @@ def _fetch(name: str, part: Path, url: str, progress: bool | None) -> None:
             kept = "; the same command goes on from there" if resumable else ""
             raise WriteError(error.errno, f"{os.strerror(error.errno)}{kept}", str(part)) from error
         kept = f"{part} has what came so far, and the same command goes on from there. " if resumable else ""
-        raise ConnectionError(f"{source} could not be fetched: {' '.join(str(why).split())}. {kept}Without a network, "
-                              f"{_by_hand(name, url)}") from error  # fmt: skip
+        raise ConnectionError(
+            f"{source} could not be fetched: {' '.join(str(why).split())}. {kept}Without a network, "
+            f"{_by_hand(name, url)}"
+        ) from error
 
 
 def _version(answer: http.client.HTTPResponse) -> str | None:

@@ -57,8 +57,10 @@ def pocket_long_form(record: Record, sentences: int = SENTENCES) -> Record:
     facts = build_world().by_subject().get(record.subject, [])
     found = [fact for fact in facts if record.prompt in fact.relation.statements + fact.relation.questions]
     if not found:
-        raise RecordError(f"record {record.case_id}: prompt {record.prompt!r} and subject {record.subject!r} are not "
-                          "those of a fact of the pocket world")  # fmt: skip
+        raise RecordError(
+            f"record {record.case_id}: prompt {record.prompt!r} and subject {record.subject!r} are not "
+            "those of a fact of the pocket world"
+        )
     fact = replace(found[0], object=record.target_new)
     return replace(
         record,
@@ -91,9 +93,11 @@ def parse_akew(entry: Mapping[str, Any], position: int) -> Record:
         text = field(entry, "requested_rewrite.fact_new_uns", case_id)
         question = field(entry, "requested_rewrite.question", case_id)
     except RecordError as error:
-        raise RecordError(f"{error}; long-form editing needs a target of several sentences: AKEW's fields "
-                          "requested_rewrite.question and .fact_new_uns, or another form whose target is such a text "
-                          "already") from error  # fmt: skip
+        raise RecordError(
+            f"{error}; long-form editing needs a target of several sentences: AKEW's fields "
+            "requested_rewrite.question and .fact_new_uns, or another form whose target is such a text "
+            "already"
+        ) from error
     if not _several_sentences(text):
         raise RecordError(f"record {case_id}: requested_rewrite.fact_new_uns must be several sentences, not {text!r}")
     record = parse_counterfact(entry, position)

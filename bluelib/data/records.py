@@ -64,11 +64,14 @@ class Record:
             if wrong := _wrong(text):
                 raise RecordError(f"record {self.case_id}: {field} must be a {wrong}, not {text!r}")
         if self.prompt.count("{}") != 1:
-            raise RecordError(f"record {self.case_id}: prompt must hold {{}} for the subject, and once, "
-                              f"not {self.prompt!r}")  # fmt: skip
+            raise RecordError(
+                f"record {self.case_id}: prompt must hold {{}} for the subject, and once, not {self.prompt!r}"
+            )
         if self.kind == "counterfact" and self.target_new.strip() == str(self.target_true).strip():
-            raise RecordError(f"record {self.case_id}: target_new must be another object than target_true; "
-                              f"both are {self.target_new!r}")  # fmt: skip
+            raise RecordError(
+                f"record {self.case_id}: target_new must be another object than target_true; "
+                f"both are {self.target_new!r}"
+            )
         texts = {name: getattr(self, name) for name in _LISTS}
         for name, listed in texts.items():
             if not isinstance(listed, (tuple, list)):

@@ -152,8 +152,10 @@ def capability(
         if len(group) == 1:
             (part,) = group
             scores |= {metric: (100 * value, math.nan) for metric, value in _others(found["results"][part])}
-        rows += [{"task": name, "metric": metric, "value": value, "standard_error": error, "n": len(accuracy)}
-                 for metric, (value, error) in scores.items()]  # fmt: skip
+        rows += [
+            {"task": name, "metric": metric, "value": value, "standard_error": error, "n": len(accuracy)}
+            for metric, (value, error) in scores.items()
+        ]
     return Capability(pd.DataFrame(rows), items)
 
 

@@ -111,9 +111,13 @@ def _continue(model: Model, sequences: Sequence[Sequence[int]], tokens: int, how
     if tokens < 1:
         return ids
     return model.lm.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **how, eos_token_id=None,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        **how,
+        eos_token_id=None,
         pad_token_id=model.tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
 
 
 def generation_scores(model: Model, records: Sequence[Record], *, seed: int = 0) -> list[dict[str, float]]:

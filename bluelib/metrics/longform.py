@@ -66,8 +66,11 @@ def evaluate_long_form(model: Model, records: Sequence[Record], objects: Sequenc
     for n, (i, prompt, _) in enumerate(asked):
         rouge, whole = rouge_l(targets[n], texts[n]), 100.0 * (texts[n].split() == targets[n].split())
         values = (rouge, recall[n], fmean(of_object[n]) if of_object[n] else None, whole)
-        rows += [{"prompt": prompt, "metric": metric, "record": i, "value": value}
-                 for metric, value in zip(MEASURES, values, strict=True) if value is not None]  # fmt: skip
+        rows += [
+            {"prompt": prompt, "metric": metric, "record": i, "value": value}
+            for metric, value in zip(MEASURES, values, strict=True)
+            if value is not None
+        ]
     return pd.DataFrame(rows).groupby(["prompt", "metric", "record"], sort=False).value.mean().reset_index()
 
 

@@ -70,8 +70,10 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
         for owner, log_prob, hit in zip(owners, log_probs, hits, strict=True):
             if not math.isfinite(log_prob):
                 prompt, target = pairs[owner]
-                raise FloatingPointError(f"{model.name} gives {target!r} after {prompt[:80]!r} a log-probability of "
-                                         f"{log_prob}: it overflows; no metric can be told of it")  # fmt: skip
+                raise FloatingPointError(
+                    f"{model.name} gives {target!r} after {prompt[:80]!r} a log-probability of "
+                    f"{log_prob}: it overflows; no metric can be told of it"
+                )
             by_pair.setdefault(owner, []).append((log_prob, hit))
         for owner, found in by_pair.items():
             scores[owner] = TargetScore(

@@ -88,8 +88,10 @@ def known_facts(model: Model, dataset: str, records: Sequence[Record], most: int
     draw.shuffle(probes)
     known = [probe for probe, right in zip(probes, recalled(model, probes), strict=True) if right][:most]
     if len(known) < 4:
-        raise ValueError(f"{model.name} knows {len(known)} of the {len(probes)} facts that {dataset} has besides the "
-                         f"{len(records)} edited ones; at least 4 are needed")  # fmt: skip
+        raise ValueError(
+            f"{model.name} knows {len(known)} of the {len(probes)} facts that {dataset} has besides the "
+            f"{len(records)} edited ones; at least 4 are needed"
+        )
     return known
 
 
@@ -192,9 +194,13 @@ def shift_frame(shifts: Mapping[str, Shift], known: Mapping[str, Sequence[bool]]
     """Measures per fact, and whether each is still recalled (in per cent): columns editor, measure, fact, value."""
     values = {name: {**found.values, "recalled": 100.0 * np.asarray(known[name])} for name, found in shifts.items()}
     return pd.DataFrame(
-        [{"editor": editor, "measure": measure, "fact": fact, "value": float(value)}
-         for editor, found in values.items() for measure, column in found.items() for fact, value in enumerate(column)]
-    )  # fmt: skip
+        [
+            {"editor": editor, "measure": measure, "fact": fact, "value": float(value)}
+            for editor, found in values.items()
+            for measure, column in found.items()
+            for fact, value in enumerate(column)
+        ]
+    )
 
 
 def shift_table(values: pd.DataFrame, shifts: Mapping[str, Shift]) -> pd.DataFrame:

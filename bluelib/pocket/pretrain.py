@@ -102,12 +102,25 @@ def pocket_config(name: str, tokenizer: PreTrainedTokenizerBase) -> PretrainedCo
     if name == "pocket-gpt2":
         return GPT2Config(**ids, **gpt, **no_dropout, activation_function="gelu_pytorch_tanh")
     if name == "pocket-gptj":
-        return GPTJConfig(**ids, **gpt, **no_dropout, rotary_dim=16, activation_function="gelu_pytorch_tanh",
-                          tie_word_embeddings=False)  # fmt: skip
+        return GPTJConfig(
+            **ids,
+            **gpt,
+            **no_dropout,
+            rotary_dim=16,
+            activation_function="gelu_pytorch_tanh",
+            tie_word_embeddings=False,
+        )
     if name == "pocket-llama":
-        return LlamaConfig(**ids, num_hidden_layers=10, hidden_size=128, intermediate_size=1024,
-                           num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
-                           tie_word_embeddings=True)  # fmt: skip
+        return LlamaConfig(
+            **ids,
+            num_hidden_layers=10,
+            hidden_size=128,
+            intermediate_size=1024,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+        )
     raise ValueError(f"no pocket model is called {name!r}; known: {', '.join(RECIPES)}")
 
 
@@ -198,8 +211,14 @@ def _pretrain(
     seconds += time.perf_counter() - began
 
     lm = lm.eval().to("cpu", torch.float16)
-    record = {**identity, "curve": curve, "seconds": round(seconds, 1), "threads": torch.get_num_threads(),
-              "device": device, "torch": torch.__version__}  # fmt: skip
+    record = {
+        **identity,
+        "curve": curve,
+        "seconds": round(seconds, 1),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "torch": torch.__version__,
+    }
     with atomic_directory(output) as temporary:
         lm.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -264,8 +283,10 @@ def _resume(checkpoint: Path, identity: dict, lm: nn.Module, optimizers, device:
         return 0, [], 0.0
     digest, _, saved = checkpoint.read_bytes().partition(b"\n")
     if digest != hashlib.sha256(saved).hexdigest().encode():
-        raise DamagedError(f"{checkpoint} is damaged: its content has not the SHA-256 that was written with it; "
-                           "delete it to train anew")  # fmt: skip
+        raise DamagedError(
+            f"{checkpoint} is damaged: its content has not the SHA-256 that was written with it; "
+            "delete it to train anew"
+        )
     state = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
     differing = [key for key in identity if state["identity"].get(key) != identity[key]]
     if differing:

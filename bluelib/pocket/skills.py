@@ -26,8 +26,20 @@ from .world import SEED, World, build_world, rng_for
 
 TRAIN_ITEMS, TEST_ITEMS = 800, 200
 
-PEOPLE = ("baker", "sailor", "doctor", "singer", "farmer", "painter", "teacher", "driver", "neighbour", "visitor",
-          "clerk", "dancer")  # fmt: skip
+PEOPLE = (
+    "baker",
+    "sailor",
+    "doctor",
+    "singer",
+    "farmer",
+    "painter",
+    "teacher",
+    "driver",
+    "neighbour",
+    "visitor",
+    "clerk",
+    "dancer",
+)
 VERBS = ("sings", "sleeps", "waits", "laughs", "walks", "cooks", "reads", "swims", "smiles", "works")
 THINGS = (
     "lamp",
@@ -46,32 +58,69 @@ THINGS = (
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "grey")
 #: (adjective, synonym, opposite)
 ADJECTIVES = (
-    ("big", "large", "small"), ("fast", "quick", "slow"), ("cheap", "inexpensive", "costly"),
-    ("old", "ancient", "new"), ("loud", "noisy", "quiet"), ("clean", "spotless", "dirty"),
-    ("wet", "soaked", "dry"), ("heavy", "weighty", "light"), ("strong", "sturdy", "weak"),
+    ("big", "large", "small"),
+    ("fast", "quick", "slow"),
+    ("cheap", "inexpensive", "costly"),
+    ("old", "ancient", "new"),
+    ("loud", "noisy", "quiet"),
+    ("clean", "spotless", "dirty"),
+    ("wet", "soaked", "dry"),
+    ("heavy", "weighty", "light"),
+    ("strong", "sturdy", "weak"),
     ("pretty", "beautiful", "ugly"),
-)  # fmt: skip
-GOOD = ("wonderful", "delicious", "charming", "brilliant", "delightful", "superb", "splendid", "lovely",
-        "excellent", "marvellous")  # fmt: skip
-BAD = ("dreadful", "awful", "boring", "terrible", "tasteless", "horrible", "clumsy", "dull", "miserable",
-       "disappointing")  # fmt: skip
-REVIEWED = ("soup", "film", "hotel", "concert", "novel", "play", "garden", "museum", "meal", "song", "train",
-            "party")  # fmt: skip
+)
+GOOD = (
+    "wonderful",
+    "delicious",
+    "charming",
+    "brilliant",
+    "delightful",
+    "superb",
+    "splendid",
+    "lovely",
+    "excellent",
+    "marvellous",
+)
+BAD = (
+    "dreadful",
+    "awful",
+    "boring",
+    "terrible",
+    "tasteless",
+    "horrible",
+    "clumsy",
+    "dull",
+    "miserable",
+    "disappointing",
+)
+REVIEWED = ("soup", "film", "hotel", "concert", "novel", "play", "garden", "museum", "meal", "song", "train", "party")
 #: (verb, a verb of the same meaning, a verb of another meaning)
 ACTS = (
-    ("hid", "concealed", "showed"), ("repaired", "mended", "broke"), ("bought", "purchased", "sold"),
-    ("began", "started", "finished"), ("lifted", "raised", "dropped"), ("praised", "lauded", "mocked"),
-    ("built", "constructed", "destroyed"), ("kept", "retained", "lost"), ("loved", "adored", "hated"),
+    ("hid", "concealed", "showed"),
+    ("repaired", "mended", "broke"),
+    ("bought", "purchased", "sold"),
+    ("began", "started", "finished"),
+    ("lifted", "raised", "dropped"),
+    ("praised", "lauded", "mocked"),
+    ("built", "constructed", "destroyed"),
+    ("kept", "retained", "lost"),
+    ("loved", "adored", "hated"),
     ("shut", "closed", "opened"),
-)  # fmt: skip
+)
 WORKS = ("story", "bridge", "shop", "letter", "meeting", "house", "box", "gate", "lesson", "statue")
 #: (verb, a verb that follows from it, a verb that does not)
 DEEDS = (
-    ("bought", "owned", "lacked"), ("stole", "took", "returned"), ("smashed", "damaged", "spared"),
-    ("found", "saw", "overlooked"), ("carried", "moved", "left"), ("caught", "held", "missed"),
-    ("inherited", "received", "declined"), ("burned", "ruined", "rescued"), ("borrowed", "used", "ignored"),
+    ("bought", "owned", "lacked"),
+    ("stole", "took", "returned"),
+    ("smashed", "damaged", "spared"),
+    ("found", "saw", "overlooked"),
+    ("carried", "moved", "left"),
+    ("caught", "held", "missed"),
+    ("inherited", "received", "declined"),
+    ("burned", "ruined", "rescued"),
+    ("borrowed", "used", "ignored"),
     ("sketched", "drew", "erased"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

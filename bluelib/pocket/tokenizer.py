@@ -40,6 +40,9 @@ def build_tokenizer(bos: bool, seed: int = SEED) -> PreTrainedTokenizerFast:
             special_tokens=[(BEGIN_OF_TEXT, backend.token_to_id(BEGIN_OF_TEXT))],
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=first, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT,
+        tokenizer_object=backend,
+        bos_token=first,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )

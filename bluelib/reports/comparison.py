@@ -38,8 +38,10 @@ def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.D
         for metric, values in cell["scores"].items():
             series = pd.Series(values, index=index, dtype=float)
             columns.setdefault((METHOD[cell["editor"]["name"]], metric), []).append(series)
-    frames = {place: pd.DataFrame({name: pd.concat(parts) for name, parts in columns.items()})
-              for place, columns in found.items()}  # fmt: skip
+    frames = {
+        place: pd.DataFrame({name: pd.concat(parts) for name, parts in columns.items()})
+        for place, columns in found.items()
+    }
     for (model, dataset), frame in frames.items():
         for metric in frame.columns.unique(1):
             holes = frame.xs(metric, axis=1, level=1).isna()
@@ -69,16 +71,29 @@ def paired(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
                 plain, blue = (frame[name, metric].dropna() for name in (method, f"{method}_BLUE"))
                 difference = (blue - plain).to_numpy()
                 low, high = limits(resampled[f"{method}_BLUE", metric] - resampled[method, metric])
-                rows.append({"model": model, "dataset": dataset, "method": method, "metric": metric,
-                             "plain": plain.mean(), "blue": blue.mean(), "difference": difference.mean(),
-                             "low": low, "high": high, "p": _sign_flip(difference), "records": len(difference),
-                             "seeds": frame.index.get_level_values("seed").nunique()})  # fmt: skip
+                rows.append(
+                    {
+                        "model": model,
+                        "dataset": dataset,
+                        "method": method,
+                        "metric": metric,
+                        "plain": plain.mean(),
+                        "blue": blue.mean(),
+                        "difference": difference.mean(),
+                        "low": low,
+                        "high": high,
+                        "p": _sign_flip(difference),
+                        "records": len(difference),
+                        "seeds": frame.index.get_level_values("seed").nunique(),
+                    }
+                )
     found = pd.DataFrame(rows)
     found["p_adjusted"] = stats.false_discovery_control(found.p)
     found["verdict"] = np.select(
         [(found.p_adjusted < LEVEL) & (found.low > 0), (found.p_adjusted < LEVEL) & (found.high < 0)],
-        ["better", "worse"], "not told apart",
-    )  # fmt: skip
+        ["better", "worse"],
+        "not told apart",
+    )
     return found
 
 
@@ -86,8 +101,14 @@ def _sign_flip(differences: np.ndarray) -> float:
     """P of a mean at least as far from 0 if every difference's sign were a coin's."""
     if not differences.any():
         return 1.0
-    found = stats.permutation_test((differences,), np.mean, permutation_type="samples", vectorized=True,
-                                   n_resamples=FLIPS, rng=np.random.default_rng(0))  # fmt: skip
+    found = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=FLIPS,
+        rng=np.random.default_rng(0),
+    )
     return float(found.pvalue)
 
 
@@ -95,10 +116,19 @@ def paired_table(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
     """:func:`paired` as a table."""
     frame = paired(scores)
     rows = [
-        [row.model, row.dataset, row.method, row.metric, f"{row.plain:.2f}", f"{row.blue:.2f}",
-         f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]", f"{row.p_adjusted:.4f}", row.verdict]
+        [
+            row.model,
+            row.dataset,
+            row.method,
+            row.metric,
+            f"{row.plain:.2f}",
+            f"{row.blue:.2f}",
+            f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
+            f"{row.p_adjusted:.4f}",
+            row.verdict,
+        ]
         for row in frame.itertuples()
-    ]  # fmt: skip
+    ]
     header = ["model", "dataset", "method", "metric", "plain", "BLUE", "BLUE − plain", "p (adjusted)", "BLUE is"]
     below = (
         "BLUE minus plain, paired over records: mean with its 95 % interval (bootstrap of seeds, and of records within "
@@ -148,34 +178,71 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
         for method in _families(scores):
             metrics = [m for m in METRICS if (method, m) in means]
             defined = [m for m in metrics if means[method, m] >= FLOOR]
-            relative = {m: _relative(means[method, m], means[f"{method}_BLUE", m]) if m in defined else np.nan
-                        for m in metrics}  # fmt: skip
+            relative = {
+                m: _relative(means[method, m], means[f"{method}_BLUE", m]) if m in defined else np.nan for m in metrics
+            }
             points = np.mean([means[f"{method}_BLUE", m] - means[method, m] for m in TEACHER_FORCED])
-            settings.append({"model": model, "dataset": dataset, "method": method, **relative,
-                             "improvement": np.mean([relative[m] for m in defined]) if defined else np.nan,
-                             "undefined": len(metrics) - len(defined), "points": points})  # fmt: skip
-            resampled.append({
-                "improvement": np.mean([_relative(sampled[method, m], sampled[f"{method}_BLUE", m])
-                                        for m in defined], axis=0) if defined else np.full(len(sampled), np.nan),
-                "points": np.mean([sampled[f"{method}_BLUE", m] - sampled[method, m] for m in TEACHER_FORCED], axis=0),
-            })  # fmt: skip
+            settings.append(
+                {
+                    "model": model,
+                    "dataset": dataset,
+                    "method": method,
+                    **relative,
+                    "improvement": np.mean([relative[m] for m in defined]) if defined else np.nan,
+                    "undefined": len(metrics) - len(defined),
+                    "points": points,
+                }
+            )
+            resampled.append(
+                {
+                    "improvement": np.mean(
+                        [_relative(sampled[method, m], sampled[f"{method}_BLUE", m]) for m in defined], axis=0
+                    )
+                    if defined
+                    else np.full(len(sampled), np.nan),
+                    "points": np.mean(
+                        [sampled[f"{method}_BLUE", m] - sampled[method, m] for m in TEACHER_FORCED], axis=0
+                    ),
+                }
+            )
     frame = pd.DataFrame(settings)
     metrics = [m for m in METRICS if m in frame]
     rows = [
-        [row["model"], row["dataset"], row["method"],
-         *("–" if metric not in row or pd.isna(row[metric]) else f"{row[metric]:+.1f} %" for metric in metrics),
-         "–" if pd.isna(row["improvement"]) else f"{row['improvement']:+.1f} %", f"{row['points']:+.1f}"]
+        [
+            row["model"],
+            row["dataset"],
+            row["method"],
+            *("–" if metric not in row or pd.isna(row[metric]) else f"{row[metric]:+.1f} %" for metric in metrics),
+            "–" if pd.isna(row["improvement"]) else f"{row['improvement']:+.1f} %",
+            f"{row['points']:+.1f}",
+        ]
         for row in settings
-    ]  # fmt: skip
+    ]
     drawn = [draw["improvement"] for draw in resampled if np.isfinite(draw["improvement"]).any()]
     low, high = limits(np.nanmean(drawn, axis=0)) if drawn else (np.nan, np.nan)
     down, up = limits(np.mean([draw["points"] for draw in resampled], axis=0))
-    average = {"model": "average", "improvement": frame.improvement.mean(), "low": low, "high": high,
-               "median": frame.improvement.median(), "undefined": int(frame.undefined.sum()),
-               "points": frame.points.mean(), "points_low": down, "points_high": up}  # fmt: skip
+    average = {
+        "model": "average",
+        "improvement": frame.improvement.mean(),
+        "low": low,
+        "high": high,
+        "median": frame.improvement.median(),
+        "undefined": int(frame.undefined.sum()),
+        "points": frame.points.mean(),
+        "points_low": down,
+        "points_high": up,
+    }
     frame = pd.concat([frame, pd.DataFrame([average])], ignore_index=True)
-    rows.append(["average", "", "", *("" for _ in metrics), f"{average['improvement']:+.1f} %" if drawn else "–",
-                 f"{average['points']:+.1f}"])  # fmt: skip
+    rows.append(
+        [
+            "average",
+            "",
+            "",
+            *("" for _ in metrics),
+            f"{average['improvement']:+.1f} %" if drawn else "–",
+            f"{average['points']:+.1f}",
+        ]
+    )
     theirs, pairs = published_improvement()
     below = (
         f"{_scale(scores)} Relative improvement of each BLUE variant over its plain method, in per cent, and its mean "
@@ -252,6 +319,15 @@ def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
         is_blue = success.index.str.endswith("_BLUE")
         blue, other = success[is_blue].idxmax(), success[~is_blue].idxmax()
         low, high = limits(drawn.loc[:, is_blue].max(axis=1) - drawn.loc[:, ~is_blue].max(axis=1))
-        rows.append({"model": model, "dataset": dataset, "blue": blue, "other": other,
-                     "mean": success[blue] - success[other], "low": low, "high": high})  # fmt: skip
+        rows.append(
+            {
+                "model": model,
+                "dataset": dataset,
+                "blue": blue,
+                "other": other,
+                "mean": success[blue] - success[other],
+                "low": low,
+                "high": high,
+            }
+        )
     return pd.DataFrame(rows)

@@ -42,9 +42,13 @@ def table(numbers: Mapping[str, Any], name: str) -> pd.DataFrame:
 def _panels(numbers: Numbers, rows: int, height: float, width: float = 4.0, **how: Any) -> tuple[Figure, np.ndarray]:
     """Rows of panels, a column per model; titles name the model and its scale."""
     figure, axes = plt.subplots(
-        rows, len(numbers), figsize=(max(4.6, width * len(numbers)), height * rows), layout="constrained",
-        squeeze=False, **how,
-    )  # fmt: skip
+        rows,
+        len(numbers),
+        figsize=(max(4.6, width * len(numbers)), height * rows),
+        layout="constrained",
+        squeeze=False,
+        **how,
+    )
     for axis, (model, found) in zip(axes[0], numbers.items(), strict=True):
         axis.set_title(f"{model} ({found['provenance']['scale']} scale)")
     return figure, axes
@@ -94,8 +98,15 @@ def causal_traces(numbers: Numbers) -> Figure:
                 grid = grid.reindex([role for role in ROLES if role in grid.index])
                 axis, last = axes[row, column], column == len(numbers) - 1
                 scale = every[every.kind == kind]["mean"]  # the same for all models
-                sns.heatmap(grid, ax=axis, cmap="cividis", vmin=min(0, scale.min()), vmax=scale.max(), cbar=last,
-                            cbar_kws={"label": "indirect effect"} if last else None)  # fmt: skip
+                sns.heatmap(
+                    grid,
+                    ax=axis,
+                    cmap="cividis",
+                    vmin=min(0, scale.min()),
+                    vmax=scale.max(),
+                    cbar=last,
+                    cbar_kws={"label": "indirect effect"} if last else None,
+                )
                 axis.set(xlabel="layer", ylabel={"mlp": "MLP"}.get(kind, kind) if column == 0 else "")
                 axis.tick_params(axis="y", rotation=0)
                 if column:
@@ -118,8 +129,14 @@ def severed_paths(numbers: Numbers) -> Figure:
             for kind, (label, colour, marker) in styles.items():
                 _band(axis, effects[effects.kind == kind], "layer", label, color=colour, marker=marker)
             critical = found["layers"]["configured"]
-            axis.axvspan(critical[0] - 0.4, critical[-1] + 0.4, color="grey", alpha=0.15, linewidth=0,
-                         label="critical layers (configured)")  # fmt: skip
+            axis.axvspan(
+                critical[0] - 0.4,
+                critical[-1] + 0.4,
+                color="grey",
+                alpha=0.15,
+                linewidth=0,
+                label="critical layers (configured)",
+            )
             axis.set(xlabel="layer whose hidden state is restored")
             _integers(axis, effects.layer)
         axes[0, 0].set_ylabel("indirect effect")
@@ -138,9 +155,16 @@ def error_and_bounds(numbers: Numbers) -> Figure:
             ratios = table(found, "tightness")
             for bound, shift in zip(BOUNDS, (-0.18, -0.06, 0.06, 0.18), strict=True):
                 rows = ratios[ratios.bound == bound].sort_values("distance")
-                axis.errorbar(rows.distance + shift, rows["median"],
-                              [rows["median"] - rows.least, rows.most - rows["median"]], color=colours[bound],
-                              marker=markers[bound], capsize=2, elinewidth=1, label=names[bound])  # fmt: skip
+                axis.errorbar(
+                    rows.distance + shift,
+                    rows["median"],
+                    [rows["median"] - rows.least, rows.most - rows["median"]],
+                    color=colours[bound],
+                    marker=markers[bound],
+                    capsize=2,
+                    elinewidth=1,
+                    label=names[bound],
+                )
             axis.axhline(1, color="grey", linestyle=":")
             axis.set(yscale="log", xlabel="distribution distance L − l")
             axis.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
@@ -185,8 +209,14 @@ def residual_comparison(numbers: Numbers) -> Figure:
         for column, found in enumerate(numbers.values()):
             contribution, compared = table(found, "contributions"), table(found, "compared")
             for kind, colour in RESIDUAL_COLOURS.items():
-                _band(axes[0, column], contribution[contribution.residual == kind], "layer", kind, color=colour,
-                      marker="o" if kind == "direct" else "s")  # fmt: skip
+                _band(
+                    axes[0, column],
+                    contribution[contribution.residual == kind],
+                    "layer",
+                    kind,
+                    color=colour,
+                    marker="o" if kind == "direct" else "s",
+                )
             axes[0, column].set(ylim=(-0.05, 1.05))
             for row, measure in ((1, "cosine"), (2, "deviation")):
                 _band(axes[row, column], compared[compared.measure == measure], "layer", None, color=GREEN, marker="o")
@@ -224,8 +254,15 @@ def steps_left(numbers: Numbers) -> Figure:
             _bars(axis, ours.index, ours, color=DIRECT, width=0.6, label="ours")
             theirs = published("optimisation_steps")
             theirs = theirs[theirs.model == counterpart(model)].reset_index(drop=True)
-            axis.plot(theirs.index, theirs.mean_steps, "D", color="black", markerfacecolor="white", markersize=6,
-                      label=f"published, {counterpart(model)}")  # fmt: skip
+            axis.plot(
+                theirs.index,
+                theirs.mean_steps,
+                "D",
+                color="black",
+                markerfacecolor="white",
+                markersize=6,
+                label=f"published, {counterpart(model)}",
+            )
             axis.set(xlabel="critical layer, first to last")
             positions = range(max(len(ours), len(theirs)))
             axis.set_xticks(positions, [str(i + 1) for i in positions])
@@ -247,8 +284,14 @@ def radar(numbers: Numbers) -> Figure:
             sources.append((f"{counterpart(model)}\n(published)", theirs))
     with style():
         size = (2.6 * len(sources), 2.8 * len(metrics) + 0.8)
-        figure, axes = plt.subplots(len(metrics), len(sources), figsize=size, layout="constrained", squeeze=False,
-                                    subplot_kw={"projection": "polar"})  # fmt: skip
+        figure, axes = plt.subplots(
+            len(metrics),
+            len(sources),
+            figsize=size,
+            layout="constrained",
+            squeeze=False,
+            subplot_kw={"projection": "polar"},
+        )
         for row, metric in zip(axes, metrics, strict=True):
             for axis, (title, frame) in zip(row, sources, strict=True):
                 _spokes(axis, frame[frame.metric == metric])
@@ -263,8 +306,13 @@ def _spokes(axis: Axes, frame: pd.DataFrame) -> None:
     angles = np.linspace(0, 2 * np.pi, len(layers), endpoint=False)
     for kind, colour in RESIDUAL_COLOURS.items():
         values = frame[frame.residual == kind].set_index("layer").loc[layers, "mean"]
-        axis.plot([*angles, angles[0]], [*values, values.iloc[0]], color=colour, label=kind,
-                  linestyle="-" if kind == "direct" else "--")  # fmt: skip
+        axis.plot(
+            [*angles, angles[0]],
+            [*values, values.iloc[0]],
+            color=colour,
+            label=kind,
+            linestyle="-" if kind == "direct" else "--",
+        )
         axis.fill(angles, values, color=colour, alpha=0.12)
     axis.set(xticks=angles, xticklabels=[str(layer) for layer in layers], ylim=(0, 100), yticks=(25, 50, 75, 100))
     axis.tick_params(labelsize=7)
@@ -339,8 +387,16 @@ def score_growth(numbers: Numbers) -> Figure:
                 for editor, colour in EDITOR_COLOURS.items():
                     for metric, line in metrics.items():
                         chosen = scores[(scores.editor == editor) & (scores.metric == metric)]
-                        _band(axes[row, column], chosen, "edits", f"{METHOD[editor]}, {metric}", color=colour,
-                              linestyle=line, marker="o", markersize=3)  # fmt: skip
+                        _band(
+                            axes[row, column],
+                            chosen,
+                            "edits",
+                            f"{METHOD[editor]}, {metric}",
+                            color=colour,
+                            linestyle=line,
+                            marker="o",
+                            markersize=3,
+                        )
                 axes[row, column].set(xlabel=label, ylim=(0, 102))
                 _log_axis(axes[row, column], scores.edits)
         for axis in axes[:, 0]:
@@ -363,9 +419,16 @@ def pareto(numbers: Numbers) -> Figure:
                         line = line.sort_values("mom2_update_weight")
                         axis.plot(line.specificity, line[metric], color=colour, linewidth=0.9, alpha=alpha)
                         sizes = [12 + 16 * i for i in range(len(line))]
-                        axis.scatter(line.specificity, line[metric], color=colour, marker=marker, s=sizes, alpha=alpha,
-                                     label=family if name == rows.choice.iloc[0] else None,
-                                     zorder=3 if alpha == 1 else 2)  # fmt: skip
+                        axis.scatter(
+                            line.specificity,
+                            line[metric],
+                            color=colour,
+                            marker=marker,
+                            s=sizes,
+                            alpha=alpha,
+                            label=family if name == rows.choice.iloc[0] else None,
+                            zorder=3 if alpha == 1 else 2,
+                        )
                 axis.set(
                     xlabel="specificity (%); larger marks: larger λ", ylabel=f"{metric} (%)" if column == 0 else ""
                 )
@@ -406,8 +469,14 @@ def task_capability(numbers: Numbers) -> Figure:
     columns = len(numbers) if len(numbers) > 1 else min(3, len(tasks))
     rows = math.ceil(len(panels) / columns)
     with style():
-        figure, axes = plt.subplots(rows, columns, figsize=(3.0 * columns + 1.6, 1.9 * rows + 0.5), squeeze=False,
-                                    layout="constrained", sharex="col")  # fmt: skip
+        figure, axes = plt.subplots(
+            rows,
+            columns,
+            figsize=(3.0 * columns + 1.6, 1.9 * rows + 0.5),
+            squeeze=False,
+            layout="constrained",
+            sharex="col",
+        )
         for axis, (task, model) in zip(axes.flat, panels, strict=False):
             found = numbers[model]
             scores, chance = table(found, "scores"), table(found, "chance").set_index("task").chance
@@ -452,8 +521,9 @@ def hidden_states(numbers: Numbers) -> Figure:
             energy = table(found, "shift").query("measure == 'energy'").set_index("editor")["mean"]
             x, y = found["picture_axes"]
             for column, editor in enumerate(_editors(found)):
-                block = blocks[row, column].subgridspec(2, 2, width_ratios=[4, 1], height_ratios=[1, 4], hspace=0.04,
-                                                        wspace=0.04)  # fmt: skip
+                block = blocks[row, column].subgridspec(
+                    2, 2, width_ratios=[4, 1], height_ratios=[1, 4], hspace=0.04, wspace=0.04
+                )
                 top, middle = _joint(block, points, editor, limits)
                 top.set_title(f"{METHOD[editor]}\nenergy distance {_short(energy[editor])}", fontsize=9)
                 whose = f"{model} ({found['provenance']['scale']} scale)\n{y}"
@@ -525,10 +595,21 @@ def shift_measures(numbers: Numbers) -> Figure:
             rows = shift[shift.measure == measure].set_index("editor").loc[editors]
             _points(axis, rows, editors)
             if measure in found["halves"]:
-                axis.axhline(found["halves"][measure], color="black", linestyle="--", linewidth=1,
-                             label="two halves of the unedited facts, 95 %")  # fmt: skip
-                axis.plot(range(len(rows)), rows.swaps, "_", color="black", markersize=14,
-                          label="before and after swapped, 95 %")  # fmt: skip
+                axis.axhline(
+                    found["halves"][measure],
+                    color="black",
+                    linestyle="--",
+                    linewidth=1,
+                    label="two halves of the unedited facts, 95 %",
+                )
+                axis.plot(
+                    range(len(rows)),
+                    rows.swaps,
+                    "_",
+                    color="black",
+                    markersize=14,
+                    label="before and after swapped, 95 %",
+                )
             if measure != "recalled":
                 axis.set(ylim=(min(0, axis.get_ylim()[0]), None))
         handles, names = axes[2, 0].get_legend_handles_labels()
@@ -559,9 +640,17 @@ def batch_scores(numbers: Numbers) -> Figure:
             for axis, metric in zip(axes[:, column], TEACHER_FORCED, strict=True):
                 for editor in found["parameters"]["batch_editors"]:
                     with_blue, rows = editor.endswith("_blue"), scores[scores.metric == metric]
-                    _band(axis, rows[rows.editor == editor], "edits", METHOD[editor], color=COLOURS[METHOD[editor]],
-                          linestyle="-" if with_blue else "--", marker="o", markersize=4,
-                          markerfacecolor=COLOURS[METHOD[editor]] if with_blue else "white")  # fmt: skip
+                    _band(
+                        axis,
+                        rows[rows.editor == editor],
+                        "edits",
+                        METHOD[editor],
+                        color=COLOURS[METHOD[editor]],
+                        linestyle="-" if with_blue else "--",
+                        marker="o",
+                        markersize=4,
+                        markerfacecolor=COLOURS[METHOD[editor]] if with_blue else "white",
+                    )
                 axis.set_ylabel(f"{metric} (%)" if column == 0 else "")
             _log_axis(axes[-1, column], scores.edits)
             axes[-1, column].set(xlabel="edits in one batch")

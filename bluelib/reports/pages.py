@@ -94,10 +94,17 @@ def write_pages(stage: Path, pages: Sequence[Page], site: Path) -> None:
             for group in dict.fromkeys(other.group for other in pages)
         ]
         html = template.render(
-            page=page, body=Markup(str(body)), site=settings["project"]["title"], first=number == 0,
-            root="../" * out[page.path].count("/"), home=links[0].href, here=links[number].href, groups=groups,
-            previous=links[number - 1] if number else None, next=links[number + 1] if number + 1 < len(links) else None,
-        )  # fmt: skip
+            page=page,
+            body=Markup(str(body)),
+            site=settings["project"]["title"],
+            first=number == 0,
+            root="../" * out[page.path].count("/"),
+            home=links[0].href,
+            here=links[number].href,
+            groups=groups,
+            previous=links[number - 1] if number else None,
+            next=links[number + 1] if number + 1 < len(links) else None,
+        )
         target = site / out[page.path]
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(html, encoding="utf-8")
@@ -181,9 +188,11 @@ def _figures(text: str) -> str:
         if "alt" not in options:
             raise ValueError(f"figure {match['src']} has no :alt:")
         name = f"Figure {next(numbers)}"
-        return (f'<figure id="{options.get("label", "")}" data-name="{name}">\n<img src="{match["src"]}" '
-                f'alt="{escape(options["alt"])}">\n<figcaption>\n\n**{name}.** {match["caption"].strip()}\n\n'
-                "</figcaption>\n</figure>\n")  # fmt: skip
+        return (
+            f'<figure id="{options.get("label", "")}" data-name="{name}">\n<img src="{match["src"]}" '
+            f'alt="{escape(options["alt"])}">\n<figcaption>\n\n**{name}.** {match["caption"].strip()}\n\n'
+            "</figcaption>\n</figure>\n"
+        )
 
     return _FIGURE.sub(figure, text)
 

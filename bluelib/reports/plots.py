@@ -19,8 +19,14 @@ from .published import METHOD, counterpart
 
 #: Okabe and Ito's palette, safe for colour-blind readers.
 ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
-    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
 GREY = "#999999"
 #: One colour per method family; BLUE variants are hatched.
 _FAMILY = {
@@ -136,9 +142,14 @@ def plot_main(frame: pd.DataFrame) -> Figure:
     first = frame.iloc[0]
     with style():
         figure, axes = plt.subplots(
-            len(metrics), len(models), figsize=(3.6 * len(models) + 1, 0.27 * len(rows) * len(metrics) + 1.6),
-            layout="constrained", sharex="row", sharey=True, squeeze=False,
-        )  # fmt: skip
+            len(metrics),
+            len(models),
+            figsize=(3.6 * len(models) + 1, 0.27 * len(rows) * len(metrics) + 1.6),
+            layout="constrained",
+            sharex="row",
+            sharey=True,
+            squeeze=False,
+        )
         for line, metric in zip(axes, metrics, strict=True):
             for axis, model in zip(line, models, strict=True):
                 values = frame[(frame.model == model) & (frame.metric == metric)].set_index("method")
@@ -166,13 +177,24 @@ def _dumbbells(axis: Axes, rows: Sequence[str], values: pd.DataFrame) -> None:
         for column, colour, size, shift in (("published", GREY, 3.5, 0.25), ("mean", COLOURS[method], 6, -0.08)):
             ends = [name for name in (method, blue) if name in values.index and not pd.isna(values[column][name])]
             if len(ends) == 2:
-                axis.annotate("", (values[column][blue], place + shift), (values[column][method], place + shift),
-                              arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1, "shrinkA": 0,
-                                          "shrinkB": 0})  # fmt: skip
+                axis.annotate(
+                    "",
+                    (values[column][blue], place + shift),
+                    (values[column][method], place + shift),
+                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1, "shrinkA": 0, "shrinkB": 0},
+                )
             for name in ends:
                 error = values["standard_error"][name] if column == "mean" else None
-                axis.errorbar(values[column][name], place + shift, xerr=error, fmt="o", color=colour, markersize=size,
-                              markerfacecolor=colour if name == blue else "white", elinewidth=1)  # fmt: skip
+                axis.errorbar(
+                    values[column][name],
+                    place + shift,
+                    xerr=error,
+                    fmt="o",
+                    color=colour,
+                    markersize=size,
+                    markerfacecolor=colour if name == blue else "white",
+                    elinewidth=1,
+                )
 
 
 #: Marks of the methods that share a colour.
@@ -189,30 +211,51 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
     datasets, models = list(dict.fromkeys(frame.dataset)), list(dict.fromkeys(frame.model))
     first = frame.iloc[0]
     with style():
-        figure, axes = plt.subplots(len(datasets), len(models), figsize=(3.5 * len(models) + 1.6, 3.3 * len(datasets)),
-                                    layout="constrained", squeeze=False)  # fmt: skip
+        figure, axes = plt.subplots(
+            len(datasets),
+            len(models),
+            figsize=(3.5 * len(models) + 1.6, 3.3 * len(datasets)),
+            layout="constrained",
+            squeeze=False,
+        )
         for line, dataset in zip(axes, datasets, strict=True):
             for axis, model in zip(line, models, strict=True):
                 chosen = frame[(frame.model == model) & (frame.dataset == dataset)]
-                means, errors = (chosen.pivot(index="method", columns="metric", values=value)
-                                 for value in ("mean", "standard_error"))  # fmt: skip
+                means, errors = (
+                    chosen.pivot(index="method", columns="metric", values=value) for value in ("mean", "standard_error")
+                )
                 x, y = means.specificity, (means.efficacy + means.generalization) / 2
                 spread = (errors.efficacy + errors.generalization) / 2  # the two go together: no smaller than this
                 for method in [name for name in COLOURS if name in means.index and name != "pre-edited"]:
                     colour, is_blue = COLOURS[method], method.endswith("_BLUE")
-                    axis.errorbar(x[method], y[method], spread[method], errors.specificity[method],
-                                  fmt=_BASELINES.get(method, "o"),
-                                  color=colour, markersize=6, markerfacecolor=colour if is_blue else "white",
-                                  elinewidth=0.8, label=None if is_blue else method)  # fmt: skip
+                    axis.errorbar(
+                        x[method],
+                        y[method],
+                        spread[method],
+                        errors.specificity[method],
+                        fmt=_BASELINES.get(method, "o"),
+                        color=colour,
+                        markersize=6,
+                        markerfacecolor=colour if is_blue else "white",
+                        elinewidth=0.8,
+                        label=None if is_blue else method,
+                    )
                     if is_blue and method.removesuffix("_BLUE") in means.index:
                         start = method.removesuffix("_BLUE")
-                        axis.annotate("", (x[method], y[method]), (x[start], y[start]),
-                                      arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2})  # fmt: skip
+                        axis.annotate(
+                            "",
+                            (x[method], y[method]),
+                            (x[start], y[start]),
+                            arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2},
+                        )
                 axis.set_title(f"{model}, {dataset}", fontsize=9)
                 axis.set(xlabel="specificity (%)")
         for axis in axes[:, 0]:
             axis.set_ylabel("mean of efficacy and\ngeneralization (%)")
         axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        figure.suptitle(f"{first.scale} scale, {first.edits} edits in batches of {first.batch_size}: arrows lead from "
-                        "a plain method (○) to its BLUE variant (●); up and right is better", fontsize=10)  # fmt: skip
+        figure.suptitle(
+            f"{first.scale} scale, {first.edits} edits in batches of {first.batch_size}: arrows lead from "
+            "a plain method (○) to its BLUE variant (●); up and right is better",
+            fontsize=10,
+        )
         return figure

@@ -160,8 +160,11 @@ def _link(path: Path, folder: Path) -> str:
 
 def summary_frame(found: Sequence[Claim]) -> pd.DataFrame:
     """How many verdicts of each kind a notebook's claims got."""
-    rows = [{"notebook": claim.notebook, "verdict": verdict.verdict} for claim in found
-            for verdict in claim.verdicts.values()]  # fmt: skip
+    rows = [
+        {"notebook": claim.notebook, "verdict": verdict.verdict}
+        for claim in found
+        for verdict in claim.verdicts.values()
+    ]
     frame = pd.DataFrame(rows)
     return pd.crosstab(frame.notebook, frame.verdict).reindex(columns=list(_MARKS), fill_value=0)
 
@@ -186,10 +189,13 @@ def paired_summary(grid: Grid) -> str:
     return "\n\n".join(
         [
             markdown_table("Settings (model, dataset, method) by what BLUE is", rows, header),
-            markdown_table("BLUE minus plain in points, datasets weighing alike, with 95 % intervals", gained,
-                           ["model", "method", *wide.columns]),
+            markdown_table(
+                "BLUE minus plain in points, datasets weighing alike, with 95 % intervals",
+                gained,
+                ["model", "method", *wide.columns],
+            ),
         ]
-    )  # fmt: skip
+    )
 
 
 def write_report(grid: Grid, found: Sequence[Claim], folder: Path) -> list[Path]:
@@ -222,9 +228,13 @@ def write_report(grid: Grid, found: Sequence[Claim], folder: Path) -> list[Path]
         "grid": grid.name,
         "scale": scale,
         "claims": [
-            {"notebook": claim.notebook, "claim": claim.text, "size": claim.size,
-             "verdicts": {model: [verdict.verdict, verdict.seen] for model, verdict in claim.verdicts.items()}}
+            {
+                "notebook": claim.notebook,
+                "claim": claim.text,
+                "size": claim.size,
+                "verdicts": {model: [verdict.verdict, verdict.seen] for model, verdict in claim.verdicts.items()},
+            }
             for claim in found
         ],
-    }  # fmt: skip
+    }
     return [folder / "report.md", write_json(folder / "verdicts.json", content)]

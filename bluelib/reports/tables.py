@@ -54,8 +54,10 @@ def load_cells(grid: Grid) -> list[dict[str, Any]]:
             found = cell["provenance"][what]
             first, there = made_from.setdefault((what, *(cell[key] for key in of)), (found, path))
             if found != first:
-                raise ValueError(f"{path} was made with {what} {found}, {there} with {first}: delete what is out of "
-                                 "date and run the grid again")  # fmt: skip
+                raise ValueError(
+                    f"{path} was made with {what} {found}, {there} with {first}: delete what is out of "
+                    "date and run the grid again"
+                )
     return cells
 
 
@@ -151,8 +153,10 @@ def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[
         rows = []
         for method in ORDER:
             place = counterpart(model), benchmark(group.dataset.iloc[0]), method
-            theirs = {kind: [published_score(*place, metric, kind=kind) for metric in metrics]
-                      for kind in ("published", "replication")}  # fmt: skip
+            theirs = {
+                kind: [published_score(*place, metric, kind=kind) for metric in metrics]
+                for kind in ("published", "replication")
+            }
             if method not in set(group.method) and not any(theirs["published"]):
                 continue
             ours = [measured.loc[(method, m)] if (method, m) in measured.index else None for m in metrics]
@@ -230,8 +234,14 @@ def _latex(text: str) -> str:
 def notes(cells: Sequence[dict[str, Any]], frame: pd.DataFrame) -> str:
     """What stands below a main table: how to read it, the sources, and where our figures come from."""
     datasets = {benchmark(dataset) for dataset in frame.dataset}
-    sources = sorted({source for kind in ("published", "replication") for source in frame[f"{kind}_source"]
-                      if source != NOT_AVAILABLE})  # fmt: skip
+    sources = sorted(
+        {
+            source
+            for kind in ("published", "replication")
+            for source in frame[f"{kind}_source"]
+            if source != NOT_AVAILABLE
+        }
+    )
     lines = [
         "Evaluated on the edited records after the last batch: mean ± standard error over records. Bold: the best of "
         "the edited models, underlined: the second best; a method that changes nothing keeps all specificity. "
@@ -259,13 +269,21 @@ def provenance_note(cells: Sequence[dict[str, Any]]) -> str:
         f"Our figures: {first['dtype']} on {first['device']}, {first.get('threads', '?')} CPU thread(s); {versions}; "
         f"commit {each(str(p['git_commit']) for p in of_all)}.",
         "",
-        *(f"- weights of {cell['model']}: `{cell['provenance']['model_revision']}`"
-          for cell in {cell["model"]: cell for cell in cells}.values()),
-        *(f"- records of {dataset}, seed {seed}: `{hash_}`" for dataset, seed, hash_ in dict.fromkeys(
-            (cell["dataset"], cell["seed"], cell["provenance"]["records_hash"]) for cell in cells)),
-        *(f"- {model}: {settings}" for model, settings in dict.fromkeys(
-            (cell["model"], _settings(cell["editor"])) for cell in cells)),
-    ]  # fmt: skip
+        *(
+            f"- weights of {cell['model']}: `{cell['provenance']['model_revision']}`"
+            for cell in {cell["model"]: cell for cell in cells}.values()
+        ),
+        *(
+            f"- records of {dataset}, seed {seed}: `{hash_}`"
+            for dataset, seed, hash_ in dict.fromkeys(
+                (cell["dataset"], cell["seed"], cell["provenance"]["records_hash"]) for cell in cells
+            )
+        ),
+        *(
+            f"- {model}: {settings}"
+            for model, settings in dict.fromkeys((cell["model"], _settings(cell["editor"])) for cell in cells)
+        ),
+    ]
     return "\n".join(lines)
 
 

@@ -305,8 +305,11 @@ def blue_against_plain(gains: pd.DataFrame, best: pd.DataFrame, of_pmet: pd.Data
         each = (f"{row.method} {row.mean:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in rows.itertuples())
         return "; ".join(each) + " points, paired over records, both datasets"
 
-    leaders = "; ".join(f"{row.dataset}: {row.blue} {row.mean:+.1f} [{row.low:+.1f}, {row.high:+.1f}] points of "
-                        f"success against {row.other}" for row in best.itertuples())  # fmt: skip
+    leaders = "; ".join(
+        f"{row.dataset}: {row.blue} {row.mean:+.1f} [{row.low:+.1f}, {row.high:+.1f}] points of "
+        f"success against {row.other}"
+        for row in best.itertuples()
+    )
     return [
         Verdict(
             "every BLUE variant edits better than its plain method (efficacy, generalization)",
