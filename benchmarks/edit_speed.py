@@ -29,7 +29,7 @@ import torch
 from benchmarks.plain import plain_memit, plain_target
 from bluelib import Editor, edit_sequence, get_editor, load_dataset, load_model
 from bluelib.contexts import context_prefixes
-from bluelib.files import write_json
+from bluelib.io.formats import write_json
 from bluelib.models import Model
 from bluelib.prompts import Request, encode_target, locate
 from bluelib.provenance import provenance

@@ -19,8 +19,9 @@ import pandas as pd
 
 from .data import Record, load_dataset
 from .editors import Editor, get_composition
-from .files import project_path, read_json, write_json
-from .layout import plain
+from .io.formats import read_json, write_json
+from .io.paths import plain, project_path
+from .io.timing import progress_bar
 from .methods import describe
 from .metrics import evaluate
 from .metrics.editing import TEACHER_FORCED
@@ -29,7 +30,6 @@ from .provenance import provenance
 from .residuals import DISTRIBUTED
 from .sequence import edited
 from .solvers import Ridge
-from .timing import progress_bar
 from .uncertainty import interval
 
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)

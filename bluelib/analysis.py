@@ -20,6 +20,7 @@ from torch import Tensor
 from .contexts import context_prefixes
 from .data import Record
 from .editors import Editor, EditState
+from .io.timing import Timer, progress_bar
 from .methods import Method
 from .metrics import Scores, evaluate
 from .metrics.capability import Tasks, capability
@@ -32,7 +33,6 @@ from .sequence import edit_sequence, edited, preserved
 from .solvers import Solver
 from .targets import Targets, optimise_targets
 from .theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
-from .timing import Timer, progress_bar
 from .tracing import trace
 from .uncertainty import intervals_by, stratified_interval
 

@@ -19,7 +19,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .files import DamagedError, load_tensors, locked, read_json, save_tensors, tensors_hash, write_json
+from .io.formats import DamagedError, read_json, write_json
+from .io.locks import locked
+from .io.tensors import load_tensors, save_tensors, tensors_hash
 
 MANIFEST = "manifest.json"
 #: The names of a checkpoint's other files: nobody else's are removed.

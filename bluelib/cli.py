@@ -465,8 +465,8 @@ def _load(arguments: argparse.Namespace):
 
 def _evaluate(arguments: argparse.Namespace) -> Answer:
     from .experiment import evaluate_unedited, summary
+    from .io.timing import Timer
     from .provenance import provenance
-    from .timing import Timer
 
     model, records = _load(arguments)
     timer = Timer()
@@ -493,7 +493,7 @@ def _edit(arguments: argparse.Namespace) -> Answer:
     from .deltas import is_delta_of
     from .editors import get_editor
     from .experiment import run_cell
-    from .files import check_writable
+    from .io.writing import check_writable
 
     model, records = _load(arguments)
     editor = get_editor(arguments.editor, model, corpus=arguments.corpus)
@@ -554,9 +554,9 @@ def _apply(arguments: argparse.Namespace) -> Answer:
 def _train_mend(arguments: argparse.Namespace) -> Answer:
     from .configs import model_configs
     from .data import load_dataset
+    from .io.assets import ASSETS
     from .mend import train
     from .models import load_model
-    from .shipped import ASSETS
 
     model = load_model(arguments.model, device=arguments.device)
     records = [r for dataset in arguments.dataset for r in load_dataset(dataset, split=arguments.split)]
@@ -604,7 +604,8 @@ def _contributions(arguments: argparse.Namespace) -> Answer:
     from .contributions import layer_contributions, layers_by_editing
     from .data import load_dataset
     from .editors import get_composition
-    from .files import atomic_file, project_path
+    from .io.paths import project_path
+    from .io.writing import atomic_file
     from .models import load_model
 
     model = load_model(arguments.model)
@@ -631,7 +632,7 @@ def _nullspace(arguments: argparse.Namespace) -> Answer:
     from .configs import critical_layers
     from .corpora import POCKET_CORPORA
     from .data import load_dataset
-    from .files import project_path
+    from .io.paths import project_path
     from .models import load_model
     from .nullspace import null_space_report, write_null_space_report
     from .statistics import TOKENS
@@ -654,8 +655,7 @@ def _convergence(arguments: argparse.Namespace) -> Answer:
     from .convergence import convergence, write_convergence
     from .data import choosing_split, load_dataset
     from .editors import get_composition
-    from .files import project_path
-    from .layout import plain, raw_path
+    from .io.paths import plain, project_path, raw_path
     from .models import load_model, scale_of
 
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
@@ -669,7 +669,8 @@ def _convergence(arguments: argparse.Namespace) -> Answer:
 
 
 def _statistics(arguments: argparse.Namespace) -> Answer:
-    from .files import check_new_file, write_json
+    from .io.formats import write_json
+    from .io.writing import check_new_file
     from .models import load_model
     from .reproduce import describe_statistics
 
@@ -737,7 +738,7 @@ def _draw(arguments: argparse.Namespace) -> Answer:
 
 
 def _site(arguments: argparse.Namespace) -> Answer:
-    from .files import project_path
+    from .io.paths import project_path
     from .site import build_site
 
     output = arguments.output or project_path("build", "site")

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 
-from .files import cache_dir, make_once, read_json, write_json
+from .io.assets import check_shipped
+from .io.formats import read_json, write_json
+from .io.locks import make_once
+from .io.paths import cache_dir
 from .metrics.generation import SAMPLING
 from .models import Model, pocket_models
 from .prompts import encode_prompt
-from .shipped import check_shipped
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 LENGTH = 10

@@ -11,11 +11,11 @@ import pandas as pd
 
 from .data import Record
 from .editors import Editor
+from .io.timing import progress_bar
 from .metrics.scoring import score_targets
 from .models import Model
 from .residuals import DIRECT
 from .sequence import edited
-from .timing import progress_bar
 
 
 def layer_contributions(model: Model, records: Sequence[Record], editor: Editor, layers: Sequence[int]) -> pd.DataFrame:

@@ -16,18 +16,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .checks import check_whole
 from .contexts import context_prefixes
 from .data import Record
 from .editors import Editor
-from .files import atomic_file
+from .io.checks import check_whole
+from .io.timing import progress_bar
+from .io.writing import atomic_file
 from .metrics.editing import TEACHER_FORCED, evaluate
 from .models import Model, scale_of
 from .representations import subject_hidden, subject_keys
 from .sequence import edited
 from .solvers import Solver, SolverError
 from .targets import optimise_targets
-from .timing import progress_bar
 
 #: Tokens of the text, as shares of the largest number.
 SHARES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .files import file_hash
+from .io.tensors import file_hash
 from .models import Model
 from .prompts import encode_prompt
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import load_tensors, save_tensors, tensors_hash
+from .io.tensors import load_tensors, save_tensors, tensors_hash
 from .models import Model
 
 FORMAT = "bluelib-delta-1"

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_whole
 from .configs import editor_settings, model_configs
 from .constraints import Constraint, Damp, Sparsify
 from .contexts import context_prefixes
 from .corpora import check_corpus, corpus_hash
 from .finetuning import FineTuning
+from .io.checks import check_whole
+from .io.timing import Timer
 from .mend import Mend
 from .methods import BatchResult, Method
 from .models import Model
@@ -32,7 +33,6 @@ from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT, Residual
 from .solvers import Equality, NullSpace, Ridge, Solver, SolverError, on_device
 from .statistics import TOKENS, SecondMoment, second_moments
 from .targets import TargetOptions, Targets, default_token_budget, optimise_targets
-from .timing import Timer
 
 
 @dataclass(frozen=True)

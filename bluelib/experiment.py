@@ -11,20 +11,22 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .checks import check_real, check_seed, check_whole
 from .corpora import check_corpus
 from .data import Record
 from .data.longform import check_sentences, load_long_form
 from .editors import EDITORS
-from .files import check_new_file, make_once, read_json, write_json
-from .layout import numbers_name, raw_path
+from .io.checks import check_real, check_seed, check_whole
+from .io.formats import read_json, write_json
+from .io.locks import make_once
+from .io.paths import numbers_name, raw_path
+from .io.timing import Timer
+from .io.writing import check_new_file
 from .methods import Method, describe
 from .metrics import Scores, evaluate
 from .metrics.shift import PROJECTIONS
 from .models import Model
 from .provenance import peak_memory, provenance, records_hash
 from .sequence import Run, check_sequence, edit_sequence
-from .timing import Timer
 
 SCHEMA = 2
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import check_real, check_whole
+from .io.checks import check_real, check_whole
+from .io.timing import Timer
 from .methods import BatchResult, Method
 from .metrics.scoring import request_nll
 from .models import Model
 from .prompts import Request
-from .timing import Timer
 
 
 @dataclass(frozen=True)

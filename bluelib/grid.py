@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .configs import model_configs
-from .files import project_path, read_yaml
-from .layout import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_name, plain, raw_path
+from .io.formats import read_yaml
+from .io.paths import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_name, plain, project_path, raw_path
 
 #: In place of an analysis notebook's parameters: those of the committed analysis.
 COMMITTED = "committed"

@@ -27,15 +27,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checks import check_whole
 from .data import Record
-from .files import check_new_file, file_hash, load_tensors, save_tensors
+from .io.assets import ASSETS, shipped_hash, update_sums
+from .io.checks import check_whole
+from .io.tensors import file_hash, load_tensors, save_tensors
+from .io.timing import Timer, progress_bar
+from .io.writing import check_new_file
 from .methods import BatchResult, Method
 from .metrics.scoring import next_token_log_probs, request_nll
 from .models import Model
 from .prompts import Request
-from .shipped import ASSETS, shipped_hash, update_sums
-from .timing import Timer, progress_bar
 from .tracing import trace
 
 RANK, EDIT_WEIGHT = 64, 0.1

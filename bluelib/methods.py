@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from .io.timing import Timer
 from .models import Model
 from .prompts import Request
 from .targets import Targets
-from .timing import Timer
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,9 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import extract_commit_hash
 
-from .files import atomic_directory, tensors_hash
-from .shipped import ASSETS, check_shipped
+from .io.assets import ASSETS, check_shipped
+from .io.tensors import tensors_hash
+from .io.writing import atomic_directory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .contexts import context_prefixes
 from .data import Record
-from .files import atomic_file
+from .io.writing import atomic_file
 from .models import Model
 from .representations import subject_keys
 from .statistics import second_moments

@@ -15,8 +15,11 @@ from typing import Any
 
 import psutil
 
-from .files import DamagedError, check_new_file, locked, project_path, read_json, writing
 from .grid import Grid
+from .io.formats import DamagedError, read_json
+from .io.locks import locked
+from .io.paths import project_path
+from .io.writing import check_new_file, writing
 
 #: In a job's environment, the process of the workflow that started it.
 WORKFLOW = "BLUELIB_WORKFLOW_PID"

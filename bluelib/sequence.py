@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from .checkpoints import Checkpoint
-from .checks import check_seed, check_whole
 from .conflicts import Conflict, resolve
 from .data import Record
 from .deltas import save_delta
-from .files import check_writable
+from .io.checks import check_seed, check_whole
+from .io.timing import Timer, progress_bar
+from .io.writing import check_writable
 from .methods import BatchResult, Method, describe
 from .models import Model, check_finite
 from .prompts import encode_target, locate
 from .provenance import records_hash
-from .timing import Timer, progress_bar
 
 log = logging.getLogger(__name__)
 

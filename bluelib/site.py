@@ -20,7 +20,8 @@ from types import ModuleType
 import nbformat
 import yaml
 
-from .files import atomic_directory, atomic_file, project_path
+from .io.paths import project_path
+from .io.writing import atomic_directory, atomic_file
 from .reports import figures, plots
 from .reports.figures import FIGURES
 from .reports.pages import Page, write_pages

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .checks import check_real
+from .io.checks import check_real
 from .statistics import null_space
 
 

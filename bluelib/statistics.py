@@ -16,13 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checks import check_whole
 from .corpora import corpus_hash, token_sequences
-from .files import cache_dir, load_tensors, lock_file, locked, make_once, remove_leftovers, save_tensors
-from .layout import plain
+from .io.checks import check_whole
+from .io.locks import locked, make_once
+from .io.paths import cache_dir, plain
+from .io.tensors import load_tensors, save_tensors
+from .io.timing import progress_bar
+from .io.writing import remove_leftovers
 from .models import Model
 from .prompts import by_length, pad
-from .timing import progress_bar
 from .tracing import trace
 
 log = logging.getLogger(__name__)
@@ -82,8 +84,7 @@ def second_moments(
     path = _paths(model, corpus, tokens)
     paths = {layer: path(layer) for layer in layers}
     unfinished = path(f"s-{hashlib.sha256(str(layers).encode()).hexdigest()[:8]}-unfinished")  # all in one pass
-    # Where one is left, a process was killed just before its end.
-    if not all(paths[layer].exists() for layer in layers) or unfinished.exists() or lock_file(path("s")).exists():
+    if not all(paths[layer].exists() for layer in layers) or unfinished.exists():
         with locked(path("s")):
             missing = [layer for layer in layers if not paths[layer].exists()]
             if missing:

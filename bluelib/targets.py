@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from .checks import check_real, check_whole
+from .io.checks import check_real, check_whole
 from .models import Model
 from .prompts import Request, by_length, encode_target, locate, pad
 from .tracing import trace

@@ -16,13 +16,14 @@ from typing import Any
 from .configs import critical_layers, model_configs
 from .data import load_dataset
 from .editors import get_editor
-from .files import project_path, write_json
+from .io.formats import write_json
+from .io.paths import project_path
+from .io.timing import progress_bar
 from .metrics import Scores, evaluate
 from .metrics.editing import TEACHER_FORCED
 from .models import Model
 from .provenance import provenance
 from .sequence import edited
-from .timing import progress_bar
 
 DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 60, 3
 

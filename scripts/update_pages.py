@@ -1,7 +1,8 @@
 """Put the committed grid's main tables and verdicts into README.md and docs/results.md, between their marks."""
 
-from bluelib.files import atomic_file, project_path
 from bluelib.grid import Grid
+from bluelib.io.paths import project_path
+from bluelib.io.writing import atomic_file
 from bluelib.reports.report import fill, shown
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from bluelib.ablation import (
     rerun,
     run_ablation,
 )
-from bluelib.files import write_json
+from bluelib.io.formats import write_json
 from bluelib.methods import describe
 from bluelib.metrics.editing import TEACHER_FORCED
 from bluelib.models import pocket_models

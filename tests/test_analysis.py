@@ -25,6 +25,7 @@ from bluelib.analysis import (
     violations,
     weight_shifts,
 )
+from bluelib.io.timing import Timer
 from bluelib.metrics import evaluate
 from bluelib.metrics.scoring import score_targets
 from bluelib.models import Model
@@ -34,7 +35,6 @@ from bluelib.sequence import edit_sequence, preserved
 from bluelib.solvers import Ridge
 from bluelib.targets import optimise_targets
 from bluelib.theory import BOUNDS, spectral_norm
-from bluelib.timing import Timer
 from bluelib.tracing import trace
 from bluelib.uncertainty import growth_exponent, interval, intervals_by
 from tests.conftest import PREFIXES, RECORDS, editor, random_model

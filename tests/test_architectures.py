@@ -18,12 +18,12 @@ from benchmarks.plain import plain_memit, plain_target
 from bluelib import edit_sequence, evaluate, get_editor, load_model
 from bluelib.configs import model_configs
 from bluelib.editors import EDITORS
+from bluelib.io.timing import Timer
 from bluelib.mend import train
 from bluelib.models import ADAPTERS, Model
 from bluelib.sequence import preserved
 from bluelib.statistics import second_moments
 from bluelib.targets import TargetOptions, optimise_targets
-from bluelib.timing import Timer
 
 from .checkpoints import ARCHITECTURES, add_code, pickle_weights, write_checkpoint
 from .conftest import PREFIXES, RECORDS

@@ -24,8 +24,8 @@ from bluelib.causal import causal_trace
 from bluelib.constraints import Damp
 from bluelib.data import Probe
 from bluelib.editors import pmet, rome
-from bluelib.files import save_tensors
 from bluelib.finetuning import FineTuning
+from bluelib.io.tensors import save_tensors
 from bluelib.mend import Mend, Network, train
 from bluelib.metrics import generation
 from bluelib.models import Model

@@ -18,7 +18,7 @@ from bluelib import apply_delta, edit_sequence, evaluate, get_editor, load_datas
 from bluelib.cli import _parser, main
 from bluelib.editors import EDITORS
 from bluelib.experiment import check_parameters, summary
-from bluelib.files import project_path
+from bluelib.io.paths import project_path
 from bluelib.pocket.datasets import write_datasets
 from bluelib.reproduce import run_notebook
 
@@ -431,7 +431,7 @@ def test_no_bar_is_left_in_a_notebook_that_runs_unattended(tmp_path, monkeypatch
     monkeypatch.setenv("TQDM_DISABLE", "")
     (tmp_path / "notebooks").mkdir()
     cell = nbformat.v4.new_code_cell(
-        "import time\nfrom bluelib.timing import progress_bar\nfor _ in progress_bar(range(3)):\n    time.sleep(0.6)\n"
+        "import time\nfrom bluelib.io.timing import progress_bar\nfor _ in progress_bar(range(3)):\n    time.sleep(0.6)\n"
         "print('done')"
     )
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebooks" / "slow.ipynb")

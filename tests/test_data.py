@@ -11,7 +11,7 @@ import pytest
 from bluelib import load_dataset
 from bluelib.data import BENCHMARKS, DATASETS, RecordError, _warn_without_references
 from bluelib.data.download import FILES, cached
-from bluelib.files import file_hash
+from bluelib.io.tensors import file_hash
 from bluelib.pocket.datasets import write_datasets
 from bluelib.pocket.world import build_world
 

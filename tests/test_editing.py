@@ -9,13 +9,13 @@ import torch
 
 from bluelib import blue, edit_sequence, get_editor
 from bluelib.editors import EDITORS
+from bluelib.io.timing import Timer
 from bluelib.methods import describe
 from bluelib.models import weights_hash
 from bluelib.representations import subject_hidden, subject_keys
 from bluelib.residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT
 from bluelib.solvers import NullSpace, Ridge
 from bluelib.statistics import second_moments
-from bluelib.timing import Timer
 
 from .conftest import PREFIXES, RECORDS, editor
 

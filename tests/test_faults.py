@@ -36,19 +36,11 @@ from bluelib.contexts import FILE, context_prefixes, make_prefixes
 from bluelib.corpora import token_sequences
 from bluelib.data.download import FILES, cached, download, downloaded, read_entries
 from bluelib.editors import EDITORS
-from bluelib.files import (
-    DamagedError,
-    WriteError,
-    atomic_directory,
-    atomic_file,
-    file_hash,
-    load_tensors,
-    read_json,
-    save_tensors,
-    seal,
-    write_json,
-)
 from bluelib.grid import Grid
+from bluelib.io.assets import ASSETS, check_shipped, shipped_hash, update_sums
+from bluelib.io.formats import DamagedError, read_json, write_json
+from bluelib.io.tensors import file_hash, load_tensors, save_tensors, seal
+from bluelib.io.writing import WriteError, atomic_directory, atomic_file
 from bluelib.mend import Mend, train
 from bluelib.models import Model, weights_hash
 from bluelib.pocket import card
@@ -59,7 +51,6 @@ from bluelib.reports.tables import _write as write_table
 from bluelib.reproduce import run_notebook
 from bluelib.residuals import DIRECT, DISTRIBUTED
 from bluelib.sequence import preserved
-from bluelib.shipped import ASSETS, check_shipped, shipped_hash, update_sums
 from bluelib.solvers import Equality, NullSpace, Ridge
 from bluelib.statistics import SecondMoment, _Sums, null_space, second_moments
 from bluelib.targets import TargetOptions

@@ -59,7 +59,7 @@ def test_second_moments_are_those_of_the_cpu():
 
 
 def model_cache():
-    from bluelib.files import cache_dir
+    from bluelib.io.paths import cache_dir
 
     return cache_dir("statistics").parent
 

@@ -16,8 +16,8 @@ from bluelib.configs import editor_settings, model_configs
 from bluelib.contributions import layers_by_editing
 from bluelib.editors import EDITORS
 from bluelib.experiment import SCHEMA
-from bluelib.files import write_json
 from bluelib.grid import Grid
+from bluelib.io.formats import write_json
 from bluelib.models import PAPER_MODELS, pocket_models, scale_of
 from bluelib.nullspace import THRESHOLDS, energy_shares
 from bluelib.pocket.pretrain import RECIPES

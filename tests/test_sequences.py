@@ -13,7 +13,7 @@ from bluelib import apply_delta, edit_sequence, editors, get_editor, load_datase
 from bluelib.checkpoints import CheckpointError
 from bluelib.conflicts import Conflict, find_conflicts
 from bluelib.deltas import is_delta_of
-from bluelib.files import load_tensors, save_tensors
+from bluelib.io.tensors import load_tensors, save_tensors
 from bluelib.models import Model, weights_hash
 from bluelib.residuals import DIRECT
 from bluelib.sequence import preserved

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.plain import plain_memit, plain_target
 from bluelib.editors import Editor
+from bluelib.io.timing import Timer
 from bluelib.prompts import Request
 from bluelib.residuals import DISTRIBUTED
 from bluelib.sequence import preserved
@@ -25,7 +26,6 @@ from bluelib.targets import (
     default_token_budget,
     optimise_targets,
 )
-from bluelib.timing import Timer
 
 REQUESTS = [
     Request("The mother tongue of {} is", "Ilvane Quillbrook", "Swedish"),

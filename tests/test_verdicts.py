@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bluelib.analysis import MEAN
-from bluelib.layout import ANALYSIS
+from bluelib.io.paths import ANALYSIS
 from bluelib.models import pocket_models
 from bluelib.reports import verdicts
 from bluelib.reports.figures import FIGURES

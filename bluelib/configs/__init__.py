@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..files import read_yaml
+from ..io.formats import read_yaml
 
 USER_CONFIGS = "BLUELIB_CONFIGS"
 

@@ -10,9 +10,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ..checks import check_seed, check_whole
-from ..files import decode_json
-from ..shipped import ASSETS, check_shipped
+from ..io.assets import ASSETS, check_shipped
+from ..io.checks import check_seed, check_whole
+from ..io.formats import decode_json
 from .benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre, reference_texts
 from .download import cached, downloaded, read_entries
 from .records import Probe, Record, RecordError, field

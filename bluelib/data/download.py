@@ -23,8 +23,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..files import DamagedError, WriteError, atomic_file, cache_dir, file_hash, locked, read_json, write_json
-from ..timing import progress_bar
+from ..io.formats import DamagedError, read_json, write_json
+from ..io.locks import locked
+from ..io.paths import cache_dir
+from ..io.tensors import file_hash
+from ..io.timing import progress_bar
+from ..io.writing import WriteError, atomic_file
 
 ROME = "https://rome.baulab.info/data/dsets"
 MEMIT = "https://memit.baulab.info/data/dsets"

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from ..checks import check_seed
 from ..data import Record
+from ..io.checks import check_seed
 from ..models import Model
 from ..prompts import encode_prompt, encode_target
 from .generation import encode_openings, generation_scores

@@ -13,11 +13,11 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
-from ..checks import check_whole
 from ..data import Record
+from ..io.checks import check_whole
+from ..io.timing import progress_bar
 from ..models import Model
 from ..prompts import encode_prompt
-from ..timing import progress_bar
 
 LENGTH = 100
 #: In full, so that a checkpoint's own generation settings have no say.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..io.timing import progress_bar
 from ..models import Model
 from ..prompts import Request, by_length, encode_prompt, encode_target, pad
-from ..timing import progress_bar
 
 TOKEN_BUDGET = 8192
 

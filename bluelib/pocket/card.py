@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from ..contexts import FILE, make_prefixes
-from ..files import atomic_file, read_json
+from ..io.assets import ASSETS, update_sums
+from ..io.formats import read_json
+from ..io.writing import atomic_file
 from ..models import load_model
-from ..shipped import ASSETS, update_sums
 from .pretrain import Recipe, pretrain, recipe_for
 from .recall import bar, recall, short_of_bar
 

@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_file
-from ..shipped import update_sums
+from ..io.assets import update_sums
+from ..io.writing import atomic_file
 from .text import SEARCHED_RELATIONS, search_question
 from .world import SEED, Fact, World, build_world, rng_for
 

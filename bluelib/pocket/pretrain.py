@@ -33,10 +33,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..checks import check_whole
-from ..files import DamagedError, atomic_directory, atomic_file, cache_dir, check_writable, locked, remove_leftovers
+from ..io.checks import check_whole
+from ..io.formats import DamagedError
+from ..io.locks import locked
+from ..io.paths import cache_dir
+from ..io.timing import progress_bar
+from ..io.writing import atomic_directory, atomic_file, check_writable, remove_leftovers
 from ..models import check_device
-from ..timing import progress_bar
 from .text import PackedText, text_hash
 from .tokenizer import build_tokenizer
 from .world import SEED

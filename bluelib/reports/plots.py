@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..files import atomic_file
+from ..io.writing import atomic_file
 from ..metrics.editing import METRICS
 from .published import METHOD, counterpart
 

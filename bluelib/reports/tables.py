@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from ..experiment import SCHEMA
-from ..files import atomic_file, read_json
 from ..grid import Grid
-from ..layout import plain
+from ..io.formats import read_json
+from ..io.paths import plain
+from ..io.writing import atomic_file
 from ..metrics.editing import METRICS
 from .comparison import improvement, paired_table, record_scores
 from .plots import plot_main, plot_pareto, save

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from .files import project_path
+import platformdirs
 
 #: By analysis notebook, the parameters of the committed analysis where they are not the notebook's own.
 ANALYSIS: dict[str, dict[str, Any]] = {
@@ -48,3 +49,18 @@ def raw_path(*parts: str) -> Path:
 def numbers_name(notebook: str, model: str) -> str:
     """The name of the file of a notebook's numbers for a model."""
     return f"{notebook}_{plain(model)}.json"
+
+
+def cache_dir(part: str) -> Path:
+    """The folder for ``part`` in the user's cache (``$BLUELIB_CACHE``, or the platform's cache folder)."""
+    root = os.environ.get("BLUELIB_CACHE")
+    path = (Path(root) if root else platformdirs.user_cache_path("bluelib")) / part
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def project_path(*parts: str) -> Path:
+    """A path in the project's checkout: the nearest folder upwards with a ``notebooks`` folder, or else here."""
+    here = Path.cwd()
+    root = next((folder for folder in (here, *here.parents) if (folder / "notebooks").is_dir()), here)
+    return root.joinpath(*parts)

@@ -6,7 +6,9 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from .files import DamagedError, atomic_file, file_hash
+from .formats import DamagedError
+from .tensors import file_hash
+from .writing import atomic_file
 
 ASSETS = Path(str(files("bluelib"))) / "assets"
 

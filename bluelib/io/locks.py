@@ -1,0 +1,53 @@
+"""Locks between processes: who writes a file holds it for itself alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold ``path`` for this process alone, by the lock file ``.NAME.lock`` beside it, which stays there.
+
+    The system lets go of the lock when the process dies, however it dies.
+
+    Args:
+        path: what is to be written; it need not exist.
+        wait: whether to wait for another process that holds it.
+
+    Raises:
+        BlockingIOError: without ``wait``, if another process holds it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        if not wait:
+            raise BlockingIOError(
+                f"{path} is in use by another process: wait until that ends, or choose another name"
+            ) from error
+        log.info("waiting for another process that writes %s", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def make_once(path: Path, make: Callable[[], Any]) -> None:
+    """Call ``make``, which writes ``path``, unless it is there. Of several processes that ask at once, one makes it,
+    and the others wait; if that one dies, another one does."""
+    if not path.exists():
+        with locked(path):
+            if not path.exists():
+                make()

@@ -1,0 +1,91 @@
+"""Tensors as safetensors files, each with a hash of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .formats import DamagedError
+from .writing import atomic_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Of a safetensors file's metadata, the entry that has the hash of its content.
+SEAL = "bluelib"
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> str:
+    """Write tensors as a safetensors file, whole or not at all, with what is known ``about`` them (plain values), and
+    with a hash of both, which is returned: safetensors itself has no checksum."""
+    from safetensors.torch import save_file
+
+    tensors, about = dict(tensors), dict(about or {})
+    # One entry: safetensors writes several in any order, and the same content shall give the same bytes.
+    digest = tensors_hash(tensors, about)
+    with atomic_file(Path(path)) as temporary:
+        save_file(tensors, temporary, {SEAL: json.dumps({"sha256": digest, "about": about})})
+    return digest
+
+
+def load_tensors(path: str | Path, *, sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What :func:`save_tensors` wrote: the tensors, and what is known about them.
+
+    Args:
+        path: the file.
+        sha256: for a file without a hash of its own, that of its bytes.
+
+    Raises:
+        DamagedError: for a file that is not what was written, or has no hash.
+    """
+    if sha256 is not None and file_hash(path) != sha256:
+        raise DamagedError(f"{path} is damaged: it has not the SHA-256 {sha256}; delete it, and have it made again")
+    tensors, metadata = _read_tensors(path)
+    if sha256 is not None and SEAL not in metadata:
+        return tensors, {key: json.loads(value) for key, value in metadata.items()}
+    if SEAL not in metadata:
+        raise DamagedError(
+            f"{path} has no hash of its content, so nobody can tell whether it is whole: bluelib did not write it. "
+            "Delete it, and have it made again"
+        )
+    try:
+        seal = json.loads(metadata[SEAL])
+        right = seal["sha256"] == tensors_hash(tensors, seal["about"])
+    except (ValueError, KeyError, TypeError):
+        right = False
+    if not right:
+        raise DamagedError(
+            f"{path} is damaged: its content has not the SHA-256 that was written with it; delete it, "
+            "and have it made again"
+        )
+    return tensors, seal["about"]
+
+
+def _read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, ValueError, RuntimeError) as error:  # torch's too, for shapes that cannot be
+        raise DamagedError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+
+
+def tensors_hash(tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 over the names, shapes, types and bytes of tensors, and over what is known ``about`` them."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode() if about else b"")
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
