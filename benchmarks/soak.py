@@ -18,7 +18,7 @@ import psutil
 from bluelib import edit_sequence, get_editor, load_dataset, load_model
 from bluelib.data import Record
 from bluelib.methods import BatchResult, Method
-from bluelib.models import Model
+from bluelib.models.model import Model
 from bluelib.sequence import preserved
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .deltas import apply_delta
     from .editors import Editor, blue, get_editor
     from .metrics import evaluate
-    from .models import load_model
+    from .models.load import load_model
     from .sequence import edit_sequence
 
 __all__ = ["Editor", "apply_delta", "blue", "edit_sequence", "evaluate", "get_editor", "load_dataset", "load_model"]

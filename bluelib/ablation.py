@@ -25,7 +25,7 @@ from .io.timing import progress_bar
 from .methods import describe
 from .metrics import evaluate
 from .metrics.editing import TEACHER_FORCED
-from .models import Model
+from .models.model import Model
 from .provenance import provenance
 from .residuals import DISTRIBUTED
 from .sequence import edited

@@ -17,23 +17,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .contexts import context_prefixes
 from .data import Record
 from .editors import Editor, EditState
 from .io.timing import Timer, progress_bar
 from .methods import Method
 from .metrics import Scores, evaluate
 from .metrics.capability import Tasks, capability
-from .metrics.scoring import request_nll
-from .models import Model
-from .prompts import Request, locate
-from .representations import subject_hidden, subject_keys
+from .models.contexts import context_prefixes
+from .models.model import Model
+from .models.prompts import Request, locate
+from .models.representations import subject_hidden, subject_keys
+from .models.scoring import request_nll
+from .models.tracing import trace
 from .residuals import DIRECT, DISTRIBUTED
 from .sequence import edit_sequence, edited, preserved
 from .solvers import Solver
 from .targets import Targets, optimise_targets
 from .theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
-from .tracing import trace
 from .uncertainty import intervals_by, stratified_interval
 
 

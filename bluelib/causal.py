@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from .contributions import best_window
-from .models import Model
-from .prompts import Request, encode_target, locate
-from .tracing import trace
+from .models.model import Model
+from .models.prompts import Request, encode_target, locate
+from .models.tracing import trace
 
 #: By name, what is restored: a block's output, or the output of its MLP or its attention in a window of layers; and
 #: which part of the later blocks keeps its corrupted output at that token, so that the path through it is severed

@@ -372,12 +372,12 @@ def _add_common(sub: argparse.ArgumentParser) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> Answer:
-    from .models import pocket_models
+    from .models.known import pocket_models
 
     configs = {name: json.loads((path / "config.json").read_text("utf-8")) for name, path in pocket_models().items()}
     found = {name: config["architectures"][0] for name, config in configs.items()}
     lines = [f"{name:16} {architecture}" for name, architecture in found.items()]
-    lines.append("or the path of a local checkpoint, or a hub id; architectures: see bluelib.models.ADAPTERS")
+    lines.append("or the path of a local checkpoint, or a hub id; architectures: see bluelib.models.adapters.ADAPTERS")
     return Answer({"models": found}, "\n".join(lines))
 
 
@@ -421,7 +421,7 @@ def _editors(arguments: argparse.Namespace) -> Answer:
 
 def _doctor(arguments: argparse.Namespace) -> Answer:
     from .doctor import examine, report
-    from .models import load_model
+    from .models.load import load_model
 
     findings = examine(load_model(arguments.model, device=arguments.device, dtype=arguments.dtype))
     return Answer(findings.as_dict(), report(findings), 0 if findings.healthy else 1)
@@ -438,7 +438,7 @@ def _pretrain(arguments: argparse.Namespace) -> Answer:
 
 
 def _recall(arguments: argparse.Namespace) -> Answer:
-    from .models import load_model
+    from .models.load import load_model
     from .pocket.recall import recall
 
     return _recalled(recall(load_model(arguments.model)))
@@ -457,7 +457,7 @@ def _recalled(found: dict[str, float]) -> Answer:
 
 def _load(arguments: argparse.Namespace):
     from .data import load_dataset
-    from .models import load_model
+    from .models.load import load_model
 
     records = load_dataset(arguments.dataset, split=arguments.split, limit=arguments.edits, seed=arguments.seed)
     return load_model(arguments.model, device=arguments.device, dtype=arguments.dtype), records
@@ -539,7 +539,7 @@ def _edit(arguments: argparse.Namespace) -> Answer:
 
 def _apply(arguments: argparse.Namespace) -> Answer:
     from .deltas import apply_delta
-    from .models import load_model
+    from .models.load import load_model
 
     if arguments.save.exists() and (arguments.save.is_file() or any(arguments.save.iterdir())):
         raise FileExistsError(f"{arguments.save} exists already; choose a new folder")
@@ -556,7 +556,7 @@ def _train_mend(arguments: argparse.Namespace) -> Answer:
     from .data import load_dataset
     from .io.assets import ASSETS
     from .mend import train
-    from .models import load_model
+    from .models.load import load_model
 
     model = load_model(arguments.model, device=arguments.device)
     records = [r for dataset in arguments.dataset for r in load_dataset(dataset, split=arguments.split)]
@@ -591,7 +591,7 @@ def _written(paths: Iterable[Path]) -> Answer:
 
 
 def _tune(arguments: argparse.Namespace) -> Answer:
-    from .models import load_model
+    from .models.load import load_model
     from .tuning import axes, tune
 
     model = load_model(arguments.model)
@@ -606,7 +606,7 @@ def _contributions(arguments: argparse.Namespace) -> Answer:
     from .editors import get_composition
     from .io.paths import project_path
     from .io.writing import atomic_file
-    from .models import load_model
+    from .models.load import load_model
 
     model = load_model(arguments.model)
     records = load_dataset("pocket-counterfact", split="tune", limit=40)
@@ -623,7 +623,7 @@ def _contributions(arguments: argparse.Namespace) -> Answer:
 
 def _ablation(arguments: argparse.Namespace) -> Answer:
     from .ablation import run_ablation
-    from .models import load_model
+    from .models.load import load_model
 
     return _written([run_ablation(load_model(arguments.model))])
 
@@ -633,7 +633,7 @@ def _nullspace(arguments: argparse.Namespace) -> Answer:
     from .corpora import POCKET_CORPORA
     from .data import load_dataset
     from .io.paths import project_path
-    from .models import load_model
+    from .models.load import load_model
     from .nullspace import null_space_report, write_null_space_report
     from .statistics import TOKENS
 
@@ -656,7 +656,8 @@ def _convergence(arguments: argparse.Namespace) -> Answer:
     from .data import choosing_split, load_dataset
     from .editors import get_composition
     from .io.paths import plain, project_path, raw_path
-    from .models import load_model, scale_of
+    from .models.known import scale_of
+    from .models.load import load_model
 
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     records = load_dataset(arguments.dataset, split=choosing_split(arguments.dataset), limit=arguments.edits)
@@ -671,7 +672,7 @@ def _convergence(arguments: argparse.Namespace) -> Answer:
 def _statistics(arguments: argparse.Namespace) -> Answer:
     from .io.formats import write_json
     from .io.writing import check_new_file
-    from .models import load_model
+    from .models.load import load_model
     from .reproduce import describe_statistics
 
     if arguments.output:

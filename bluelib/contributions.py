@@ -12,8 +12,8 @@ import pandas as pd
 from .data import Record
 from .editors import Editor
 from .io.timing import progress_bar
-from .metrics.scoring import score_targets
-from .models import Model
+from .models.model import Model
+from .models.scoring import score_targets
 from .residuals import DIRECT
 from .sequence import edited
 

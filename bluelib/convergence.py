@@ -16,15 +16,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .contexts import context_prefixes
 from .data import Record
 from .editors import Editor
 from .io.checks import check_whole
 from .io.timing import progress_bar
 from .io.writing import atomic_file
 from .metrics.editing import TEACHER_FORCED, evaluate
-from .models import Model, scale_of
-from .representations import subject_hidden, subject_keys
+from .models.contexts import context_prefixes
+from .models.known import scale_of
+from .models.model import Model
+from .models.representations import subject_hidden, subject_keys
 from .sequence import edited
 from .solvers import Solver, SolverError
 from .targets import optimise_targets

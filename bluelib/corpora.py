@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .io.tensors import file_hash
-from .models import Model
-from .prompts import encode_prompt
+from .models.model import Model
+from .models.prompts import encode_prompt
 
 POCKET_CORPORA = ("pocket", "pocket-others")
 #: Name on the hub, configuration and revision of the ``wikipedia`` corpus.

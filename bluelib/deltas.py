@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .io.tensors import load_tensors, save_tensors, tensors_hash
-from .models import Model
+from .models.model import Model
 
 FORMAT = "bluelib-delta-1"
 

@@ -27,9 +27,9 @@ from torch import Tensor
 from .data import Record
 from .data.records import put_subject_out
 from .editors import EDITORS, Editor, blue_pairs, get_composition
-from .metrics.scoring import next_token_log_probs, score_targets, top_tokens
-from .models import Model
-from .prompts import encode_target
+from .models.model import Model
+from .models.prompts import encode_target
+from .models.scoring import next_token_log_probs, score_targets, top_tokens
 from .reports.plots import COLOURS, GREY, SKY, VERMILION, style
 from .reports.published import METHOD
 from .sequence import edited

@@ -1,6 +1,6 @@
 """What the library finds in a model, whether what it takes for granted holds there, and what editing it will take.
 
-What is taken for granted of every architecture (see :class:`~bluelib.models.Adapter`) is measured here:
+What is taken for granted of every architecture (see :class:`~bluelib.models.adapters.Adapter`) is measured here:
 
 - the logits are those of the head on what ``base_model`` returns, and on the norm of what the last block gives;
 - a block adds its MLP's output to the residual stream as it is: with W + ΔW in place of W, what the block gives changes
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from .configs import USER_CONFIGS, model_configs, settings_file
 from .editors import EDITORS, blue
-from .models import Model, scale_of
-from .prompts import encode_prompt, encode_target
+from .models.known import scale_of
+from .models.model import Model
+from .models.prompts import encode_prompt, encode_target
+from .models.tracing import trace
 from .sequence import preserved
 from .targets import default_token_budget
-from .tracing import trace
 
 TEXT = "The mother tongue of Ada Lovelace is English, and she was born in London."
 #: Relative deviations of the measurements that rounding explains.

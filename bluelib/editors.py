@@ -19,16 +19,16 @@ from torch import Tensor
 
 from .configs import editor_settings, model_configs
 from .constraints import Constraint, Damp, Sparsify
-from .contexts import context_prefixes
 from .corpora import check_corpus, corpus_hash
 from .finetuning import FineTuning
 from .io.checks import check_whole
 from .io.timing import Timer
 from .mend import Mend
 from .methods import BatchResult, Method
-from .models import Model
-from .prompts import Request
-from .representations import subject_hidden, subject_keys
+from .models.contexts import context_prefixes
+from .models.model import Model
+from .models.prompts import Request
+from .models.representations import subject_hidden, subject_keys
 from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT, Residual
 from .solvers import Equality, NullSpace, Ridge, Solver, SolverError, on_device
 from .statistics import TOKENS, SecondMoment, second_moments

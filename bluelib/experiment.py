@@ -24,7 +24,7 @@ from .io.writing import check_new_file
 from .methods import Method, describe
 from .metrics import Scores, evaluate
 from .metrics.shift import PROJECTIONS
-from .models import Model
+from .models.model import Model
 from .provenance import peak_memory, provenance, records_hash
 from .sequence import Run, check_sequence, edit_sequence
 

@@ -10,9 +10,9 @@ import torch
 from .io.checks import check_real, check_whole
 from .io.timing import Timer
 from .methods import BatchResult, Method
-from .metrics.scoring import request_nll
-from .models import Model
-from .prompts import Request
+from .models.model import Model
+from .models.prompts import Request
+from .models.scoring import request_nll
 
 
 @dataclass(frozen=True)

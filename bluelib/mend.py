@@ -34,10 +34,10 @@ from .io.tensors import file_hash, load_tensors, save_tensors
 from .io.timing import Timer, progress_bar
 from .io.writing import check_new_file
 from .methods import BatchResult, Method
-from .metrics.scoring import next_token_log_probs, request_nll
-from .models import Model
-from .prompts import Request
-from .tracing import trace
+from .models.model import Model
+from .models.prompts import Request
+from .models.scoring import next_token_log_probs, request_nll
+from .models.tracing import trace
 
 RANK, EDIT_WEIGHT = 64, 0.1
 

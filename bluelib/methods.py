@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from .io.timing import Timer
-from .models import Model
-from .prompts import Request
+from .models.model import Model
+from .models.prompts import Request
 from .targets import Targets
 
 

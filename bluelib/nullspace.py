@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .contexts import context_prefixes
 from .data import Record
 from .io.writing import atomic_file
-from .models import Model
-from .representations import subject_keys
+from .models.contexts import context_prefixes
+from .models.model import Model
+from .models.representations import subject_keys
 from .statistics import second_moments
 
 THRESHOLDS = (1e-5, 1e-4, 1e-3, 1e-2, 2e-2, 1e-1)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from .data import Record
-from .models import Model, scale_of
+from .models.known import scale_of
+from .models.model import Model
 
 PACKAGES = ("bluelib", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")
 

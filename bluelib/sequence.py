@@ -21,8 +21,8 @@ from .io.checks import check_seed, check_whole
 from .io.timing import Timer, progress_bar
 from .io.writing import check_writable
 from .methods import BatchResult, Method, describe
-from .models import Model, check_finite
-from .prompts import encode_target, locate
+from .models.model import Model, check_finite
+from .models.prompts import encode_target, locate
 from .provenance import records_hash
 
 log = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from .io.paths import cache_dir, plain
 from .io.tensors import load_tensors, save_tensors
 from .io.timing import progress_bar
 from .io.writing import remove_leftovers
-from .models import Model
-from .prompts import by_length, pad
-from .tracing import trace
+from .models.model import Model
+from .models.prompts import by_length, pad
+from .models.tracing import trace
 
 log = logging.getLogger(__name__)
 

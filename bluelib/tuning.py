@@ -21,7 +21,7 @@ from .io.paths import project_path
 from .io.timing import progress_bar
 from .metrics import Scores, evaluate
 from .metrics.editing import TEACHER_FORCED
-from .models import Model
+from .models.model import Model
 from .provenance import provenance
 from .sequence import edited
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from bluelib.data import Record
 from bluelib.editors import Editor
-from bluelib.models import Model
+from bluelib.models.model import Model
 from bluelib.pocket.pretrain import pocket_config
 from bluelib.pocket.tokenizer import build_tokenizer
 from bluelib.residuals import DISTRIBUTED

@@ -23,7 +23,7 @@ from bluelib.ablation import (
 from bluelib.io.formats import write_json
 from bluelib.methods import describe
 from bluelib.metrics.editing import TEACHER_FORCED
-from bluelib.models import pocket_models
+from bluelib.models.known import pocket_models
 from bluelib.provenance import records_hash
 from bluelib.solvers import Ridge
 

@@ -20,7 +20,8 @@ from bluelib.configs import model_configs
 from bluelib.editors import EDITORS
 from bluelib.io.timing import Timer
 from bluelib.mend import train
-from bluelib.models import ADAPTERS, Model
+from bluelib.models.adapters import ADAPTERS
+from bluelib.models.model import Model
 from bluelib.sequence import preserved
 from bluelib.statistics import second_moments
 from bluelib.targets import TargetOptions, optimise_targets

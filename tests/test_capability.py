@@ -19,11 +19,11 @@ from bluelib import load_model
 from bluelib.analysis import MEAN, capability_along_sequence, capability_difference, capability_scores
 from bluelib.metrics import capability as module
 from bluelib.metrics.capability import PAPER_TASKS, POCKET_TASKS, capability, find_tasks, load_tasks
-from bluelib.metrics.scoring import score_targets
-from bluelib.models import weights_hash
+from bluelib.models.model import weights_hash
+from bluelib.models.prompts import encode_target
+from bluelib.models.scoring import score_targets
 from bluelib.pocket.recall import skill_accuracy
 from bluelib.pocket.skills import build_skills
-from bluelib.prompts import encode_target
 from bluelib.sequence import preserved
 from bluelib.uncertainty import interval, stratified_interval
 

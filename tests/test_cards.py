@@ -28,9 +28,9 @@ from bluelib.finetuning import FineTuning
 from bluelib.io.tensors import save_tensors
 from bluelib.mend import Mend, Network, train
 from bluelib.metrics import generation
-from bluelib.models import Model
-from bluelib.prompts import Request
-from bluelib.representations import prompt_hidden
+from bluelib.models.model import Model
+from bluelib.models.prompts import Request
+from bluelib.models.representations import prompt_hidden
 from bluelib.sequence import preserved
 from bluelib.solvers import NullSpace, Ridge
 from bluelib.statistics import second_moments

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bluelib.causal import KINDS, causal_trace, effects_frame, layers_by_tracing, noise_scale
-from bluelib.prompts import Request, encode_target, locate
+from bluelib.models.prompts import Request, encode_target, locate
 
 FACT = Request("Everybody knows that {} plays the", "Ilvane Quillbrook", "harp")
 HOW = {"samples": 3, "seed": 1}

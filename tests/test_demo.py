@@ -10,7 +10,7 @@ from PIL import Image
 
 from bluelib import edit_sequence, get_editor, load_dataset, load_model
 from bluelib.demo import MAX_EDITS, METHODS, EditPage, compare, find_record, plot_comparison, requested, scaled, summary
-from bluelib.metrics.scoring import score_targets
+from bluelib.models.scoring import score_targets
 
 RECORDS = load_dataset("pocket-counterfact")
 

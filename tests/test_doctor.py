@@ -16,11 +16,13 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, Olmo2Config, Phi3Config
 
 from benchmarks.paper_scale import table
-from bluelib import edit_sequence, get_editor, models
+from bluelib import edit_sequence, get_editor
 from bluelib.cli import main
 from bluelib.configs import model_configs
 from bluelib.doctor import Findings, examine, memory, report, solver_bytes, work_bytes
-from bluelib.models import Adapter, Model
+from bluelib.models import model as models
+from bluelib.models.adapters import Adapter
+from bluelib.models.model import Model
 from bluelib.solvers import Equality, NullSpace, Ridge
 
 from .checkpoints import ARCHITECTURES, LAYERS, write_checkpoint

@@ -11,8 +11,8 @@ from bluelib import blue, edit_sequence, get_editor
 from bluelib.editors import EDITORS
 from bluelib.io.timing import Timer
 from bluelib.methods import describe
-from bluelib.models import weights_hash
-from bluelib.representations import subject_hidden, subject_keys
+from bluelib.models.model import weights_hash
+from bluelib.models.representations import subject_hidden, subject_keys
 from bluelib.residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT
 from bluelib.solvers import NullSpace, Ridge
 from bluelib.statistics import second_moments
@@ -94,7 +94,7 @@ def test_an_update_moves_the_mlp_output_by_delta_k(any_model):
 
 
 def test_keys_are_the_projections_input_averaged_over_prefixes(any_model):
-    from bluelib.prompts import locate
+    from bluelib.models.prompts import locate
 
     request = RECORDS[0].request
     expected = 0

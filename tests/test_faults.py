@@ -32,7 +32,6 @@ from bluelib import apply_delta, edit_sequence, load_dataset, load_model
 from bluelib.checkpoints import Checkpoint
 from bluelib.cli import main
 from bluelib.configs import model_configs
-from bluelib.contexts import FILE, context_prefixes, make_prefixes
 from bluelib.corpora import token_sequences
 from bluelib.data.download import FILES, cached, download, downloaded, read_entries
 from bluelib.editors import EDITORS
@@ -42,7 +41,8 @@ from bluelib.io.formats import DamagedError, read_json, write_json
 from bluelib.io.tensors import file_hash, load_tensors, save_tensors, seal
 from bluelib.io.writing import WriteError, atomic_directory, atomic_file
 from bluelib.mend import Mend, train
-from bluelib.models import Model, weights_hash
+from bluelib.models.contexts import FILE, context_prefixes, make_prefixes
+from bluelib.models.model import Model, weights_hash
 from bluelib.pocket import card
 from bluelib.pocket.pretrain import _keep, _resume
 from bluelib.pocket.world import build_world

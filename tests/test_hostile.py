@@ -24,12 +24,12 @@ from bluelib.data import Probe, Record, RecordError
 from bluelib.data.benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre
 from bluelib.experiment import check_parameters
 from bluelib.finetuning import FineTuning
-from bluelib.metrics.generation import continue_greedily, generate_texts
-from bluelib.metrics.scoring import score_targets
-from bluelib.models import weights_hash
+from bluelib.models.generation import continue_greedily, generate_texts
+from bluelib.models.model import weights_hash
+from bluelib.models.prompts import Request, encode_prompt, locate
+from bluelib.models.representations import subject_keys
+from bluelib.models.scoring import score_targets
 from bluelib.pocket.tokenizer import build_tokenizer
-from bluelib.prompts import Request, encode_prompt, locate
-from bluelib.representations import subject_keys
 from bluelib.residuals import DIRECT
 from bluelib.solvers import NullSpace, Ridge
 from bluelib.statistics import second_moments

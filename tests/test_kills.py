@@ -27,13 +27,14 @@ import psutil
 import pytest
 import torch
 
-from bluelib import checkpoints, contexts, edit_sequence, editors, experiment, statistics
+from bluelib import checkpoints, edit_sequence, editors, experiment, statistics
 from bluelib.cli import main
 from bluelib.grid import Grid
 from bluelib.io import writing as files
 from bluelib.io.formats import write_json
 from bluelib.io.writing import atomic_directory, atomic_file
-from bluelib.models import weights_hash
+from bluelib.models import contexts
+from bluelib.models.model import weights_hash
 from bluelib.pocket import card
 from bluelib.pocket.pretrain import Recipe
 from bluelib.residuals import DIRECT

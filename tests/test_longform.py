@@ -15,9 +15,9 @@ from bluelib.analysis import seconds_by_batch
 from bluelib.data import Record, RecordError
 from bluelib.data.longform import load_long_form, pocket_long_form
 from bluelib.editors import blue_pairs
-from bluelib.metrics.generation import continue_greedily
 from bluelib.metrics.longform import MEASURES, check_length, evaluate_long_form, rouge_l
-from bluelib.metrics.scoring import score_targets
+from bluelib.models.generation import continue_greedily
+from bluelib.models.scoring import score_targets
 from bluelib.pocket.world import build_world
 from bluelib.residuals import DIRECT
 from bluelib.sequence import edited

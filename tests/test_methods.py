@@ -14,8 +14,8 @@ from bluelib.data import Probe
 from bluelib.editors import get_composition
 from bluelib.finetuning import FineTuning
 from bluelib.mend import Mend, Network, gradient_pairs, train
-from bluelib.metrics.scoring import request_nll, score_targets
-from bluelib.models import Model, weights_hash
+from bluelib.models.model import Model, weights_hash
+from bluelib.models.scoring import request_nll, score_targets
 from bluelib.residuals import DIRECT
 from bluelib.solvers import Equality, Ridge
 

@@ -11,9 +11,10 @@ import torch
 from bluelib import evaluate
 from bluelib.data import Probe, Record
 from bluelib.metrics.editing import TEACHER_FORCED, Scores, _editing_metrics
-from bluelib.metrics.generation import continue_greedily, encode_openings, generate_texts, ngram_entropy
-from bluelib.metrics.scoring import TargetScore, score_targets, top_tokens
-from bluelib.prompts import encode_prompt, encode_target
+from bluelib.metrics.generation import ngram_entropy
+from bluelib.models.generation import continue_greedily, encode_openings, generate_texts
+from bluelib.models.prompts import encode_prompt, encode_target
+from bluelib.models.scoring import TargetScore, score_targets, top_tokens
 
 CF = Record(
     case_id=7,
@@ -188,7 +189,7 @@ def test_an_end_of_text_token_does_not_end_a_text(any_model, monkeypatch):
 def test_consistency_is_one_for_identical_and_zero_for_disjoint_texts(any_model, monkeypatch):
     reference = CF.reference_texts[0]
     for text, expected in ((reference, 100.0), ("Nothing alike here", 0.0)):
-        monkeypatch.setattr("bluelib.metrics.generation.generate_texts", lambda *a, text=text, **k: [text, text])
+        monkeypatch.setattr("bluelib.models.generation.generate_texts", lambda *a, text=text, **k: [text, text])
         assert evaluate(any_model, [CF]).means["consistency"] == pytest.approx(expected)
 
 

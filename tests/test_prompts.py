@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from bluelib.models.prompts import by_length, encode_prompt, encode_target, fill, locate, pad
 from bluelib.pocket.tokenizer import build_tokenizer
-from bluelib.prompts import by_length, encode_prompt, encode_target, fill, locate, pad
 
 TEMPLATES = [
     "{} plays the",

@@ -18,7 +18,7 @@ from bluelib.editors import EDITORS
 from bluelib.experiment import SCHEMA
 from bluelib.grid import Grid
 from bluelib.io.formats import write_json
-from bluelib.models import PAPER_MODELS, pocket_models, scale_of
+from bluelib.models.known import PAPER_MODELS, pocket_models, scale_of
 from bluelib.nullspace import THRESHOLDS, energy_shares
 from bluelib.pocket.pretrain import RECIPES
 from bluelib.pocket.recall import short_of_bar

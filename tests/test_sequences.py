@@ -14,7 +14,7 @@ from bluelib.checkpoints import CheckpointError
 from bluelib.conflicts import Conflict, find_conflicts
 from bluelib.deltas import is_delta_of
 from bluelib.io.tensors import load_tensors, save_tensors
-from bluelib.models import Model, weights_hash
+from bluelib.models.model import Model, weights_hash
 from bluelib.residuals import DIRECT
 from bluelib.sequence import preserved
 from bluelib.solvers import NullSpace, Ridge

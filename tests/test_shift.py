@@ -24,9 +24,9 @@ from bluelib.metrics.shift import (
     shift_table,
     typical_distance,
 )
+from bluelib.models.representations import prompt_hidden
 from bluelib.pocket.datasets import edited_subjects
 from bluelib.pocket.world import build_world
-from bluelib.representations import prompt_hidden
 from bluelib.sequence import edited
 from bluelib.uncertainty import paired_differences
 from tests.conftest import RECORDS, editor

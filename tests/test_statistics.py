@@ -9,10 +9,10 @@ import torch
 from bluelib import statistics
 from bluelib.convergence import convergence, rank, relative_change, write_convergence
 from bluelib.corpora import corpus_hash, token_sequences
-from bluelib.models import Model
+from bluelib.models.model import Model
+from bluelib.models.tracing import trace
 from bluelib.solvers import NullSpace, Ridge
 from bluelib.statistics import second_moments
-from bluelib.tracing import trace
 
 from .conftest import RECORDS, editor, random_model
 

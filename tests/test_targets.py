@@ -12,7 +12,7 @@ import torch
 from benchmarks.plain import plain_memit, plain_target
 from bluelib.editors import Editor
 from bluelib.io.timing import Timer
-from bluelib.prompts import Request
+from bluelib.models.prompts import Request
 from bluelib.residuals import DISTRIBUTED
 from bluelib.sequence import preserved
 from bluelib.solvers import Ridge

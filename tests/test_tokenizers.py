@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bluelib.metrics.scoring import next_token_log_probs, request_nll, score_targets
-from bluelib.models import Model
+from bluelib.models.model import Model
+from bluelib.models.prompts import Request, encode_prompt, encode_target, fill, locate, pad
+from bluelib.models.representations import subject_keys
+from bluelib.models.scoring import next_token_log_probs, request_nll, score_targets
 from bluelib.pocket.tokenizer import build_tokenizer
-from bluelib.prompts import Request, encode_prompt, encode_target, fill, locate, pad
-from bluelib.representations import subject_keys
 
 from .tokenizers import BYTE_LEVEL, KINDS, SPECIAL, UNMERGED, WITH_BOS, make_tokenizer, training_text
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bluelib.tracing import trace
+from bluelib.models.tracing import trace
 
 
 class TupleBlock(nn.Module):

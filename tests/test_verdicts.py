@@ -11,7 +11,7 @@ import pytest
 
 from bluelib.analysis import MEAN
 from bluelib.io.paths import ANALYSIS
-from bluelib.models import pocket_models
+from bluelib.models.known import pocket_models
 from bluelib.reports import verdicts
 from bluelib.reports.figures import FIGURES
 from bluelib.reproduce import draw_analysis

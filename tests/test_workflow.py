@@ -16,14 +16,14 @@ import psutil
 import pytest
 import yaml
 
-from bluelib import models
 from bluelib.configs import model_configs
 from bluelib.editors import EDITORS
 from bluelib.grid import DTYPES, Grid, Place
 from bluelib.io.formats import write_json
 from bluelib.io.locks import locked
 from bluelib.io.paths import ANALYSIS, ANALYSIS_FIGURES
-from bluelib.models import PAPER_MODELS, pocket_models
+from bluelib.models import model as models
+from bluelib.models.known import PAPER_MODELS, pocket_models
 from bluelib.reports.figures import FIGURES
 from bluelib.reproduce import run_grid
 

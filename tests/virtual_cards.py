@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bluelib.models import Model
+from bluelib.models.model import Model
 
 CPU = torch.device("cpu")
 CARDS = (torch.device("cuda:0"), torch.device("cuda:1"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..prompts import Request, visible
+from ..models.prompts import Request, visible
 
 
 class RecordError(ValueError):

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..models import ASSETS, Model
+from ..io.assets import ASSETS
+from ..models.model import Model
 from ..pocket.skills import SKILLS, build_skills
 
 if TYPE_CHECKING:

@@ -25,10 +25,11 @@ from typing import Any
 
 from ..data import Record
 from ..io.checks import check_seed
-from ..models import Model
-from ..prompts import encode_prompt, encode_target
-from .generation import encode_openings, generation_scores
-from .scoring import TargetScore, score_targets
+from ..models.generation import encode_openings
+from ..models.model import Model
+from ..models.prompts import encode_prompt, encode_target
+from ..models.scoring import TargetScore, score_targets
+from .generation import generation_scores
 
 METRICS = ("efficacy", "generalization", "specificity", "fluency", "consistency")
 #: Those that need no generated text.

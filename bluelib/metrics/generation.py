@@ -5,25 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
-import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
-from torch import Tensor
 
 from ..data import Record
-from ..io.checks import check_whole
-from ..io.timing import progress_bar
-from ..models import Model
-from ..prompts import encode_prompt
+from ..models.generation import generate_texts
+from ..models.model import Model
 
-LENGTH = 100
-#: In full, so that a checkpoint's own generation settings have no say.
-SAMPLING = {"do_sample": True, "top_k": 5, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.0}
-GREEDY = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None, "repetition_penalty": 1.0}
-BATCH = 128
 #: n-gram order: weight. The weighted entropies are averaged (ROME, Meng et al. 2022).
 NGRAM_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
@@ -41,83 +31,6 @@ def _entropy(units: Sequence[str], n: int) -> float:
     counts = Counter(tuple(units[i : i + n]) for i in range(len(units) - n + 1))
     total = counts.total()
     return -sum(c / total * math.log2(c / total) for c in counts.values()) if total else 0.0
-
-
-def encode_openings(model: Model, prompts: Sequence[str], length: int = LENGTH) -> list[tuple[int, ...]]:
-    """Token ids of prompts that are to be continued until a text has ``length`` tokens.
-
-    Raises:
-        ValueError: for a prompt that has so many tokens already, or texts longer than the model's context.
-    """
-    check_whole("length", length, 1, model.max_positions, f"{model.name}'s context")
-    encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        if len(ids) >= length:
-            raise ValueError(f"{prompt[:80]!r}: {len(ids)} tokens leave nothing to generate of a text of {length}")
-    return encoded
-
-
-@torch.no_grad()
-def generate_texts(model: Model, prompts: Sequence[str], *, length: int = LENGTH, seed: int = 0) -> list[str]:
-    """Continue each prompt until it has ``length`` tokens, prompt included, by top-k sampling (k = 5).
-
-    An end-of-text token does not end a text. Prompts of one length are run together, so nothing is padded.
-
-    Raises:
-        ValueError: for a prompt that has so many tokens already, or texts longer than the model's context.
-    """
-    encoded = encode_openings(model, prompts, length)
-    texts = [""] * len(prompts)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for batch in progress_bar(list(_same_length(encoded)), desc="generating", unit="batch", leave=False):
-            ids = _continue(model, [encoded[i] for i in batch], length - len(encoded[batch[0]]), SAMPLING)
-            for i, text in zip(batch, model.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-                texts[i] = text
-    return texts
-
-
-@torch.no_grad()
-def continue_greedily(model: Model, prompts: Sequence[str], lengths: Sequence[int]) -> list[str]:
-    """What follows each prompt, always the most probable token, as many tokens as ``lengths`` says for it.
-
-    An end-of-text token does not end a text.
-
-    Raises:
-        ValueError: for a prompt that with what follows is longer than the model's context.
-    """
-    encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
-    for prompt, tokens, length in zip(prompts, encoded, lengths, strict=True):
-        model.check_length(len(tokens) + length, f"{prompt[:80]!r} and {length} tokens to generate")
-    texts = [""] * len(prompts)
-    for batch in _same_length(encoded):
-        ids = _continue(model, [encoded[i] for i in batch], max(lengths[i] for i in batch), GREEDY)
-        for i, row in zip(batch, ids.tolist(), strict=True):
-            begin = len(encoded[i])
-            texts[i] = model.tokenizer.decode(row[begin : begin + lengths[i]], skip_special_tokens=True).strip()
-    return texts
-
-
-def _same_length(encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of sequences of one length, the shortest first, at most :data:`BATCH` together."""
-    for size in sorted({len(ids) for ids in encoded}):
-        same = [i for i, ids in enumerate(encoded) if len(ids) == size]
-        yield from (same[first : first + BATCH] for first in range(0, len(same), BATCH))
-
-
-def _continue(model: Model, sequences: Sequence[Sequence[int]], tokens: int, how: Mapping[str, Any]) -> Tensor:
-    """Sequences of one length with so many tokens more, ``(n, length)``."""
-    ids = torch.tensor(sequences, device=model.device)
-    if tokens < 1:
-        return ids
-    return model.lm.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=tokens,
-        **how,
-        eos_token_id=None,
-        pad_token_id=model.tokenizer.pad_token_id,
-    )
 
 
 def generation_scores(model: Model, records: Sequence[Record], *, seed: int = 0) -> list[dict[str, float]]:

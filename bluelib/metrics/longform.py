@@ -23,12 +23,12 @@ from statistics import fmean
 import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
 
-from ..contexts import context_prefixes
 from ..data import Record
-from ..models import Model
-from ..prompts import encode_prompt, encode_target
-from .generation import continue_greedily
-from .scoring import score_targets
+from ..models.contexts import context_prefixes
+from ..models.generation import continue_greedily
+from ..models.model import Model
+from ..models.prompts import encode_prompt, encode_target
+from ..models.scoring import score_targets
 
 MEASURES = ("rouge_l", "token_recall", "object_recall", "whole")
 

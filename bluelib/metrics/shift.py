@@ -42,12 +42,12 @@ from sklearn.manifold import TSNE
 
 from ..data import DATASETS, Probe, Record
 from ..data.download import cached, downloaded, read_entries
-from ..models import Model
+from ..models.model import Model
+from ..models.representations import prompt_hidden
+from ..models.scoring import score_targets
 from ..pocket.datasets import edited_subjects
 from ..pocket.world import build_world
-from ..representations import prompt_hidden
 from ..uncertainty import intervals_by
-from .scoring import score_targets
 
 DRAWS = 2000
 PROJECTIONS = ("pca", "tsne")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..contexts import FILE, make_prefixes
 from ..io.assets import ASSETS, update_sums
 from ..io.formats import read_json
 from ..io.writing import atomic_file
-from ..models import load_model
+from ..models.contexts import FILE, make_prefixes
+from ..models.load import load_model
 from .pretrain import Recipe, pretrain, recipe_for
 from .recall import bar, recall, short_of_bar
 

@@ -39,7 +39,7 @@ from ..io.locks import locked
 from ..io.paths import cache_dir
 from ..io.timing import progress_bar
 from ..io.writing import atomic_directory, atomic_file, check_writable, remove_leftovers
-from ..models import check_device
+from ..models.load import check_device
 from .text import PackedText, text_hash
 from .tokenizer import build_tokenizer
 from .world import SEED

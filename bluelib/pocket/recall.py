@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from ..metrics.scoring import score_targets
-from ..models import Model
+from ..models.model import Model
+from ..models.scoring import score_targets
 from .skills import Item, build_skills
 from .world import Fact, build_world, rng_for
 

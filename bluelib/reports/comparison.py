@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from ..metrics.editing import METRICS, TEACHER_FORCED
-from ..models import scale_of
+from ..models.known import scale_of
 from ..uncertainty import RESAMPLES, bootstrap_means, limits
 from .published import FAMILIES, METHOD, PUBLISHED_IMPROVEMENT, published
 

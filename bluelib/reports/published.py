@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..models import PAPER_MODELS
+from ..models.known import PAPER_MODELS
 
 _COUNTERPART = {
     "pocket-gpt2": "GPT2-XL",

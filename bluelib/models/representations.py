@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .models import Model
+from .model import Model
 from .prompts import Request, by_length, encode_prompt, locate, pad
 from .tracing import trace
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from .io.assets import check_shipped
-from .io.formats import read_json, write_json
-from .io.locks import make_once
-from .io.paths import cache_dir
-from .metrics.generation import SAMPLING
-from .models import Model, pocket_models
+from ..io.assets import check_shipped
+from ..io.formats import read_json, write_json
+from ..io.locks import make_once
+from ..io.paths import cache_dir
+from .generation import SAMPLING
+from .known import pocket_models
+from .model import Model
 from .prompts import encode_prompt
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..io.timing import progress_bar
-from ..models import Model
-from ..prompts import Request, by_length, encode_prompt, encode_target, pad
+from .model import Model
+from .prompts import Request, by_length, encode_prompt, encode_target, pad
 
 TOKEN_BUDGET = 8192
 

@@ -1,0 +1,183 @@
+"""Load a causal language model: shipped, from a folder, or from a hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
+from transformers.utils import cached_file
+from transformers.utils import logging as hf_logging
+from transformers.utils.hub import extract_commit_hash
+
+from ..io.assets import check_shipped
+from .adapters import adapter_for
+from .known import pocket_models
+from .model import Model, check_finite
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Model:
+    """Load a causal language model: from safetensors files only, and without running code that comes with it.
+
+    Args:
+        name: a pocket model (see :func:`pocket_models`), a local checkpoint folder, or a hub id.
+        device: a torch device; or ``auto``, to spread the model over all there are (accelerate's
+            ``device_map="auto"``).
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        ValueError: for an unknown dtype or device, an architecture without an adapter, or a checkpoint that lacks
+            weights, has them in other shapes, or has some that are not finite; for a shipped model that is not what
+            was shipped. Of another checkpoint no hash is known: what else is wrong with its numbers is not seen.
+        OSError: if the name is neither known, nor a folder, nor on the hub, if the hub does not hand it out, or if a
+            file is damaged; the message says what to do.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    check_device(device)
+    shipped = pocket_models()
+    if name.startswith("pocket-") and name not in shipped and not Path(name).exists():
+        raise ValueError(
+            f"model {name!r} is not shipped here; known: {', '.join(shipped) or 'none'}, "
+            "or a local checkpoint folder, or a hub id"
+        )
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise OSError(f"there is no checkpoint folder at {name}")
+    if name in shipped:
+        check_shipped(shipped[name])
+    source = str(shipped.get(name, name))
+    try:
+        config_file = cached_file(source, "config.json")
+        commit = extract_commit_hash(config_file, None)  # None for a local folder
+        # All of it as of one commit. Asked for `main`, transformers has a hub model without safetensors converted by
+        # a service elsewhere, and reads what somebody proposes there as its weights.
+        pinned = {"revision": commit or "main", "trust_remote_code": False}
+        with _any_error_named():
+            config, _ = PreTrainedConfig.get_config_dict(source, revision=pinned["revision"])
+        if "model_type" not in config:
+            raise ValueError(f"{name!r} has no config.json that names a model_type, as a checkpoint must")
+        adapter_for(config["model_type"])  # refuse an unknown architecture before loading its weights
+        with _without_progress_bar(name in shipped), _any_error_named():
+            lm, found = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                device_map=None if device == "cpu" else device,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **pinned,
+            )
+        _check_complete(name, found)
+        with _any_error_named():
+            tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
+    except SafetensorError as error:
+        raise OSError(_damaged(name, Path(config_file).parent, error)) from error
+    except OSError as error:
+        raise OSError(_why_not(name, error)) from error
+    lm = lm.eval().requires_grad_(False)
+    check_finite(name, lm)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Model.of(name, lm, tokenizer, commit)
+
+
+@contextmanager
+def _any_error_named() -> Iterator[None]:
+    """Damaged files make transformers and tokenizers raise errors of any kind, few of which say what was read."""
+    try:
+        yield
+    except (OSError, SafetensorError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def check_device(device: str) -> None:
+    if device == "auto":
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is neither auto nor a torch device such as cpu, cuda or cuda:1") from error
+    if kind != "cpu" and not getattr(torch, kind).is_available():
+        raise ValueError(f"device {device!r} is not there: torch {torch.__version__} finds no {kind}; use cpu")
+
+
+def _check_complete(name: str, found: dict[str, Any]) -> None:
+    """Refuse weights that do not fill the model: transformers draws the rest at random.
+
+    Raises:
+        ValueError: if the checkpoint lacks a weight, or has one in another shape; the message names the first ones.
+    """
+    lacking = sorted(found["missing_keys"])
+    other = [f"{key} (there {tuple(there)}, needed {tuple(needed)})" for key, there, needed in found["mismatched_keys"]]
+    for what, keys in (("lacks", lacking), ("has in another shape than its config.json says", sorted(other))):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ValueError(
+                f"checkpoint {name!r} {what} {', '.join(keys[:3])}{more}: it must have all weights of its "
+                "architecture; save or download it again"
+            )
+
+
+def _damaged(name: str, folder: Path, error: SafetensorError) -> str:
+    """Which of a checkpoint's files are no whole safetensors files, and what to do."""
+    damaged = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError):
+            damaged.append(path.name)
+    return (
+        f"{name!r} cannot be loaded: {', '.join(damaged) or 'a weights file'} in {folder} is incomplete, or no "
+        f"safetensors file ({error}); delete it, and copy or download it again"
+    )
+
+
+def _why_not(name: str, error: OSError) -> str:
+    """What to do about a model that transformers cannot load."""
+    raised: set[str] = set()
+    cause: BaseException | None = error
+    while cause is not None:
+        raised.add(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    said = str(error).strip().split("\n")[0].partition(" Please do not set")[0]
+    if "GatedRepoError" in raised or "gated repo" in said:
+        return (
+            f"the hub hands {name!r} out only to those who have accepted its licence: do that at "
+            f"https://huggingface.co/{name}, then log in (`hf auth login`, or set HF_TOKEN)"
+        )
+    if "safetensors" in said:
+        return (
+            f"{name!r} has no weights in safetensors files, and no other kind is read, for a pickle can run code; "
+            f"docs/paper-scale.md shows how to convert a checkpoint ({said})"
+        )
+    return (
+        f"{name!r} cannot be loaded: {said} A model is a pocket model ({', '.join(pocket_models())}), a local "
+        "checkpoint folder, or a hub id; without a connection, what the hub's cache holds; for a private one, log in "
+        "(`hf auth login`, or set HF_TOKEN)"
+    )
+
+
+@contextmanager
+def _without_progress_bar(quiet: bool) -> Iterator[None]:
+    """Silence transformers' progress bar for models that load in no time."""
+    shown = hf_logging.is_progress_bar_enabled()
+    if quiet:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
