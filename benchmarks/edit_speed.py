@@ -28,11 +28,11 @@ import torch
 
 from benchmarks.plain import plain_memit, plain_target
 from bluelib import Editor, edit_sequence, get_editor, load_dataset, load_model
+from bluelib.data.provenance import provenance
 from bluelib.io.formats import write_json
 from bluelib.models.contexts import context_prefixes
 from bluelib.models.model import Model
 from bluelib.models.prompts import Request, encode_target, locate
-from bluelib.provenance import provenance
 from bluelib.sequence import preserved
 from bluelib.statistics import second_moments
 from bluelib.targets import ESSENCE, optimise_targets

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .data import load_dataset
+    from .data.datasets import load_dataset
     from .deltas import apply_delta
     from .editors import Editor, blue, get_editor
     from .metrics import evaluate

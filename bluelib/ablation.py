@@ -17,7 +17,9 @@ from typing import Any
 
 import pandas as pd
 
-from .data import Record, load_dataset
+from .data import Record
+from .data.datasets import load_dataset
+from .data.provenance import provenance
 from .editors import Editor, get_composition
 from .io.formats import read_json, write_json
 from .io.paths import plain, project_path
@@ -26,7 +28,6 @@ from .methods import describe
 from .metrics import evaluate
 from .metrics.editing import TEACHER_FORCED
 from .models.model import Model
-from .provenance import provenance
 from .residuals import DISTRIBUTED
 from .sequence import edited
 from .solvers import Ridge

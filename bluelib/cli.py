@@ -382,7 +382,7 @@ def _models(arguments: argparse.Namespace) -> Answer:
 
 
 def _datasets(arguments: argparse.Namespace) -> Answer:
-    from .data import DATASETS
+    from .data.datasets import DATASETS
     from .data.download import FILES, cached, size_of
     from .pocket.datasets import write_datasets
 
@@ -456,7 +456,7 @@ def _recalled(found: dict[str, float]) -> Answer:
 
 
 def _load(arguments: argparse.Namespace):
-    from .data import load_dataset
+    from .data.datasets import load_dataset
     from .models.load import load_model
 
     records = load_dataset(arguments.dataset, split=arguments.split, limit=arguments.edits, seed=arguments.seed)
@@ -464,9 +464,9 @@ def _load(arguments: argparse.Namespace):
 
 
 def _evaluate(arguments: argparse.Namespace) -> Answer:
+    from .data.provenance import provenance
     from .experiment import evaluate_unedited, summary
     from .io.timing import Timer
-    from .provenance import provenance
 
     model, records = _load(arguments)
     timer = Timer()
@@ -553,7 +553,7 @@ def _apply(arguments: argparse.Namespace) -> Answer:
 
 def _train_mend(arguments: argparse.Namespace) -> Answer:
     from .configs import model_configs
-    from .data import load_dataset
+    from .data.datasets import load_dataset
     from .io.assets import ASSETS
     from .mend import train
     from .models.load import load_model
@@ -602,7 +602,7 @@ def _tune(arguments: argparse.Namespace) -> Answer:
 
 def _contributions(arguments: argparse.Namespace) -> Answer:
     from .contributions import layer_contributions, layers_by_editing
-    from .data import load_dataset
+    from .data.datasets import load_dataset
     from .editors import get_composition
     from .io.paths import project_path
     from .io.writing import atomic_file
@@ -630,8 +630,8 @@ def _ablation(arguments: argparse.Namespace) -> Answer:
 
 def _nullspace(arguments: argparse.Namespace) -> Answer:
     from .configs import critical_layers
-    from .corpora import POCKET_CORPORA
-    from .data import load_dataset
+    from .data.corpora import POCKET_CORPORA
+    from .data.datasets import load_dataset
     from .io.paths import project_path
     from .models.load import load_model
     from .nullspace import null_space_report, write_null_space_report
@@ -653,7 +653,7 @@ def _table(stem: Path) -> Answer:
 
 def _convergence(arguments: argparse.Namespace) -> Answer:
     from .convergence import convergence, write_convergence
-    from .data import choosing_split, load_dataset
+    from .data.datasets import choosing_split, load_dataset
     from .editors import get_composition
     from .io.paths import plain, project_path, raw_path
     from .models.known import scale_of

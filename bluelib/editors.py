@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .configs import editor_settings, model_configs
 from .constraints import Constraint, Damp, Sparsify
-from .corpora import check_corpus, corpus_hash
+from .data.corpora import check_corpus, corpus_hash
 from .finetuning import FineTuning
 from .io.checks import check_whole
 from .io.timing import Timer

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .corpora import check_corpus
 from .data import Record
+from .data.corpora import check_corpus
 from .data.longform import check_sentences, load_long_form
+from .data.provenance import peak_memory, provenance, records_hash
 from .editors import EDITORS
 from .io.checks import check_real, check_seed, check_whole
 from .io.formats import read_json, write_json
@@ -25,7 +26,6 @@ from .methods import Method, describe
 from .metrics import Scores, evaluate
 from .metrics.shift import PROJECTIONS
 from .models.model import Model
-from .provenance import peak_memory, provenance, records_hash
 from .sequence import Run, check_sequence, edit_sequence
 
 SCHEMA = 2

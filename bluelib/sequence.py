@@ -16,6 +16,7 @@ from torch import Tensor
 from .checkpoints import Checkpoint
 from .conflicts import Conflict, resolve
 from .data import Record
+from .data.provenance import records_hash
 from .deltas import save_delta
 from .io.checks import check_seed, check_whole
 from .io.timing import Timer, progress_bar
@@ -23,7 +24,6 @@ from .io.writing import check_writable
 from .methods import BatchResult, Method, describe
 from .models.model import Model, check_finite
 from .models.prompts import encode_target, locate
-from .provenance import records_hash
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .corpora import corpus_hash, token_sequences
+from .data.corpora import corpus_hash, token_sequences
 from .io.checks import check_whole
 from .io.locks import locked, make_once
 from .io.paths import cache_dir, plain
@@ -66,7 +66,7 @@ def second_moments(
     Args:
         model: the model as loaded.
         layers: layers to measure.
-        corpus: see :mod:`bluelib.corpora`.
+        corpus: see :mod:`bluelib.data.corpora`.
         tokens: how many tokens to read.
         progress: show a progress bar (default: on a terminal).
 

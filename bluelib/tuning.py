@@ -14,7 +14,8 @@ from statistics import harmonic_mean
 from typing import Any
 
 from .configs import critical_layers, model_configs
-from .data import load_dataset
+from .data.datasets import load_dataset
+from .data.provenance import provenance
 from .editors import get_editor
 from .io.formats import write_json
 from .io.paths import project_path
@@ -22,7 +23,6 @@ from .io.timing import progress_bar
 from .metrics import Scores, evaluate
 from .metrics.editing import TEACHER_FORCED
 from .models.model import Model
-from .provenance import provenance
 from .sequence import edited
 
 DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 60, 3

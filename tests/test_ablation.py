@@ -20,11 +20,11 @@ from bluelib.ablation import (
     rerun,
     run_ablation,
 )
+from bluelib.data.provenance import records_hash
 from bluelib.io.formats import write_json
 from bluelib.methods import describe
 from bluelib.metrics.editing import TEACHER_FORCED
 from bluelib.models.known import pocket_models
-from bluelib.provenance import records_hash
 from bluelib.solvers import Ridge
 
 

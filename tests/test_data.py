@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from bluelib import load_dataset
-from bluelib.data import BENCHMARKS, DATASETS, RecordError, _warn_without_references
+from bluelib.data import RecordError
+from bluelib.data.datasets import BENCHMARKS, DATASETS, _warn_without_references
 from bluelib.data.download import FILES, cached
 from bluelib.io.tensors import file_hash
 from bluelib.pocket.datasets import write_datasets

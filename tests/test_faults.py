@@ -32,7 +32,7 @@ from bluelib import apply_delta, edit_sequence, load_dataset, load_model
 from bluelib.checkpoints import Checkpoint
 from bluelib.cli import main
 from bluelib.configs import model_configs
-from bluelib.corpora import token_sequences
+from bluelib.data.corpora import token_sequences
 from bluelib.data.download import FILES, cached, download, downloaded, read_entries
 from bluelib.editors import EDITORS
 from bluelib.grid import Grid

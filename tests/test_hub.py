@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bluelib import load_model, statistics
-from bluelib.corpora import WIKIPEDIA
+from bluelib.data.corpora import WIKIPEDIA
 from bluelib.statistics import second_moments
 
 from .checkpoints import add_code, pickle_weights, write_checkpoint

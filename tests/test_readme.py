@@ -21,7 +21,7 @@ import nbformat
 import pytest
 
 from bluelib.cli import _parser
-from bluelib.data import DATASETS
+from bluelib.data.datasets import DATASETS
 from bluelib.data.download import FILES
 from bluelib.editors import EDITORS
 from bluelib.grid import Grid

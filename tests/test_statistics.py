@@ -8,7 +8,7 @@ import torch
 
 from bluelib import statistics
 from bluelib.convergence import convergence, rank, relative_change, write_convergence
-from bluelib.corpora import corpus_hash, token_sequences
+from bluelib.data.corpora import corpus_hash, token_sequences
 from bluelib.models.model import Model
 from bluelib.models.tracing import trace
 from bluelib.solvers import NullSpace, Ridge

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..pocket.world import SEEN_STATEMENTS, build_world
-from . import DATASETS, Record, RecordError, load_dataset
+from . import Record, RecordError
 from .benchmarks import parse_counterfact
+from .datasets import DATASETS, load_dataset
 from .records import field, put_subject_out, record_id
 
 SENTENCES = 3

@@ -40,7 +40,8 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from ..data import DATASETS, Probe, Record
+from ..data import Probe, Record
+from ..data.datasets import DATASETS
 from ..data.download import cached, downloaded, read_entries
 from ..models.model import Model
 from ..models.representations import prompt_hidden

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .io.tensors import file_hash
-from .models.model import Model
-from .models.prompts import encode_prompt
+from ..io.tensors import file_hash
+from ..models.model import Model
+from ..models.prompts import encode_prompt
 
 POCKET_CORPORA = ("pocket", "pocket-others")
 #: Name on the hub, configuration and revision of the ``wikipedia`` corpus.
@@ -36,7 +36,7 @@ def token_sequences(model: Model, corpus: str) -> Iterator[list[int]]:
         ImportError: for a corpus that needs ``datasets``, where that is not installed.
     """
     if corpus in POCKET_CORPORA:
-        from .pocket.text import PackedText
+        from ..pocket.text import PackedText
 
         yield from PackedText(model.tokenizer, 128, exclude=_excluded(corpus)).epoch(0)[0].tolist()
         return
@@ -49,7 +49,7 @@ def token_sequences(model: Model, corpus: str) -> Iterator[list[int]]:
 def corpus_hash(corpus: str) -> str:
     """SHA-256 of a corpus by its content: of files, of the pocket text's sentences, of a snapshot's name."""
     if corpus in POCKET_CORPORA:
-        from .pocket.text import text_hash
+        from ..pocket.text import text_hash
 
         return text_hash(exclude=_excluded(corpus))
     if corpus == "wikipedia":
@@ -67,7 +67,7 @@ def corpus_hash(corpus: str) -> str:
 
 
 def _excluded(corpus: str) -> frozenset[str]:
-    from .pocket.datasets import edited_subjects
+    from ..pocket.datasets import edited_subjects
 
     return edited_subjects() if corpus == "pocket-others" else frozenset()
 

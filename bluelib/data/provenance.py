@@ -11,14 +11,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .data import Record
-from .models.known import scale_of
-from .models.model import Model
+from ..models.known import scale_of
+from ..models.model import Model
+from . import Record
 
 PACKAGES = ("bluelib", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")
 
@@ -51,7 +52,7 @@ def records_hash(records: Sequence[Record]) -> str:
 
 def git_commit() -> str | None:
     """The commit of the checkout this package runs from, with ``+changes`` if it differs; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    here = Path(str(files("bluelib")))
 
     def git(*arguments: str) -> str | None:
         try:
