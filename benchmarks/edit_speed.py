@@ -29,13 +29,13 @@ import torch
 from benchmarks.plain import plain_memit, plain_target
 from bluelib import Editor, edit_sequence, get_editor, load_dataset, load_model
 from bluelib.data.provenance import provenance
+from bluelib.editing.second_moments import second_moments
+from bluelib.editing.sequence import preserved
+from bluelib.editing.targets import ESSENCE, optimise_targets
 from bluelib.io.formats import write_json
 from bluelib.models.contexts import context_prefixes
 from bluelib.models.model import Model
 from bluelib.models.prompts import Request, encode_target, locate
-from bluelib.sequence import preserved
-from bluelib.statistics import second_moments
-from bluelib.targets import ESSENCE, optimise_targets
 
 
 def counted_work(model: Model, requests: Sequence[Request], layer: int, prefixes: Sequence[str], steps: int) -> float:

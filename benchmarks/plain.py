@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bluelib.editing.targets import TargetOptions
 from bluelib.models.model import Model
 from bluelib.models.prompts import Request, encode_target, locate, pad
 from bluelib.models.tracing import trace
-from bluelib.targets import TargetOptions
 
 
 def plain_target(

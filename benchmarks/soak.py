@@ -17,9 +17,9 @@ import psutil
 
 from bluelib import edit_sequence, get_editor, load_dataset, load_model
 from bluelib.data import Record
-from bluelib.methods import BatchResult, Method
+from bluelib.editing.method import BatchResult, Method
+from bluelib.editing.sequence import preserved
 from bluelib.models.model import Model
-from bluelib.sequence import preserved
 
 
 def soak(

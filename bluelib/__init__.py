@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data.datasets import load_dataset
-    from .deltas import apply_delta
-    from .editors import Editor, blue, get_editor
+    from .editing.deltas import apply_delta
+    from .editing.editor import Editor, blue, get_editor
+    from .editing.sequence import edit_sequence
     from .metrics import evaluate
     from .models.load import load_model
-    from .sequence import edit_sequence
 
 __all__ = ["Editor", "apply_delta", "blue", "edit_sequence", "evaluate", "get_editor", "load_dataset", "load_model"]
 __version__ = "0.1.0"

@@ -20,17 +20,17 @@ import pandas as pd
 from .data import Record
 from .data.datasets import load_dataset
 from .data.provenance import provenance
-from .editors import Editor, get_composition
+from .editing.editor import Editor, get_composition
+from .editing.method import describe
+from .editing.residuals import DISTRIBUTED
+from .editing.sequence import edited
+from .editing.solvers import Ridge
 from .io.formats import read_json, write_json
 from .io.paths import plain, project_path
 from .io.timing import progress_bar
-from .methods import describe
 from .metrics import evaluate
 from .metrics.editing import TEACHER_FORCED
 from .models.model import Model
-from .residuals import DISTRIBUTED
-from .sequence import edited
-from .solvers import Ridge
 from .uncertainty import interval
 
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)

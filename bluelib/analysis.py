@@ -18,9 +18,14 @@ import torch
 from torch import Tensor
 
 from .data import Record
-from .editors import Editor, EditState
+from .editing.editor import Editor, EditState
+from .editing.method import Method
+from .editing.residuals import DIRECT, DISTRIBUTED
+from .editing.sequence import edit_sequence, edited, preserved
+from .editing.solvers import Solver
+from .editing.targets import Targets, optimise_targets
+from .editing.theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
 from .io.timing import Timer, progress_bar
-from .methods import Method
 from .metrics import Scores, evaluate
 from .metrics.capability import Tasks, capability
 from .models.contexts import context_prefixes
@@ -29,11 +34,6 @@ from .models.prompts import Request, locate
 from .models.representations import subject_hidden, subject_keys
 from .models.scoring import request_nll
 from .models.tracing import trace
-from .residuals import DIRECT, DISTRIBUTED
-from .sequence import edit_sequence, edited, preserved
-from .solvers import Solver
-from .targets import Targets, optimise_targets
-from .theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
 from .uncertainty import intervals_by, stratified_interval
 
 
@@ -194,7 +194,7 @@ def weight_shifts(
     Returns:
         Per (``batch``, ``layer``, ``last``): ``distance`` L − l, ``error`` ‖E‖₂, ``relative`` ‖E‖₂ / ‖R*Q‖₂ (NaN where
         R* is zero), the bounds by name, the norms they are made of (``norm_q``, ``norm_direct``, ``norm_last``,
-        ``norm_deviation``), and the terms of ‖E‖²_F (:class:`~bluelib.theory.ErrorTerms`).
+        ``norm_deviation``), and the terms of ‖E‖²_F (:class:`~bluelib.editing.theory.ErrorTerms`).
     """
     pairs = list(combinations_with_replacement(found.layers, 2)) if pairs is None else pairs
     direct = {layer: found.direct(layer) for layer in found.layers}

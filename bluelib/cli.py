@@ -21,7 +21,7 @@ from . import __version__
 from .reproduce import end_with_workflow
 
 if TYPE_CHECKING:
-    from .sequence import Run
+    from .editing.sequence import Run
 
 STATUS = """exit status: 0, done; 1, done, and the answer is no (an unhealthy model, recall below its bar, a job that
 failed); 2, the input cannot be used, or the machine is short of something; 130, interrupted."""
@@ -413,7 +413,7 @@ def _download(arguments: argparse.Namespace) -> Answer:
 
 
 def _editors(arguments: argparse.Namespace) -> Answer:
-    from .editors import EDITORS
+    from .editing.editor import EDITORS
 
     formulas = {name: make.__doc__ for name, make in EDITORS.items()}
     return Answer({"editors": formulas}, "\n".join(f"{name:16} {formula}" for name, formula in formulas.items()))
@@ -490,8 +490,8 @@ def _evaluate(arguments: argparse.Namespace) -> Answer:
 
 
 def _edit(arguments: argparse.Namespace) -> Answer:
-    from .deltas import is_delta_of
-    from .editors import get_editor
+    from .editing.deltas import is_delta_of
+    from .editing.editor import get_editor
     from .experiment import run_cell
     from .io.writing import check_writable
 
@@ -538,7 +538,7 @@ def _edit(arguments: argparse.Namespace) -> Answer:
 
 
 def _apply(arguments: argparse.Namespace) -> Answer:
-    from .deltas import apply_delta
+    from .editing.deltas import apply_delta
     from .models.load import load_model
 
     if arguments.save.exists() and (arguments.save.is_file() or any(arguments.save.iterdir())):
@@ -552,10 +552,10 @@ def _apply(arguments: argparse.Namespace) -> Answer:
 
 
 def _train_mend(arguments: argparse.Namespace) -> Answer:
-    from .configs import model_configs
     from .data.datasets import load_dataset
+    from .editing.mend import train
+    from .editing.settings import model_configs
     from .io.assets import ASSETS
-    from .mend import train
     from .models.load import load_model
 
     model = load_model(arguments.model, device=arguments.device)
@@ -603,7 +603,7 @@ def _tune(arguments: argparse.Namespace) -> Answer:
 def _contributions(arguments: argparse.Namespace) -> Answer:
     from .contributions import layer_contributions, layers_by_editing
     from .data.datasets import load_dataset
-    from .editors import get_composition
+    from .editing.editor import get_composition
     from .io.paths import project_path
     from .io.writing import atomic_file
     from .models.load import load_model
@@ -629,13 +629,13 @@ def _ablation(arguments: argparse.Namespace) -> Answer:
 
 
 def _nullspace(arguments: argparse.Namespace) -> Answer:
-    from .configs import critical_layers
     from .data.corpora import POCKET_CORPORA
     from .data.datasets import load_dataset
+    from .editing.second_moments import TOKENS
+    from .editing.settings import critical_layers
     from .io.paths import project_path
     from .models.load import load_model
     from .nullspace import null_space_report, write_null_space_report
-    from .statistics import TOKENS
 
     model = load_model(arguments.model)
     records = load_dataset("pocket-counterfact", split="tune", limit=100)
@@ -654,7 +654,7 @@ def _table(stem: Path) -> Answer:
 def _convergence(arguments: argparse.Namespace) -> Answer:
     from .convergence import convergence, write_convergence
     from .data.datasets import choosing_split, load_dataset
-    from .editors import get_composition
+    from .editing.editor import get_composition
     from .io.paths import plain, project_path, raw_path
     from .models.known import scale_of
     from .models.load import load_model

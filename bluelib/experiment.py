@@ -15,18 +15,18 @@ from .data import Record
 from .data.corpora import check_corpus
 from .data.longform import check_sentences, load_long_form
 from .data.provenance import peak_memory, provenance, records_hash
-from .editors import EDITORS
+from .editing.editor import EDITORS
+from .editing.method import Method, describe
+from .editing.sequence import Run, check_sequence, edit_sequence
 from .io.checks import check_real, check_seed, check_whole
 from .io.formats import read_json, write_json
 from .io.locks import make_once
 from .io.paths import numbers_name, raw_path
 from .io.timing import Timer
 from .io.writing import check_new_file
-from .methods import Method, describe
 from .metrics import Scores, evaluate
 from .metrics.shift import PROJECTIONS
 from .models.model import Model
-from .sequence import Run, check_sequence, edit_sequence
 
 SCHEMA = 2
 

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from .configs import model_configs
+from .editing.settings import model_configs
 from .io.formats import read_yaml
 from .io.paths import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_name, plain, project_path, raw_path
 

@@ -208,9 +208,9 @@ def describe_statistics(
 
     Methods that use none are passed over.
     """
-    from .editors import Editor, get_editor
-    from .solvers import NullSpace
-    from .statistics import null_space
+    from .editing.editor import Editor, get_editor
+    from .editing.second_moments import null_space
+    from .editing.solvers import NullSpace
 
     found: dict[str, Any] = {}
     for name in editors:

@@ -1,6 +1,6 @@
 """Which small faults in a module do its tests notice?
 
-    python scripts/mutants.py solvers            # every mutant of bluelib/solvers.py
+    python scripts/mutants.py solvers            # every mutant of bluelib/editing/solvers.py
     python scripts/mutants.py targets --sample 60
 
 A mutant is a module with one change: a comparison, an operator, a number, a condition or an argument. Its tests run in

@@ -15,14 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bluelib.data import Record
-from bluelib.editors import Editor
+from bluelib.editing.editor import Editor
+from bluelib.editing.residuals import DISTRIBUTED
+from bluelib.editing.sequence import preserved
+from bluelib.editing.solvers import Ridge
+from bluelib.editing.targets import TargetOptions
 from bluelib.models.model import Model
 from bluelib.pocket.pretrain import pocket_config
 from bluelib.pocket.tokenizer import build_tokenizer
-from bluelib.residuals import DISTRIBUTED
-from bluelib.sequence import preserved
-from bluelib.solvers import Ridge
-from bluelib.targets import TargetOptions
 
 ARCHITECTURES = ("pocket-gpt2", "pocket-gptj", "pocket-llama")
 SUBJECTS = ["Ilvane Quillbrook", "Torrin Vantorre", "Zoë D'Astrelle", "Oskel Ashgrave", "Maribeth Okonmere"]
@@ -72,7 +72,7 @@ def any_model(request) -> Iterator[Model]:
 def small_world(tmp_path, monkeypatch):
     """Statistics and contexts of the random models go to a folder of the test's own."""
     monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path))
-    monkeypatch.setattr("bluelib.editors.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda model: PREFIXES)
 
 
 def editor(solver=None, residual=DISTRIBUTED, layers=(0, 1, 2)):

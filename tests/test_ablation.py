@@ -21,11 +21,11 @@ from bluelib.ablation import (
     run_ablation,
 )
 from bluelib.data.provenance import records_hash
+from bluelib.editing.method import describe
+from bluelib.editing.solvers import Ridge
 from bluelib.io.formats import write_json
-from bluelib.methods import describe
 from bluelib.metrics.editing import TEACHER_FORCED
 from bluelib.models.known import pocket_models
-from bluelib.solvers import Ridge
 
 
 def test_every_pair_every_layer_all_and_memit_are_tried():

@@ -25,17 +25,17 @@ from bluelib.analysis import (
     violations,
     weight_shifts,
 )
+from bluelib.editing.residuals import DIRECT
+from bluelib.editing.sequence import edit_sequence, preserved
+from bluelib.editing.solvers import Ridge
+from bluelib.editing.targets import optimise_targets
+from bluelib.editing.theory import BOUNDS, spectral_norm
 from bluelib.io.timing import Timer
 from bluelib.metrics import evaluate
 from bluelib.models.model import Model
 from bluelib.models.prompts import locate
 from bluelib.models.scoring import score_targets
 from bluelib.models.tracing import trace
-from bluelib.residuals import DIRECT
-from bluelib.sequence import edit_sequence, preserved
-from bluelib.solvers import Ridge
-from bluelib.targets import optimise_targets
-from bluelib.theory import BOUNDS, spectral_norm
 from bluelib.uncertainty import growth_exponent, interval, intervals_by
 from tests.conftest import PREFIXES, RECORDS, editor, random_model
 

@@ -16,15 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, Gemma
 
 from benchmarks.plain import plain_memit, plain_target
 from bluelib import edit_sequence, evaluate, get_editor, load_model
-from bluelib.configs import model_configs
-from bluelib.editors import EDITORS
+from bluelib.editing.editor import EDITORS
+from bluelib.editing.mend import train
+from bluelib.editing.second_moments import second_moments
+from bluelib.editing.sequence import preserved
+from bluelib.editing.settings import model_configs
+from bluelib.editing.targets import TargetOptions, optimise_targets
 from bluelib.io.timing import Timer
-from bluelib.mend import train
 from bluelib.models.adapters import ADAPTERS
 from bluelib.models.model import Model
-from bluelib.sequence import preserved
-from bluelib.statistics import second_moments
-from bluelib.targets import TargetOptions, optimise_targets
 
 from .checkpoints import ARCHITECTURES, add_code, pickle_weights, write_checkpoint
 from .conftest import PREFIXES, RECORDS

@@ -21,20 +21,20 @@ from bluelib.analysis import (
     weight_shifts,
 )
 from bluelib.causal import causal_trace
-from bluelib.constraints import Damp
 from bluelib.data import Probe
-from bluelib.editors import pmet, rome
-from bluelib.finetuning import FineTuning
+from bluelib.editing.constraints import Damp
+from bluelib.editing.editor import pmet, rome
+from bluelib.editing.finetuning import FineTuning
+from bluelib.editing.mend import Mend, Network, train
+from bluelib.editing.second_moments import second_moments
+from bluelib.editing.sequence import preserved
+from bluelib.editing.solvers import NullSpace, Ridge
+from bluelib.editing.targets import MOST_TOKENS, default_token_budget, optimise_targets
 from bluelib.io.tensors import save_tensors
-from bluelib.mend import Mend, Network, train
 from bluelib.metrics import generation
 from bluelib.models.model import Model
 from bluelib.models.prompts import Request
 from bluelib.models.representations import prompt_hidden
-from bluelib.sequence import preserved
-from bluelib.solvers import NullSpace, Ridge
-from bluelib.statistics import second_moments
-from bluelib.targets import MOST_TOKENS, default_token_budget, optimise_targets
 
 from .conftest import ARCHITECTURES, PREFIXES, RECORDS, TARGETS, editor, random_model
 from .virtual_cards import CARDS, Cards, CardTensor, spread
@@ -73,7 +73,7 @@ def _pair(architecture: str) -> tuple[Model, Model]:
 @pytest.fixture(params=ARCHITECTURES)
 def pair(request, shared, monkeypatch):
     """The same model on the CPU and on two cards, which are there during the test; both are put back after it."""
-    monkeypatch.setattr("bluelib.targets.OVERHEAD", (64, 64))  # padding decides how sums are rounded
+    monkeypatch.setattr("bluelib.editing.targets.OVERHEAD", (64, 64))  # padding decides how sums are rounded
     one, two = _pair(request.param)
     with Cards(), preserved(one, range(one.n_layers)), preserved(two, range(two.n_layers)):
         yield one, two

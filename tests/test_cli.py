@@ -16,7 +16,7 @@ import pytest
 
 from bluelib import apply_delta, edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.cli import _parser, main
-from bluelib.editors import EDITORS
+from bluelib.editing.editor import EDITORS
 from bluelib.experiment import check_parameters, summary
 from bluelib.io.paths import project_path
 from bluelib.pocket.datasets import write_datasets

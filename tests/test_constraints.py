@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bluelib.constraints import Constraint, Damp, Sparsify
+from bluelib.editing.constraints import Constraint, Damp, Sparsify
 
 WEIGHT = torch.tensor([[1.0, 2.0, 4.0], [-8.0, 1.0, 0.5]])
 DELTA = torch.tensor([[0.5, 0.4, -3.0], [4.0, 0.1, -0.3]])  # relative: .5 .2 .75 / .5 .1 .6

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from bluelib import blue, edit_sequence, get_editor
-from bluelib.editors import EDITORS
+from bluelib.editing.editor import EDITORS
+from bluelib.editing.method import describe
+from bluelib.editing.residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT
+from bluelib.editing.second_moments import second_moments
+from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.io.timing import Timer
-from bluelib.methods import describe
 from bluelib.models.model import weights_hash
 from bluelib.models.representations import subject_hidden, subject_keys
-from bluelib.residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT
-from bluelib.solvers import NullSpace, Ridge
-from bluelib.statistics import second_moments
 
 from .conftest import PREFIXES, RECORDS, editor
 
@@ -65,7 +65,7 @@ def test_each_layer_gets_its_share_of_what_is_missing(any_model, monkeypatch, re
         hidden.append((layer, real(model, requests, layer, component)))
         return hidden[-1][1]
 
-    monkeypatch.setattr("bluelib.editors.subject_hidden", spy_hidden)
+    monkeypatch.setattr("bluelib.editing.editor.subject_hidden", spy_hidden)
     method = editor(Spy(50.0), residual)
     state = method.prepare(any_model)
     result = method.edit(any_model, [r.request for r in RECORDS], state, Timer())

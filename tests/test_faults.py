@@ -29,18 +29,23 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from bluelib import apply_delta, edit_sequence, load_dataset, load_model
-from bluelib.checkpoints import Checkpoint
 from bluelib.cli import main
-from bluelib.configs import model_configs
 from bluelib.data.corpora import token_sequences
 from bluelib.data.download import FILES, cached, download, downloaded, read_entries
-from bluelib.editors import EDITORS
+from bluelib.editing.checkpoints import Checkpoint
+from bluelib.editing.editor import EDITORS
+from bluelib.editing.mend import Mend, train
+from bluelib.editing.residuals import DIRECT, DISTRIBUTED
+from bluelib.editing.second_moments import SecondMoment, _Sums, null_space, second_moments
+from bluelib.editing.sequence import preserved
+from bluelib.editing.settings import model_configs
+from bluelib.editing.solvers import Equality, NullSpace, Ridge
+from bluelib.editing.targets import TargetOptions
 from bluelib.grid import Grid
 from bluelib.io.assets import ASSETS, check_shipped, shipped_hash, update_sums
 from bluelib.io.formats import DamagedError, read_json, write_json
 from bluelib.io.tensors import file_hash, load_tensors, save_tensors, seal
 from bluelib.io.writing import WriteError, atomic_directory, atomic_file
-from bluelib.mend import Mend, train
 from bluelib.models.contexts import FILE, context_prefixes, make_prefixes
 from bluelib.models.model import Model, weights_hash
 from bluelib.pocket import card
@@ -49,11 +54,6 @@ from bluelib.pocket.world import build_world
 from bluelib.reports.plots import save as save_figure
 from bluelib.reports.tables import _write as write_table
 from bluelib.reproduce import run_notebook
-from bluelib.residuals import DIRECT, DISTRIBUTED
-from bluelib.sequence import preserved
-from bluelib.solvers import Equality, NullSpace, Ridge
-from bluelib.statistics import SecondMoment, _Sums, null_space, second_moments
-from bluelib.targets import TargetOptions
 
 from .conftest import PREFIXES, RECORDS, TARGETS, editor, random_model
 
@@ -492,7 +492,7 @@ DAMAGED = {
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_file_is_refused_by_name(model, tmp_path, monkeypatch, kind):
     """200 changed bits and 40 cuts, each of which is seen, or changes nothing that is read."""
-    monkeypatch.setattr("bluelib.statistics.SMALL", 10)
+    monkeypatch.setattr("bluelib.editing.second_moments.SMALL", 10)
     path, load = DAMAGED[kind](model, tmp_path)
     refused, harmless = count_refused(path, load)
     assert refused + harmless == 240 and refused >= 200, (refused, harmless)
@@ -600,7 +600,7 @@ def test_what_is_made_again_does_not_make_damage_elsewhere_good(assets):
 
 
 def test_a_mend_network_whose_training_fails_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("bluelib.mend._training_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    monkeypatch.setattr("bluelib.editing.mend._training_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(FloatingPointError, match=r"training loss of records .* is nan at step 0"):
         mend_network(tmp_path / "mend.safetensors")
     assert not list(tmp_path.iterdir())
@@ -784,7 +784,7 @@ def test_second_moments_that_are_none_are_refused_with_the_layer(model, tmp_path
     last = method.layers[-1]
     for wrong in WRONG_C.values():
         broken = {**found, last: replace(found[last], matrix=wrong(found[last].matrix))}
-        monkeypatch.setattr("bluelib.editors.second_moments", lambda *args, broken=broken, **how: broken)
+        monkeypatch.setattr("bluelib.editing.editor.second_moments", lambda *args, broken=broken, **how: broken)
         message = refused(model, method)
         assert message.startswith(f"{name}, factoring C of layer {last}: ") and "C" in message
 
@@ -955,7 +955,7 @@ def test_a_name_is_nothing_but_a_name(checkpoint_folder, corpus, tmp_path, monke
     model = load_model(str(inside / name))
     model = replace(model, name=name)
     method = replace(editor(), corpus=f"{name}.txt", tokens=1500)
-    monkeypatch.setattr("bluelib.editors.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda model: PREFIXES)
     run = edit_sequence(model, RECORDS[:1], method, batch_size=1, checkpoint_dir=f"{name}.run")
     run.save_delta(f"{name}.delta")
     write_json(f"{name}.out", {"name": name}, sealed=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
-from bluelib.statistics import second_moments
-from bluelib.targets import default_token_budget
+from bluelib.editing.second_moments import second_moments
+from bluelib.editing.targets import default_token_budget
 
 pytestmark = [
     pytest.mark.gpu,

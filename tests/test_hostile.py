@@ -22,18 +22,18 @@ from benchmarks.soak import soak
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.data import Probe, Record, RecordError
 from bluelib.data.benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre
+from bluelib.editing.finetuning import FineTuning
+from bluelib.editing.residuals import DIRECT
+from bluelib.editing.second_moments import second_moments
+from bluelib.editing.solvers import NullSpace, Ridge
+from bluelib.editing.targets import TargetOptions, optimise_targets
 from bluelib.experiment import check_parameters
-from bluelib.finetuning import FineTuning
 from bluelib.models.generation import continue_greedily, generate_texts
 from bluelib.models.model import weights_hash
 from bluelib.models.prompts import Request, encode_prompt, locate
 from bluelib.models.representations import subject_keys
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.tokenizer import build_tokenizer
-from bluelib.residuals import DIRECT
-from bluelib.solvers import NullSpace, Ridge
-from bluelib.statistics import second_moments
-from bluelib.targets import TargetOptions, optimise_targets
 
 from .conftest import ARCHITECTURES, PREFIXES, RECORDS, TARGETS, editor
 from .test_data import COUNTERFACT, FLAT, ZSRE

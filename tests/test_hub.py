@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bluelib import load_model, statistics
+from bluelib import load_model
 from bluelib.data.corpora import WIKIPEDIA
-from bluelib.statistics import second_moments
+from bluelib.editing import second_moments as statistics
+from bluelib.editing.second_moments import second_moments
 
 from .checkpoints import add_code, pickle_weights, write_checkpoint
 from .hub import COMMIT, OUTSIDER, TOKEN, Hub, serving

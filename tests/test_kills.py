@@ -27,8 +27,15 @@ import psutil
 import pytest
 import torch
 
-from bluelib import checkpoints, edit_sequence, editors, experiment, statistics
+from bluelib import edit_sequence, experiment
 from bluelib.cli import main
+from bluelib.editing import checkpoints
+from bluelib.editing import editor as editors
+from bluelib.editing import second_moments as statistics
+from bluelib.editing.residuals import DIRECT
+from bluelib.editing.second_moments import null_space, second_moments
+from bluelib.editing.sequence import preserved
+from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.grid import Grid
 from bluelib.io import writing as files
 from bluelib.io.formats import write_json
@@ -37,10 +44,6 @@ from bluelib.models import contexts
 from bluelib.models.model import weights_hash
 from bluelib.pocket import card
 from bluelib.pocket.pretrain import Recipe
-from bluelib.residuals import DIRECT
-from bluelib.sequence import preserved
-from bluelib.solvers import NullSpace, Ridge
-from bluelib.statistics import null_space, second_moments
 
 from .conftest import PREFIXES, RECORDS, editor
 from .test_download import ENTRIES, server  # noqa: F401

@@ -14,13 +14,13 @@ from bluelib import load_dataset, load_model
 from bluelib.analysis import seconds_by_batch
 from bluelib.data import Record, RecordError
 from bluelib.data.longform import load_long_form, pocket_long_form
-from bluelib.editors import blue_pairs
+from bluelib.editing.editor import blue_pairs
+from bluelib.editing.residuals import DIRECT
+from bluelib.editing.sequence import edited
 from bluelib.metrics.longform import MEASURES, check_length, evaluate_long_form, rouge_l
 from bluelib.models.generation import continue_greedily
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.world import build_world
-from bluelib.residuals import DIRECT
-from bluelib.sequence import edited
 from bluelib.uncertainty import paired_differences
 from tests.conftest import PREFIXES, RECORDS, SUBJECTS, editor
 

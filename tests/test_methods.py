@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from bluelib import edit_sequence, get_editor, load_model
-from bluelib.constraints import Damp, Sparsify
 from bluelib.data import Probe
-from bluelib.editors import get_composition
-from bluelib.finetuning import FineTuning
-from bluelib.mend import Mend, Network, gradient_pairs, train
+from bluelib.editing.constraints import Damp, Sparsify
+from bluelib.editing.editor import get_composition
+from bluelib.editing.finetuning import FineTuning
+from bluelib.editing.mend import Mend, Network, gradient_pairs, train
+from bluelib.editing.residuals import DIRECT
+from bluelib.editing.solvers import Equality, Ridge
 from bluelib.models.model import Model, weights_hash
 from bluelib.models.scoring import request_nll, score_targets
-from bluelib.residuals import DIRECT
-from bluelib.solvers import Equality, Ridge
 
 from .conftest import ARCHITECTURES, RECORDS, editor, random_model
 

@@ -23,7 +23,7 @@ import pytest
 from bluelib.cli import _parser
 from bluelib.data.datasets import DATASETS
 from bluelib.data.download import FILES
-from bluelib.editors import EDITORS
+from bluelib.editing.editor import EDITORS
 from bluelib.grid import Grid
 
 ROOT = Path(__file__).parent.parent

@@ -12,9 +12,9 @@ import pytest
 from scipy import stats
 
 from bluelib import load_model
-from bluelib.configs import editor_settings, model_configs
 from bluelib.contributions import layers_by_editing
-from bluelib.editors import EDITORS
+from bluelib.editing.editor import EDITORS
+from bluelib.editing.settings import editor_settings, model_configs
 from bluelib.experiment import SCHEMA
 from bluelib.grid import Grid
 from bluelib.io.formats import write_json

@@ -9,16 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bluelib import apply_delta, edit_sequence, editors, get_editor, load_dataset, load_model
-from bluelib.checkpoints import CheckpointError
-from bluelib.conflicts import Conflict, find_conflicts
-from bluelib.deltas import is_delta_of
+from bluelib import apply_delta, edit_sequence, get_editor, load_dataset, load_model
+from bluelib.editing import editor as editors
+from bluelib.editing.checkpoints import CheckpointError
+from bluelib.editing.conflicts import Conflict, find_conflicts
+from bluelib.editing.deltas import is_delta_of
+from bluelib.editing.residuals import DIRECT
+from bluelib.editing.second_moments import second_moments
+from bluelib.editing.sequence import preserved
+from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.io.tensors import load_tensors, save_tensors
 from bluelib.models.model import Model, weights_hash
-from bluelib.residuals import DIRECT
-from bluelib.sequence import preserved
-from bluelib.solvers import NullSpace, Ridge
-from bluelib.statistics import second_moments
 
 from .conftest import ARCHITECTURES, RECORDS, editor, random_model
 

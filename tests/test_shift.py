@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bluelib import load_dataset, load_model
 from bluelib.data import Probe
+from bluelib.editing.sequence import edited
 from bluelib.metrics import shift
 from bluelib.metrics.shift import (
     fact_states,
@@ -27,7 +28,6 @@ from bluelib.metrics.shift import (
 from bluelib.models.representations import prompt_hidden
 from bluelib.pocket.datasets import edited_subjects
 from bluelib.pocket.world import build_world
-from bluelib.sequence import edited
 from bluelib.uncertainty import paired_differences
 from tests.conftest import RECORDS, editor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bluelib.solvers import Equality, NullSpace, Ridge, SolverError, null_space, on_device
+from bluelib.editing.solvers import Equality, NullSpace, Ridge, SolverError, null_space, on_device
 
 D_MODEL, D_MLP, U = 5, 12, 4
 

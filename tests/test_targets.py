@@ -10,14 +10,12 @@ import pytest
 import torch
 
 from benchmarks.plain import plain_memit, plain_target
-from bluelib.editors import Editor
-from bluelib.io.timing import Timer
-from bluelib.models.prompts import Request
-from bluelib.residuals import DISTRIBUTED
-from bluelib.sequence import preserved
-from bluelib.solvers import Ridge
-from bluelib.statistics import second_moments
-from bluelib.targets import (
+from bluelib.editing.editor import Editor
+from bluelib.editing.residuals import DISTRIBUTED
+from bluelib.editing.second_moments import second_moments
+from bluelib.editing.sequence import preserved
+from bluelib.editing.solvers import Ridge
+from bluelib.editing.targets import (
     MOST_TOKENS,
     OVERHEAD,
     TargetError,
@@ -26,6 +24,8 @@ from bluelib.targets import (
     default_token_budget,
     optimise_targets,
 )
+from bluelib.io.timing import Timer
+from bluelib.models.prompts import Request
 
 REQUESTS = [
     Request("The mother tongue of {} is", "Ilvane Quillbrook", "Swedish"),
@@ -89,7 +89,7 @@ def test_neither_micro_batches_nor_groups_change_the_result(any_model, monkeypat
     parts = optimise_targets(any_model, REQUESTS, 1, PREFIXES, OPTIONS, token_budget=1)
     torch.testing.assert_close(whole.values, parts.values, rtol=1e-5, atol=1e-5)
     for overhead in (0, 10**6):  # a group for each length, and one for all
-        monkeypatch.setattr("bluelib.targets.OVERHEAD", (overhead, overhead))
+        monkeypatch.setattr("bluelib.editing.targets.OVERHEAD", (overhead, overhead))
         found = optimise_targets(any_model, REQUESTS, 1, PREFIXES, OPTIONS)
         torch.testing.assert_close(whole.values, found.values, rtol=1e-5, atol=1e-5)
 
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_names_the_request(any_model):
 def test_whole_edits_equal_plain_ones(any_model, tmp_path, monkeypatch):
     """What the benchmark compares does the same: MEMIT by the library and from the normal equations."""
     monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path))
-    monkeypatch.setattr("bluelib.editors.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda model: PREFIXES)
     editor = Editor((0, 2), DISTRIBUTED, Ridge(50.0), targets=OPTIONS, corpus="pocket", tokens=3000)
     state = editor.prepare(any_model)
     with preserved(any_model, (0, 2)):

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bluelib.solvers import Equality, NullSpace, Ridge
-from bluelib.theory import (
+from bluelib.editing.solvers import Equality, NullSpace, Ridge
+from bluelib.editing.theory import (
     BOUNDS,
     Norms,
     error_terms,

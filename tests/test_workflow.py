@@ -16,8 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from bluelib.configs import model_configs
-from bluelib.editors import EDITORS
+from bluelib.editing.editor import EDITORS
+from bluelib.editing.settings import model_configs
 from bluelib.grid import DTYPES, Grid, Place
 from bluelib.io.formats import write_json
 from bluelib.io.locks import locked

@@ -21,8 +21,8 @@ from scipy import stats
 
 from ..analysis import MEAN
 from ..causal import ROLES
+from ..editing.theory import BOUNDS
 from ..metrics.editing import TEACHER_FORCED
-from ..theory import BOUNDS
 from .plots import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, style
 from .published import METHOD, counterpart, published
 

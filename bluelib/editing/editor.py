@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .configs import editor_settings, model_configs
+from ..data.corpora import check_corpus, corpus_hash
+from ..io.checks import check_whole
+from ..io.timing import Timer
+from ..models.contexts import context_prefixes
+from ..models.model import Model
+from ..models.prompts import Request
+from ..models.representations import subject_hidden, subject_keys
 from .constraints import Constraint, Damp, Sparsify
-from .data.corpora import check_corpus, corpus_hash
 from .finetuning import FineTuning
-from .io.checks import check_whole
-from .io.timing import Timer
 from .mend import Mend
-from .methods import BatchResult, Method
-from .models.contexts import context_prefixes
-from .models.model import Model
-from .models.prompts import Request
-from .models.representations import subject_hidden, subject_keys
+from .method import BatchResult, Method
 from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT, Residual
+from .second_moments import TOKENS, SecondMoment, second_moments
+from .settings import editor_settings, model_configs
 from .solvers import Equality, NullSpace, Ridge, Solver, SolverError, on_device
-from .statistics import TOKENS, SecondMoment, second_moments
 from .targets import TargetOptions, Targets, default_token_budget, optimise_targets
 
 
@@ -314,7 +314,7 @@ def get_editor(name: str, model: Model, *, corpus: str | None = None, **override
         corpus: the text of the second moments, if not the configuration's; methods that use none ignore it.
         overrides: hyper-parameters that replace those of the configuration: ``layers``; the method's own, which are
             the arguments of its function in this file; for a composition also those of its targets (the fields of
-            :class:`~bluelib.targets.TargetOptions`), ``tokens`` and ``token_budget``.
+            :class:`~bluelib.editing.targets.TargetOptions`), ``tokens`` and ``token_budget``.
 
     Raises:
         ValueError: for an unknown editor, corpus or hyper-parameter, one that is out of its range, or a layer that the

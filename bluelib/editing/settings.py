@@ -32,7 +32,7 @@ def settings_file(model: str) -> Path | None:
 
 def _files() -> list[tuple[Path, dict[str, Any]]]:
     """All files with what is in them; of two for one model the later counts."""
-    folders = [Path(str(files(__name__)))]
+    folders = [Path(str(files("bluelib"))) / "configs"]
     if own := os.environ.get(USER_CONFIGS):
         if not Path(own).is_dir():
             raise ValueError(f"{USER_CONFIGS} must name a folder of YAML files; {own} is none")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .io.checks import check_real
+from ..io.checks import check_real
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data.corpora import corpus_hash, token_sequences
-from .io.checks import check_whole
-from .io.locks import locked, make_once
-from .io.paths import cache_dir, plain
-from .io.tensors import load_tensors, save_tensors
-from .io.timing import progress_bar
-from .io.writing import remove_leftovers
-from .models.model import Model
-from .models.prompts import by_length, pad
-from .models.tracing import trace
+from ..data.corpora import corpus_hash, token_sequences
+from ..io.checks import check_whole
+from ..io.locks import locked, make_once
+from ..io.paths import cache_dir, plain
+from ..io.tensors import load_tensors, save_tensors
+from ..io.timing import progress_bar
+from ..io.writing import remove_leftovers
+from ..models.model import Model
+from ..models.prompts import by_length, pad
+from ..models.tracing import trace
 
 log = logging.getLogger(__name__)
 

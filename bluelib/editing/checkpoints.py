@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .io.formats import DamagedError, read_json, write_json
-from .io.locks import locked
-from .io.tensors import load_tensors, save_tensors, tensors_hash
+from ..io.formats import DamagedError, read_json, write_json
+from ..io.locks import locked
+from ..io.tensors import load_tensors, save_tensors, tensors_hash
 
 MANIFEST = "manifest.json"
 #: The names of a checkpoint's other files: nobody else's are removed.
@@ -40,7 +40,7 @@ class Progress:
         weights: the edited matrices W, ``(d_model, d_mlp)`` by layer.
         random_state: torch's.
         keys: per batch, what the method has to remember.
-        batches, seconds: as in :class:`~bluelib.sequence.Run`.
+        batches, seconds: as in :class:`~bluelib.editing.sequence.Run`.
         chosen: what the method chose when the run began.
     """
 

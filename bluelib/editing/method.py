@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from .io.timing import Timer
-from .models.model import Model
-from .models.prompts import Request
+from ..io.timing import Timer
+from ..models.model import Model
+from ..models.prompts import Request
 from .targets import Targets
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .data import Record
+from ..data import Record
 
 POLICIES = ("last", "keep", "refuse")
 

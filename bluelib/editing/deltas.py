@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .io.tensors import load_tensors, save_tensors, tensors_hash
-from .models.model import Model
+from ..io.tensors import load_tensors, save_tensors, tensors_hash
+from ..models.model import Model
 
 FORMAT = "bluelib-delta-1"
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .io.checks import check_real, check_whole
-from .io.timing import Timer
-from .methods import BatchResult, Method
-from .models.model import Model
-from .models.prompts import Request
-from .models.scoring import request_nll
+from ..io.checks import check_real, check_whole
+from ..io.timing import Timer
+from ..models.model import Model
+from ..models.prompts import Request
+from ..models.scoring import request_nll
+from .method import BatchResult, Method
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class FineTuning(Method):
     loss = mean over requests of the mean NLL of the new object's tokens after the bare prompt
 
     Attributes:
-        name, layers: see :class:`~bluelib.methods.Method`.
+        name, layers: see :class:`~bluelib.editing.method.Method`.
         steps: loss evaluations at most; there is one update less.
         learning_rate: Adam's.
         norm_constraint: every entry of W stays within this distance of its value before the batch; None for no

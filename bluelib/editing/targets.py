@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from .io.checks import check_real, check_whole
-from .models.model import Model
-from .models.prompts import Request, by_length, encode_target, locate, pad
-from .models.tracing import trace
+from ..io.checks import check_real, check_whole
+from ..models.model import Model
+from ..models.prompts import Request, by_length, encode_target, locate, pad
+from ..models.tracing import trace
 
 #: The prompt on which the model's view of the subject must not drift (ROME, Meng et al. 2022, Eq. 4).
 ESSENCE = "{} is a"

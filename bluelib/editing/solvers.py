@@ -26,8 +26,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .io.checks import check_real
-from .statistics import null_space
+from ..io.checks import check_real
+from .second_moments import null_space
 
 
 class SolverError(ArithmeticError):

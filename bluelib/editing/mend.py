@@ -27,17 +27,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .data import Record
-from .io.assets import ASSETS, shipped_hash, update_sums
-from .io.checks import check_whole
-from .io.tensors import file_hash, load_tensors, save_tensors
-from .io.timing import Timer, progress_bar
-from .io.writing import check_new_file
-from .methods import BatchResult, Method
-from .models.model import Model
-from .models.prompts import Request
-from .models.scoring import next_token_log_probs, request_nll
-from .models.tracing import trace
+from ..data import Record
+from ..io.assets import ASSETS, shipped_hash, update_sums
+from ..io.checks import check_whole
+from ..io.tensors import file_hash, load_tensors, save_tensors
+from ..io.timing import Timer, progress_bar
+from ..io.writing import check_new_file
+from ..models.model import Model
+from ..models.prompts import Request
+from ..models.scoring import next_token_log_probs, request_nll
+from ..models.tracing import trace
+from .method import BatchResult, Method
 
 RANK, EDIT_WEIGHT = 64, 0.1
 
@@ -84,7 +84,7 @@ class Mend(Method):
     """MEND with a trained network.
 
     Attributes:
-        name, layers: see :class:`~bluelib.methods.Method`.
+        name, layers: see :class:`~bluelib.editing.method.Method`.
         network: the network's file; None for the one shipped for a pocket model.
     """
 

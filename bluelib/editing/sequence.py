@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data import Record
+from ..data.provenance import records_hash
+from ..io.checks import check_seed, check_whole
+from ..io.timing import Timer, progress_bar
+from ..io.writing import check_writable
+from ..models.model import Model, check_finite
+from ..models.prompts import encode_target, locate
 from .checkpoints import Checkpoint
 from .conflicts import Conflict, resolve
-from .data import Record
-from .data.provenance import records_hash
 from .deltas import save_delta
-from .io.checks import check_seed, check_whole
-from .io.timing import Timer, progress_bar
-from .io.writing import check_writable
-from .methods import BatchResult, Method, describe
-from .models.model import Model, check_finite
-from .models.prompts import encode_target, locate
+from .method import BatchResult, Method, describe
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def check_sequence(
     """What :func:`edit_sequence` asks of its arguments before it begins, for who does long work before calling it.
 
     Returns:
-        How many edits are made together, and :func:`~bluelib.conflicts.resolve`'s answer.
+        How many edits are made together, and :func:`~bluelib.editing.conflicts.resolve`'s answer.
 
     Raises:
         ValueError: for no records, or a batch size below 1 or above the number of records; for an unknown
@@ -135,8 +135,8 @@ def edit_sequence(
         seed: seeds torch's random numbers for the run; the caller's generator is left alone.
         checkpoint_dir: where to write after each batch what continuing needs. A run that finds its checkpoint there
             continues from it and ends, on the same machine with as many threads, with the same weights bit for bit.
-        on_conflict: what to do about edits that get in each other's way, see :mod:`bluelib.conflicts`: ``last``,
-            ``keep`` or ``refuse``.
+        on_conflict: what to do about edits that get in each other's way, see :mod:`bluelib.editing.conflicts`:
+            ``last``, ``keep`` or ``refuse``.
         progress: show a progress bar (default: on a terminal).
         after_batch: called after each batch with its number and result.
 
