@@ -30,8 +30,8 @@ from .io.paths import plain, project_path
 from .io.timing import progress_bar
 from .metrics import evaluate
 from .metrics.editing import TEACHER_FORCED
+from .metrics.intervals import interval
 from .models.model import Model
-from .uncertainty import interval
 
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)
 DATASET = "pocket-counterfact"

@@ -26,15 +26,16 @@ from .editing.solvers import Solver
 from .editing.targets import Targets, optimise_targets
 from .editing.theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
 from .io.timing import Timer, progress_bar
-from .metrics import Scores, evaluate
+from .metrics import evaluate
 from .metrics.capability import Tasks, capability
+from .metrics.editing import scores_frame
+from .metrics.intervals import intervals_by, stratified_interval
 from .models.contexts import context_prefixes
 from .models.model import Model
 from .models.prompts import Request, locate
 from .models.representations import subject_hidden, subject_keys
 from .models.scoring import request_nll
 from .models.tracing import trace
-from .uncertainty import intervals_by, stratified_interval
 
 
 @dataclass(frozen=True)
@@ -163,17 +164,6 @@ def single_layer_scores(
                 scores = scores_frame(evaluate(model, records, generate=generate, seed=seed))
             frames += [scores.assign(layer=layer, residual=kind) for kind in kinds]
     return pd.concat(frames, ignore_index=True)
-
-
-def scores_frame(scores: Scores) -> pd.DataFrame:
-    """Scores per record: columns metric, record, value."""
-    return pd.DataFrame(
-        [
-            {"metric": metric, "record": i, "value": value}
-            for metric in scores.means
-            for i, value in enumerate(scores.values(metric))
-        ]
-    )
 
 
 def weight_shifts(

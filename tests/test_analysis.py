@@ -32,11 +32,11 @@ from bluelib.editing.targets import optimise_targets
 from bluelib.editing.theory import BOUNDS, spectral_norm
 from bluelib.io.timing import Timer
 from bluelib.metrics import evaluate
+from bluelib.metrics.intervals import growth_exponent, interval, intervals_by
 from bluelib.models.model import Model
 from bluelib.models.prompts import locate
 from bluelib.models.scoring import score_targets
 from bluelib.models.tracing import trace
-from bluelib.uncertainty import growth_exponent, interval, intervals_by
 from tests.conftest import PREFIXES, RECORDS, editor, random_model
 
 REQUESTS = [record.request for record in RECORDS]

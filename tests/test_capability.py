@@ -20,12 +20,12 @@ from bluelib.analysis import MEAN, capability_along_sequence, capability_differe
 from bluelib.editing.sequence import preserved
 from bluelib.metrics import capability as module
 from bluelib.metrics.capability import PAPER_TASKS, POCKET_TASKS, capability, find_tasks, load_tasks
+from bluelib.metrics.intervals import interval, stratified_interval
 from bluelib.models.model import weights_hash
 from bluelib.models.prompts import encode_target
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.recall import skill_accuracy
 from bluelib.pocket.skills import build_skills
-from bluelib.uncertainty import interval, stratified_interval
 
 from .conftest import ARCHITECTURES, RECORDS, SUBJECTS, editor, random_model
 

@@ -31,7 +31,7 @@ from bluelib.editing.sequence import preserved
 from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.editing.targets import MOST_TOKENS, default_token_budget, optimise_targets
 from bluelib.io.tensors import save_tensors
-from bluelib.metrics import generation
+from bluelib.metrics import text as generation
 from bluelib.models.model import Model
 from bluelib.models.prompts import Request
 from bluelib.models.representations import prompt_hidden

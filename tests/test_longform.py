@@ -17,11 +17,11 @@ from bluelib.data.longform import load_long_form, pocket_long_form
 from bluelib.editing.editor import blue_pairs
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.sequence import edited
+from bluelib.metrics.intervals import paired_differences
 from bluelib.metrics.longform import MEASURES, check_length, evaluate_long_form, rouge_l
 from bluelib.models.generation import continue_greedily
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.world import build_world
-from bluelib.uncertainty import paired_differences
 from tests.conftest import PREFIXES, RECORDS, SUBJECTS, editor
 
 LONG = [

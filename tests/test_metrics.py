@@ -11,7 +11,7 @@ import torch
 from bluelib import evaluate
 from bluelib.data import Probe, Record
 from bluelib.metrics.editing import TEACHER_FORCED, Scores, _editing_metrics
-from bluelib.metrics.generation import ngram_entropy
+from bluelib.metrics.text import ngram_entropy
 from bluelib.models.generation import continue_greedily, encode_openings, generate_texts
 from bluelib.models.prompts import encode_prompt, encode_target
 from bluelib.models.scoring import TargetScore, score_targets, top_tokens

@@ -18,6 +18,7 @@ from bluelib.editing.settings import editor_settings, model_configs
 from bluelib.experiment import SCHEMA
 from bluelib.grid import Grid
 from bluelib.io.formats import write_json
+from bluelib.metrics.intervals import bootstrap_means, limits
 from bluelib.models.known import PAPER_MODELS, pocket_models, scale_of
 from bluelib.nullspace import THRESHOLDS, energy_shares
 from bluelib.pocket.pretrain import RECIPES
@@ -35,7 +36,6 @@ from bluelib.reports.published import METHOD, ORDER, published, published_score
 from bluelib.reports.report import fill, shown
 from bluelib.reports.tables import load_cells, main_frame, results_frame, write_tables
 from bluelib.reports.verdicts import average_improvement, blue_against_plain
-from bluelib.uncertainty import bootstrap_means, limits
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,6 +14,7 @@ from bluelib import load_dataset, load_model
 from bluelib.data import Probe
 from bluelib.editing.sequence import edited
 from bluelib.metrics import shift
+from bluelib.metrics.intervals import paired_differences
 from bluelib.metrics.shift import (
     fact_states,
     halves,
@@ -28,7 +29,6 @@ from bluelib.metrics.shift import (
 from bluelib.models.representations import prompt_hidden
 from bluelib.pocket.datasets import edited_subjects
 from bluelib.pocket.world import build_world
-from bluelib.uncertainty import paired_differences
 from tests.conftest import RECORDS, editor
 
 FACTS = [

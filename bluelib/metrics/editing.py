@@ -23,13 +23,16 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+import pandas as pd
+
 from ..data import Record
 from ..io.checks import check_seed
 from ..models.generation import encode_openings
 from ..models.model import Model
 from ..models.prompts import encode_prompt, encode_target
 from ..models.scoring import TargetScore, score_targets
-from .generation import generation_scores
+from . import Scores, evaluate
+from .text import generation_scores
 
 METRICS = ("efficacy", "generalization", "specificity", "fluency", "consistency")
 #: Those that need no generated text.
@@ -140,3 +143,14 @@ def _editing_metrics(record: Record, scores: list[TargetScore]) -> dict[str, flo
         values += [float(b.log_prob > a.log_prob) for a, b in zip(new[n:], true[n:], strict=True)]
     groups = {"efficacy": values[:1], "generalization": values[1:n], "specificity": values[n:]}
     return {metric: 100 * fmean(group) for metric, group in groups.items() if group}
+
+
+def scores_frame(scores: Scores) -> pd.DataFrame:
+    """Scores per record: columns metric, record, value."""
+    return pd.DataFrame(
+        [
+            {"metric": metric, "record": i, "value": value}
+            for metric in scores.means
+            for i, value in enumerate(scores.values(metric))
+        ]
+    )

@@ -48,7 +48,7 @@ from ..models.representations import prompt_hidden
 from ..models.scoring import score_targets
 from ..pocket.datasets import edited_subjects
 from ..pocket.world import build_world
-from ..uncertainty import intervals_by
+from .intervals import intervals_by
 
 DRAWS = 2000
 PROJECTIONS = ("pca", "tsne")

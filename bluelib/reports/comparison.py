@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import stats
 
 from ..metrics.editing import METRICS, TEACHER_FORCED
+from ..metrics.intervals import RESAMPLES, bootstrap_means, limits
 from ..models.known import scale_of
-from ..uncertainty import RESAMPLES, bootstrap_means, limits
 from .published import FAMILIES, METHOD, PUBLISHED_IMPROVEMENT, published
 
 #: Of the sign-flip tests.
