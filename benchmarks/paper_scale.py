@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bluelib.doctor import copies_bytes, solver_bytes, work_bytes
+from bluelib.studies.doctor import copies_bytes, solver_bytes, work_bytes
 
 #: Operations per second that are reached: half of an H100's 67 · 10¹² in float32, 0.4 of its 989 · 10¹² in bfloat16.
 SPEED = {"float32": 33e12, "bfloat16": 395e12}

@@ -420,8 +420,8 @@ def _editors(arguments: argparse.Namespace) -> Answer:
 
 
 def _doctor(arguments: argparse.Namespace) -> Answer:
-    from .doctor import examine, report
     from .models.load import load_model
+    from .studies.doctor import examine, report
 
     findings = examine(load_model(arguments.model, device=arguments.device, dtype=arguments.dtype))
     return Answer(findings.as_dict(), report(findings), 0 if findings.healthy else 1)
@@ -592,7 +592,7 @@ def _written(paths: Iterable[Path]) -> Answer:
 
 def _tune(arguments: argparse.Namespace) -> Answer:
     from .models.load import load_model
-    from .tuning import axes, tune
+    from .studies.tuning import axes, tune
 
     model = load_model(arguments.model)
     for editor in arguments.editor:  # before the first of them takes its hours
@@ -601,12 +601,12 @@ def _tune(arguments: argparse.Namespace) -> Answer:
 
 
 def _contributions(arguments: argparse.Namespace) -> Answer:
-    from .contributions import layer_contributions, layers_by_editing
     from .data.datasets import load_dataset
     from .editing.editor import get_composition
     from .io.paths import project_path
     from .io.writing import atomic_file
     from .models.load import load_model
+    from .studies.layers import layer_contributions, layers_by_editing
 
     model = load_model(arguments.model)
     records = load_dataset("pocket-counterfact", split="tune", limit=40)
@@ -622,8 +622,8 @@ def _contributions(arguments: argparse.Namespace) -> Answer:
 
 
 def _ablation(arguments: argparse.Namespace) -> Answer:
-    from .ablation import run_ablation
     from .models.load import load_model
+    from .studies.ablation import run_ablation
 
     return _written([run_ablation(load_model(arguments.model))])
 
@@ -635,7 +635,7 @@ def _nullspace(arguments: argparse.Namespace) -> Answer:
     from .editing.settings import critical_layers
     from .io.paths import project_path
     from .models.load import load_model
-    from .nullspace import null_space_report, write_null_space_report
+    from .studies.nullspace import null_space_report, write_null_space_report
 
     model = load_model(arguments.model)
     records = load_dataset("pocket-counterfact", split="tune", limit=100)
@@ -652,12 +652,12 @@ def _table(stem: Path) -> Answer:
 
 
 def _convergence(arguments: argparse.Namespace) -> Answer:
-    from .convergence import convergence, write_convergence
     from .data.datasets import choosing_split, load_dataset
     from .editing.editor import get_composition
     from .io.paths import plain, project_path, raw_path
     from .models.known import scale_of
     from .models.load import load_model
+    from .studies.convergence import convergence, write_convergence
 
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     records = load_dataset(arguments.dataset, split=choosing_split(arguments.dataset), limit=arguments.edits)

@@ -25,8 +25,8 @@ from .io.paths import numbers_name, raw_path
 from .io.timing import Timer
 from .io.writing import check_new_file
 from .metrics import Scores, evaluate
-from .metrics.shift import PROJECTIONS
 from .models.model import Model
+from .studies.shift import PROJECTIONS
 
 SCHEMA = 2
 

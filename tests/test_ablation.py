@@ -9,7 +9,13 @@ import pandas as pd
 import pytest
 
 from bluelib import load_dataset, load_model
-from bluelib.ablation import (
+from bluelib.data.provenance import records_hash
+from bluelib.editing.method import describe
+from bluelib.editing.solvers import Ridge
+from bluelib.io.formats import write_json
+from bluelib.metrics.editing import TEACHER_FORCED
+from bluelib.models.known import pocket_models
+from bluelib.studies.ablation import (
     BATCH_SIZE,
     DATASET,
     EDITS,
@@ -20,12 +26,6 @@ from bluelib.ablation import (
     rerun,
     run_ablation,
 )
-from bluelib.data.provenance import records_hash
-from bluelib.editing.method import describe
-from bluelib.editing.solvers import Ridge
-from bluelib.io.formats import write_json
-from bluelib.metrics.editing import TEACHER_FORCED
-from bluelib.models.known import pocket_models
 
 
 def test_every_pair_every_layer_all_and_memit_are_tried():
@@ -76,7 +76,7 @@ def test_a_stopped_ablation_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = load_model("pocket-gpt2")
     few = {name: choice for name, choice in choices(model).items() if name in ("MEMIT", "layer 0")}
-    monkeypatch.setattr("bluelib.ablation.choices", lambda model: few)
+    monkeypatch.setattr("bluelib.studies.ablation.choices", lambda model: few)
     path = run_ablation(model, edits=2, batch_size=2, weights=(100,))
     content = json.loads(path.read_text())
     assert [run["choice"] for run in content["runs"]] == ["MEMIT", "layer 0"]

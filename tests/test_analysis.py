@@ -9,22 +9,6 @@ import pandas as pd
 import pytest
 import torch
 
-from bluelib.analysis import (
-    batch_sizes,
-    compare_residuals,
-    error_by_batch_size,
-    error_by_distance,
-    residual_contributions,
-    scores_along_sequence,
-    scores_by_batch_size,
-    shifts_along_sequence,
-    shifts_of_batch,
-    single_layer_scores,
-    steps_left,
-    study,
-    violations,
-    weight_shifts,
-)
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.sequence import edit_sequence, preserved
 from bluelib.editing.solvers import Ridge
@@ -37,6 +21,24 @@ from bluelib.models.model import Model
 from bluelib.models.prompts import locate
 from bluelib.models.scoring import score_targets
 from bluelib.models.tracing import trace
+from bluelib.studies.growth import (
+    batch_sizes,
+    error_by_batch_size,
+    error_by_distance,
+    scores_along_sequence,
+    scores_by_batch_size,
+    shifts_along_sequence,
+    shifts_of_batch,
+    violations,
+    weight_shifts,
+)
+from bluelib.studies.residuals import (
+    compare_residuals,
+    measure_residuals,
+    residual_contributions,
+    single_layer_scores,
+    steps_left,
+)
 from tests.conftest import PREFIXES, RECORDS, editor, random_model
 
 REQUESTS = [record.request for record in RECORDS]
@@ -44,7 +46,7 @@ REQUESTS = [record.request for record in RECORDS]
 
 @pytest.fixture
 def world(any_model, small_world, monkeypatch):
-    monkeypatch.setattr("bluelib.analysis.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.studies.growth.context_prefixes", lambda model: PREFIXES)
     return any_model, editor()
 
 
@@ -58,7 +60,7 @@ def unchanged(any_model):
 
 def test_errors_are_differences_of_the_solver_s_updates(world, unchanged):
     model, method = world
-    found = study(model, REQUESTS, method.layers, method)
+    found = measure_residuals(model, REQUESTS, method.layers, method)
     states = method.prepare(model).solvers
     rows = weight_shifts(found, method.solver, states, [[0, 1, 2], [4]])
     assert len(rows) == 2 * 6 and (rows.error[rows["layer"] == rows["last"]] == 0).all()
@@ -74,7 +76,9 @@ def test_errors_are_differences_of_the_solver_s_updates(world, unchanged):
 
 def test_a_violated_bound_is_counted(world):
     model, method = world
-    rows = weight_shifts(study(model, REQUESTS, (0, 1), method), method.solver, method.prepare(model).solvers, [[0, 1]])
+    rows = weight_shifts(
+        measure_residuals(model, REQUESTS, (0, 1), method), method.solver, method.prepare(model).solvers, [[0, 1]]
+    )
     assert violations(rows) == 0
     assert violations(rows.assign(error=rows.error + rows.paper + 1)) == len(rows)
     assert violations(rows.assign(tight=2 * rows.paper + 1)) == len(rows)
@@ -83,7 +87,7 @@ def test_a_violated_bound_is_counted(world):
 
 def test_errors_by_distance_and_batch_size_are_those_of_their_cells(world):
     model, method = world
-    found, states = study(model, REQUESTS, (0, 1, 2), method), method.prepare(model).solvers
+    found, states = measure_residuals(model, REQUESTS, (0, 1, 2), method), method.prepare(model).solvers
     distances = error_by_distance(found, method.solver, states).set_index(["request", "distance"]).relative
     cells = weight_shifts(found, method.solver, states, [[3]]).set_index(["layer", "last"]).relative
     assert distances[3, 1] == pytest.approx((cells[0, 1] + cells[1, 2]) / 2) and distances[3, 0] == 0
@@ -95,7 +99,7 @@ def test_errors_by_distance_and_batch_size_are_those_of_their_cells(world):
 
 def test_residuals_are_compared_per_request(world, unchanged):
     model, method = world
-    found = study(model, REQUESTS, (1, 2), method)
+    found = measure_residuals(model, REQUESTS, (1, 2), method)
     rows = compare_residuals(found).set_index(["layer", "request"])
     a, b = found.direct(1)[:, 3], found.direct(2)[:, 3]
     assert rows.cosine[1, 3] == pytest.approx((a @ b / (a.norm() * b.norm())).item(), rel=1e-5)
@@ -105,7 +109,7 @@ def test_residuals_are_compared_per_request(world, unchanged):
 
 def test_a_contribution_is_what_the_residual_adds_to_the_hidden_state(world, unchanged):
     model, method = world
-    found = study(model, REQUESTS, (0, 1, 2), method)
+    found = measure_residuals(model, REQUESTS, (0, 1, 2), method)
     rows = (
         residual_contributions(model, REQUESTS, found)
         .set_index(["layer", "residual", "request"])
@@ -147,7 +151,7 @@ def test_a_batch_is_edited_as_the_editor_does_and_the_error_is_measured_before_e
     # at the first layer nothing has been updated yet: the direct update less the editor's own is the error
     for layer in method.layers:
         model.weight(layer).copy_(before[layer])
-    found = study(model, REQUESTS, (0,), method)
+    found = measure_residuals(model, REQUESTS, (0,), method)
     direct = method.solver.solve(state.solvers[0], found.keys[0], found.direct(0))
     torch.testing.assert_close(rows[0][1], direct - result.updates[0].double(), rtol=1e-4, atol=1e-8)
 
@@ -182,7 +186,7 @@ def test_steps_left_fall_once_a_layer_has_been_updated(world, unchanged):
     assert rows.groupby("layer").request.count().tolist() == [5, 5, 5]
     # by hand: the first layer's update, then what the second still needs
     with preserved(model, (0,)):
-        found = study(model, REQUESTS, (0,), method)
+        found = measure_residuals(model, REQUESTS, (0,), method)
         update = method.solver.solve(method.prepare(model).solvers[0], found.keys[0], found.direct(0))
         model.weight(0).add_(update)
         second = optimise_targets(model, REQUESTS, 1, PREFIXES, method.targets)
@@ -193,7 +197,7 @@ def test_steps_left_fall_once_a_layer_has_been_updated(world, unchanged):
 
 def test_single_layer_scores_leave_the_model_and_agree_at_the_last_layer(world, unchanged):
     model, method = world
-    found = study(model, REQUESTS, method.layers, method)
+    found = measure_residuals(model, REQUESTS, method.layers, method)
     rows = single_layer_scores(model, RECORDS, found, method, generate=False)
     table = rows.set_index(["layer", "residual", "metric", "record"]).value.sort_index()
     assert (table[2, "direct"] == table[2, "distributed"]).all()
@@ -280,11 +284,11 @@ def test_an_editor_that_does_not_distribute_evenly_is_refused(world, unchanged):
 
 
 def test_updates_of_a_low_precision_model_are_not_lost(small_world, monkeypatch):
-    monkeypatch.setattr("bluelib.analysis.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.studies.growth.context_prefixes", lambda model: PREFIXES)
     made = random_model("pocket-llama")
     model = Model.of("random-bfloat16", made.lm.to(torch.bfloat16), made.tokenizer)
     method = editor()
-    found = study(model, REQUESTS, method.layers, method)
+    found = measure_residuals(model, REQUESTS, method.layers, method)
     single_layer_scores(model, RECORDS, found, method, generate=False)
     shifts_of_batch(model, REQUESTS, method, method.prepare(model), layers=(0,))
     assert all(model.weight(layer).dtype == torch.float32 for layer in method.layers)

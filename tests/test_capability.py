@@ -16,7 +16,6 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from bluelib import load_model
-from bluelib.analysis import MEAN, capability_along_sequence, capability_difference, capability_scores
 from bluelib.editing.sequence import preserved
 from bluelib.metrics import capability as module
 from bluelib.metrics.capability import PAPER_TASKS, POCKET_TASKS, capability, find_tasks, load_tasks
@@ -26,6 +25,7 @@ from bluelib.models.prompts import encode_target
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.recall import skill_accuracy
 from bluelib.pocket.skills import build_skills
+from bluelib.studies.capability import MEAN, capability_along_sequence, capability_difference, capability_scores
 
 from .conftest import ARCHITECTURES, RECORDS, SUBJECTS, editor, random_model
 

@@ -12,15 +12,6 @@ import torch
 from accelerate import dispatch_model
 
 from bluelib import blue, edit_sequence, evaluate
-from bluelib.analysis import (
-    compare_residuals,
-    residual_contributions,
-    shifts_along_sequence,
-    single_layer_scores,
-    study,
-    weight_shifts,
-)
-from bluelib.causal import causal_trace
 from bluelib.data import Probe
 from bluelib.editing.constraints import Damp
 from bluelib.editing.editor import pmet, rome
@@ -35,6 +26,9 @@ from bluelib.metrics import text as generation
 from bluelib.models.model import Model
 from bluelib.models.prompts import Request
 from bluelib.models.representations import prompt_hidden
+from bluelib.studies.growth import shifts_along_sequence, weight_shifts
+from bluelib.studies.locate import causal_trace
+from bluelib.studies.residuals import compare_residuals, measure_residuals, residual_contributions, single_layer_scores
 
 from .conftest import ARCHITECTURES, PREFIXES, RECORDS, TARGETS, editor, random_model
 from .virtual_cards import CARDS, Cards, CardTensor, spread
@@ -174,7 +168,7 @@ def test_the_measurements_behind_blue_on_two_cards_are_those_on_the_cpu(pair):
     requests, method = [record.request for record in RECORDS[:2]], editor(layers=(1, 2))
 
     def measured(model: Model) -> list[pd.DataFrame]:
-        found = study(model, requests, method.layers, method)
+        found = measure_residuals(model, requests, method.layers, method)
         states = method.prepare(model).solvers
         return [
             compare_residuals(found),

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from bluelib.causal import KINDS, causal_trace, effects_frame, layers_by_tracing, noise_scale
 from bluelib.models.prompts import Request, encode_target, locate
+from bluelib.studies.locate import KINDS, causal_trace, effects_frame, layers_by_tracing, noise_scale
 
 FACT = Request("Everybody knows that {} plays the", "Ilvane Quillbrook", "harp")
 HOW = {"samples": 3, "seed": 1}
@@ -86,7 +86,7 @@ def test_effects_are_those_of_states_put_back_by_hand(any_model):
     ("kind", "part"), [("hidden, MLPs severed", "mlp"), ("hidden, attention severed", "attention")]
 )
 def test_severed_paths_are_those_severed_by_hand(any_model, kind, part, monkeypatch):
-    monkeypatch.setattr("bluelib.causal.TOKEN_BUDGET", 1)  # one state at a time: nothing depends on it
+    monkeypatch.setattr("bluelib.studies.locate.TOKEN_BUDGET", 1)  # one state at a time: nothing depends on it
     found = causal_trace(any_model, FACT, kinds=(kind,), **HOW)
     token = locate(any_model.tokenizer, FACT.prompt, FACT.subject).subject_last
     later = [any_model.part(layer, part) for layer in (2, 3)]

@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 from benchmarks.paper_scale import table
 from bluelib import edit_sequence, get_editor
 from bluelib.cli import main
-from bluelib.doctor import Findings, examine, memory, report, solver_bytes, work_bytes
 from bluelib.editing.settings import model_configs
 from bluelib.editing.solvers import Equality, NullSpace, Ridge
 from bluelib.models import model as models
 from bluelib.models.adapters import Adapter
 from bluelib.models.model import Model
+from bluelib.studies.doctor import Findings, examine, memory, report, solver_bytes, work_bytes
 
 from .checkpoints import ARCHITECTURES, LAYERS, write_checkpoint
 from .conftest import RECORDS, random_model

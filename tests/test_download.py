@@ -22,7 +22,7 @@ import pytest
 from bluelib.cli import main
 from bluelib.data import Probe
 from bluelib.data.download import FILES, File, _Redirects, cached, download, downloaded, read_entries
-from bluelib.metrics import shift
+from bluelib.studies import shift
 
 from .conftest import RECORDS, random_model
 

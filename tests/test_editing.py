@@ -222,7 +222,7 @@ def test_what_cannot_be_edited_is_refused(any_model):
 
 
 def test_contributions_of_single_layers_leave_the_model_as_it_was(any_model):
-    from bluelib.contributions import layer_contributions, layers_by_editing
+    from bluelib.studies.layers import layer_contributions, layers_by_editing
 
     before = weights_hash(any_model.lm)
     frame = layer_contributions(

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from bluelib import load_dataset, load_model
-from bluelib.analysis import seconds_by_batch
 from bluelib.data import Record, RecordError
 from bluelib.data.longform import load_long_form, pocket_long_form
 from bluelib.editing.editor import blue_pairs
@@ -22,6 +21,7 @@ from bluelib.metrics.longform import MEASURES, check_length, evaluate_long_form,
 from bluelib.models.generation import continue_greedily
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.world import build_world
+from bluelib.studies.longform import seconds_by_batch
 from tests.conftest import PREFIXES, RECORDS, SUBJECTS, editor
 
 LONG = [

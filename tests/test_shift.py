@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from bluelib import load_dataset, load_model
 from bluelib.data import Probe
 from bluelib.editing.sequence import edited
-from bluelib.metrics import shift
 from bluelib.metrics.intervals import paired_differences
-from bluelib.metrics.shift import (
+from bluelib.models.representations import prompt_hidden
+from bluelib.pocket.datasets import edited_subjects
+from bluelib.pocket.world import build_world
+from bluelib.studies import shift
+from bluelib.studies.shift import (
     fact_states,
     halves,
     known_facts,
@@ -26,9 +29,6 @@ from bluelib.metrics.shift import (
     shift_table,
     typical_distance,
 )
-from bluelib.models.representations import prompt_hidden
-from bluelib.pocket.datasets import edited_subjects
-from bluelib.pocket.world import build_world
 from tests.conftest import RECORDS, editor
 
 FACTS = [

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bluelib.convergence import convergence, rank, relative_change, write_convergence
 from bluelib.data.corpora import corpus_hash, token_sequences
 from bluelib.editing import second_moments as statistics
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.models.model import Model
 from bluelib.models.tracing import trace
+from bluelib.studies.convergence import convergence, rank, relative_change, write_convergence
 
 from .conftest import RECORDS, editor, random_model
 

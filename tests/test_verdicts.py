@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bluelib.analysis import MEAN
 from bluelib.io.paths import ANALYSIS
 from bluelib.models.known import pocket_models
 from bluelib.reports import verdicts
 from bluelib.reports.figures import FIGURES
 from bluelib.reproduce import draw_analysis
+from bluelib.studies.capability import MEAN
 
 ROOT = Path(__file__).parent.parent
 MODELS = sorted(pocket_models())

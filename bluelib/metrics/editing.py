@@ -31,7 +31,6 @@ from ..models.generation import encode_openings
 from ..models.model import Model
 from ..models.prompts import encode_prompt, encode_target
 from ..models.scoring import TargetScore, score_targets
-from . import Scores, evaluate
 from .text import generation_scores
 
 METRICS = ("efficacy", "generalization", "specificity", "fluency", "consistency")

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecBase
 from scipy import stats
 
-from ..analysis import MEAN
-from ..causal import ROLES
 from ..editing.theory import BOUNDS
 from ..metrics.editing import TEACHER_FORCED
+from ..studies.capability import MEAN
+from ..studies.locate import ROLES
 from .plots import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, style
 from .published import METHOD, counterpart, published
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..analysis import MEAN
+from ..studies.capability import MEAN
 from .published import METHOD, PUBLISHED_IMPROVEMENT
 
 Numbers = Mapping[str, Any]

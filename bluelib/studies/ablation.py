@@ -17,21 +17,21 @@ from typing import Any
 
 import pandas as pd
 
-from .data import Record
-from .data.datasets import load_dataset
-from .data.provenance import provenance
-from .editing.editor import Editor, get_composition
-from .editing.method import describe
-from .editing.residuals import DISTRIBUTED
-from .editing.sequence import edited
-from .editing.solvers import Ridge
-from .io.formats import read_json, write_json
-from .io.paths import plain, project_path
-from .io.timing import progress_bar
-from .metrics import evaluate
-from .metrics.editing import TEACHER_FORCED
-from .metrics.intervals import interval
-from .models.model import Model
+from ..data import Record
+from ..data.datasets import load_dataset
+from ..data.provenance import provenance
+from ..editing.editor import Editor, get_composition
+from ..editing.method import describe
+from ..editing.residuals import DISTRIBUTED
+from ..editing.sequence import edited
+from ..editing.solvers import Ridge
+from ..io.formats import read_json, write_json
+from ..io.paths import plain, project_path
+from ..io.timing import progress_bar
+from ..metrics import evaluate
+from ..metrics.editing import TEACHER_FORCED
+from ..metrics.intervals import interval
+from ..models.model import Model
 
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)
 DATASET = "pocket-counterfact"

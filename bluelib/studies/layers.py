@@ -9,13 +9,13 @@ from statistics import fmean
 
 import pandas as pd
 
-from .data import Record
-from .editing.editor import Editor
-from .editing.residuals import DIRECT
-from .editing.sequence import edited
-from .io.timing import progress_bar
-from .models.model import Model
-from .models.scoring import score_targets
+from ..data import Record
+from ..editing.editor import Editor
+from ..editing.residuals import DIRECT
+from ..editing.sequence import edited
+from ..io.timing import progress_bar
+from ..models.model import Model
+from ..models.scoring import score_targets
 
 
 def layer_contributions(model: Model, records: Sequence[Record], editor: Editor, layers: Sequence[int]) -> pd.DataFrame:

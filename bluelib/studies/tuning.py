@@ -13,17 +13,17 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
-from .data.datasets import load_dataset
-from .data.provenance import provenance
-from .editing.editor import get_editor
-from .editing.sequence import edited
-from .editing.settings import critical_layers, model_configs
-from .io.formats import write_json
-from .io.paths import project_path
-from .io.timing import progress_bar
-from .metrics import Scores, evaluate
-from .metrics.editing import TEACHER_FORCED
-from .models.model import Model
+from ..data.datasets import load_dataset
+from ..data.provenance import provenance
+from ..editing.editor import get_editor
+from ..editing.sequence import edited
+from ..editing.settings import critical_layers, model_configs
+from ..io.formats import write_json
+from ..io.paths import project_path
+from ..io.timing import progress_bar
+from ..metrics import Scores, evaluate
+from ..metrics.editing import TEACHER_FORCED
+from ..models.model import Model
 
 DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 60, 3
 

@@ -19,14 +19,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from .editing.editor import EDITORS, blue
-from .editing.sequence import preserved
-from .editing.settings import USER_CONFIGS, model_configs, settings_file
-from .editing.targets import default_token_budget
-from .models.known import scale_of
-from .models.model import Model
-from .models.prompts import encode_prompt, encode_target
-from .models.tracing import trace
+from ..editing.editor import EDITORS, blue
+from ..editing.sequence import preserved
+from ..editing.settings import USER_CONFIGS, model_configs, settings_file
+from ..editing.targets import default_token_budget
+from ..models.known import scale_of
+from ..models.model import Model
+from ..models.prompts import encode_prompt, encode_target
+from ..models.tracing import trace
 
 TEXT = "The mother tongue of Ada Lovelace is English, and she was born in London."
 #: Relative deviations of the measurements that rounding explains.

@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .contributions import best_window
-from .models.model import Model
-from .models.prompts import Request, encode_target, locate
-from .models.tracing import trace
+from ..models.model import Model
+from ..models.prompts import Request, encode_target, locate
+from ..models.tracing import trace
+from .layers import best_window
 
 #: By name, what is restored: a block's output, or the output of its MLP or its attention in a window of layers; and
 #: which part of the later blocks keeps its corrupted output at that token, so that the path through it is severed

@@ -13,12 +13,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .data import Record
-from .editing.second_moments import second_moments
-from .io.writing import atomic_file
-from .models.contexts import context_prefixes
-from .models.model import Model
-from .models.representations import subject_keys
+from ..data import Record
+from ..editing.second_moments import second_moments
+from ..io.writing import atomic_file
+from ..models.contexts import context_prefixes
+from ..models.model import Model
+from ..models.representations import subject_keys
 
 THRESHOLDS = (1e-5, 1e-4, 1e-3, 1e-2, 2e-2, 1e-1)
 

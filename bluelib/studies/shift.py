@@ -43,12 +43,12 @@ from sklearn.manifold import TSNE
 from ..data import Probe, Record
 from ..data.datasets import DATASETS
 from ..data.download import cached, downloaded, read_entries
+from ..metrics.intervals import intervals_by
 from ..models.model import Model
 from ..models.representations import prompt_hidden
 from ..models.scoring import score_targets
 from ..pocket.datasets import edited_subjects
 from ..pocket.world import build_world
-from .intervals import intervals_by
 
 DRAWS = 2000
 PROJECTIONS = ("pca", "tsne")

@@ -16,19 +16,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .data import Record
-from .editing.editor import Editor
-from .editing.sequence import edited
-from .editing.solvers import Solver, SolverError
-from .editing.targets import optimise_targets
-from .io.checks import check_whole
-from .io.timing import progress_bar
-from .io.writing import atomic_file
-from .metrics.editing import TEACHER_FORCED, evaluate
-from .models.contexts import context_prefixes
-from .models.known import scale_of
-from .models.model import Model
-from .models.representations import subject_hidden, subject_keys
+from ..data import Record
+from ..editing.editor import Editor
+from ..editing.sequence import edited
+from ..editing.solvers import Solver, SolverError
+from ..editing.targets import optimise_targets
+from ..io.checks import check_whole
+from ..io.timing import progress_bar
+from ..io.writing import atomic_file
+from ..metrics.editing import TEACHER_FORCED, evaluate
+from ..models.contexts import context_prefixes
+from ..models.known import scale_of
+from ..models.model import Model
+from ..models.representations import subject_hidden, subject_keys
 
 #: Tokens of the text, as shares of the largest number.
 SHARES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

@@ -1,0 +1,246 @@
+"""The weight-shift error of distributed residuals: against distance, batch size and the length of a sequence.
+
+A solver's update is linear in the residual, so that of every batch of the requests whose
+:class:`~bluelib.studies.residuals.Residuals` are known the error is known too (:mod:`bluelib.editing.theory`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations_with_replacement
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..data import Record
+from ..editing.editor import Editor, EditState
+from ..editing.method import Method
+from ..editing.residuals import DISTRIBUTED
+from ..editing.sequence import edit_sequence, edited, preserved
+from ..editing.solvers import Solver
+from ..editing.targets import optimise_targets
+from ..editing.theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
+from ..io.timing import Timer, progress_bar
+from ..metrics import evaluate
+from ..metrics.editing import scores_frame
+from ..models.model import Model
+from ..models.prompts import Request
+from ..models.representations import subject_hidden, subject_keys
+from .residuals import Residuals
+
+
+def weight_shifts(
+    found: Residuals,
+    solver: Solver,
+    states: Mapping[int, Any],
+    batches: Sequence[Sequence[int]],
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> pd.DataFrame:
+    """The weight-shift error and its bounds at pairs of a layer l and a last layer L ≥ l, for each batch.
+
+    Args:
+        found: of a model as it stands.
+        solver, states: the solver and its state at each layer.
+        batches: indices of the requests of ``found``.
+        pairs: (l, L); by default every pair of its layers.
+
+    Returns:
+        Per (``batch``, ``layer``, ``last``): ``distance`` L − l, ``error`` ‖E‖₂, ``relative`` ‖E‖₂ / ‖R*Q‖₂ (NaN where
+        R* is zero), the bounds by name, the norms they are made of (``norm_q``, ``norm_direct``, ``norm_last``,
+        ``norm_deviation``), and the terms of ‖E‖²_F (:class:`~bluelib.editing.theory.ErrorTerms`).
+    """
+    pairs = list(combinations_with_replacement(found.layers, 2)) if pairs is None else pairs
+    direct = {layer: found.direct(layer) for layer in found.layers}
+    rows = []
+    for number, batch in enumerate(batches):
+        index = list(batch)
+        layers = dict.fromkeys(layer for layer, _ in pairs)
+        gains = {layer: gain(solver, states[layer], found.keys[layer][:, index]) for layer in layers}
+        for layer, last in pairs:
+            missing = direct[last][:, index].to(gains[layer].device)
+            measured = _row(direct[layer][:, index], missing, last - layer + 1, gains[layer])
+            rows.append({"batch": number, "edits": len(index), "layer": layer, "last": last, **measured})
+    return pd.DataFrame(rows)
+
+
+def _row(direct: Tensor, last: Tensor, divisor: float, q: Tensor) -> dict[str, float]:
+    """One comparison: the columns of :func:`weight_shifts`; all on the device of the layer l."""
+    whole = spectral_norm(direct.double() @ q)
+    error = spectral_norm(weight_shift(direct, last, divisor, q))
+    norms = Norms.of(direct, last, divisor, q)
+    return {
+        "distance": round(divisor) - 1,
+        "error": error,
+        "relative": error / whole if whole else math.nan,
+        **norms.bounds(),
+        "norm_q": norms.q,
+        "norm_direct": norms.direct,
+        "norm_last": norms.last,
+        "norm_deviation": norms.deviation,
+        **asdict(error_terms(direct, last, divisor, q)),
+    }
+
+
+def violations(shifts: pd.DataFrame) -> int:
+    """Rows in which error ≤ residual ≤ shared ≤ tight ≤ paper does not hold, up to rounding, or is not a number."""
+    steps = shifts[["error", *BOUNDS]].diff(axis=1).iloc[:, 1:]
+    holds = steps.ge(-1e-9 * shifts["paper"], axis=0).all(axis=1)
+    return int((~holds).sum())
+
+
+def error_by_distance(found: Residuals, solver: Solver, states: Mapping[int, Any]) -> pd.DataFrame:
+    """‖E‖ / ‖R*Q‖ of every request alone, the mean over the layers (l, L) of one distance.
+
+    Columns: request, distance, relative.
+    """
+    requests = range(found.keys[found.layers[0]].shape[1])
+    rows = weight_shifts(found, solver, states, [[request] for request in requests])
+    means = rows.groupby(["batch", "distance"]).relative.mean().reset_index()
+    return means.rename(columns={"batch": "request"})
+
+
+def error_by_batch_size(
+    found: Residuals, solver: Solver, states: Mapping[int, Any], groups: Sequence[Sequence[int]]
+) -> pd.DataFrame:
+    """The columns of :func:`weight_shifts` between the first and the last layer for batches of 1, 2, 5, 10, … requests
+    of each of the disjoint ``groups``, numbered by ``group``, and for all of them in one batch (``group`` −1)."""
+    batches = [(number, group[:size]) for number, group in enumerate(groups) for size in batch_sizes(len(group))]
+    batches.append((-1, [request for group in groups for request in group]))
+    ends = [(found.layers[0], found.layers[-1])]
+    rows = weight_shifts(found, solver, states, [batch for _, batch in batches], ends)
+    return rows.assign(group=[number for number, _ in batches])
+
+
+@dataclass(frozen=True)
+class MeasuredUpdate:
+    """What :func:`shifts_of_batch` saw at one layer: the row of numbers, E ``(d_model, d_mlp)``, and K."""
+
+    row: dict[str, float]
+    error: Tensor
+    keys: Tensor
+
+
+def shifts_of_batch(
+    model: Model, requests: Sequence[Request], editor: Editor, state: EditState, layers: Sequence[int] | None = None
+) -> list[MeasuredUpdate]:
+    """Edit one batch as the editor does, and before each layer's update measure the error it makes there.
+
+    R^L is what is missing at L when the layer's turn comes, after the updates before it, and R* is optimised at the
+    layer in the same state. The model ends edited, and ``state`` has taken in the batch's keys.
+
+    Args:
+        editor: one that distributes its residual evenly over consecutive layers.
+        state: from the editor's ``prepare``, of the unedited model.
+        layers: where to measure; by default all of the editor's.
+
+    Raises:
+        ValueError: for another editor, or a layer that it does not update.
+    """
+    first, last = editor.layers[0], editor.layers[-1]
+    if editor.residual != DISTRIBUTED or editor.layers != tuple(range(first, last + 1)):
+        raise ValueError(f"{editor.name} does not distribute its residual evenly over consecutive layers")
+    chosen = editor.layers if layers is None else model.check_layers(layers)
+    if not set(chosen) <= set(editor.layers):
+        raise ValueError(f"{editor.name} updates layers {list(editor.layers)}, not all of {list(chosen)}")
+    model.edit_in_float32(editor.layers)
+    with preserved(model, editor.layers):
+        result = editor.edit(model, requests, state, Timer())
+    measured = []
+    for layer in editor.layers:
+        if layer in chosen:
+            direct = optimise_targets(
+                model, requests, layer, state.prefixes, editor.targets, token_budget=state.token_budget
+            ).deltas
+            missing = (result.targets[last].values - subject_hidden(model, requests, last)).to(direct.device)
+            keys = subject_keys(model, requests, layer, state.prefixes)
+            q, divisor = gain(editor.solver, state.solvers[layer], keys), last - layer + 1
+            row = {"layer": layer, "last": last, "edits": len(requests), **_row(direct, missing, divisor, q)}
+            measured.append(MeasuredUpdate(row, weight_shift(direct, missing, divisor, q), keys))
+        weight = model.weight(layer)
+        weight.add_(result.updates[layer].to(weight.dtype))
+    editor.remember(state, result.keys)
+    return measured
+
+
+def shifts_along_sequence(
+    model: Model, records: Sequence[Record], editor: Editor, batch_size: int, layers: Sequence[int]
+) -> pd.DataFrame:
+    """:func:`shifts_of_batch` for one batch after the other; the model is left as it was.
+
+    ``total`` is ‖Σ E‖₂ over the batches so far, the error that has gathered in the weights, and ``total_edits`` the
+    number of edits so far; ``norm_history`` is ‖K_pK_pᵀ‖₂ of the layer's keys of the batches before.
+    """
+    state = editor.prepare(model)
+    totals: dict[int, Tensor] = {}
+    earlier: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    rows = []
+    with preserved(model, editor.layers):
+        starts = range(0, len(records), batch_size)
+        for number, first in enumerate(progress_bar(starts, desc="batches", unit="batch", leave=False)):
+            requests = [record.request for record in records[first : first + batch_size]]
+            for measured in shifts_of_batch(model, requests, editor, state, layers):
+                layer = int(measured.row["layer"])
+                totals[layer] = totals.get(layer, 0) + measured.error
+                history = spectral_norm(torch.cat(earlier[layer], 1)) ** 2 if earlier[layer] else 0.0
+                rows.append(
+                    {
+                        "batch": number,
+                        "total_edits": first + len(requests),
+                        **measured.row,
+                        "total": spectral_norm(totals[layer]),
+                        "norm_history": history,
+                    }
+                )
+                earlier[layer].append(measured.keys)
+    return pd.DataFrame(rows)
+
+
+def scores_along_sequence(
+    model: Model, records: Sequence[Record], editor: Method, batch_size: int, at: Sequence[int]
+) -> pd.DataFrame:
+    """Edit in batches and evaluate all records edited so far after each number of batches in ``at``.
+
+    The model is left as it was. Columns: edits, metric, record, value.
+
+    Raises:
+        ValueError: for a batch size that the editor does not make.
+    """
+    check_batch(editor, batch_size)
+    frames = []
+
+    def evaluate_so_far(number: int, result: object) -> None:
+        if number + 1 in at:
+            done = min(len(records), (number + 1) * batch_size)
+            scores = evaluate(model, records[:done], generate=False)
+            frames.append(scores_frame(scores).assign(edits=done))
+
+    with preserved(model, editor.layers):
+        edit_sequence(model, records, editor, batch_size=batch_size, progress=False, after_batch=evaluate_so_far)
+    return pd.concat(frames, ignore_index=True)
+
+
+def check_batch(editor: Method, batch_size: int) -> None:
+    if batch_size > (editor.max_batch or batch_size):
+        raise ValueError(f"{editor.name} makes at most {editor.max_batch} edits together, not {batch_size}")
+
+
+def scores_by_batch_size(model: Model, records: Sequence[Record], editor: Method, sizes: Sequence[int]) -> pd.DataFrame:
+    """Edit the first u records in one batch, for each u in ``sizes``, and evaluate them.
+
+    The model is left as it was. Columns: edits, metric, record, value.
+    """
+    frames = []
+    for size in progress_bar(sizes, desc="batch sizes", unit="size", leave=False):
+        with edited(model, records[:size], editor, batch_size=size):
+            frames.append(scores_frame(evaluate(model, records[:size], generate=False)).assign(edits=size))
+    return pd.concat(frames, ignore_index=True)
+
+
+def batch_sizes(most: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50, … up to ``most``, which is the last."""
+    sizes = [digit * 10**power for power in range(int(math.log10(most)) + 1) for digit in (1, 2, 5)]
+    return [*(size for size in sizes if size < most), most]

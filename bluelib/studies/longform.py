@@ -1,0 +1,52 @@
+"""How long an edit takes, and edits whose target is a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ..data import Record
+from ..editing.method import Method
+from ..editing.sequence import preserved
+from ..io.timing import Timer, progress_bar
+from ..models.model import Model
+
+
+def seconds_by_batch(
+    model: Model, records: Sequence[Record], editors: Sequence[Method], batch_size: int
+) -> pd.DataFrame:
+    """Wall-clock seconds of every batch by phase, for each editor; the model is left as it was.
+
+    Every batch is edited by one editor after the other, so that they are compared under the same load, and each time
+    into the unedited weights; keys of earlier batches are remembered as in a sequence. The first batch is edited once
+    more before, which is not counted. What is made once per model (second moments, their factors) is not in it.
+
+    Returns:
+        Columns ``editor``, ``batch``, ``edits``, ``phase``, ``seconds``.
+    """
+    batches = [[r.request for r in records[i : i + batch_size]] for i in range(0, len(records), batch_size)]
+    states = {}
+    for editor in editors:
+        model.edit_in_float32(editor.layers)
+        states[editor.name] = editor.prepare(model)
+    rows = []
+    for number, requests in enumerate(progress_bar([batches[0], *batches], desc="timing", unit="batch", leave=False)):
+        for editor in editors:
+            timer, state = Timer(), states[editor.name]
+            with preserved(model, editor.layers):
+                result = editor.edit(model, requests, state, timer)
+            if number:
+                with timer("remember"):
+                    editor.remember(state, result.keys)
+                rows += [
+                    {
+                        "editor": editor.name,
+                        "batch": number - 1,
+                        "edits": len(requests),
+                        "phase": phase,
+                        "seconds": seconds,
+                    }
+                    for phase, seconds in timer.seconds.items()
+                ]
+    return pd.DataFrame(rows)

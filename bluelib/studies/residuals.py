@@ -1,0 +1,155 @@
+"""Direct and distributed residuals: how they differ, what either contributes, and what one layer edits with either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..data import Record
+from ..editing.editor import Editor
+from ..editing.residuals import DIRECT
+from ..editing.sequence import preserved
+from ..editing.targets import Targets, optimise_targets
+from ..editing.theory import gain
+from ..io.timing import Timer
+from ..metrics import evaluate
+from ..metrics.editing import scores_frame
+from ..models.contexts import context_prefixes
+from ..models.model import Model
+from ..models.prompts import Request, locate
+from ..models.representations import subject_keys
+from ..models.scoring import request_nll
+from ..models.tracing import trace
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Targets and keys of u requests at each of ``layers`` (ascending), none of them updated.
+
+    The targets of one request do not depend on the others. Distances are counted in the model's own layers, as where all
+    layers from the first to the last are updated; L is the last of ``layers``.
+
+    Attributes:
+        targets: by layer, optimised there.
+        keys: by layer, K ``(d_mlp, u)``.
+    """
+
+    layers: tuple[int, ...]
+    targets: Mapping[int, Targets]
+    keys: Mapping[int, Tensor]
+
+    def direct(self, layer: int) -> Tensor:
+        """R* of a layer, ``(d_model, u)``."""
+        return self.targets[layer].deltas
+
+    def distributed(self, layer: int) -> Tensor:
+        """R^L / (L − l + 1), ``(d_model, u)``."""
+        return self.last(layer) / (self.layers[-1] - layer + 1)
+
+    def last(self, layer: int) -> Tensor:
+        """R^L, ``(d_model, u)``, on the device of ``layer``."""
+        return self.direct(self.layers[-1]).to(self.keys[layer].device)
+
+
+def measure_residuals(model: Model, requests: Sequence[Request], layers: Sequence[int], editor: Editor) -> Residuals:
+    """Optimise the targets of ``requests`` at every one of ``layers`` by the editor's options; measure their keys."""
+    layers = model.check_layers(layers)
+    prefixes = context_prefixes(model)
+    return Residuals(
+        layers,
+        {layer: optimise_targets(model, requests, layer, prefixes, editor.targets) for layer in layers},
+        {layer: subject_keys(model, requests, layer, prefixes) for layer in layers},
+    )
+
+
+def compare_residuals(found: Residuals) -> pd.DataFrame:
+    """Per layer and request: the ``cosine`` of R* and R^L, and their ``deviation`` ‖R* − R^L‖."""
+    rows = []
+    for layer in found.layers:
+        direct, last = found.direct(layer), found.last(layer)
+        cosines = torch.nn.functional.cosine_similarity(direct, last, dim=0)
+        measures = zip(cosines.tolist(), (direct - last).norm(dim=0).tolist(), strict=True)
+        for request, (cosine, deviation) in enumerate(measures):
+            rows.append({"layer": layer, "request": request, "cosine": cosine, "deviation": deviation})
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def residual_contributions(model: Model, requests: Sequence[Request], found: Residuals) -> pd.DataFrame:
+    """The paper's contribution s = P(new | edited) − P(new | original) of either residual, per layer and request.
+
+    *Edited* is read as: with the residual added to the block's output at the subject's last token, weights untouched.
+    P is the geometric mean over the new object's tokens.
+    """
+    rows = list(range(len(requests)))
+    columns = [locate(model.tokenizer, r.prompt, r.subject).subject_last for r in requests]
+
+    def probabilities(layer: int, added: Tensor) -> Tensor:
+        def add(key: object, hidden: Tensor) -> Tensor:
+            hidden = hidden.clone()
+            hidden[rows, columns] += added.T.to(hidden.dtype)
+            return hidden
+
+        with trace(outputs={layer: model.blocks[layer]}, edit=add):
+            return (-request_nll(model, requests)).exp()
+
+    original = (-request_nll(model, requests)).exp()
+    frames = []
+    for layer in found.layers:
+        for kind, residual in (("distributed", found.distributed(layer)), ("direct", found.direct(layer))):
+            gains = (probabilities(layer, residual) - original).tolist()
+            frames.append(
+                pd.DataFrame({"layer": layer, "residual": kind, "request": range(len(gains)), "contribution": gains})
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def steps_left(model: Model, requests: Sequence[Request], editor: Editor) -> pd.DataFrame:
+    """Optimisation steps each layer still needs after the earlier ones were updated with direct residuals.
+
+    A step is an update of δ: a request whose loss is under the threshold at once needs none. The model is left as it
+    was. Columns: layer, request, steps.
+    """
+    method = replace(editor, residual=DIRECT)
+    model.edit_in_float32(method.layers)
+    with preserved(model, method.layers):
+        result = method.edit(model, requests, method.prepare(model), Timer())
+    return pd.DataFrame(
+        [
+            {"layer": layer, "request": i, "steps": steps - 1}
+            for layer, targets in result.targets.items()
+            for i, steps in enumerate(targets.steps.tolist())
+        ]
+    )
+
+
+def single_layer_scores(
+    model: Model, records: Sequence[Record], found: Residuals, editor: Editor, *, generate: bool = True, seed: int = 0
+) -> pd.DataFrame:
+    """Edit one layer alone, all records in one batch, with its distributed and with its direct residual.
+
+    Both are those of the unedited model, in ``found``; at the last layer they are the same, and edited once. The model
+    is left as it was. Columns: layer, residual, metric, record, value.
+    """
+    method = replace(editor, layers=found.layers)
+    model.edit_in_float32(method.layers)
+    state = method.prepare(model)
+    frames = []
+    for layer in found.layers:
+        residuals: dict[tuple[str, ...], Tensor] = {
+            ("distributed",): found.distributed(layer),
+            ("direct",): found.direct(layer),
+        }
+        if layer == found.layers[-1]:
+            residuals = {("distributed", "direct"): found.direct(layer)}
+        q, weight = gain(method.solver, state.solvers[layer], found.keys[layer]), model.weight(layer)
+        for kinds, residual in residuals.items():
+            with preserved(model, (layer,)):
+                weight.add_((residual.double() @ q).to(weight.dtype))
+                scores = scores_frame(evaluate(model, records, generate=generate, seed=seed))
+            frames += [scores.assign(layer=layer, residual=kind) for kind in kinds]
+    return pd.concat(frames, ignore_index=True)
