@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .reproduce import end_with_workflow
+from .runs.workflow import end_with_workflow
 
 if TYPE_CHECKING:
     from .editing.sequence import Run
@@ -465,8 +465,8 @@ def _load(arguments: argparse.Namespace):
 
 def _evaluate(arguments: argparse.Namespace) -> Answer:
     from .data.provenance import provenance
-    from .experiment import evaluate_unedited, summary
     from .io.timing import Timer
+    from .runs.cell import evaluate_unedited, summary
 
     model, records = _load(arguments)
     timer = Timer()
@@ -492,8 +492,8 @@ def _evaluate(arguments: argparse.Namespace) -> Answer:
 def _edit(arguments: argparse.Namespace) -> Answer:
     from .editing.deltas import is_delta_of
     from .editing.editor import get_editor
-    from .experiment import run_cell
     from .io.writing import check_writable
+    from .runs.cell import run_cell
 
     model, records = _load(arguments)
     editor = get_editor(arguments.editor, model, corpus=arguments.corpus)
@@ -673,7 +673,7 @@ def _statistics(arguments: argparse.Namespace) -> Answer:
     from .io.formats import write_json
     from .io.writing import check_new_file
     from .models.load import load_model
-    from .reproduce import describe_statistics
+    from .runs.statistics import describe_statistics
 
     if arguments.output:
         check_new_file(arguments.output)
@@ -688,7 +688,7 @@ def _statistics(arguments: argparse.Namespace) -> Answer:
 
 
 def _notebook(arguments: argparse.Namespace) -> Answer:
-    from .reproduce import run_notebook
+    from .runs.notebooks import run_notebook
 
     parameters: dict[str, Any] = {}
     for name, value in map(_parameter, arguments.parameters):
@@ -710,8 +710,8 @@ def _parameter(text: str) -> tuple[str, Any]:
 
 
 def _reproduce(arguments: argparse.Namespace) -> Answer:
-    from .grid import Grid
-    from .reproduce import run_grid
+    from .runs.grid import Grid
+    from .runs.workflow import run_grid
 
     grid = Grid.load(arguments.grid)
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():  # of Snakemake's own words
@@ -720,15 +720,15 @@ def _reproduce(arguments: argparse.Namespace) -> Answer:
 
 
 def _tables(arguments: argparse.Namespace) -> Answer:
-    from .grid import Grid
     from .reports.tables import write_tables
+    from .runs.grid import Grid
 
     return _written(write_tables(Grid.load(arguments.grid)))
 
 
 def _draw(arguments: argparse.Namespace) -> Answer:
-    from .grid import Grid
-    from .reproduce import draw_analysis
+    from .runs.grid import Grid
+    from .runs.workflow import draw_analysis
 
     grid = Grid.load(arguments.grid)
     paths = []

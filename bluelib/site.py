@@ -25,7 +25,7 @@ from .io.writing import atomic_directory, atomic_file
 from .reports import figures, plots
 from .reports.figures import FIGURES
 from .reports.pages import Page, write_pages
-from .reproduce import run_notebook
+from .runs.notebooks import run_notebook
 
 LANDING = "docs/site/index.md"
 GALLERY = "figures/index.md"

@@ -17,10 +17,11 @@ import pytest
 from bluelib import apply_delta, edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.cli import _parser, main
 from bluelib.editing.editor import EDITORS
-from bluelib.experiment import check_parameters, summary
 from bluelib.io.paths import project_path
 from bluelib.pocket.datasets import write_datasets
-from bluelib.reproduce import run_notebook
+from bluelib.runs.cell import summary
+from bluelib.runs.notebooks import run_notebook
+from bluelib.runs.parameters import check_parameters
 
 
 def test_lists(capsys):
@@ -238,7 +239,7 @@ def test_what_was_saved_before_is_not_taken_for_this_edit(tmp_path, capsys):
 
 
 def test_edits_are_saved_before_they_are_evaluated(tmp_path, monkeypatch, capsys):
-    from bluelib import experiment
+    from bluelib.runs import cell as experiment
 
     evaluate, calls = experiment.evaluate, []
 

@@ -41,7 +41,6 @@ from bluelib.editing.sequence import preserved
 from bluelib.editing.settings import model_configs
 from bluelib.editing.solvers import Equality, NullSpace, Ridge
 from bluelib.editing.targets import TargetOptions
-from bluelib.grid import Grid
 from bluelib.io.assets import ASSETS, check_shipped, shipped_hash, update_sums
 from bluelib.io.formats import DamagedError, read_json, write_json
 from bluelib.io.tensors import file_hash, load_tensors, save_tensors, seal
@@ -53,7 +52,8 @@ from bluelib.pocket.pretrain import _keep, _resume
 from bluelib.pocket.world import build_world
 from bluelib.reports.plots import save as save_figure
 from bluelib.reports.tables import _write as write_table
-from bluelib.reproduce import run_notebook
+from bluelib.runs.grid import Grid
+from bluelib.runs.notebooks import run_notebook
 
 from .conftest import PREFIXES, RECORDS, TARGETS, editor, random_model
 

@@ -27,13 +27,13 @@ from bluelib.editing.residuals import DIRECT
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.editing.targets import TargetOptions, optimise_targets
-from bluelib.experiment import check_parameters
 from bluelib.models.generation import continue_greedily, generate_texts
 from bluelib.models.model import weights_hash
 from bluelib.models.prompts import Request, encode_prompt, locate
 from bluelib.models.representations import subject_keys
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.tokenizer import build_tokenizer
+from bluelib.runs.parameters import check_parameters
 
 from .conftest import ARCHITECTURES, PREFIXES, RECORDS, TARGETS, editor
 from .test_data import COUNTERFACT, FLAT, ZSRE

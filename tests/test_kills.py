@@ -27,7 +27,7 @@ import psutil
 import pytest
 import torch
 
-from bluelib import edit_sequence, experiment
+from bluelib import edit_sequence
 from bluelib.cli import main
 from bluelib.editing import checkpoints
 from bluelib.editing import editor as editors
@@ -36,7 +36,6 @@ from bluelib.editing.residuals import DIRECT
 from bluelib.editing.second_moments import null_space, second_moments
 from bluelib.editing.sequence import preserved
 from bluelib.editing.solvers import NullSpace, Ridge
-from bluelib.grid import Grid
 from bluelib.io import writing as files
 from bluelib.io.formats import write_json
 from bluelib.io.writing import atomic_directory, atomic_file
@@ -44,6 +43,8 @@ from bluelib.models import contexts
 from bluelib.models.model import weights_hash
 from bluelib.pocket import card
 from bluelib.pocket.pretrain import Recipe
+from bluelib.runs import cell as experiment
+from bluelib.runs.grid import Grid
 
 from .conftest import PREFIXES, RECORDS, editor
 from .test_download import ENTRIES, server  # noqa: F401

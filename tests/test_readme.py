@@ -24,7 +24,7 @@ from bluelib.cli import _parser
 from bluelib.data.datasets import DATASETS
 from bluelib.data.download import FILES
 from bluelib.editing.editor import EDITORS
-from bluelib.grid import Grid
+from bluelib.runs.grid import Grid
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

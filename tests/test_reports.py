@@ -14,8 +14,6 @@ from scipy import stats
 from bluelib import load_model
 from bluelib.editing.editor import EDITORS
 from bluelib.editing.settings import editor_settings, model_configs
-from bluelib.experiment import SCHEMA
-from bluelib.grid import Grid
 from bluelib.io.formats import write_json
 from bluelib.metrics.intervals import bootstrap_means, limits
 from bluelib.models.known import PAPER_MODELS, pocket_models, scale_of
@@ -34,6 +32,8 @@ from bluelib.reports.published import METHOD, ORDER, published, published_score
 from bluelib.reports.report import fill, shown
 from bluelib.reports.tables import load_cells, main_frame, results_frame, write_tables
 from bluelib.reports.verdicts import average_improvement, blue_against_plain
+from bluelib.runs.cell import SCHEMA
+from bluelib.runs.grid import Grid
 from bluelib.studies.layers import layers_by_editing
 from bluelib.studies.nullspace import THRESHOLDS, energy_shares
 

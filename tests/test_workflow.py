@@ -18,14 +18,14 @@ import yaml
 
 from bluelib.editing.editor import EDITORS
 from bluelib.editing.settings import model_configs
-from bluelib.grid import DTYPES, Grid, Place
 from bluelib.io.formats import write_json
 from bluelib.io.locks import locked
 from bluelib.io.paths import ANALYSIS, ANALYSIS_FIGURES
 from bluelib.models import model as models
 from bluelib.models.known import PAPER_MODELS, pocket_models
 from bluelib.reports.figures import FIGURES
-from bluelib.reproduce import run_grid
+from bluelib.runs.grid import DTYPES, Grid, Place
+from bluelib.runs.workflow import run_grid
 
 ROOT = Path(__file__).parent.parent
 GRIDS = {path.stem: path for path in (ROOT / "workflow").glob("grid*.yaml")}

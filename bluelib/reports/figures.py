@@ -1,7 +1,7 @@
 """Figures of the analysis notebooks: one column of panels per model, from the numbers that the notebooks write.
 
 Every function takes ``numbers``, a mapping of model name to the notebook's JSON content, so that a notebook draws its
-own model and :func:`bluelib.reproduce.draw_analysis` all of them side by side by the same code.
+own model and :func:`bluelib.runs.workflow.draw_analysis` all of them side by side by the same code.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..grid import Grid
 from ..io.formats import read_json, write_json
 from ..io.paths import ANALYSIS, ANALYSIS_FIGURES, numbers_name, project_path
 from ..io.writing import atomic_file
+from ..runs.grid import Grid
 from .comparison import champions, family_gains, improvement, paired, record_scores
 from .tables import load_cells, main_frame, markdown_table, short_table
 from .verdicts import LEGEND, Verdict, average_improvement, blue_against_plain

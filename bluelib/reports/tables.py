@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..experiment import SCHEMA
-from ..grid import Grid
 from ..io.formats import read_json
 from ..io.paths import plain
 from ..io.writing import atomic_file
 from ..metrics.editing import METRICS
+from ..runs.cell import SCHEMA
+from ..runs.grid import Grid
 from .comparison import improvement, paired_table, record_scores
 from .plots import plot_main, plot_pareto, save
 from .published import METHOD, ORDER, benchmark, counterpart, published_score
@@ -63,7 +63,7 @@ def load_cells(grid: Grid) -> list[dict[str, Any]]:
 
 
 def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Cells (see :func:`bluelib.experiment.run_cell`) as one row per (model, dataset, seed, method, metric).
+    """Cells (see :func:`bluelib.runs.cell.run_cell`) as one row per (model, dataset, seed, method, metric).
 
     The scores before editing are the method ``pre-edited``; every row says which scale it has. A published figure
     stands in a column of its own, and is missing where none was found.

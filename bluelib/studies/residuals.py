@@ -30,8 +30,8 @@ from ..models.tracing import trace
 class Residuals:
     """Targets and keys of u requests at each of ``layers`` (ascending), none of them updated.
 
-    The targets of one request do not depend on the others. Distances are counted in the model's own layers, as where all
-    layers from the first to the last are updated; L is the last of ``layers``.
+    The targets of one request do not depend on the others. Distances are counted in the model's own layers, as where
+    all layers from the first to the last are updated; L is the last of ``layers``.
 
     Attributes:
         targets: by layer, optimised there.

@@ -11,9 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from .editing.settings import model_configs
-from .io.formats import read_yaml
-from .io.paths import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_name, plain, project_path, raw_path
+from ..editing.settings import model_configs
+from ..io.formats import read_yaml
+from ..io.paths import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_name, plain, project_path, raw_path
 
 #: In place of an analysis notebook's parameters: those of the committed analysis.
 COMMITTED = "committed"

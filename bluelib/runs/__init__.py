@@ -1,0 +1,1 @@
+"""Running things: a cell of a table, notebooks with their parameters, a grid, the workflow."""

@@ -1,0 +1,126 @@
+"""Notebooks through papermill, and the numbers that they write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ..data import Record
+from ..data.provenance import provenance
+from ..io.formats import DamagedError, read_json, write_json
+from ..io.paths import numbers_name, project_path, raw_path
+from ..io.writing import check_new_file, writing
+from ..models.model import Model
+
+
+def write_numbers(
+    name: str,
+    model: Model,
+    records: Sequence[Record],
+    numbers: dict[str, Any],
+    judge: Callable[[dict[str, Any]], Sequence[NamedTuple]] | None = None,
+    path: str | Path | None = None,
+) -> dict[str, Any]:
+    """Write a notebook's numbers with their provenance as JSON to ``path``, or into ``results/raw``; return them.
+
+    Frames become lists of rows, and floats are rounded to five significant digits. ``judge`` makes the notebook's
+    verdicts from what is written.
+
+    Raises:
+        ValueError: for an infinite number, or NaN other than as the end of an interval.
+    """
+    content = {key: _tidy(value) for key, value in numbers.items()}
+    if judge:
+        content["verdicts"] = [verdict._asdict() for verdict in judge(content)]
+    content["provenance"] = provenance(model, records)
+    write_json(path or raw_path(numbers_name(name, model.name)), content, sealed=True)
+    return content
+
+
+def _tidy(value: Any) -> Any:
+    """As plain values that JSON has; the ends of an interval that there is not are None."""
+    if isinstance(value, pd.DataFrame):
+        return [_tidy(row) for row in value.to_dict("records")]
+    if isinstance(value, dict):
+        return {
+            key: None if key in ("low", "high") and value[key] != value[key] else _tidy(value[key]) for key in value
+        }
+    if isinstance(value, (list, tuple)):
+        return [_tidy(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> None:
+    """Run ``notebooks/<name>.ipynb`` with papermill; the executed copy goes to ``executed``, as far as it came.
+
+    Raises:
+        FileNotFoundError: outside a checkout of the project.
+        ValueError: for a notebook that there isn't, or a parameter that it hasn't.
+        WriteError: if the copy cannot be written; half a copy is removed.
+        RuntimeError: from a cell; the message says which, and what it raised.
+    """
+    import papermill
+
+    if Path(name).name != name:
+        raise ValueError(f"a notebook is named as in notebooks/, without a folder, not {name!r}")
+    notebook = project_path("notebooks", f"{name}.ipynb")
+    if not notebook.parent.is_dir():
+        raise FileNotFoundError(f"{notebook.parent} does not exist: run this in a checkout of the project")
+    if not notebook.exists():
+        known = sorted(path.stem for path in notebook.parent.glob("*.ipynb"))
+        raise ValueError(f"no notebook is called {name!r}; known: {', '.join(known)}")
+    known = papermill.inspect_notebook(_literal(notebook))
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no parameter {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+    check_new_file(executed)
+    with writing(executed), _without_bars():
+        executed.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            papermill.execute_notebook(
+                _literal(notebook),
+                _literal(executed),
+                dict(parameters),
+                cwd=str(project_path()),
+                kernel_name="python3",
+                progress_bar=False,
+            )
+        except papermill.PapermillExecutionError as error:
+            raise RuntimeError(
+                f"{name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}\nall of it is in {executed}"
+            ) from error
+        except OSError:
+            if executed.exists():
+                _remove_half(executed)
+            raise
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bars in the outputs of a notebook that nobody watches: a kernel inherits this."""
+    shown = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TQDM_DISABLE")
+        if shown is not None:
+            os.environ["TQDM_DISABLE"] = shown
+
+
+def _literal(path: Path) -> str:
+    """A path for papermill, which fills in what stands in braces, and takes what begins like an address for one."""
+    return str(path.absolute()).replace("{", "{{").replace("}", "}}")
+
+
+def _remove_half(executed: Path) -> None:
+    try:
+        read_json(executed)
+    except DamagedError:
+        executed.unlink()

@@ -1,0 +1,89 @@
+"""The parameters of notebooks, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+from ..data.corpora import check_corpus
+from ..data.longform import check_sentences, load_long_form
+from ..editing.editor import EDITORS
+from ..io.checks import check_real, check_seed, check_whole
+from ..studies.shift import PROJECTIONS
+
+
+def check_parameters(given: dict[str, Any], known: dict[str, type | tuple[type, ...]]) -> None:
+    """Check a notebook's parameters right after its ``parameters`` cell.
+
+    papermill only warns about a name that a notebook does not have, adds it as a variable all the same, and turns
+    ``007`` into 7. This looks at the notebook's variables (``globals()``): any public name of a simple type that is
+    not known is refused, and so is a known one of another type, or with a value that nothing could be made of.
+
+    Raises:
+        ValueError: listing the known parameters with their types; for a value out of its range, what is allowed.
+    """
+    listing = ", ".join(f"{name} ({_type_name(kind)})" for name, kind in known.items())
+    simple = (str, int, float, bool, list, type(None))
+    public = {k: v for k, v in given.items() if not k.startswith("_") and isinstance(v, simple) and k not in _IPYTHON}
+    unknown = [name for name in public if name not in known]
+    if unknown:
+        raise ValueError(f"unknown parameter: {', '.join(unknown)}; known: {listing}")
+    for name, kind in known.items():
+        value = given.get(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"parameter {name} must be {_type_name(kind)}, not {value!r}; known: {listing}")
+    for name in known.keys() & _RANGES.keys():
+        _RANGES[name](name, given[name])
+    if {"edits", "batch_size"} <= known.keys():
+        check_whole("batch_size", given["batch_size"], 1, given["edits"], "the number of edits")
+    if "long_dataset" in known and given["long_dataset"]:
+        load_long_form(given["long_dataset"], limit=given["edits"], seed=given["seed"])
+
+
+def _check_one_of(name: str, value: Any, allowed: Collection[str], called: str = "") -> None:
+    if value not in [*allowed]:
+        wrong = f"no {called} is called {value!r}; known:" if called else f"{name} must be one of"
+        raise ValueError(f"{wrong} {', '.join(allowed)}" + ("" if called else f", not {value!r}"))
+
+
+def _check_texts(name: str, values: list[Any]) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"parameter {name} must be a list of str, not {values!r}")
+
+
+def _each(check: Callable[[str, Any], None]) -> Callable[[str, list[Any]], None]:
+    def check_all(name: str, values: list[Any]) -> None:
+        for value in values:
+            check(f"each of the {name}", value)
+
+    return check_all
+
+
+_editor = partial(_check_one_of, allowed=EDITORS, called="editor")
+
+
+#: By the name of a parameter, the check of its value, which is of the right type by then.
+_RANGES: dict[str, Callable[[str, Any], None]] = {
+    **dict.fromkeys(("edits", "samples", "window", "sequences", "every", "limit"), partial(check_whole, least=1)),
+    "largest": partial(check_whole, least=5),
+    "facts": partial(check_whole, least=4),
+    "sizes": _each(partial(check_whole, least=1)),
+    "seed": lambda name, value: check_seed(value),
+    "noise": check_real,
+    "editor": _editor,
+    "editors": _each(_editor),
+    "batch_editors": _each(_editor),
+    "models": _check_texts,
+    "tasks": _check_texts,
+    "projection": partial(_check_one_of, allowed=PROJECTIONS),
+    "corpus": lambda name, value: check_corpus(value) if value else None,
+    "sentences": lambda name, value: check_sentences(value),
+}
+
+
+_IPYTHON = frozenset({"In", "Out"})
+
+
+def _type_name(kind: type | tuple[type, ...]) -> str:
+    return " or ".join(k.__name__ for k in kind) if isinstance(kind, tuple) else kind.__name__

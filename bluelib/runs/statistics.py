@@ -1,0 +1,36 @@
+"""What a grid's editors need of a model before they run: second moments and null spaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def describe_statistics(
+    model: Any, editors: Sequence[str], *, corpus: str | None, tokens: int | None = None, null_spaces: bool
+) -> dict[str, Any]:
+    """Measure what the editors of a grid need of a model's second moments, or of their null spaces, and say what it is:
+    by layer, the number of tokens and the mean energy E‖k‖² of a key, or the null spaces' dimensions.
+
+    Methods that use none are passed over.
+    """
+    from .editing.editor import Editor, get_editor
+    from .editing.second_moments import null_space
+    from .editing.solvers import NullSpace
+
+    found: dict[str, Any] = {}
+    for name in editors:
+        method = get_editor(name, model, corpus=corpus)
+        if not isinstance(method, Editor):
+            continue
+        threshold = method.solver.threshold if isinstance(method.solver, NullSpace) else None
+        if null_spaces and threshold is None:
+            continue
+        count = method.tokens if tokens is None else tokens
+        for layer, moment in method.second_moments(model, method.layers, count).items():
+            entry = found.setdefault(f"{method.corpus}, {count} tokens", {}).setdefault(str(layer), {})
+            entry["d_mlp"], entry["energy"] = len(moment.matrix), round(moment.matrix.trace().item(), 6)
+            if null_spaces and threshold is not None:
+                basis = null_space(moment.matrix, threshold)
+                entry.setdefault("null_space", {})[f"{threshold:g}"] = basis.shape[1]
+    return {"model": model.name, "model_revision": model.revision, "editors": list(editors), "layers": found}
