@@ -727,8 +727,8 @@ def _tables(arguments: argparse.Namespace) -> Answer:
 
 
 def _draw(arguments: argparse.Namespace) -> Answer:
+    from .reports.figures import draw_analysis
     from .runs.grid import Grid
-    from .runs.workflow import draw_analysis
 
     grid = Grid.load(arguments.grid)
     paths = []
@@ -740,7 +740,7 @@ def _draw(arguments: argparse.Namespace) -> Answer:
 
 def _site(arguments: argparse.Namespace) -> Answer:
     from .io.paths import project_path
-    from .site import build_site
+    from .reports.site import build_site
 
     output = arguments.output or project_path("build", "site")
     return _written([build_site(output, only=arguments.only, execute=not arguments.no_execute, plain=arguments.plain)])

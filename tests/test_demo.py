@@ -9,8 +9,18 @@ import torch
 from PIL import Image
 
 from bluelib import edit_sequence, get_editor, load_dataset, load_model
-from bluelib.demo import MAX_EDITS, METHODS, EditPage, compare, find_record, plot_comparison, requested, scaled, summary
 from bluelib.models.scoring import score_targets
+from bluelib.reports.demo import (
+    MAX_EDITS,
+    METHODS,
+    EditPage,
+    compare,
+    find_record,
+    plot_comparison,
+    requested,
+    scaled,
+    summary,
+)
 
 RECORDS = load_dataset("pocket-counterfact")
 
@@ -121,7 +131,7 @@ def test_edits_that_fail_leave_the_page_and_the_model_as_they_were(model, monkey
     def diverge(*args, **kwargs):
         raise ArithmeticError("the target of record 7 diverged")
 
-    monkeypatch.setattr("bluelib.demo.plot_comparison", diverge)
+    monkeypatch.setattr("bluelib.reports.demo.plot_comparison", diverge)
     page.edit.click()
     assert "the target of record 7 diverged" in page.message.value
     assert page.edits.value == "" and page.undo.disabled and not page.edit.disabled

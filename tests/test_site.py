@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from bluelib import site
+from bluelib.reports import site
 from bluelib.reports.pages import Bibliography, Page, mathml
 from bluelib.reports.plots import plot_methods
 

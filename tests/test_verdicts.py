@@ -12,8 +12,7 @@ import pytest
 from bluelib.io.paths import ANALYSIS
 from bluelib.models.known import pocket_models
 from bluelib.reports import verdicts
-from bluelib.reports.figures import FIGURES
-from bluelib.runs.workflow import draw_analysis
+from bluelib.reports.figures import FIGURES, draw_analysis
 from bluelib.studies.capability import MEAN
 
 ROOT = Path(__file__).parent.parent

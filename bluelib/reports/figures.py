@@ -1,13 +1,14 @@
 """Figures of the analysis notebooks: one column of panels per model, from the numbers that the notebooks write.
 
 Every function takes ``numbers``, a mapping of model name to the notebook's JSON content, so that a notebook draws its
-own model and :func:`bluelib.runs.workflow.draw_analysis` all of them side by side by the same code.
+own model and :func:`bluelib.reports.figures.draw_analysis` all of them side by side by the same code.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -20,10 +21,11 @@ from matplotlib.gridspec import GridSpecBase
 from scipy import stats
 
 from ..editing.theory import BOUNDS
+from ..io.formats import read_json
 from ..metrics.editing import TEACHER_FORCED
 from ..studies.capability import MEAN
 from ..studies.locate import ROLES
-from .plots import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, style
+from .plots import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, save, style
 from .published import METHOD, counterpart, published
 
 Numbers = Mapping[str, Mapping[str, Any]]
@@ -732,3 +734,16 @@ FIGURES: dict[str, dict[str, Callable[[Numbers], Figure]]] = {
         "08_seconds": edit_times,
     },
 }
+
+
+def draw_analysis(notebook: str, numbers: Mapping[str, Path], folder: Path) -> list[Path]:
+    """Draw a notebook's figures into ``folder`` from the files of its numbers by model, the models side by side."""
+    contents = {model: read_json(path) for model, path in numbers.items()}
+    drawn = []
+    for name, draw in FIGURES[notebook].items():
+        stem = folder / name
+        figure = draw(contents)
+        save(figure, stem)
+        plt.close(figure)
+        drawn += [stem.with_suffix(extension) for extension in (".png", ".svg")]
+    return drawn

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -107,21 +107,3 @@ def _alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def draw_analysis(notebook: str, numbers: Mapping[str, Path], folder: Path) -> list[Path]:
-    """Draw a notebook's figures into ``folder`` from the files of its numbers by model, the models side by side."""
-    import matplotlib.pyplot as plt
-
-    from ..reports.figures import FIGURES
-    from ..reports.plots import save
-
-    contents = {model: read_json(path) for model, path in numbers.items()}
-    drawn = []
-    for name, draw in FIGURES[notebook].items():
-        stem = folder / name
-        figure = draw(contents)
-        save(figure, stem)
-        plt.close(figure)
-        drawn += [stem.with_suffix(extension) for extension in (".png", ".svg")]
-    return drawn

@@ -24,16 +24,16 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data import Record
-from .data.records import put_subject_out
-from .editing.editor import EDITORS, Editor, blue_pairs, get_composition
-from .editing.sequence import edited
-from .editing.solvers import NullSpace
-from .models.model import Model
-from .models.prompts import encode_target
-from .models.scoring import next_token_log_probs, score_targets, top_tokens
-from .reports.plots import COLOURS, GREY, SKY, VERMILION, style
-from .reports.published import METHOD
+from ..data import Record
+from ..data.records import put_subject_out
+from ..editing.editor import EDITORS, Editor, blue_pairs, get_composition
+from ..editing.sequence import edited
+from ..editing.solvers import NullSpace
+from ..models.model import Model
+from ..models.prompts import encode_target
+from ..models.scoring import next_token_log_probs, score_targets, top_tokens
+from .plots import COLOURS, GREY, SKY, VERMILION, style
+from .published import METHOD
 
 #: The methods to choose from, by their names in tables: each is there with and without BLUE.
 METHODS = {METHOD[plain]: plain for plain, _ in blue_pairs(list(EDITORS))}

@@ -20,12 +20,12 @@ from types import ModuleType
 import nbformat
 import yaml
 
-from .io.paths import project_path
-from .io.writing import atomic_directory, atomic_file
-from .reports import figures, plots
-from .reports.figures import FIGURES
-from .reports.pages import Page, write_pages
-from .runs.notebooks import run_notebook
+from ..io.paths import project_path
+from ..io.writing import atomic_directory, atomic_file
+from ..runs.notebooks import run_notebook
+from . import figures, plots
+from .figures import FIGURES
+from .pages import Page, write_pages
 
 LANDING = "docs/site/index.md"
 GALLERY = "figures/index.md"
@@ -87,7 +87,7 @@ def executed(name: str) -> Path:
     fails leaves no copy.
     """
     kept = project_path("results", "raw", "site", f"{name}.ipynb")
-    sources = (Path(__file__).parent, project_path("results"), project_path("figures"))
+    sources = (Path(__file__).parents[1], project_path("results"), project_path("figures"))
     changed = max(map(_modified, [project_path("notebooks", f"{name}.ipynb"), *_files(sources)]))
     if kept.exists() and _modified(kept) > changed:
         return kept
