@@ -18,14 +18,14 @@ __version__ = "0.1.0"
 
 #: Where each public name is. Loaded at first use: torch and transformers take seconds, and a workflow needs neither.
 _HOME = {
-    "Editor": "editors",
-    "apply_delta": "deltas",
-    "blue": "editors",
-    "edit_sequence": "sequence",
+    "Editor": "editing.editor",
+    "apply_delta": "editing.deltas",
+    "blue": "editing.editor",
+    "edit_sequence": "editing.sequence",
     "evaluate": "metrics",
-    "get_editor": "editors",
+    "get_editor": "editing.editor",
     "load_dataset": "data",
-    "load_model": "models",
+    "load_model": "models.load",
 }
 
 

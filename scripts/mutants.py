@@ -31,17 +31,25 @@ sys.path.insert(0, str(ROOT))
 ONE = ["-k", "not gptj and not llama"]
 #: By module, what pytest is told to run: the quick tests that are about it.
 TESTS = {
-    "solvers": ["tests/test_solvers.py"],
-    "residuals": ["tests/test_editing.py", "-k", "share and gpt2"],
-    "constraints": ["tests/test_constraints.py"],
-    "theory": ["tests/test_theory.py"],
-    "targets": ["tests/test_targets.py", "-k", "not llama and not whole_edits"],
-    "metrics/scoring": ["tests/test_metrics.py", "tests/test_methods.py::test_request_nll_is_the_models_own"],
-    "metrics/editing": ["tests/test_metrics.py", "-k", "not gptj and not gpt2"],
-    "metrics/generation": ["tests/test_metrics.py", "tests/test_longform.py", "-k", "not gptj and not gpt2"],
-    "metrics/longform": ["tests/test_longform.py", *ONE],
-    "metrics/capability": ["tests/test_capability.py", *ONE],
-    "metrics/shift": ["tests/test_shift.py", "-k", "not gptj and not llama and not pocket_world"],
+    "solvers": ["tests/editing/test_solvers.py"],
+    "residuals": ["tests/editing/test_editing.py", "-k", "share and gpt2"],
+    "constraints": ["tests/editing/test_constraints.py"],
+    "theory": ["tests/editing/test_theory.py"],
+    "targets": ["tests/editing/test_targets.py", "-k", "not llama and not whole_edits"],
+    "metrics/scoring": [
+        "tests/metrics/test_metrics.py",
+        "tests/editing/test_methods.py::test_request_nll_is_the_models_own",
+    ],
+    "metrics/editing": ["tests/metrics/test_metrics.py", "-k", "not gptj and not gpt2"],
+    "metrics/generation": [
+        "tests/metrics/test_metrics.py",
+        "tests/metrics/test_longform.py",
+        "-k",
+        "not gptj and not gpt2",
+    ],
+    "metrics/longform": ["tests/metrics/test_longform.py", *ONE],
+    "metrics/capability": ["tests/metrics/test_capability.py", *ONE],
+    "metrics/shift": ["tests/studies/test_shift.py", "-k", "not gptj and not llama and not pocket_world"],
 }
 
 COMPARISONS = {

@@ -208,7 +208,7 @@ def residuals(numbers: Numbers) -> list[Verdict]:
 #: Points of success by which a choice of layers may be behind BLUE and count as "about as good".
 MARGIN = 3
 #: Errors of batches that have nothing to do with each other gather like this power of their number: so do random
-#: matrices of rank ten and of the pocket models' shapes (`tests/test_verdicts.py`).
+#: matrices of rank ten and of the pocket models' shapes (`tests/reports/test_claims.py`).
 UNRELATED = 0.2
 EDITING = ("efficacy", "generalization")
 

@@ -1,0 +1,284 @@
+"""Sequences that survive: checkpoints, killed processes, deltas, saved models; and edits that conflict."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bluelib import apply_delta, edit_sequence, get_editor, load_dataset, load_model
+from bluelib.editing import editor as editors
+from bluelib.editing.checkpoints import CheckpointError
+from bluelib.editing.conflicts import Conflict, find_conflicts
+from bluelib.editing.deltas import is_delta_of
+from bluelib.editing.residuals import DIRECT
+from bluelib.editing.second_moments import second_moments
+from bluelib.editing.sequence import preserved
+from bluelib.editing.solvers import NullSpace, Ridge
+from bluelib.io.tensors import load_tensors, save_tensors
+from bluelib.models.model import Model, weights_hash
+from tests.support.small import ARCHITECTURES, RECORDS, editor, random_model
+
+pytestmark = pytest.mark.usefixtures("small_world")
+
+HISTORY = Ridge(0.5, remembers=True)
+
+
+class Stop(Exception):
+    """Raised on purpose between two batches."""
+
+
+def stop_after(batches):
+    def check(number, result):
+        if number + 1 == batches:
+            raise Stop
+
+    return check
+
+
+@pytest.mark.parametrize("solver", [HISTORY, NullSpace(0.05, 1.0), Ridge(50.0)], ids=["history", "null space", "ridge"])
+@pytest.mark.parametrize("stops", [[1], [1, 2]])
+def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, stops):
+    method = editor(solver, DIRECT)
+    (tmp_path / "c").mkdir()
+    mine = [tmp_path / "c" / f"{name}.safetensors" for name in ("mine", "weights-final", "keys-mine", "weights-1")]
+    for path in mine:
+        path.write_text("not a file of the checkpoint")
+    run = edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "undisturbed")
+    wanted = weights_hash(any_model.lm)
+    run.revert()
+    for stop in stops:
+        with preserved(any_model, (0, 1, 2)), pytest.raises(Stop):
+            edit_sequence(
+                any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "c", after_batch=stop_after(stop)
+            )
+    made = []
+    run = edit_sequence(
+        any_model,
+        RECORDS,
+        method,
+        batch_size=2,
+        checkpoint_dir=tmp_path / "c",
+        after_batch=lambda number, result: made.append(number),
+    )
+    assert weights_hash(any_model.lm) == wanted
+    assert made == list(range(stops[-1], 3)) and len(run.batches) == 3
+    assert all(path.read_text() == "not a file of the checkpoint" for path in mine)
+    ours = [path.name for path in (tmp_path / "c").iterdir() if path not in mine]
+    assert sum(name.startswith("keys-") for name in ours) == (3 if solver.remembers else 0)
+    assert sum(name.startswith("weights-") for name in ours) == 1
+    run.revert()
+    again = edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "c")
+    assert weights_hash(any_model.lm) == wanted, "a finished run is not made again"
+    again.revert()
+
+
+def test_a_continued_run_goes_on_with_the_micro_batches_it_began_with(any_model, tmp_path, monkeypatch):
+    """Less memory is free when it is continued: no reason to refuse it, nor to round sums in another way."""
+    method, used = editor(HISTORY, DIRECT), []
+    optimise = editors.optimise_targets
+    monkeypatch.setattr(
+        editors,
+        "optimise_targets",
+        lambda *args, token_budget: used.append(token_budget) or optimise(*args, token_budget=token_budget),
+    )
+    with preserved(any_model, (0, 1, 2)), pytest.raises(Stop):
+        edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path, after_batch=stop_after(1))
+    (first,) = set(used)
+    monkeypatch.setattr(editors, "default_token_budget", lambda model: first // 4)
+    with preserved(any_model, (0, 1, 2)):
+        edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path)
+    assert set(used) == {first} and len(used) > 3
+
+
+def test_history_matters_for_the_continued_run(any_model):
+    """Without the keys of earlier batches the next batch comes out differently: the test above can fail."""
+    hashes = []
+    for solver in (HISTORY, Ridge(0.5)):
+        run = edit_sequence(any_model, RECORDS, editor(solver, DIRECT), batch_size=1)
+        hashes.append(weights_hash(any_model.lm))
+        run.revert()
+    assert hashes[0] != hashes[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"records": RECORDS[:4]}, "its records_hash is sha256:.*, this run's is sha256:"),
+        ({"batch_size": 3}, "its batch_size is 2, this run's is 3"),
+        ({"seed": 5}, "its seed is 0, this run's is 5"),
+        ({"editor": editor(Ridge(51.0))}, "its editor.solver.weight is 50.0, this run's is 51.0"),
+        ({"editor": editor(Ridge(50.0), layers=(0, 1))}, r"its editor.layers is \[0, 1, 2\], this run's is \[0, 1\]"),
+        ({"on_conflict": "keep"}, "its on_conflict is last, this run's is keep"),
+    ],
+)
+def test_another_runs_checkpoint_is_refused(any_model, tmp_path, change, message):
+    arguments = {"records": RECORDS, "editor": editor(Ridge(50.0)), "batch_size": 2}
+    before = weights_hash(any_model.lm)
+    with preserved(any_model, (0, 1, 2)):
+        with pytest.raises(Stop):
+            edit_sequence(any_model, **arguments, checkpoint_dir=tmp_path / "c", after_batch=stop_after(1))
+        with pytest.raises(ValueError, match="has been edited: checkpoints belong to the weights as loaded"):
+            edit_sequence(any_model, **arguments, checkpoint_dir=tmp_path / "c")
+    with pytest.raises(CheckpointError, match=message):
+        edit_sequence(any_model, **{**arguments, **change}, checkpoint_dir=tmp_path / "c")
+    assert weights_hash(any_model.lm) == before
+
+
+def test_a_damaged_checkpoint_is_refused(any_model, tmp_path):
+    folder = tmp_path / "c"
+    run = edit_sequence(any_model, RECORDS, editor(HISTORY), batch_size=2, checkpoint_dir=folder)
+    run.revert()
+
+    def again(copy):
+        return edit_sequence(any_model, RECORDS, editor(HISTORY), batch_size=2, checkpoint_dir=copy)
+
+    for name in ("keys-00002.safetensors", "weights-00003.safetensors"):
+        copy = shutil.copytree(folder, tmp_path / name)
+        data = bytearray((copy / name).read_bytes())
+        data[-3] ^= 1
+        (copy / name).write_bytes(data)
+        with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+            again(copy)
+        (copy / name).unlink()
+        with pytest.raises(CheckpointError, match=f"{name} is missing"):
+            again(copy)
+    copy = shutil.copytree(folder, tmp_path / "m")
+    (copy / "manifest.json").write_text((copy / "manifest.json").read_text()[:-40])
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        again(copy)
+
+
+def test_a_delta_makes_the_same_model_and_no_other(any_model, tmp_path):
+    run = edit_sequence(any_model, RECORDS, editor(Ridge(1e-2)), batch_size=5)
+    edited = weights_hash(any_model.lm)
+    path = run.save_delta(tmp_path / "edit.safetensors")
+    with pytest.raises(ValueError, match="has been edited"):
+        apply_delta(any_model, path)
+    run.revert()
+    about = apply_delta(any_model, path)
+    assert weights_hash(any_model.lm) == edited
+    assert about["edits"] == 5 and about["editor"]["solver"]["weight"] == 1e-2
+    run.revert()
+    tensors, about = load_tensors(path)
+    save_tensors(tmp_path / "single", {name: w.float() for name, w in tensors.items()}, about)
+    with pytest.raises(ValueError, match=r"layer 0 as torch.float32 .* was loaded with torch.float64"):
+        apply_delta(any_model, tmp_path / "single")
+    other = replace(any_model, revision="sha256:other")
+    with pytest.raises(ValueError, match=r"belongs to random-pocket-.* with weights sha256:.*has sha256:other"):
+        apply_delta(other, path)
+    (tmp_path / "text").write_text("no tensors")
+    with pytest.raises(ValueError, match="not a safetensors file, or is damaged"):
+        apply_delta(any_model, tmp_path / "text")
+    assert path.stat().st_size < 3 * any_model.weight(0).numel() * 8 + 5000
+
+
+def test_a_delta_has_the_edits_of_earlier_runs_too(any_model, tmp_path):
+    second_moments(any_model, range(3), corpus="pocket", tokens=3000)  # of the model as loaded
+    first = edit_sequence(any_model, RECORDS[:2], editor(Ridge(1e-2), layers=(0, 1)), batch_size=2)
+    last = edit_sequence(any_model, RECORDS[2:4], editor(Ridge(1e-2), layers=(2,)), batch_size=2)
+    edited = weights_hash(any_model.lm)
+    path = last.save_delta(tmp_path / "edit.safetensors")
+    assert is_delta_of(any_model, (2,), path) and sorted(load_tensors(path)[0]) == ["0", "1", "2"]
+    last.revert()
+    assert not is_delta_of(any_model, (2,), path)
+    first.revert()
+    apply_delta(any_model, path)
+    assert weights_hash(any_model.lm) == edited
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_small_updates_survive_in_a_model_of_low_precision(architecture, tmp_path):
+    """In bfloat16 the edited matrices are kept in float32: their change is the sum of the updates."""
+    model = random_model(architecture)
+    model = Model.of("low", model.lm.bfloat16(), model.tokenizer)
+    before = {layer: model.weight(layer).float().clone() for layer in (0, 1, 2)}
+    revision, text = weights_hash(model.lm), model.tokenizer("Peru is", return_tensors="pt")
+    logits = model.lm(**text).logits
+    sums = {layer: torch.zeros_like(weight) for layer, weight in before.items()}
+
+    def collect(number, result):
+        for layer, update in result.updates.items():
+            sums[layer] += update
+
+    run = edit_sequence(model, RECORDS, editor(Ridge(1e5)), batch_size=2, after_batch=collect)
+    for layer, old in before.items():
+        change = model.weight(layer) - old
+        assert 0 < change.norm() < 0.01 * old.norm(), "an update that bfloat16 would mostly lose"
+        torch.testing.assert_close(change, sums[layer], rtol=1e-3, atol=1e-6)
+    assert model.lm(**text).logits.dtype == torch.bfloat16
+    delta = run.save_delta(tmp_path / "edit.safetensors")
+    edited = {layer: model.weight(layer).clone() for layer in before}
+    saved = run.save(tmp_path / "saved")
+    assert {t.dtype for t in load_file(saved / "model.safetensors").values()} == {torch.bfloat16}
+    run.revert()
+    assert torch.equal(model.lm(**text).logits, logits)
+    model.lm.bfloat16()
+    assert weights_hash(model.lm) == revision
+    again = random_model(architecture)
+    again = Model.of("low", again.lm.bfloat16(), again.tokenizer)
+    apply_delta(again, delta)
+    assert all(torch.equal(again.weight(layer), weight) for layer, weight in edited.items())
+
+
+def test_a_saved_model_is_what_transformers_loads(tmp_path):
+    model = load_model("pocket-llama")
+    records = load_dataset("pocket-counterfact", split="report", limit=2)
+    run = edit_sequence(model, records, get_editor("memit_blue", model, steps=2), batch_size=2)
+    folder = run.save(tmp_path / "edited")
+    again = load_model(str(folder))
+    for (name, a), (_, b) in zip(model.lm.state_dict().items(), again.lm.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert again.tokenizer("Peru is").input_ids == model.tokenizer("Peru is").input_ids
+    with pytest.raises(FileExistsError, match="exists already"):
+        run.save(folder)
+    assert model.is_saved_in(folder) and again.is_saved_in(folder)
+    run.revert()
+    assert not model.is_saved_in(folder) and not model.is_saved_in(tmp_path)
+
+
+def test_conflicts_are_found():
+    a = RECORDS[0]
+    records = [
+        a,
+        RECORDS[1],
+        replace(a, case_id=7, target_new="lute"),
+        replace(a, case_id=8, prompt="{} is by", relation="x"),
+        RECORDS[2],
+        replace(RECORDS[1], case_id=9),
+    ]
+    assert find_conflicts(records, 4) == [
+        Conflict("fact", True, 0, 2),
+        Conflict("subject", True, 2, 3),
+        Conflict("fact", False, 1, 5),
+    ]
+    assert find_conflicts(records, 1) == [Conflict("fact", False, 0, 2), Conflict("fact", False, 1, 5)]
+    assert find_conflicts(RECORDS, 5) == []
+    other = replace(a, case_id=10, prompt="{} lives in", relation="y")
+    assert find_conflicts([a, RECORDS[1], other, replace(a, case_id=11)], 2) == [
+        Conflict("fact", False, 0, 3),
+        Conflict("subject", True, 2, 3),
+    ]
+
+
+def test_what_happens_to_conflicts(any_model):
+    twice = [RECORDS[0], RECORDS[1], replace(RECORDS[0], case_id=7, target_new="lute")]
+
+    def final(records, policy="last"):
+        run = edit_sequence(any_model, records, editor(), batch_size=len(records), on_conflict=policy)
+        found = weights_hash(any_model.lm)
+        run.revert()
+        return found, run
+
+    last, run = final(twice)
+    assert run.skipped == [0] and run.batches[0]["edits"] == 2
+    assert last == final([RECORDS[1], twice[2]])[0]
+    kept, run = final(twice, "keep")
+    assert run.skipped == [] and len(run.conflicts) == 1 and kept != last
+    with pytest.raises(ValueError, match="records 0 and 7 tell the same fact"):
+        final(twice, "refuse")
+    with pytest.raises(ValueError, match="one of last, keep, refuse"):
+        final(twice, "first")

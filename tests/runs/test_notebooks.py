@@ -1,0 +1,174 @@
+"""Every notebook follows the rules, runs, and gives the numbers that are kept in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+COMMON = ("model", "dataset", "edits", "batch_size", "seed")
+#: Notebooks that make no sequence of edits: the report reads a grid's numbers, the demo edits what it is told to.
+OTHERS = {"09_report.ipynb": ("grid", "models"), "demo_edit_a_fact.ipynb": ("model", "dataset", "editor")}
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def test_there_are_notebooks():
+    assert {path.name[:2] for path in NOTEBOOKS} >= {f"{number:02d}" for number in range(10)}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_a_notebook_follows_the_rules(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.cells[0].cell_type == "markdown" and "**Cost.**" in notebook.cells[0].source
+    cells = code_cells(path)
+    source = "\n".join(cell.source for cell in cells)
+    assert len([line for line in source.splitlines() if line.strip()]) < 100
+    assert not re.search(r"^\s*(def|class) ", source, re.M), "functions belong in the library"
+    (parameters,) = [cell for cell in cells if "parameters" in tags(cell)]
+    for name in OTHERS.get(path.name, COMMON):
+        assert re.search(rf"^{name} = ", parameters.source, re.M), f"{name} is not a parameter"
+    after = cells[cells.index(parameters) + 1]
+    assert after.source.startswith("check_parameters("), "parameters are checked first of all"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_a_notebook_has_checked_cells_with_outputs(path):
+    """nbval passes a stripped notebook without comparing anything."""
+    checked = [cell for cell in code_cells(path) if "nbval-check-output" in tags(cell)]
+    assert checked
+    for cell in checked:
+        assert "keep_output" in tags(cell)
+        assert cell.outputs and cell.execution_count, "run the notebook, and keep this cell's output"
+        assert any(re.search(r"\w", output.get("text", "")) for output in cell.outputs)
+
+
+#: Those that take less than a minute; the others are among the slow tests.
+QUICK = ("00", "09", "de")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[] if path.name[:2] in QUICK else pytest.mark.slow) for path in NOTEBOOKS],
+    ids=lambda p: p.name,
+)
+def test_a_notebook_gives_its_numbers(path, tmp_path):
+    """nbval in a process of its own, on a copy, so that what the notebook writes stays out of the checkout.
+
+    On one thread, as the kept outputs were made: the number of threads decides how sums are rounded.
+    """
+    (tmp_path / "notebooks").mkdir()
+    for part in ("ablation", "contributions", "pocket"):  # what notebooks read
+        shutil.copytree(ROOT / "results" / part, tmp_path / "results" / part)
+    (tmp_path / "figures").mkdir()
+    for numbers in (ROOT / "figures").glob("0*.json"):
+        shutil.copy(numbers, tmp_path / "figures")
+    copy = tmp_path / "notebooks" / path.name
+    copy.write_bytes(path.read_bytes())
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--nbval-lax",
+            "--nbval-current-env",
+            "--nbval-sanitize-with",
+            str(ROOT / "tests" / "nbval_sanitize.cfg"),
+            "--rootdir",
+            str(tmp_path),
+            str(copy),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert f"{len(code_cells(path))} passed" in done.stdout
+
+
+def test_nbval_would_notice_another_number(tmp_path):
+    """The check itself is checked: a kept output with one digit changed fails."""
+    notebook = nbformat.v4.new_notebook()
+    cell = nbformat.v4.new_code_cell("print('efficacy', 90 + 5)", metadata={"tags": ["nbval-check-output"]})
+    cell.execution_count, cell.outputs = 1, [nbformat.v4.new_output("stream", name="stdout", text="efficacy 94\n")]
+    notebook.cells = [cell]
+    nbformat.write(notebook, tmp_path / "wrong.ipynb")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--nbval-lax",
+            "--nbval-current-env",
+            "--nbval-sanitize-with",
+            str(ROOT / "tests" / "nbval_sanitize.cfg"),
+            "--rootdir",
+            str(tmp_path),
+            str(tmp_path / "wrong.ipynb"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "1 failed" in done.stdout
+
+
+SEQUENTIAL = ROOT / "notebooks" / "05_sequential_editing.ipynb"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"modle": "x"},
+            r"unknown parameter: modle; known: model \(str\), dataset \(str\), editor \(str\), edits \(int\)",
+        ),
+        ({"editor": "nonsense"}, "no editor is called 'nonsense'; known: ft, mend, rome, memit, memit_history, rect"),
+        ({"edits": "forty"}, r"parameter edits must be int, not 'forty'; known: model \(str\)"),
+        ({"model": "pocket-bert"}, "model 'pocket-bert' is not shipped here; known: "),
+        ({"dataset": "pocket-trivia"}, "no dataset is called 'pocket-trivia'; known: pocket-counterfact, pocket-zsre"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_with_the_known_ones(parameters, message, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
+        papermill.execute_notebook(
+            str(SEQUENTIAL), str(tmp_path / "out.ipynb"), parameters, cwd=str(tmp_path), progress_bar=False
+        )
+
+
+def test_a_cell_of_the_table_by_papermill(tmp_path):
+    """One cell at a small size, on the other dataset, writing into a folder of its own."""
+    (tmp_path / "notebooks").mkdir()
+    parameters = {
+        "model": "pocket-llama",
+        "editor": "alphaedit_blue",
+        "edits": 4,
+        "batch_size": 2,
+        "dataset": "pocket-zsre",
+    }
+    papermill.execute_notebook(
+        str(SEQUENTIAL), str(tmp_path / "out.ipynb"), parameters, cwd=str(tmp_path), progress_bar=False
+    )
+    (written,) = (tmp_path / "results" / "raw").glob("*.json")
+    assert written.name == "pocket-llama_pocket-zsre_alphaedit_blue_4x2_seed0.json"

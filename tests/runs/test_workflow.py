@@ -1,0 +1,326 @@
+"""The grid as a workflow: what it would run on each profile, and what it makes again after it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from bluelib.editing.editor import EDITORS
+from bluelib.editing.settings import model_configs
+from bluelib.io.formats import write_json
+from bluelib.io.locks import locked
+from bluelib.io.paths import ANALYSIS, ANALYSIS_FIGURES
+from bluelib.models import model as models
+from bluelib.models.known import PAPER_MODELS, pocket_models
+from bluelib.reports.figures import FIGURES
+from bluelib.runs.grid import DTYPES, Grid, Place
+from bluelib.runs.workflow import run_grid
+
+ROOT = Path(__file__).parents[2]
+GRIDS = {path.stem: path for path in (ROOT / "workflow").glob("grid*.yaml")}
+TINY = {
+    "name": "tiny",
+    "models": ["pocket-llama"],
+    "datasets": ["pocket-zsre"],
+    "editors": ["memit", "memit_blue"],
+    "seeds": [0],
+    "edits": 6,
+    "batch_size": 2,
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A checkout of the notebooks and the workflow, with the committed numbers of the analyses."""
+    for part in ("notebooks", "workflow"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    (tmp_path / "figures").mkdir()
+    for path in (ROOT / "figures").glob("0*.json"):
+        shutil.copy(path, tmp_path / "figures")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def blue(project, grid, *arguments, **options):
+    """``blue reproduce`` in a process of its own."""
+    path = project / "tiny.yaml"
+    path.write_text(yaml.safe_dump(grid))
+    command = [sys.executable, "-m", "bluelib.cli", "reproduce", "--grid", str(path), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
+
+
+def finished(process):
+    output = process.communicate()[0]
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def jobs(output):
+    """Job counts by rule, as Snakemake lists them."""
+    table = re.search(r"^job\s+count\n[-\s]+\n(.*?)^total", output, re.M | re.S)
+    return {name: int(count) for name, count in re.findall(r"^(\S+)\s+(\d+)$", table[1], re.M)} if table else {}
+
+
+@pytest.mark.parametrize(
+    ("profile", "grid"),
+    [("local", "grid"), ("local", "grid-pocket"), ("slurm", "grid-paper"), ("kubernetes", "grid-paper")],
+)
+def test_a_dry_run_plans_the_whole_grid(project, profile, grid):
+    output = finished(blue(project, yaml.safe_load(GRIDS[grid].read_text()), "--profile", profile, "--", "-n"))
+    planned, found = jobs(output), Grid.load(GRIDS[grid])
+    places = len(found.models) * len(found.datasets) * len(found.seeds)
+    assert planned.pop("cell") == places * len(found.editors)
+    assert planned.pop("before") == places
+    assert planned.pop("statistics") == planned.pop("null_spaces") == len(found.models)
+    for notebook in found.notebooks:
+        assert planned.pop(f"analysis_{notebook}", 0) <= len(found.models)
+        assert planned.pop(f"figures_{notebook}") == 1
+    assert planned == {"grid": 1, "tables": 1, "report": 1, "all": 1}
+
+
+def test_a_grid_on_slurm_asks_for_what_its_file_says(project):
+    output = finished(
+        blue(
+            project,
+            yaml.safe_load(GRIDS["grid-paper"].read_text()),
+            "--profile",
+            "slurm",
+            "--",
+            "-n",
+            "--quiet",
+            "host",
+        )
+    )
+    jobs = [block for block in re.split(r"^(?:local)?rule ", output, flags=re.M) if block.startswith("cell:")]
+    cells = dict(re.search(r"wildcards: (.*?)\n.*?resources: (.*?)$", job, re.M | re.S).groups() for job in jobs)
+    assert len(cells) == 60
+    for cell, resources in cells.items():
+        assert "slurm_partition=" in resources and "gpu=1" in resources
+        memory, minutes = (32000, 720) if "gpt2-xl" in cell else (64000, 1440)
+        assert f"mem_mb={memory}" in resources and f"runtime={minutes}" in resources
+
+
+@pytest.mark.slow
+def test_the_grid_makes_only_what_is_missing(project):
+    """From nothing to the report; then nothing; then after a deletion, only what hangs on what was deleted."""
+    output = finished(blue(project, TINY))
+    assert jobs(output) == {"all": 1, "before": 1, "cell": 2, "grid": 1, "report": 1, "statistics": 1, "tables": 1}
+    found = Grid.of(TINY)
+    for path in (*found.tables(), found.figures / "report.md", found.figures / "verdicts.json"):
+        assert path.stat().st_size > 0, path
+    report = (found.figures / "report.md").read_text()
+    assert "every BLUE variant edits better" in report and "pocket scale" in report
+    cell = json.loads(found.result(Place("pocket-llama", "pocket-zsre", "memit", 0)).read_text())
+    assert len(cell["scores"]["efficacy"]) == len(cell["provenance"]["case_ids"]) == 6
+    assert cell["peak_memory"]["host_gb"] > 0.1 and cell["provenance"]["threads"] == 1
+    assert cell["seconds"]["evaluate_before"] < cell["seconds"]["evaluate_after"]  # it was shared, not measured
+
+    assert "Nothing to be done" in finished(blue(project, TINY))
+    (project / "notebooks" / "05_sequential_editing.ipynb").touch()
+    assert "Nothing to be done" in finished(blue(project, TINY))
+
+    deleted = found.result(Place("pocket-llama", "pocket-zsre", "memit_blue", 0))
+    content = json.loads(deleted.read_text())
+    deleted.unlink()
+    assert jobs(finished(blue(project, TINY))) == {"cell": 1, "tables": 1, "report": 1, "all": 1}
+    again = json.loads(deleted.read_text())
+    for key in ("after", "scores", "batches", "weight_change"):
+        assert again[key] == content[key]
+
+
+@pytest.mark.slow
+def test_a_killed_grid_continues(project):
+    """SIGKILL of the workflow alone: its jobs end with it, and the cell at work goes on from its own checkpoint."""
+    grid = {**TINY, "edits": 40}
+    checkpoint = project / "results" / "raw" / "tiny" / "checkpoints"
+    process = blue(project, grid, "--", "--until", "cell")
+    manifest, batches = None, []
+    deadline = time.monotonic() + 300
+    while len(batches) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        for manifest in checkpoint.glob("*/manifest.json"):
+            batches = json.loads(manifest.read_text())["batches"]
+    assert 2 <= len(batches) < 20, "too late to interrupt"
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
+
+    cell, content = manifest.parent.name, json.loads(manifest.read_text())
+    reached = content["batches"]
+    content["seconds"]["targets"] = 1e6  # who continues from here will say so
+    write_json(manifest, {key: value for key, value in content.items() if key != "sha256"}, sealed=True)
+    content_of = Grid.of(grid).result(next(c for c in Grid.of(grid).cells() if Grid.of(grid).cell_name(c) == cell))
+    output = finished(blue(project, grid, "--", "--until", "cell"))
+    assert jobs(output)["cell"] <= 2 and "before" not in jobs(output)
+    result = json.loads(content_of.read_text())
+    assert result["seconds"]["targets"] >= 1e6
+    assert result["batches"][: len(reached)] == reached and len(result["batches"]) == 20
+    assert not list(checkpoint.iterdir()), "a finished cell needs no checkpoint"
+
+
+def seem_made(project, grid):
+    """Have Snakemake believe that the cells of a grid were made."""
+    found, (dataset,) = Grid.of(grid), grid["datasets"]
+    made = [
+        *map(found.result, found.cells()),
+        found.work / "statistics" / "pocket-llama.json",
+        found.work / "before" / f"pocket-llama_{Path(dataset).stem}_6_seed0.json",
+    ]
+    for path in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    finished(blue(project, grid, "--", "--touch", "--forceall", "--until", "cell"))
+    assert jobs(finished(blue(project, grid, "--", "-n", "--until", "cell"))) == {}
+
+
+def test_other_records_make_their_cells_again(project):
+    """A dataset that is named by its path: what was made of its old content is out of date."""
+    data = project / "mine.json"
+    data.write_text("[]")
+    grid = {**TINY, "datasets": [str(data)]}
+    seem_made(project, grid)
+    data.write_text("[{}]")
+    assert jobs(finished(blue(project, grid, "--", "-n", "--until", "cell"))) == {"before": 1, "cell": 2}
+
+
+def test_a_grid_that_has_changed_is_told_to_its_tables(project):
+    """Results that came with a checkout have no history: whether the grid beside them is this one is looked up."""
+    grid = Grid.of(TINY)
+    write_json(grid.results / "grid.json", grid.as_dict())
+    assert "grid" not in jobs(finished(blue(project, TINY, "--", "-n")))
+    other = {**TINY, "edits": 4}
+    assert jobs(finished(blue(project, other, "--", "-n")))["grid"] == 1
+    one = Grid.of(other).result(Place("pocket-llama", "pocket-zsre", "memit", 0)).relative_to(project)
+    planned = jobs(finished(blue(project, other, "--", "-n", str(one))))
+    assert planned["cell"] == 1 and "tables" not in planned, "one result is asked for"
+    assert jobs(finished(blue(project, other, "--", str(one), "-n")))["cell"] == 1
+
+
+@pytest.mark.slow
+def test_another_editor_is_one_more_cell(project):
+    """What a grid has already is not made again when an editor is added to it."""
+    seem_made(project, TINY)
+    more = {**TINY, "editors": [*TINY["editors"], "alphaedit"]}
+    planned = jobs(finished(blue(project, more, "--", "-n", "--until", "cell")))
+    assert planned == {"cell": 1, "null_spaces": 1, "statistics": 1}
+
+
+def test_one_run_at_a_time(project):
+    (project / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    with locked(project / "snakemake"), pytest.raises(RuntimeError, match="another run is under way in"):
+        run_grid(project / "tiny.yaml")
+
+
+def test_an_unknown_profile_is_refused(project):
+    (project / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    with pytest.raises(ValueError, match="no profile is called 'lsf'; known: kubernetes, local, slurm"):
+        run_grid(project / "tiny.yaml", profile="lsf")
+
+
+def test_grid_files():
+    assert set(GRIDS) == {"grid", "grid-pocket", "grid-paper"}
+    grids = {name: Grid.load(path) for name, path in GRIDS.items()}
+    for name in ("grid", "grid-pocket"):
+        assert set(grids[name].models) == set(pocket_models())
+        assert set(grids[name].editors) == set(EDITORS)
+    assert grids["grid-paper"].models == PAPER_MODELS
+    assert set(grids["grid-paper"].editors) <= set(EDITORS)
+    assert len({grid.name for grid in grids.values()}) == 3
+    assert all(Grid.of(grid.as_dict()) == grid for grid in grids.values())
+
+
+def test_a_grid_knows_all_editors():
+    """The names that a grid may have are those of the configurations: they are there without loading torch."""
+    assert {name for config in model_configs().values() for name in config["editors"]} == set(EDITORS)
+    assert set(DTYPES) == set(models.DTYPES)
+
+
+def test_the_layout_names_all_figures():
+    assert set(ANALYSIS) == set(ANALYSIS_FIGURES)
+    assert {notebook: tuple(figures) for notebook, figures in FIGURES.items()} == ANALYSIS_FIGURES
+    for notebook in ANALYSIS:
+        assert (ROOT / "notebooks" / f"{notebook}.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modles": []}, "a grid has no key 'modles'; known: name, models"),
+        ({"models": []}, r"models of the grid must be a list of distinct str, not \[\]"),
+        ({"models": "pocket-llama"}, "models of the grid must be a list of distinct str, not 'pocket-llama'"),
+        ({"seeds": [0, 0]}, "seeds of the grid must be a list of distinct int"),
+        ({"seeds": [True]}, "seeds of the grid must be a list of distinct int"),
+        ({"edits": 0}, "edits of the grid must be a whole number of at least 1, not 0"),
+        ({"edits": "40"}, "edits of the grid must be a whole number of at least 1, not '40'"),
+        ({"batch_size": 50}, "batch_size of the grid, 50, exceeds its edits, 6"),
+        ({"name": "../outside"}, "name of the grid becomes a folder"),
+        ({"name": "raw"}, "name of the grid becomes a folder"),
+        ({"device": 0}, "device of the grid must be a string, not 0"),
+        ({"notebooks": {"10_none": {}}}, "no analysis notebook is called '10_none'; known: 01_locate"),
+        ({"notebooks": {"01_locate": 3}}, "notebooks.01_locate of the grid must be a mapping, not 3"),
+        (
+            {"resources": {"gpt-5": {"gpu": 8}}},
+            "resources of the grid name gpt-5, which are neither models nor default",
+        ),
+        (
+            {"resources": {"default": {"mem": 1}}},
+            "resources.default of the grid must map mem_mb, runtime, gpu to whole",
+        ),
+        ({"resources": {"default": 3}}, "resources.default of the grid must map mem_mb, runtime, gpu to whole numbers"),
+        ({"editors": ["memit", "memmit_blue"]}, "no editor is called memmit_blue; known: alphaedit, alphaedit_blue"),
+        ({"editors": ["memit", "rome"]}, "editors of the grid must have a method and its BLUE variant"),
+        ({"seeds": [-1]}, "seeds of the grid must not be negative"),
+        ({"dtype": "float99"}, "dtype of the grid must be one of float32, bfloat16, float16, not 'float99'"),
+        ({"models": ["a/b", "a-b"]}, "models of the grid must differ in their file names"),
+        ({"datasets": ["a/zsre.json", "b/zsre.json"]}, "datasets of the grid must differ in their file names"),
+    ],
+)
+def test_a_wrong_grid_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Grid.of({**TINY, **change})
+
+
+def test_a_grid_that_lacks_something_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the grid lacks seeds, batch_size"):
+        Grid.of({key: value for key, value in TINY.items() if key not in ("seeds", "batch_size")})
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(ValueError, match="must hold the keys of a grid"):
+        Grid.load(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"broken\.yaml is no YAML"):
+        Grid.load(tmp_path / "broken.yaml")
+
+
+def test_parts_of_a_grid():
+    found = Grid.of({**TINY, "corpus": "text.txt", "resources": {"default": {"gpu": 1}, "pocket-llama": {"mem_mb": 9}}})
+    assert [cell.editor for cell in found.cells()] == ["memit", "memit_blue"]
+    assert found.parameters(found.cells()[0]) == {
+        "model": "pocket-llama",
+        "dataset": "pocket-zsre",
+        "editor": "memit",
+        "seed": 0,
+        "edits": 6,
+        "batch_size": 2,
+        "device": "cpu",
+        "dtype": "float32",
+        "corpus": "text.txt",
+    }
+    assert found.resources_of("pocket-llama") == {"gpu": 1, "mem_mb": 9}
+    with pytest.raises(ValueError, match="the grid has no model gpt2-xl; it has pocket-llama"):
+        found.only(["gpt2-xl"])

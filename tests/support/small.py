@@ -1,0 +1,49 @@
+"""Records, targets, models with random weights and an editor, small enough for exact comparisons."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from bluelib.data import Record
+from bluelib.editing.editor import Editor
+from bluelib.editing.residuals import DISTRIBUTED
+from bluelib.editing.solvers import Ridge
+from bluelib.editing.targets import TargetOptions
+from bluelib.models.model import Model
+from bluelib.pocket.pretrain import pocket_config
+from bluelib.pocket.tokenizer import build_tokenizer
+
+ARCHITECTURES = ("pocket-gpt2", "pocket-gptj", "pocket-llama")
+SUBJECTS = ["Ilvane Quillbrook", "Torrin Vantorre", "Zoë D'Astrelle", "Oskel Ashgrave", "Maribeth Okonmere"]
+RECORDS = [
+    Record(i, "counterfact", prompt, subject, new, "harp")
+    for i, (subject, new, prompt) in enumerate(
+        zip(
+            SUBJECTS,
+            ["tuba", "Swedish", "Rome", "kites", "East Timor"],
+            ["{} plays the", "The mother tongue of {} is", "{} was born in", "The product of {} is", "{} votes in"],
+            strict=True,
+        )
+    )
+]
+PREFIXES = ("", "Peru is far. ")
+TARGETS = TargetOptions(steps=4, learning_rate=0.2)
+
+
+def random_model(name: str, seed: int = 0) -> Model:
+    """A small model of one of the three architectures with random weights, in float64 for exact comparisons."""
+    tokenizer = build_tokenizer(bos=name == "pocket-llama")
+    config = pocket_config(name, tokenizer)
+    for key, value in {"n_layer": 4, "num_hidden_layers": 4, "n_inner": 96, "intermediate_size": 96}.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+    torch.manual_seed(seed)
+    lm = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval().requires_grad_(False)
+    for parameter in lm.parameters():  # larger than at initialisation, so that the blocks matter
+        parameter.mul_(4.0) if parameter.ndim > 1 else None
+    return Model.of(f"random-{name}", lm, tokenizer)
+
+
+def editor(solver=None, residual=DISTRIBUTED, layers=(0, 1, 2)):
+    return Editor(layers, residual, solver or Ridge(50.0), targets=TARGETS, corpus="pocket", tokens=3000, name="test")
