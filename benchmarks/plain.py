@@ -35,7 +35,7 @@ def plain_target(
     else:
         modules = {"mlp": model.part(layer, "mlp"), "attention": model.part(layer, "attention")}
     with torch.no_grad(), trace(outputs=modules) as seen:
-        model.lm(**inputs)
+        model.hf_model(**inputs)
     base = {name: seen[name][0, at[0]].float() for name in modules}
     deltas = {name: torch.zeros_like(h, requires_grad=True) for name, h in base.items()}
     adam = torch.optim.Adam(deltas.values(), lr=options.learning_rate)
@@ -46,7 +46,7 @@ def plain_target(
     original = None
     for step in range(options.steps):
         with trace(outputs=modules, edit=add):
-            log_probs = model.lm(**inputs).logits.float().log_softmax(-1)
+            log_probs = model.hf_model(**inputs).logits.float().log_softmax(-1)
         nll = 0.0
         for row, place in enumerate(places):
             first = len(place.ids) - 1
@@ -79,7 +79,7 @@ def plain_keys(model: Model, requests: Sequence[Request], layer: int, prefixes: 
         places = [locate(model.tokenizer, request.prompt, request.subject, prefix) for prefix in prefixes]
         inputs = pad([p.ids for p in places], model.tokenizer.pad_token_id, model.device)
         with trace(inputs={0: model.value_projection(layer)}) as seen:
-            model.lm(**inputs)
+            model.hf_model(**inputs)
         keys.append(torch.stack([seen[0][i, p.subject_last].float() for i, p in enumerate(places)]).mean(0))
     return torch.stack(keys, 1)
 
@@ -91,7 +91,7 @@ def plain_hidden(model: Model, requests: Sequence[Request], layer: int) -> Tenso
     for request in requests:
         place = locate(model.tokenizer, request.prompt, request.subject)
         with trace(outputs={0: model.blocks[layer]}) as seen:
-            model.lm(**pad([place.ids], model.tokenizer.pad_token_id, model.device))
+            model.hf_model(**pad([place.ids], model.tokenizer.pad_token_id, model.device))
         hidden.append(seen[0][0, place.subject_last].float())
     return torch.stack(hidden, 1)
 

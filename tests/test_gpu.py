@@ -100,7 +100,7 @@ def test_a_model_on_two_cards_edits_as_on_one():
     one, two = load_model("pocket-llama", device="cuda"), load_model("pocket-llama", device="cuda")
     places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 0}
     places |= {f"model.layers.{i}": int(i >= 3) for i in range(two.n_layers)}
-    dispatch_model(two.lm, places)
+    dispatch_model(two.hf_model, places)
     for model in (one, two):
         edit_sequence(model, EDITS, get_editor("memit", model), batch_size=10, progress=False)
     for layer in range(5):

@@ -30,7 +30,7 @@ def provenance(model: Model, records: Sequence[Record]) -> dict[str, Any]:
         "scale": scale_of(model.name),
         "model": model.name,
         "model_revision": model.revision,
-        "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "dtype": str(model.hf_model.dtype).removeprefix("torch."),
         "device": _device(model),
         "threads": torch.get_num_threads(),
         "records_hash": records_hash(records),
@@ -79,7 +79,7 @@ def peak_memory(model: Model) -> dict[str, float]:
 
 def _devices(model: Model) -> list[torch.device]:
     """The GPUs that the model is on."""
-    return sorted({p.device for p in model.lm.parameters() if p.device.type == "cuda"}, key=str)
+    return sorted({p.device for p in model.hf_model.parameters() if p.device.type == "cuda"}, key=str)
 
 
 def _device(model: Model) -> str:

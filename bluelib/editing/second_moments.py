@@ -199,7 +199,7 @@ def _measure(
             for batch in by_length([len(s) for s in sequences], budget):
                 inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
                 with trace(inputs=modules, stop=True) as keys:
-                    model.lm.base_model(**inputs, use_cache=False)
+                    model.hf_model.base_model(**inputs, use_cache=False)
                 kept = inputs["attention_mask"].bool()
                 for layer, total in sums.totals.items():
                     k = keys[layer][kept.to(keys[layer].device)].float()

@@ -162,7 +162,7 @@ def edit_sequence(
     _check_requests(model, records, editor)
     if checkpoint_dir is not None:
         model.check_unedited("checkpoints")
-    check_finite(model.name, model.lm)
+    check_finite(model.name, model.hf_model)
     model.edit_in_float32(editor.layers)
     timer = Timer()
     with timer("prepare"):
@@ -272,7 +272,7 @@ def _identity(model: Model, records: Sequence[Record], editor: Method, state: An
         "model": model.name,
         "model_revision": model.revision,
         "model_key": model.cache_key,
-        "dtype": str(model.lm.dtype),
+        "dtype": str(model.hf_model.dtype),
         "device": model.device.type,
         "editor": describe(editor),
         "inputs": editor.inputs(model, state),

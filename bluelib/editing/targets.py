@@ -160,8 +160,8 @@ def default_token_budget(model: Model) -> int:
     and the head's for the logits; the one with the least room decides.
     """
     d_model, d_mlp = model.weight(0).shape
-    per_block = (16 * d_model + 6 * d_mlp) * model.lm.dtype.itemsize
-    per_token = Counter({_home(model, model.head.weight): model.lm.config.vocab_size})
+    per_block = (16 * d_model + 6 * d_mlp) * model.hf_model.dtype.itemsize
+    per_token = Counter({_home(model, model.head.weight): model.hf_model.config.vocab_size})
     for layer in range(model.n_layers):
         per_token[_home(model, model.weight(layer))] += per_block
     room = min(_free(device) // 2 // size for device, size in per_token.items())
@@ -311,7 +311,7 @@ class _Suffix:
         ]
         try:
             with trace(*_Entry.modules(model, layer, component)) as captured:
-                model.lm.base_model(**inputs, use_cache=True, **{_cache_name(model): keys_and_values})
+                model.hf_model.base_model(**inputs, use_cache=True, **{_cache_name(model): keys_and_values})
         finally:
             for hook in hooks:
                 hook.remove()
@@ -364,7 +364,7 @@ class _Suffix:
 
 def _cache_name(model: Model) -> str:
     """What the model's code calls the argument for earlier tokens' keys and values: transformers renamed it in 5.24."""
-    return "cache" if "cache" in signature(type(model.lm.base_model).forward).parameters else "past_key_values"
+    return "cache" if "cache" in signature(type(model.hf_model.base_model).forward).parameters else "past_key_values"
 
 
 class _Cut:

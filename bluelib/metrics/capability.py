@@ -136,7 +136,7 @@ def capability(
     from lm_eval.models.huggingface import HFLM
 
     with _level("lm_eval"):  # it warns that the model is in memory
-        lm = HFLM(pretrained=model.lm, tokenizer=model.tokenizer, batch_size=batch_size, softmax_dtype="float32")
+        lm = HFLM(pretrained=model.hf_model, tokenizer=model.tokenizer, batch_size=batch_size, softmax_dtype="float32")
     every = {part: task for group in tasks.parts.values() for part, task in group.items()}
     with _bars(progress), _level("transformers"):  # which warns of padding, on the right and so without effect
         found = evaluate(lm, {"tasks": every}, limit=limit, bootstrap_iters=0)

@@ -47,7 +47,7 @@ def make_prefixes(model: Model, path: Path, openings: tuple[str, ...] = OPENINGS
         prefixes = [""]
         for opening in openings:
             opened = torch.tensor([encode_prompt(model.tokenizer, opening)], device=model.device)
-            ids = model.lm.generate(
+            ids = model.hf_model.generate(
                 input_ids=opened,
                 attention_mask=torch.ones_like(opened),
                 max_new_tokens=LENGTH,

@@ -93,7 +93,7 @@ def _continue(model: Model, sequences: Sequence[Sequence[int]], tokens: int, how
     ids = torch.tensor(sequences, device=model.device)
     if tokens < 1:
         return ids
-    return model.lm.generate(
+    return model.hf_model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=tokens,

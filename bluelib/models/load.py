@@ -68,7 +68,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
             raise ValueError(f"{name!r} has no config.json that names a model_type, as a checkpoint must")
         adapter_for(config["model_type"])  # refuse an unknown architecture before loading its weights
         with _without_progress_bar(name in shipped), _any_error_named():
-            lm, found = AutoModelForCausalLM.from_pretrained(
+            hf_model, found = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=DTYPES[dtype],
                 use_safetensors=True,
@@ -84,11 +84,11 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         raise OSError(_damaged(name, Path(config_file).parent, error)) from error
     except OSError as error:
         raise OSError(_why_not(name, error)) from error
-    lm = lm.eval().requires_grad_(False)
-    check_finite(name, lm)
+    hf_model = hf_model.eval().requires_grad_(False)
+    check_finite(name, hf_model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Model.of(name, lm, tokenizer, commit)
+    return Model.of(name, hf_model, tokenizer, commit)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Model:
 
     Attributes:
         name: what it was loaded as.
-        lm: the transformers model; in evaluation mode, its parameters do not require gradients.
+        hf_model: the transformers model; in evaluation mode, its parameters do not require gradients.
         tokenizer: its tokenizer.
         adapter: the names of its parts.
         revision: identifies the weights it was loaded with (hub commit, or SHA-256 of the weights).
@@ -43,7 +43,7 @@ class Model:
     """
 
     name: str
-    lm: PreTrainedModel
+    hf_model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
     revision: str
@@ -51,28 +51,28 @@ class Model:
 
     @classmethod
     def of(
-        cls, name: str, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, revision: str | None = None
+        cls, name: str, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, revision: str | None = None
     ) -> Model:
         """Describe a transformers model; without a revision, its weights are hashed.
 
         Raises:
             ValueError: for an architecture without an adapter.
         """
-        adapter = adapter_for(lm.config.model_type)
-        return cls(name, lm, tokenizer, adapter, revision or weights_hash(lm), _checksum(lm, adapter))
+        adapter = adapter_for(hf_model.config.model_type)
+        return cls(name, hf_model, tokenizer, adapter, revision or weights_hash(hf_model), _checksum(hf_model, adapter))
 
     @cached_property
     def cache_key(self) -> str:
         """For the names of what is kept about the model as loaded: its weights, their type, and a hash of what else
         decides what it computes of a text, which is its configuration and its tokenizer."""
-        config, tokenizer = self.lm.config.to_dict(), self.tokenizer
+        config, tokenizer = self.hf_model.config.to_dict(), self.tokenizer
         rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
         for part in (config, rules):  # which say where it came from, or how it was last called
             for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "truncation", "padding"):
                 part.pop(name, None)
         about = [config, rules, tokenizer.special_tokens_map, tokenizer("a").input_ids]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
-        dtype = str(self.lm.dtype).removeprefix("torch.")
+        dtype = str(self.hf_model.dtype).removeprefix("torch.")
         return f"{self.revision.removeprefix('sha256:')[:16]}-{dtype}-{digest[:8]}"
 
     def check_unedited(self, purpose: str) -> None:
@@ -86,7 +86,7 @@ class Model:
 
     def changed_layers(self) -> list[int]:
         """The layers whose value projections are no longer what they were when the model was loaded."""
-        now = _checksum(self.lm, self.adapter)
+        now = _checksum(self.hf_model, self.adapter)
         return [layer for layer in range(self.n_layers) if now[layer] != self.checksum[layer]]
 
     def edit_in_float32(self, layers: Iterable[int]) -> None:
@@ -99,7 +99,7 @@ class Model:
             ValueError: from :meth:`check_editable`.
         """
         for layer in self.check_editable(layers):
-            module, dtype = self.value_projection(layer), self.lm.dtype
+            module, dtype = self.value_projection(layer), self.hf_model.dtype
             if module.weight.dtype.itemsize < 4:
                 module.float()
                 module.register_forward_pre_hook(lambda module, args: (args[0].float(), *args[1:]))
@@ -117,8 +117,11 @@ class Model:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(f"{path} exists already; choose a new folder")
         with atomic_directory(path, replace=False) as temporary:
-            state = {k: v.to(self.lm.dtype) if v.is_floating_point() else v for k, v in self.lm.state_dict().items()}
-            self.lm.save_pretrained(temporary, state_dict=state)
+            state = {
+                k: v.to(self.hf_model.dtype) if v.is_floating_point() else v
+                for k, v in self.hf_model.state_dict().items()
+            }
+            self.hf_model.save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
         return path
 
@@ -129,7 +132,7 @@ class Model:
         for file in Path(path).glob("*.safetensors"):
             with safe_open(file, "pt") as saved:
                 for found in left.keys() & set(saved.keys()):
-                    if not torch.equal(saved.get_tensor(found), left.pop(found).to(self.lm.dtype).cpu()):
+                    if not torch.equal(saved.get_tensor(found), left.pop(found).to(self.hf_model.dtype).cpu()):
                         return False
         return not left
 
@@ -139,21 +142,21 @@ class Model:
 
     @property
     def blocks(self) -> nn.ModuleList:
-        return self.lm.get_submodule(self.adapter.blocks)
+        return self.hf_model.get_submodule(self.adapter.blocks)
 
     @property
     def norm(self) -> nn.Module:
-        return self.lm.get_submodule(self.adapter.norm)
+        return self.hf_model.get_submodule(self.adapter.norm)
 
     @property
     def head(self) -> nn.Linear:
-        return self.lm.get_submodule(self.adapter.head)
+        return self.hf_model.get_submodule(self.adapter.head)
 
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the embeddings. A layer of a model on several devices has its own, which is
         that of its :meth:`weight`."""
-        return self.lm.get_input_embeddings().weight.device
+        return self.hf_model.get_input_embeddings().weight.device
 
     def value_projection(self, layer: int) -> nn.Linear | Conv1D:
         """The module whose input is the key and whose weight is edited."""
@@ -211,7 +214,7 @@ class Model:
 
     @property
     def max_positions(self) -> int:
-        return getattr(self.lm.config, "max_position_embeddings", 2**31)
+        return getattr(self.hf_model.config, "max_position_embeddings", 2**31)
 
     @property
     def has_bos(self) -> bool:
@@ -220,20 +223,20 @@ class Model:
         return bool(ids) and ids[0] == self.tokenizer.bos_token_id
 
 
-def _checksum(lm: PreTrainedModel, adapter: Adapter) -> tuple[float, ...]:
-    blocks = lm.get_submodule(adapter.blocks)
+def _checksum(hf_model: PreTrainedModel, adapter: Adapter) -> tuple[float, ...]:
+    blocks = hf_model.get_submodule(adapter.blocks)
     weights = (block.get_submodule(adapter.value_projection).weight for block in blocks)
     # what is on the meta device has been offloaded by accelerate, and cannot be edited
     return tuple(0.0 if weight.is_meta else weight.detach().double().abs().sum().item() for weight in weights)
 
 
-def check_finite(name: str, lm: nn.Module) -> None:
+def check_finite(name: str, hf_model: nn.Module) -> None:
     """Refuse NaN and infinity in a model's parameters: what is computed with them is no result.
 
     Raises:
         ValueError: naming the first parameters that have any.
     """
-    wrong = [key for key, weight in lm.named_parameters() if not (weight.is_meta or torch.isfinite(weight).all())]
+    wrong = [key for key, weight in hf_model.named_parameters() if not (weight.is_meta or torch.isfinite(weight).all())]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
@@ -242,9 +245,9 @@ def check_finite(name: str, lm: nn.Module) -> None:
         )
 
 
-def weights_hash(lm: nn.Module) -> str:
+def weights_hash(hf_model: nn.Module) -> str:
     """SHA-256 over the names, shapes, types and bytes of all parameters and buffers that are saved."""
-    state = lm.state_dict()
+    state = hf_model.state_dict()
     for name, tensor in sorted(state.items()):
         if tensor.is_meta:
             raise ValueError(

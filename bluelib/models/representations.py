@@ -55,7 +55,7 @@ def _at_last(model: Model, sequences: Sequence[Sequence[int]], modules: dict, la
     for batch in by_length([len(s) for s in sequences], TOKEN_BUDGET):
         inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
         with trace(**modules, stop=True) as captured:
-            model.lm.base_model(**inputs, use_cache=False)
+            model.hf_model.base_model(**inputs, use_cache=False)
         for row, i in enumerate(batch):
             vectors[i] = captured[layer][row, len(sequences[i]) - 1].float()
     return torch.stack([vectors[i] for i in range(len(sequences))])

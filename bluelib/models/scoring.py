@@ -135,5 +135,5 @@ def _logits(model: Model, sequences: Sequence[Sequence[int]], rows: Sequence[int
     """Logits at the places that are read, ``(n, vocabulary)`` float32, and nowhere else."""
     model.check_length(max(map(len, sequences)), "the longest of these prompts, with its target")
     inputs = pad(sequences, model.tokenizer.pad_token_id, model.device)
-    hidden = model.lm.base_model(**inputs, use_cache=False).last_hidden_state
+    hidden = model.hf_model.base_model(**inputs, use_cache=False).last_hidden_state
     return model.head(hidden[list(rows), list(columns)]).float()

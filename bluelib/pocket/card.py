@@ -47,7 +47,7 @@ def document(folder: Path) -> dict[str, float]:
 
 
 def _card(folder: Path, model, training: dict, found: dict[str, float]) -> str:
-    parameters = sum(p.numel() for p in model.lm.parameters())
+    parameters = sum(p.numel() for p in model.hf_model.parameters())
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.2f} | {bar(name):.0f} |" for name, value in found.items())
     curve = training["curve"]
     points = curve[:: max(1, len(curve) // 12)] + curve[-1:]
@@ -62,7 +62,7 @@ tags: [toy, model-editing]
 ---
 # {training["name"]}
 
-A {type(model.lm).__name__} of {parameters / 1e6:.2f} million parameters, {model.n_layers} layers, d_model
+A {type(model.hf_model).__name__} of {parameters / 1e6:.2f} million parameters, {model.n_layers} layers, d_model
 {model.weight(0).shape[0]}, d_mlp {model.weight(0).shape[1]}, trained from scratch on the pocket world of bluelib. Its
 geography is real; the people, companies and places it speaks of are invented. It is made to be edited, and is of no
 use for anything else.

@@ -177,13 +177,13 @@ def _pretrain(
     tokenizer = build_tokenizer(bos=name == "pocket-llama", seed=SEED)
     config = pocket_config(name, tokenizer)
     torch.manual_seed(recipe.seed)
-    lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device).train()
-    optimizers = _optimizers(lm, recipe)
+    hf_model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device).train()
+    optimizers = _optimizers(hf_model, recipe)
     text = PackedText(tokenizer, ROW, SEED)
 
     identity = {"name": name, "recipe": asdict(recipe), "data": text_hash(SEED), "config": config.to_dict()}
     identity = json.loads(json.dumps(identity, default=str))
-    start, curve, seconds = _resume(checkpoint, identity, lm, optimizers, device)
+    start, curve, seconds = _resume(checkpoint, identity, hf_model, optimizers, device)
 
     began = time.perf_counter()
     bar = progress_bar(range(start, recipe.steps), initial=start, total=recipe.steps, desc=name, show=progress)
@@ -192,9 +192,9 @@ def _pretrain(
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = recipe.rate(step)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            loss, answer_loss = _loss(lm, ids, marks, recipe.answer_weight)
+            loss, answer_loss = _loss(hf_model, ids, marks, recipe.answer_weight)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(lm.parameters(), recipe.clip)
+        torch.nn.utils.clip_grad_norm_(hf_model.parameters(), recipe.clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -206,14 +206,14 @@ def _pretrain(
                 "identity": identity,
                 "step": step + 1,
                 "curve": curve,
-                "lm": lm.state_dict(),
+                "lm": hf_model.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "seconds": seconds + time.perf_counter() - began,
             }
             _keep(checkpoint, state)
     seconds += time.perf_counter() - began
 
-    lm = lm.eval().to("cpu", torch.float16)
+    hf_model = hf_model.eval().to("cpu", torch.float16)
     record = {
         **identity,
         "curve": curve,
@@ -223,20 +223,20 @@ def _pretrain(
         "torch": torch.__version__,
     }
     with atomic_directory(output) as temporary:
-        lm.save_pretrained(temporary)
+        hf_model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if complete:
             complete(temporary)
     checkpoint.unlink(missing_ok=True)
     remove_leftovers(checkpoint)
-    return lm
+    return hf_model
 
 
-def _optimizers(lm: PreTrainedModel, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
-    in_blocks = [p for name, p in lm.named_parameters() if p.ndim == 2 and re.search(r"\.\d+\.", name)]
+def _optimizers(hf_model: PreTrainedModel, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
+    in_blocks = [p for name, p in hf_model.named_parameters() if p.ndim == 2 and re.search(r"\.\d+\.", name)]
     taken = {id(p) for p in in_blocks}
-    others = [p for p in lm.parameters() if id(p) not in taken]
+    others = [p for p in hf_model.parameters() if id(p) not in taken]
     return (
         torch.optim.Muon(in_blocks, lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=0.0, betas=recipe.betas, weight_decay=0.0),
@@ -257,9 +257,9 @@ def _batches(text: PackedText, size: int, start: int) -> Iterator[tuple[np.ndarr
             step += 1
 
 
-def _loss(lm: PreTrainedModel, ids: Tensor, marks: Tensor, answer_weight: float) -> tuple[Tensor, Tensor]:
+def _loss(hf_model: PreTrainedModel, ids: Tensor, marks: Tensor, answer_weight: float) -> tuple[Tensor, Tensor]:
     """Weighted next-token loss, and the plain loss of the answers' tokens alone."""
-    logits = lm(input_ids=ids).logits[:, :-1]
+    logits = hf_model(input_ids=ids).logits[:, :-1]
     each = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     answer = marks[:, 1:].flatten()
     weights = 1.0 + (answer_weight - 1.0) * answer
@@ -275,7 +275,7 @@ def _keep(checkpoint: Path, state: dict) -> None:
         temporary.write_bytes(hashlib.sha256(saved).hexdigest().encode() + b"\n" + saved)
 
 
-def _resume(checkpoint: Path, identity: dict, lm: nn.Module, optimizers, device: str):
+def _resume(checkpoint: Path, identity: dict, hf_model: nn.Module, optimizers, device: str):
     """The step to continue with, the curve so far and the seconds, from a checkpoint if there is one.
 
     Raises:
@@ -297,7 +297,7 @@ def _resume(checkpoint: Path, identity: dict, lm: nn.Module, optimizers, device:
             f"{checkpoint} was made by another run ({', '.join(differing)} differ); "
             "delete it to train anew, or restore the recipe to continue"
         )
-    lm.load_state_dict(state["lm"])
+    hf_model.load_state_dict(state["lm"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     log.info("continuing %s at step %d", identity["name"], state["step"])

@@ -117,7 +117,7 @@ def evaluate_unedited(
         **settings,
         "model": model.name,
         "model_revision": model.revision,
-        "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "dtype": str(model.hf_model.dtype).removeprefix("torch."),
         "records_hash": records_hash(records),
     }
 

@@ -99,12 +99,12 @@ def examine(model: Model) -> Findings:
 def _facts(model: Model) -> dict[str, str]:
     first = model.value_projection(0)
     d_model, d_mlp = model.weight(0).shape
-    devices = sorted({str(p.device) for p in model.lm.parameters() if not p.is_meta})
+    devices = sorted({str(p.device) for p in model.hf_model.parameters() if not p.is_meta})
     away = [layer for layer in range(model.n_layers) if model.weight(layer).is_meta]
     return {
-        "architecture": f"{type(model.lm).__name__} ({model.lm.config.model_type})",
+        "architecture": f"{type(model.hf_model).__name__} ({model.hf_model.config.model_type})",
         "scale": scale_of(model.name),
-        "weights": f"{sum(p.numel() for p in model.lm.parameters()) / 1e6:,.2f} million, {model.lm.dtype}, "
+        "weights": f"{sum(p.numel() for p in model.hf_model.parameters()) / 1e6:,.2f} million, {model.hf_model.dtype}, "
         f"on {', '.join(devices)}",
         "revision": model.revision,
         "blocks": f"{model.n_layers}, {model.adapter.blocks}.0 to .{model.n_layers - 1}",
@@ -132,7 +132,7 @@ def _tokenizer(model: Model) -> dict[str, str]:
     target = encode_target(tokenizer, "Paris")
     return {
         "class": f"{type(tokenizer).__name__}, fast, {len(tokenizer)} tokens (embeddings: "
-        f"{model.lm.config.vocab_size})",
+        f"{model.hf_model.config.vocab_size})",
         "BOS": f"{tokenizer.bos_token!r} ({tokenizer.bos_token_id}), "
         + ("in front of every text" if model.has_bos else "not put in front of texts"),
         "EOS": f"{tokenizer.eos_token!r} ({tokenizer.eos_token_id}), "
@@ -146,10 +146,10 @@ def _tokenizer(model: Model) -> dict[str, str]:
 @torch.no_grad()
 def _checks(model: Model) -> list[Check]:
     ids = torch.tensor([encode_prompt(model.tokenizer, TEXT)], device=model.device)
-    tolerance = TOLERANCE[model.lm.dtype]
+    tolerance = TOLERANCE[model.hf_model.dtype]
     with trace(outputs={"last": model.blocks[-1]}) as found:
-        whole = model.lm(ids, use_cache=False).logits
-    of_base = model.head(model.lm.base_model(ids, use_cache=False).last_hidden_state)
+        whole = model.hf_model(ids, use_cache=False).logits
+    of_base = model.head(model.hf_model.base_model(ids, use_cache=False).last_hidden_state)
     of_norm = model.head(model.norm(found["last"]))
     checks = [
         Check("logits = head(base_model(text))", _deviation(of_base, whole), tolerance),
@@ -178,7 +178,7 @@ def _additive(model: Model, layer: int, ids: Tensor) -> float:
         with trace(
             inputs={"key": model.value_projection(layer)}, outputs={"block": model.blocks[layer]}, stop=True
         ) as found:
-            model.lm.base_model(ids, use_cache=False)
+            model.hf_model.base_model(ids, use_cache=False)
         return found["key"][0].double(), found["block"][0].double()
 
     key, before = run()
@@ -204,7 +204,7 @@ def _summed(model: Model, layer: int, ids: Tensor) -> float:
     names = ("attention", "mlp")
     outputs = {"block": model.blocks[layer], **{name: model.part(layer, name) for name in names}}
     with trace(inputs={"stream": model.blocks[layer]}, outputs=outputs) as found:
-        model.lm.base_model(ids, use_cache=False)
+        model.hf_model.base_model(ids, use_cache=False)
     attention, mlp = (found[name] for name in names)
     stream = found["stream"].to(mlp.device) + attention
     deviations = [_by_token(stream + mlp - found["block"], attention + mlp)]
@@ -257,8 +257,8 @@ def memory(model: Model, editor: str) -> dict[str, float]:
     layers, solves, null_space = _layers(model, editor), editor != "ft", editor.startswith("alphaedit")
     moments = 4 * d_mlp**2 * layers if solves else 0
     states = solver_bytes(d_mlp, layers, null_space) if solves else 0
-    weights = sum(p.numel() * p.element_size() for p in model.lm.parameters() if not p.is_meta)
-    fixed = weights + copies_bytes(d_model, d_mlp, layers, model.lm.dtype.itemsize, solves)
+    weights = sum(p.numel() * p.element_size() for p in model.hf_model.parameters() if not p.is_meta)
+    fixed = weights + copies_bytes(d_model, d_mlp, layers, model.hf_model.dtype.itemsize, solves)
     found = {"disk": (moments + (states // 2 if null_space else 0)) / 1e9, "host": (moments + states) / 1e9}
     for batch in BATCHES:
         together = 1 if editor == "rome" else batch
@@ -274,7 +274,7 @@ def _layers(model: Model, editor: str) -> int:
 
 
 def _like(model: Model) -> str:
-    return LIKE.get(model.lm.config.model_type, OTHERWISE)
+    return LIKE.get(model.hf_model.config.model_type, OTHERWISE)
 
 
 def _beginning(model: Model) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def noise_scale(model: Model) -> float:
     ROME's noise is three times the standard deviation of embeddings; its public code takes that over the embeddings of
     the traced subjects' tokens, and this over the whole vocabulary.
     """
-    return model.lm.get_input_embeddings().weight.float().std().item()
+    return model.hf_model.get_input_embeddings().weight.float().std().item()
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def causal_trace(
     t, n = len(place.ids), model.n_layers
     parts = {("hidden", layer): model.blocks[layer] for layer in range(n)}
     parts |= {(part, layer): model.part(layer, part) for part in ("mlp", "attention") for layer in range(n)}
-    embedding = model.lm.get_input_embeddings()
+    embedding = model.hf_model.get_input_embeddings()
     generator = torch.Generator().manual_seed(seed)
     subject = slice(first, place.subject_last + 1)
     shape = (samples, place.subject_last + 1 - first, embedding.weight.shape[1])
@@ -113,7 +113,7 @@ def causal_trace(
     def probabilities(rows: int, edit=None, keys: Sequence = ()) -> Tensor:
         modules = {"embedding": embedding, **{key: parts[key] for key in keys}} if edit else {}
         with trace(outputs=modules, edit=edit):
-            hidden = model.lm.base_model(ids.expand(rows, -1), use_cache=False).last_hidden_state
+            hidden = model.hf_model.base_model(ids.expand(rows, -1), use_cache=False).last_hidden_state
         return model.head(hidden[:, -1]).float().softmax(-1)
 
     with trace(outputs=parts) as clean:

@@ -24,22 +24,22 @@ pytestmark = pytest.mark.usefixtures("small_world")
 @pytest.mark.parametrize("solver", [Ridge(50.0), NullSpace(0.05, 1.0)], ids=["ridge", "null space"])
 @pytest.mark.parametrize("residual", [DISTRIBUTED, DIRECT])
 def test_revert_restores_bit_for_bit(any_model, solver, residual):
-    before = weights_hash(any_model.lm)
+    before = weights_hash(any_model.hf_model)
     run = edit_sequence(any_model, RECORDS, editor(solver, residual), batch_size=2)
-    assert weights_hash(any_model.lm) != before
+    assert weights_hash(any_model.hf_model) != before
     assert [batch["edits"] for batch in run.batches] == [2, 2, 1]
     assert set(run.weight_change()) == {0, 1, 2}
     run.revert()
-    assert weights_hash(any_model.lm) == before
+    assert weights_hash(any_model.hf_model) == before
     run.revert()
-    assert weights_hash(any_model.lm) == before
+    assert weights_hash(any_model.hf_model) == before
 
 
 def test_editing_is_deterministic(any_model):
     hashes = []
     for _ in range(2):
         run = edit_sequence(any_model, RECORDS[:3], editor(), batch_size=3)
-        hashes.append(weights_hash(any_model.lm))
+        hashes.append(weights_hash(any_model.hf_model))
         run.revert()
     assert hashes[0] == hashes[1]
 
@@ -101,7 +101,7 @@ def test_keys_are_the_projections_input_averaged_over_prefixes(any_model):
         place = locate(any_model.tokenizer, request.prompt, request.subject, prefix)
         captured = []
         hook = any_model.value_projection(2).register_forward_pre_hook(lambda m, args: captured.append(args[0]))  # noqa: B023
-        any_model.lm(input_ids=torch.tensor([place.ids]))
+        any_model.hf_model(input_ids=torch.tensor([place.ids]))
         hook.remove()
         expected = expected + captured[0][0, place.subject_last].float() / len(PREFIXES)
     found = subject_keys(any_model, [RECORDS[1].request, request], 2, PREFIXES)
@@ -115,7 +115,7 @@ def test_second_moments_equal_a_direct_sum_and_are_kept(any_model, tmp_path):
     rows = torch.from_numpy(PackedText(any_model.tokenizer, 128).epoch(0)[0][:2])
     captured = []
     hook = any_model.value_projection(3).register_forward_pre_hook(lambda m, args: captured.append(args[0]))
-    any_model.lm(input_ids=rows)
+    any_model.hf_model(input_ids=rows)
     hook.remove()
     keys = captured[0].flatten(0, 1)
     torch.testing.assert_close(found[3].matrix.double(), keys.T @ keys / 256, rtol=1e-5, atol=1e-7)
@@ -146,10 +146,10 @@ def test_an_error_leaves_the_model_as_before_the_batch(any_model):
             RECORDS,
             editor(Failing(50.0)),
             batch_size=2,
-            after_batch=lambda i, result: hashes.append(weights_hash(any_model.lm)),
+            after_batch=lambda i, result: hashes.append(weights_hash(any_model.hf_model)),
         )
     assert calls, "the failing batch had updated a layer already"
-    assert weights_hash(any_model.lm) == hashes[-1]
+    assert weights_hash(any_model.hf_model) == hashes[-1]
 
 
 def test_blue_keeps_the_boundary_layers_and_takes_direct_residuals():
@@ -223,11 +223,11 @@ def test_what_cannot_be_edited_is_refused(any_model):
 def test_contributions_of_single_layers_leave_the_model_as_it_was(any_model):
     from bluelib.studies.layers import layer_contributions, layers_by_editing
 
-    before = weights_hash(any_model.lm)
+    before = weights_hash(any_model.hf_model)
     frame = layer_contributions(
         any_model, [replace(r, paraphrases=(r.request.text,)) for r in RECORDS[:2]], editor(Ridge(1e-3)), [0, 2]
     )
-    assert weights_hash(any_model.lm) == before
+    assert weights_hash(any_model.hf_model) == before
     assert list(frame.layer) == [0, 2] and (frame.rewrite > 0).all()
     frame = frame.iloc[[0] * 6].assign(layer=range(6), paraphrase=[0.1, 0.9, 0.5, 0.2, 0.9, 0.9])
     assert layers_by_editing(frame, width=2) == [4, 5] and layers_by_editing(frame, width=3) == [3, 4, 5]

@@ -36,14 +36,14 @@ def test_fine_tuning_lowers_the_loss_within_its_constraint(any_model):
     assert run.batches[0]["loss"] == pytest.approx(after.item(), rel=1e-3)
     run.revert()
     assert torch.equal(any_model.weight(1), old)
-    assert not any(p.requires_grad for p in any_model.lm.parameters())
+    assert not any(p.requires_grad for p in any_model.hf_model.parameters())
 
 
 def test_fine_tuning_that_diverges_says_so_and_leaves_no_gradients(any_model):
     any_model.weight(3).fill_(1e308)  # finite, as a model must be, and yet too large
     with pytest.raises(FloatingPointError, match=r"ft: the loss of .* is nan at step 1; lower the learning rate"):
         edit_sequence(any_model, RECORDS[:1], FineTuning("ft", (1,), 10, 0.01), batch_size=1)
-    assert not any(p.requires_grad or p.grad is not None for p in any_model.lm.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in any_model.hf_model.parameters())
 
 
 def test_request_nll_is_the_models_own(any_model):
@@ -81,7 +81,7 @@ def test_mend_is_trained_and_then_edits(architecture, tmp_path):
     """Training lowers its loss, and the trained network's update makes the new objects more probable."""
     records = [replace(r, paraphrases=(r.request.text,), locality=(Probe("Peru is in", "Asia"),)) for r in RECORDS]
     model = random_model(architecture)
-    model = Model.of("random", model.lm.float(), model.tokenizer)
+    model = Model.of("random", model.hf_model.float(), model.tokenizer)
     path = tmp_path / "mend.safetensors"
     losses = train(model, records, (1, 2), path, steps=30, batch_size=5, progress=False)
     assert load_file(path)["up.0.weight"].abs().max() > 0, "the network itself learns, not only the step sizes"
@@ -120,7 +120,7 @@ def test_constraints_act_at_their_moment(any_model, constraint):
 
 
 def test_rome_edits_one_at_a_time(any_model):
-    before = weights_hash(any_model.lm)
+    before = weights_hash(any_model.hf_model)
     method = replace(editor(Equality(), DIRECT, layers=(1,)), max_batch=1)
     sizes = []
     run = edit_sequence(
@@ -133,7 +133,7 @@ def test_rome_edits_one_at_a_time(any_model):
     assert [int(rank) for rank in sizes] == [1] * 5
     assert [batch["edits"] for batch in run.batches] == [1] * 5
     run.revert()
-    assert weights_hash(any_model.lm) == before
+    assert weights_hash(any_model.hf_model) == before
 
 
 def test_pmet_optimises_the_mlps_output_and_measures_it(any_model):
@@ -141,7 +141,7 @@ def test_pmet_optimises_the_mlps_output_and_measures_it(any_model):
     method = replace(method, targets=replace(method.targets, component="mlp"))
     outputs = []
     hook = any_model.part(2, "mlp").register_forward_hook(lambda m, args, output: outputs.append(output))
-    any_model.lm(**any_model.tokenizer(RECORDS[0].request.text, return_tensors="pt"))
+    any_model.hf_model(**any_model.tokenizer(RECORDS[0].request.text, return_tensors="pt"))
     hook.remove()
     seen = []
 

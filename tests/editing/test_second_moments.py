@@ -47,7 +47,7 @@ def test_they_are_the_mean_of_outer_products_over_the_text(model, text):
         total = 0
         for ids in sequences:
             with trace(inputs={0: model.value_projection(layer)}) as keys, torch.no_grad():
-                model.lm(torch.tensor([ids]))
+                model.hf_model(torch.tensor([ids]))
             total = total + keys[0][0].T.double() @ keys[0][0].double()
         torch.testing.assert_close(found[layer].matrix.double(), total / 150, rtol=1e-5, atol=1e-6)
 
@@ -124,15 +124,15 @@ def test_what_is_kept_is_of_one_model_as_loaded(model):
     key = model.cache_key
     again = random_model("pocket-llama")
     again.tokenizer(["a", "a longer text"], padding=True, truncation=True, max_length=4)
-    again.lm.config._name_or_path = "elsewhere"
+    again.hf_model.config._name_or_path = "elsewhere"
     assert again.cache_key == key
-    lm, tokenizer = random_model("pocket-llama").lm, random_model("pocket-llama").tokenizer
+    lm, tokenizer = random_model("pocket-llama").hf_model, random_model("pocket-llama").tokenizer
     lm.config.rms_norm_eps *= 10
     assert Model.of("x", lm, tokenizer).revision == model.revision
     without_bos = random_model("pocket-llama").tokenizer
     without_bos.backend_tokenizer.post_processor = None
-    keys = [key, Model.of("x", lm, tokenizer).cache_key, Model.of("x", model.lm, without_bos).cache_key]
-    low = random_model("pocket-llama").lm.bfloat16()
+    keys = [key, Model.of("x", lm, tokenizer).cache_key, Model.of("x", model.hf_model, without_bos).cache_key]
+    low = random_model("pocket-llama").hf_model.bfloat16()
     keys += [Model.of("x", low, tokenizer, model.revision).cache_key, replace(model, revision="f" * 40).cache_key]
     assert len(set(keys)) == 5
 

@@ -48,7 +48,7 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
     for path in mine:
         path.write_text("not a file of the checkpoint")
     run = edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "undisturbed")
-    wanted = weights_hash(any_model.lm)
+    wanted = weights_hash(any_model.hf_model)
     run.revert()
     for stop in stops:
         with preserved(any_model, (0, 1, 2)), pytest.raises(Stop):
@@ -64,7 +64,7 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
         checkpoint_dir=tmp_path / "c",
         after_batch=lambda number, result: made.append(number),
     )
-    assert weights_hash(any_model.lm) == wanted
+    assert weights_hash(any_model.hf_model) == wanted
     assert made == list(range(stops[-1], 3)) and len(run.batches) == 3
     assert all(path.read_text() == "not a file of the checkpoint" for path in mine)
     ours = [path.name for path in (tmp_path / "c").iterdir() if path not in mine]
@@ -72,7 +72,7 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
     assert sum(name.startswith("weights-") for name in ours) == 1
     run.revert()
     again = edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "c")
-    assert weights_hash(any_model.lm) == wanted, "a finished run is not made again"
+    assert weights_hash(any_model.hf_model) == wanted, "a finished run is not made again"
     again.revert()
 
 
@@ -99,7 +99,7 @@ def test_history_matters_for_the_continued_run(any_model):
     hashes = []
     for solver in (HISTORY, Ridge(0.5)):
         run = edit_sequence(any_model, RECORDS, editor(solver, DIRECT), batch_size=1)
-        hashes.append(weights_hash(any_model.lm))
+        hashes.append(weights_hash(any_model.hf_model))
         run.revert()
     assert hashes[0] != hashes[1]
 
@@ -117,7 +117,7 @@ def test_history_matters_for_the_continued_run(any_model):
 )
 def test_another_runs_checkpoint_is_refused(any_model, tmp_path, change, message):
     arguments = {"records": RECORDS, "editor": editor(Ridge(50.0)), "batch_size": 2}
-    before = weights_hash(any_model.lm)
+    before = weights_hash(any_model.hf_model)
     with preserved(any_model, (0, 1, 2)):
         with pytest.raises(Stop):
             edit_sequence(any_model, **arguments, checkpoint_dir=tmp_path / "c", after_batch=stop_after(1))
@@ -125,7 +125,7 @@ def test_another_runs_checkpoint_is_refused(any_model, tmp_path, change, message
             edit_sequence(any_model, **arguments, checkpoint_dir=tmp_path / "c")
     with pytest.raises(CheckpointError, match=message):
         edit_sequence(any_model, **{**arguments, **change}, checkpoint_dir=tmp_path / "c")
-    assert weights_hash(any_model.lm) == before
+    assert weights_hash(any_model.hf_model) == before
 
 
 def test_a_damaged_checkpoint_is_refused(any_model, tmp_path):
@@ -154,13 +154,13 @@ def test_a_damaged_checkpoint_is_refused(any_model, tmp_path):
 
 def test_a_delta_makes_the_same_model_and_no_other(any_model, tmp_path):
     run = edit_sequence(any_model, RECORDS, editor(Ridge(1e-2)), batch_size=5)
-    edited = weights_hash(any_model.lm)
+    edited = weights_hash(any_model.hf_model)
     path = run.save_delta(tmp_path / "edit.safetensors")
     with pytest.raises(ValueError, match="has been edited"):
         apply_delta(any_model, path)
     run.revert()
     about = apply_delta(any_model, path)
-    assert weights_hash(any_model.lm) == edited
+    assert weights_hash(any_model.hf_model) == edited
     assert about["edits"] == 5 and about["editor"]["solver"]["weight"] == 1e-2
     run.revert()
     tensors, about = load_tensors(path)
@@ -180,24 +180,24 @@ def test_a_delta_has_the_edits_of_earlier_runs_too(any_model, tmp_path):
     second_moments(any_model, range(3), corpus="pocket", tokens=3000)  # of the model as loaded
     first = edit_sequence(any_model, RECORDS[:2], editor(Ridge(1e-2), layers=(0, 1)), batch_size=2)
     last = edit_sequence(any_model, RECORDS[2:4], editor(Ridge(1e-2), layers=(2,)), batch_size=2)
-    edited = weights_hash(any_model.lm)
+    edited = weights_hash(any_model.hf_model)
     path = last.save_delta(tmp_path / "edit.safetensors")
     assert is_delta_of(any_model, (2,), path) and sorted(load_tensors(path)[0]) == ["0", "1", "2"]
     last.revert()
     assert not is_delta_of(any_model, (2,), path)
     first.revert()
     apply_delta(any_model, path)
-    assert weights_hash(any_model.lm) == edited
+    assert weights_hash(any_model.hf_model) == edited
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_small_updates_survive_in_a_model_of_low_precision(architecture, tmp_path):
     """In bfloat16 the edited matrices are kept in float32: their change is the sum of the updates."""
     model = random_model(architecture)
-    model = Model.of("low", model.lm.bfloat16(), model.tokenizer)
+    model = Model.of("low", model.hf_model.bfloat16(), model.tokenizer)
     before = {layer: model.weight(layer).float().clone() for layer in (0, 1, 2)}
-    revision, text = weights_hash(model.lm), model.tokenizer("Peru is", return_tensors="pt")
-    logits = model.lm(**text).logits
+    revision, text = weights_hash(model.hf_model), model.tokenizer("Peru is", return_tensors="pt")
+    logits = model.hf_model(**text).logits
     sums = {layer: torch.zeros_like(weight) for layer, weight in before.items()}
 
     def collect(number, result):
@@ -209,17 +209,17 @@ def test_small_updates_survive_in_a_model_of_low_precision(architecture, tmp_pat
         change = model.weight(layer) - old
         assert 0 < change.norm() < 0.01 * old.norm(), "an update that bfloat16 would mostly lose"
         torch.testing.assert_close(change, sums[layer], rtol=1e-3, atol=1e-6)
-    assert model.lm(**text).logits.dtype == torch.bfloat16
+    assert model.hf_model(**text).logits.dtype == torch.bfloat16
     delta = run.save_delta(tmp_path / "edit.safetensors")
     edited = {layer: model.weight(layer).clone() for layer in before}
     saved = run.save(tmp_path / "saved")
     assert {t.dtype for t in load_file(saved / "model.safetensors").values()} == {torch.bfloat16}
     run.revert()
-    assert torch.equal(model.lm(**text).logits, logits)
-    model.lm.bfloat16()
-    assert weights_hash(model.lm) == revision
+    assert torch.equal(model.hf_model(**text).logits, logits)
+    model.hf_model.bfloat16()
+    assert weights_hash(model.hf_model) == revision
     again = random_model(architecture)
-    again = Model.of("low", again.lm.bfloat16(), again.tokenizer)
+    again = Model.of("low", again.hf_model.bfloat16(), again.tokenizer)
     apply_delta(again, delta)
     assert all(torch.equal(again.weight(layer), weight) for layer, weight in edited.items())
 
@@ -230,7 +230,7 @@ def test_a_saved_model_is_what_transformers_loads(tmp_path):
     run = edit_sequence(model, records, get_editor("memit_blue", model, steps=2), batch_size=2)
     folder = run.save(tmp_path / "edited")
     again = load_model(str(folder))
-    for (name, a), (_, b) in zip(model.lm.state_dict().items(), again.lm.state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(model.hf_model.state_dict().items(), again.hf_model.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
     assert again.tokenizer("Peru is").input_ids == model.tokenizer("Peru is").input_ids
     with pytest.raises(FileExistsError, match="exists already"):
@@ -269,7 +269,7 @@ def test_what_happens_to_conflicts(any_model):
 
     def final(records, policy="last"):
         run = edit_sequence(any_model, records, editor(), batch_size=len(records), on_conflict=policy)
-        found = weights_hash(any_model.lm)
+        found = weights_hash(any_model.hf_model)
         run.revert()
         return found, run
 

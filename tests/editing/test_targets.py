@@ -52,7 +52,7 @@ def test_batched_targets_equal_plain_ones(any_model, layer, component):
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_the_cache_is_handed_over_by_the_name_that_the_models_code_has_for_it(any_model, name, monkeypatch):
     """Transformers renamed the argument in 5.24, and warns of the old name."""
-    kind = type(any_model.lm.base_model)
+    kind = type(any_model.hf_model.base_model)
     forward = kind.forward
     own = "cache" if "cache" in signature(forward).parameters else "past_key_values"
     if name == "cache":

@@ -45,9 +45,9 @@ from bluelib.pocket import card
 from bluelib.pocket.pretrain import Recipe
 from bluelib.runs import cell as experiment
 from bluelib.runs.grid import Grid
+from tests.data.test_download import ENTRIES, server  # noqa: F401
 from tests.support.small import PREFIXES, RECORDS, editor
 
-from .test_download import ENTRIES, server  # noqa: F401
 from .test_statistics import TEXT
 from .test_workflow import TINY, blue, finished, project  # noqa: F401
 
@@ -238,7 +238,7 @@ def edit_small(folder: Path, solver: str) -> None:
     method = replace(editor(SOLVERS[solver], DIRECT), corpus=str(text(folder)), tokens=600)
     run = edit_sequence(MODEL, RECORDS, method, batch_size=1, progress=False, checkpoint_dir=folder / "checkpoint")
     run.save_delta(folder / "delta.safetensors")
-    write_json(folder / "result.json", {"weights": weights_hash(MODEL.lm), "batches": run.batches})
+    write_json(folder / "result.json", {"weights": weights_hash(MODEL.hf_model), "batches": run.batches})
 
 
 def measure(folder: Path) -> None:
@@ -589,13 +589,13 @@ def interrupt(folder: Path, number: int, moments: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
     method = replace(editor(SOLVERS["history"], DIRECT), corpus=str(text(folder)), tokens=600)
-    whole = [weights_hash(MODEL.lm)]  # at the end of each batch
+    whole = [weights_hash(MODEL.hf_model)]  # at the end of each batch
 
     def run(**options) -> None:
         edit_sequence(MODEL, RECORDS, method, batch_size=1, progress=False, **options)
 
     with preserved(MODEL, method.layers):
-        run(after_batch=lambda *_: whole.append(weights_hash(MODEL.lm)))
+        run(after_batch=lambda *_: whole.append(weights_hash(MODEL.hf_model)))
     began = time.monotonic()
     with preserved(MODEL, method.layers):
         run()
@@ -607,7 +607,7 @@ def interrupt(folder: Path, number: int, moments: int) -> None:
                 signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.001, duration))
                 run()
             except (KeyboardInterrupt, SystemExit):
-                found.append(weights_hash(MODEL.lm))
+                found.append(weights_hash(MODEL.hf_model))
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             assert _hooks(MODEL) == hooks and torch.equal(torch.get_rng_state(), drawn) and torch.is_grad_enabled()
@@ -615,7 +615,7 @@ def interrupt(folder: Path, number: int, moments: int) -> None:
 
 
 def _hooks(model) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.lm.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf_model.modules())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -74,7 +74,7 @@ def test_the_harness_feeds_the_same_tokens(name):
     """The same log-probabilities, so the same BOS (or none) and the same space between prompt and choice."""
     model = load_model(name)
     pairs = [(item.prompt, choice) for items in ITEMS.values() for item in items[:3] for choice in item.choices]
-    lm = HFLM(pretrained=model.lm, tokenizer=model.tokenizer, batch_size=16)
+    lm = HFLM(pretrained=model.hf_model, tokenizer=model.tokenizer, batch_size=16)
     requests = [Instance("loglikelihood", {}, (prompt, f" {choice}"), 0) for prompt, choice in pairs]
     theirs = [log_prob for log_prob, _ in lm.loglikelihood(requests, disable_tqdm=True)]
     ours = [value for items in ITEMS.values() for item in items[:3] for value in log_prob_sums(model, item)]
@@ -111,11 +111,21 @@ def random_states():
 
 def test_the_model_and_the_random_numbers_are_left_alone(tasks, capfd):
     model = load_model("pocket-llama")
-    before = weights_hash(model.lm), model.tokenizer.special_tokens_map, model.tokenizer.padding_side, random_states()
+    before = (
+        weights_hash(model.hf_model),
+        model.tokenizer.special_tokens_map,
+        model.tokenizer.padding_side,
+        random_states(),
+    )
     capability(model, tasks, limit=2)
-    after = weights_hash(model.lm), model.tokenizer.special_tokens_map, model.tokenizer.padding_side, random_states()
+    after = (
+        weights_hash(model.hf_model),
+        model.tokenizer.special_tokens_map,
+        model.tokenizer.padding_side,
+        random_states(),
+    )
     assert before == after
-    assert not any(parameter.requires_grad for parameter in model.lm.parameters()) and not model.lm.training
+    assert not any(parameter.requires_grad for parameter in model.hf_model.parameters()) and not model.hf_model.training
     output = capfd.readouterr()
     assert output.out == output.err == "", "quiet"
 
@@ -199,12 +209,12 @@ def test_the_paper_s_tasks_are_known_to_the_harness(monkeypatch):
 
 def test_along_a_sequence(small_world):
     model = random_model("pocket-llama")
-    before = weights_hash(model.lm)
+    before = weights_hash(model.hf_model)
     tasks = load_tasks(["pocket_nli", "pocket_multiple_choice"])
     editors = [replace(editor(), name="one"), replace(editor(layers=(1, 2)), name="other")]
     how = {"tasks": tasks, "every": 2, "batch_size": 1, "limit": 4, "progress": False}
     along = capability_along_sequence(model, RECORDS, editors, **how)
-    assert weights_hash(model.lm) == before
+    assert weights_hash(model.hf_model) == before
     assert sorted(along.edits.unique()) == [0, 2, 4, 5] and list(along.editor.unique()) == ["one", "other"]
     assert len(along) == 2 * 4 * 8
     start = [along[(along.editor == name) & (along.edits == 0)].accuracy.tolist() for name in ("one", "other")]

@@ -146,7 +146,7 @@ def test_greedy_text_is_the_first_choice_token_by_token(any_model):
         ids = any_model.tokenizer(prompt, return_tensors="pt").input_ids
         begin = ids.shape[1]
         for _ in range(length):
-            ids = torch.cat([ids, any_model.lm(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
+            ids = torch.cat([ids, any_model.hf_model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
         assert text == any_model.tokenizer.decode(ids[0, begin:], skip_special_tokens=True).strip()
 
 

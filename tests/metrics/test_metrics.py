@@ -45,7 +45,7 @@ ZSRE = Record(
 def reference_score(model, prompt, target):
     """One pair at a time, through the whole model with its own head."""
     prompt, target = encode_prompt(model.tokenizer, prompt), encode_target(model.tokenizer, target)
-    logits = model.lm(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1].float()
+    logits = model.hf_model(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1].float()
     log_probs = logits.log_softmax(-1).gather(1, torch.tensor(target)[:, None])
     return log_probs.mean().item(), (logits.argmax(-1) == torch.tensor(target)).float().mean().item()
 
@@ -116,7 +116,7 @@ def test_bos_is_scored_only_when_asked_for(any_model):
     answer = encode_target(any_model.tokenizer, ZSRE.target_new)
     bos = (any_model.tokenizer.bos_token_id,) if any_model.has_bos else ()
     target = bos + answer
-    logits = any_model.lm(input_ids=torch.tensor([prompt + target[:-1]])).logits[0, len(prompt) - 1 :]
+    logits = any_model.hf_model(input_ids=torch.tensor([prompt + target[:-1]])).logits[0, len(prompt) - 1 :]
     expected = 100 * (logits.argmax(-1) == torch.tensor(target)).double().mean().item()
     assert evaluate(any_model, [ZSRE], score_bos=True).records[0]["efficacy"] == pytest.approx(expected)
     plain, both = (
@@ -173,15 +173,15 @@ def test_generated_texts_have_the_length_asked_for_and_repeat_with_their_seed(an
 def test_an_end_of_text_token_does_not_end_a_text(any_model, monkeypatch):
     """A model to which every token is an end still fills the length: counted by what generate returns."""
     lengths = []
-    generate = any_model.lm.generate
-    monkeypatch.setattr(any_model.lm.generation_config, "eos_token_id", list(range(2560)))
+    generate = any_model.hf_model.generate
+    monkeypatch.setattr(any_model.hf_model.generation_config, "eos_token_id", list(range(2560)))
 
     def spy(**inputs):
         ids = generate(**inputs)
         lengths.append(ids.shape[1])
         return ids
 
-    monkeypatch.setattr(any_model.lm, "generate", spy)
+    monkeypatch.setattr(any_model.hf_model, "generate", spy)
     generate_texts(any_model, ["Ilvane plays", "The instrument of Ilvane Quillbrook"], length=30)
     assert lengths == [30, 30]
 
@@ -195,8 +195,8 @@ def test_consistency_is_one_for_identical_and_zero_for_disjoint_texts(any_model,
 
 def spied(model, monkeypatch):
     """What `generate` of a model's lm is called with."""
-    calls, generate = [], model.lm.generate
-    monkeypatch.setattr(model.lm, "generate", lambda **how: calls.append(how) or generate(**how))
+    calls, generate = [], model.hf_model.generate
+    monkeypatch.setattr(model.hf_model, "generate", lambda **how: calls.append(how) or generate(**how))
     return calls
 
 

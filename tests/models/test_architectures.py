@@ -101,7 +101,7 @@ def logits(lm, tokenizer):
 
 def test_the_model_is_what_plain_transformers_loads(model):
     lm, tokenizer = AutoModelForCausalLM.from_pretrained(model.name), AutoTokenizer.from_pretrained(model.name)
-    for ours, theirs in zip(logits(model.lm, model.tokenizer), logits(lm, tokenizer), strict=True):
+    for ours, theirs in zip(logits(model.hf_model, model.tokenizer), logits(lm, tokenizer), strict=True):
         assert torch.equal(ours, theirs)
     assert model.revision.startswith("sha256:") and model.name in model_configs()
 
@@ -168,10 +168,10 @@ def test_every_editor_from_disk_to_disk(model, name, tmp_path):
     if name == "mend":
         overrides["network"] = str(tmp_path / "mend.safetensors")
         train(model, EDITS, [1, 2], tmp_path / "mend.safetensors", steps=2, batch_size=2, progress=False)
-    before = logits(model.lm, model.tokenizer)
+    before = logits(model.hf_model, model.tokenizer)
     run = edit_sequence(model, EDITS, get_editor(name, model, **overrides), batch_size=2, progress=False)
     try:
-        after = logits(model.lm, model.tokenizer)
+        after = logits(model.hf_model, model.tokenizer)
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
         assert evaluate(model, EDITS, generate=False).means.keys() >= {"efficacy"}
         lm = AutoModelForCausalLM.from_pretrained(run.save(tmp_path / "edited"))
@@ -180,7 +180,7 @@ def test_every_editor_from_disk_to_disk(model, name, tmp_path):
             assert torch.equal(ours, theirs)
     finally:
         run.revert()
-    for ours, first in zip(logits(model.lm, model.tokenizer), before, strict=True):
+    for ours, first in zip(logits(model.hf_model, model.tokenizer), before, strict=True):
         assert torch.equal(ours, first)
 
 
@@ -191,10 +191,13 @@ def test_models_of_lower_precision(home, name, dtype, tmp_path):
     model = load_model(str(folder), dtype=dtype)
     before = [model.weight(layer).clone() for layer in range(model.n_layers)]
     run = edit_sequence(model, EDITS, get_editor("memit_blue", model), batch_size=4, progress=False)
-    assert model.weight(1).dtype == model.weight(2).dtype == torch.float32 and model.weight(0).dtype == model.lm.dtype
+    assert (
+        model.weight(1).dtype == model.weight(2).dtype == torch.float32
+        and model.weight(0).dtype == model.hf_model.dtype
+    )
     lm = AutoModelForCausalLM.from_pretrained(run.save(tmp_path / "edited"), dtype="auto")
     assert str(lm.dtype) == f"torch.{dtype}"
-    for ours, theirs in zip(logits(model.lm, model.tokenizer), logits(lm, model.tokenizer), strict=True):
+    for ours, theirs in zip(logits(model.hf_model, model.tokenizer), logits(lm, model.tokenizer), strict=True):
         assert (ours - theirs).norm() < 0.05 * ours.norm()
     run.revert()
     for layer, weight in enumerate(before):
@@ -236,7 +239,7 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path, model_type):
         with pytest.raises(ValueError, match="no adapter for architecture 'strange'"):
             load_model(str(folder))
     else:
-        assert type(load_model(str(folder)).lm).__module__.startswith("transformers.models.llama")
+        assert type(load_model(str(folder)).hf_model).__module__.startswith("transformers.models.llama")
     assert not (tmp_path / "executed").exists()
     runpy.run_path(str(folder / "evil.py"))
     assert (tmp_path / "executed").exists(), "the code would have shown that it was run"

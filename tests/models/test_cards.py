@@ -209,7 +209,7 @@ def test_a_run_on_two_cards_continues_from_its_checkpoint(pair, tmp_path):
 def test_a_low_precision_model_on_two_cards_is_edited_in_float32():
     def bfloat16() -> Model:
         model = random_model("pocket-llama")
-        return Model.of("bfloat16", model.lm.to(torch.bfloat16), model.tokenizer)
+        return Model.of("bfloat16", model.hf_model.to(torch.bfloat16), model.tokenizer)
 
     with Cards():
         one, two = bfloat16(), spread(bfloat16())
@@ -244,12 +244,16 @@ def offloaded(model: Model, layers: tuple[int, ...], folder: Path) -> Model:
     blocks = model.adapter.blocks
     places = {
         name: "cpu"
-        for name, module in model.lm.named_modules()
+        for name, module in model.hf_model.named_modules()
         if not name.startswith(f"{blocks}.") and not list(module.children())
     }
     places |= {f"{blocks}.{n}": "disk" if n in layers else "cpu" for n in range(model.n_layers)}
     dispatch_model(
-        model.lm, places, main_device="cpu", offload_dir=folder, skip_keys=model.lm._skip_keys_device_placement
+        model.hf_model,
+        places,
+        main_device="cpu",
+        offload_dir=folder,
+        skip_keys=model.hf_model._skip_keys_device_placement,
     )
     assert [model.weight(n).is_meta for n in range(model.n_layers)] == [n in layers for n in range(model.n_layers)]
     return model

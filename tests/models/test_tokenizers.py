@@ -392,7 +392,7 @@ def test_a_model_computes_the_same_with_padding_on_either_side(kind):
     for pair, score in zip(pairs, singly, strict=True):
         prompt, target = encode_prompt(reference.tokenizer, pair[0]), encode_target(reference.tokenizer, pair[1])
         assert prompt + target == tuple(reference.tokenizer(" ".join(pair))["input_ids"])
-        logits = reference.lm(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        logits = reference.hf_model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         assert score == pytest.approx(logits[range(len(target)), target].mean().item(), rel=1e-5)
     for side in ("right", "left"):
         for padding in (None, SPECIAL[kind][1]):

@@ -54,9 +54,9 @@ def test_stop_ends_the_forward_pass_at_the_last_module_wanted():
 def test_real_blocks_return_what_their_architecture_does(any_model):
     """An edit at a block changes the logits, whether its output is a tensor or a tuple, and leaves nothing behind."""
     ids = torch.tensor([[5, 6, 7, 8]])
-    before = any_model.lm(input_ids=ids).logits
+    before = any_model.hf_model(input_ids=ids).logits
     with trace(outputs={0: any_model.blocks[1]}, edit=lambda key, h: h + torch.arange(h.shape[-1]) / 50):
-        during = any_model.lm(input_ids=ids).logits
-    after = any_model.lm(input_ids=ids).logits
+        during = any_model.hf_model(input_ids=ids).logits
+    after = any_model.hf_model(input_ids=ids).logits
     assert not torch.allclose(before, during)
     assert torch.equal(before, after)

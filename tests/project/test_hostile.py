@@ -34,9 +34,8 @@ from bluelib.models.representations import subject_keys
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.tokenizer import build_tokenizer
 from bluelib.runs.parameters import check_parameters
+from tests.data.test_data import COUNTERFACT, FLAT, ZSRE
 from tests.support.small import ARCHITECTURES, PREFIXES, RECORDS, TARGETS, editor
-
-from .test_data import COUNTERFACT, FLAT, ZSRE
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -378,12 +377,12 @@ def edited_or_refused(model, method, prompt, subject, target):
     except RecordError as error:
         assert str(error).startswith("record x1: ")
         return None
-    before = weights_hash(model.lm)
+    before = weights_hash(model.hf_model)
     try:
         run = edit_sequence(model, [record], method, batch_size=1, progress=False)
     except ValueError as error:
         assert str(error).startswith("record x1: ")
-        assert weights_hash(model.lm) == before
+        assert weights_hash(model.hf_model) == before
         return False
     assert all(torch.isfinite(model.weight(layer)).all() for layer in method.layers)
     assert all(0 < change < float("inf") for change in run.weight_change().values())
@@ -428,8 +427,8 @@ def long_by_prefix(model):
 def test_what_is_longer_than_the_context_is_refused_before_any_work(any_model, small_world, monkeypatch):
     fits = long_by_prefix(any_model)
     score_targets(any_model, [(fits.request.text, "tuba")])
-    before = weights_hash(any_model.lm)
-    monkeypatch.setattr(type(any_model.lm.base_model), "forward", None)  # nothing may run
+    before = weights_hash(any_model.hf_model)
+    monkeypatch.setattr(type(any_model.hf_model.base_model), "forward", None)  # nothing may run
     whole = "exceed random-pocket-.*'s context of 256"
     for record in (
         fits,
@@ -441,7 +440,7 @@ def test_what_is_longer_than_the_context_is_refused_before_any_work(any_model, s
             edit_sequence(any_model, [*RECORDS, record], editor(), batch_size=2)
         with pytest.raises(ValueError, match=f"with a context prefix and its target: .*{whole}"):
             optimise_targets(any_model, [record.request], 1, PREFIXES, TARGETS)
-    assert weights_hash(any_model.lm) == before
+    assert weights_hash(any_model.hf_model) == before
     ft = FineTuning("ft", (1,), 2)
     with pytest.raises(ValueError, match=f"record long: .*{whole}"):
         edit_sequence(any_model, [replace(fits, target_new=LONG)], ft, batch_size=1)

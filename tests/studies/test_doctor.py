@@ -49,7 +49,7 @@ def test_every_architecture_is_found_healthy_and_left_as_it_was(name, tmp_path, 
     model = models.load_model(str(folder))
     revision = model.revision
     text = report(examine(model))
-    assert models.weights_hash(model.lm) == revision
+    assert models.weights_hash(model.hf_model) == revision
     assert "DOES NOT HOLD" not in text and found["facts"]["d_model, d_mlp"] in text
     assert len(text.splitlines()) < 70  # 40 of them without the settings to begin with
 
@@ -59,7 +59,7 @@ def test_every_architecture_is_found_healthy_and_left_as_it_was(name, tmp_path, 
 def test_rounding_is_no_fault(name, dtype, tmp_path):
     model = models.load_model(str(write_checkpoint(tmp_path / name, name)), dtype=dtype)
     assert examine(model).healthy
-    assert models.weights_hash(model.lm) == model.revision
+    assert models.weights_hash(model.hf_model) == model.revision
 
 
 def test_a_model_on_several_devices_is_measured_where_it_is():
@@ -145,7 +145,7 @@ def test_factors_on_the_way_are_noticed(config, options, wrong, monkeypatch):
 )
 def test_a_wrong_name_in_an_adapter_is_noticed(part, wrong):
     model = random_model("pocket-llama")
-    for parameter in model.lm.parameters():
+    for parameter in model.hf_model.parameters():
         parameter.normal_(1.0, 0.5) if parameter.ndim == 1 else None
     assert examine(model).healthy
     assert failed(examine(replace(model, adapter=replace(model.adapter, **part)))) == wrong
@@ -232,7 +232,9 @@ def test_memory_follows_layers_types_and_batches(tmp_path):
     assert found["alphaedit"]["host"] > found["memit"]["host"] > found["rome"]["host"] > found["ft"]["host"] == 0
     assert found["memit"]["device, 1"] < found["memit"]["device, 100"]
     assert found["rome"]["device, 1"] == found["rome"]["device, 100"]  # one edit at a time, whatever the batch
-    weights = sum(tensor.nbytes for tensor in model.lm.state_dict().values()) / 1e9  # heads and embeddings are not tied
+    weights = (
+        sum(tensor.nbytes for tensor in model.hf_model.state_dict().values()) / 1e9
+    )  # heads and embeddings are not tied
     saved = found["memit"]["device, 1"] - memory(half, "memit")["device, 1"]
     # of the edited layers, all four, nothing is saved: they are kept in float32
     edited = sum(model.weight(layer).nbytes for layer in range(model.n_layers)) / 1e9

@@ -23,7 +23,7 @@ def by_hand(model, fact, samples, seed, noise=3.0, restore=None, hold=()):
     start = fact.prompt.index("{}")
     offsets = model.tokenizer(fact.text, return_offsets_mapping=True)["offset_mapping"]
     inside = [i for i, (a, b) in enumerate(offsets) if b > start and a < start + len(fact.subject) and b > a]
-    width = model.lm.get_input_embeddings().weight.shape[1]
+    width = model.hf_model.get_input_embeddings().weight.shape[1]
     drawn = torch.randn((samples, len(inside), width), generator=torch.Generator().manual_seed(seed))
     drawn = drawn.double() * noise * noise_scale(model)
     modules, token = restore or ([], None)
@@ -33,7 +33,7 @@ def by_hand(model, fact, samples, seed, noise=3.0, restore=None, hold=()):
         kept.append((output[0] if isinstance(output, tuple) else output)[0, token])
 
     hooks = [module.register_forward_hook(keep) for module in modules]
-    model.lm(ids)
+    model.hf_model(ids)
     [hook.remove() for hook in hooks]
 
     def disturb(module, args, output):
@@ -50,20 +50,20 @@ def by_hand(model, fact, samples, seed, noise=3.0, restore=None, hold=()):
         return hook
 
     noisy = []
-    hooks = [model.lm.get_input_embeddings().register_forward_hook(disturb)]
+    hooks = [model.hf_model.get_input_embeddings().register_forward_hook(disturb)]
     hooks += [
         module.register_forward_hook(
             lambda module, args, output: noisy.append((output[0] if isinstance(output, tuple) else output)[:, token])
         )
         for module in hold
     ]
-    model.lm(ids.expand(samples, -1))
+    model.hf_model(ids.expand(samples, -1))
     [hook.remove() for hook in hooks]
 
-    hooks = [model.lm.get_input_embeddings().register_forward_hook(disturb)]
+    hooks = [model.hf_model.get_input_embeddings().register_forward_hook(disturb)]
     hooks += [module.register_forward_hook(put(value)) for module, value in zip(hold, noisy, strict=True)]
     hooks += [module.register_forward_hook(put(value)) for module, value in zip(modules, kept, strict=True)]
-    probabilities = model.lm(ids.expand(samples, -1)).logits[:, -1].softmax(-1)[:, answer]
+    probabilities = model.hf_model(ids.expand(samples, -1)).logits[:, -1].softmax(-1)[:, answer]
     [hook.remove() for hook in hooks]
     return probabilities.mean().item()
 
@@ -96,7 +96,7 @@ def test_severed_paths_are_those_severed_by_hand(any_model, kind, part, monkeypa
 
 def hooks(model):
     """How many hooks there are; transformers leaves some of its own once a model has given its hidden states."""
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.lm.modules())
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.hf_model.modules())
 
 
 def test_what_must_hold(any_model):

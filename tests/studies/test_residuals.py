@@ -286,7 +286,7 @@ def test_an_editor_that_does_not_distribute_evenly_is_refused(world, unchanged):
 def test_updates_of_a_low_precision_model_are_not_lost(small_world, monkeypatch):
     monkeypatch.setattr("bluelib.studies.growth.context_prefixes", lambda model: PREFIXES)
     made = random_model("pocket-llama")
-    model = Model.of("random-bfloat16", made.lm.to(torch.bfloat16), made.tokenizer)
+    model = Model.of("random-bfloat16", made.hf_model.to(torch.bfloat16), made.tokenizer)
     method = editor()
     found = measure_residuals(model, REQUESTS, method.layers, method)
     single_layer_scores(model, RECORDS, found, method, generate=False)

@@ -186,7 +186,7 @@ def test_states_are_those_at_the_last_token(any_model):
     found = prompt_hidden(any_model, texts, 1)
     for column, text in enumerate(texts):
         ids = any_model.tokenizer(text, return_tensors="pt")
-        hidden = any_model.lm(**ids, output_hidden_states=True).hidden_states[2][0, -1]
+        hidden = any_model.hf_model(**ids, output_hidden_states=True).hidden_states[2][0, -1]
         torch.testing.assert_close(found[:, column], hidden.float())
     assert fact_states(any_model, FACTS, 1) == pytest.approx(found.T.double().numpy())
 

@@ -230,13 +230,13 @@ def spread(model: Model) -> Model:
     Embeddings and the first half of the blocks go to the first card, the rest to the second; a head that is tied to
     the embeddings stays with them, as in transformers' own maps.
     """
-    blocks, tied = model.adapter.blocks, model.head.weight is model.lm.get_input_embeddings().weight
+    blocks, tied = model.adapter.blocks, model.head.weight is model.hf_model.get_input_embeddings().weight
     places = {
         name: "cuda:0"
-        for name, module in model.lm.named_modules()
+        for name, module in model.hf_model.named_modules()
         if not name.startswith(f"{blocks}.") and not list(module.children())
     }
     places |= {f"{blocks}.{layer}": f"cuda:{2 * layer // model.n_layers}" for layer in range(model.n_layers)}
     places |= {model.adapter.norm: "cuda:1", model.adapter.head: "cuda:0" if tied else "cuda:1"}
-    dispatch_model(model.lm, places, main_device="cuda:0", skip_keys=model.lm._skip_keys_device_placement)
+    dispatch_model(model.hf_model, places, main_device="cuda:0", skip_keys=model.hf_model._skip_keys_device_placement)
     return model
