@@ -1,0 +1,433 @@
+"""The methods by name: what each is called and how it is drawn, what it needs, and what makes it.
+
+Everything that deals with methods by name reads this table: the command line, tables and plots, the grid and its
+workflow, the search for hyper-parameters. Nothing else tests a method's name. It needs no torch: a factory is imported
+when somebody asks for its editor.
+
+:func:`register` adds a method of one's own. An installed package is found by its entry points in the group
+``bluelib.editors``: each names a factory (``module:function``), or a module that calls :func:`register` when it is
+imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, wraps
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..io.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, VERMILION, YELLOW
+
+log = logging.getLogger(__name__)
+
+#: What a method may need besides the model and its settings.
+SECOND_MOMENTS, NULL_SPACE, NETWORK = "second moments", "null space", "network"
+NEEDS = (SECOND_MOMENTS, NULL_SPACE, NETWORK)
+#: Where the paper reports a method.
+MAIN_TABLE, APPENDIX = "main table", "appendix"
+#: The entry points by which installed packages bring methods.
+GROUP = "bluelib.editors"
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Candidates of a search: these multiples of the model's own setting of that name."""
+
+    factors: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EachAlone:
+    """Candidates of a search: the first, the middle and the last critical layer, each alone."""
+
+
+Axes = Mapping[str, tuple[Any, ...] | Scaled | EachAlone]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What turns every method that has it into another one.
+
+    Attributes:
+        name: the variant of ``memit`` is called ``memit_<name>``.
+        about: in docstrings, what it is.
+        maker: ``module:function``, from the plain editor to the variant.
+    """
+
+    name: str
+    about: str
+    maker: str
+
+    def name_of(self, plain: str) -> str:
+        return f"{plain}_{self.name}"
+
+    def label_of(self, plain: str) -> str:
+        return f"{plain}_{self.name.upper()}"
+
+
+#: The variants by name.
+VARIANTS = {"blue": Variant("blue", "BLUE", "bluelib.editing.editor:blue")}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the catalogue.
+
+    Attributes:
+        name: what it is called in code, files and on the command line.
+        label: what it is called in tables and plots.
+        family: the label of the plain method.
+        colour: one per family.
+        marker: Matplotlib's.
+        order: its place in plots and lists; infinite for those at the end.
+        paper: where it comes from.
+        reported: where the paper reports it: :data:`MAIN_TABLE`, :data:`APPENDIX`, or nowhere.
+        needs: of :data:`NEEDS`.
+        factory: makes the editor: a function, or ``module:function``; None where nothing here does.
+        variants: of :data:`VARIANTS`.
+        variant, plain: for a variant, which it is, and the name of the method that it is one of.
+        axes: of the search for hyper-parameters; None for no search.
+        like: the method whose settings it takes where a model has none under its own name.
+    """
+
+    name: str
+    label: str
+    family: str
+    colour: str = GREY
+    marker: str = "o"
+    order: float = math.inf
+    paper: str = ""
+    reported: str = ""
+    needs: frozenset[str] = frozenset()
+    factory: str | Callable[..., Any] | None = None
+    variants: tuple[str, ...] = ()
+    variant: str = ""
+    plain: str = ""
+    axes: Axes | None = field(default=None, repr=False)
+    like: str = ""
+
+    def make(self) -> Callable[..., Any]:
+        """The function that makes the editor, with its docstring.
+
+        Raises:
+            ValueError: for a method that nothing here makes.
+            ImportError: if the factory cannot be imported.
+        """
+        if self.variant:
+            return _of_variant(VARIANTS[self.variant], _METHODS[self.plain].make())
+        if self.factory is None:
+            raise ValueError(f"{self.label} is known by published figures only; nothing here makes it")
+        return _imported(self.factory) if isinstance(self.factory, str) else self.factory
+
+
+def _imported(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _of_variant(variant: Variant, make: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(make)
+    def build(*args: Any, **kwargs: Any) -> Any:
+        return _imported(variant.maker)(make(*args, **kwargs))
+
+    build.__doc__ = f"{variant.about} of: {make.__doc__}"
+    return build
+
+
+_METHODS: dict[str, Entry] = {}
+
+
+def _add(entry: Entry) -> None:
+    """Add a row, and a row for each of its variants."""
+    rows = [entry]
+    for step, name in enumerate(entry.variants, 1):
+        variant = VARIANTS[name]
+        rows.append(
+            replace(
+                entry,
+                name=variant.name_of(entry.name),
+                label=variant.label_of(entry.label),
+                order=entry.order + step / 10,
+                variants=(),
+                variant=name,
+                plain=entry.name,
+                like=entry.name,
+            )
+        )
+    for row in rows:
+        taken = [other.name for other in _METHODS.values() if other.label == row.label and other.name != row.name]
+        if taken:
+            raise ValueError(f"label {row.label!r} is taken, by {taken[0]}: give {row.name} another label")
+    _METHODS.update((row.name, row) for row in rows)
+
+
+_OF_TARGETS: Axes = {"learning_rate": Scaled((1.0, 2.0)), "clamp": (0.75, 1.5)}
+_RIDGE: Axes = {**_OF_TARGETS, "mom2_update_weight": (100, 10, 1000)}
+_HERE = "bluelib.editing.named"
+_C = frozenset({SECOND_MOMENTS})
+
+for _row in (
+    Entry("pre-edited", "pre-edited", "pre-edited", LIGHT_GREY, reported=MAIN_TABLE),
+    Entry(
+        "ft",
+        "FT",
+        "FT",
+        GREY,
+        "v",
+        paper="Zhu et al. 2020",
+        reported=MAIN_TABLE,
+        factory=f"{_HERE}:ft",
+        axes={
+            "layers": EachAlone(),
+            "steps": (25,),
+            "learning_rate": (1e-3, 1e-4, 1e-2),
+            "norm_constraint": (None, 0.03, 0.01),
+        },
+    ),
+    Entry(
+        "mend",
+        "MEND",
+        "MEND",
+        GREY,
+        "X",
+        paper="Mitchell et al. 2022",
+        reported=MAIN_TABLE,
+        needs=frozenset({NETWORK}),
+        factory=f"{_HERE}:mend",
+    ),
+    Entry("instructedit", "InstructEdit", "InstructEdit", GREY, paper="Zhang et al. 2024", reported=MAIN_TABLE),
+    Entry(
+        "rome",
+        "ROME",
+        "ROME",
+        GREY,
+        "s",
+        paper="Meng et al. 2022",
+        reported=MAIN_TABLE,
+        needs=_C,
+        factory=f"{_HERE}:rome",
+        axes={"layers": EachAlone(), **_OF_TARGETS},
+    ),
+    Entry(
+        "memit",
+        "MEMIT",
+        "MEMIT",
+        ORANGE,
+        paper="Meng et al. 2023",
+        reported=MAIN_TABLE,
+        needs=_C,
+        factory=f"{_HERE}:memit",
+        variants=("blue",),
+        axes=_RIDGE,
+    ),
+    Entry(
+        "memit_history",
+        "MEMIT (history)",
+        "MEMIT (history)",
+        YELLOW,
+        paper="Meng et al. 2023",
+        needs=_C,
+        factory=f"{_HERE}:memit_history",
+        variants=("blue",),
+        axes=_RIDGE,
+    ),
+    Entry(
+        "prune",
+        "PRUNE",
+        "PRUNE",
+        VERMILION,
+        paper="Ma et al. 2025",
+        reported=MAIN_TABLE,
+        needs=_C,
+        factory=f"{_HERE}:prune",
+        variants=("blue",),
+        axes=_RIDGE,
+    ),
+    Entry(
+        "rect",
+        "RECT",
+        "RECT",
+        PURPLE,
+        paper="Gu et al. 2024",
+        reported=MAIN_TABLE,
+        needs=_C,
+        factory=f"{_HERE}:rect",
+        variants=("blue",),
+        axes=_RIDGE,
+    ),
+    Entry(
+        "alphaedit",
+        "AlphaEdit",
+        "AlphaEdit",
+        BLUE,
+        paper="Fang et al. 2025",
+        reported=MAIN_TABLE,
+        needs=_C | {NULL_SPACE},
+        factory=f"{_HERE}:alphaedit",
+        variants=("blue",),
+        axes={**_OF_TARGETS, "nullspace_threshold": (0.5, 0.125, 2.0), "l2": (10.0, 1.0, 100.0)},
+    ),
+    Entry(
+        "pmet",
+        "PMET",
+        "PMET",
+        GREEN,
+        paper="Li et al. 2024",
+        reported=APPENDIX,
+        needs=_C,
+        factory=f"{_HERE}:pmet",
+        variants=("blue",),
+        # Its clamp is relative to the MLP's output, which is 10 to 40 times shorter than the block's in these models.
+        axes={**_RIDGE, "clamp": (15.0, 30.0)},
+    ),
+):
+    _add(replace(_row, order=float(len(_METHODS))))
+_SHIPPED = frozenset(_METHODS)
+
+
+def register(
+    name: str,
+    factory: Callable[..., Any] | str,
+    *,
+    label: str | None = None,
+    family: str | None = None,
+    colour: str | None = None,
+    marker: str | None = None,
+    order: float = math.inf,
+    paper: str = "",
+    needs: Iterable[str] = (),
+    variants: Iterable[str] = (),
+    axes: Axes | None = None,
+    like: str = "",
+) -> None:
+    """Add a method under a name, which the whole project then knows: ``get_editor``, grids, tables, plots.
+
+    Registered again, a method takes the place of the one before, so that a notebook's cell can be run twice.
+
+    Args:
+        name: of letters, digits, ``_``, ``-`` and ``.``; it becomes part of file names.
+        factory: a function, or ``"module:function"``, that makes the editor from ``layers``, ``targets`` (unless it is
+            no composition) and the method's own hyper-parameters.
+        label: for tables and plots; by default the name.
+        family, colour, marker: for plots; by default a family of its own, grey, a circle. A family that is known lends
+            its colour.
+        order: its place in tables and plots; by default at the end.
+        paper: where it comes from.
+        needs: any of ``"second moments"``, ``"null space"``, ``"network"``: what the workflow measures beforehand.
+        variants: ``"blue"`` adds its BLUE variant, under ``<name>_blue``.
+        axes: of ``blue tune``: by hyper-parameter, the candidates.
+        like: a method whose settings it takes for models whose file has none under its own name.
+
+    Raises:
+        ValueError: for a name or label that is taken by a method of the project or cannot be used, or an unknown need,
+            variant or method to be like.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise ValueError(f"a method's name has letters, digits, '_', '-' and '.' only, not {name!r}")
+    if name in _SHIPPED:
+        raise ValueError(f"{name!r} is a method of the project; register yours under another name")
+    needs, variants = frozenset(needs), tuple(variants)
+    for what, given, known in (("need", needs, NEEDS), ("variant", variants, VARIANTS)):
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(f"no {what} is called {unknown[0]!r}; known: {', '.join(known)}")
+    if like and like not in _METHODS:
+        raise ValueError(f"no method is called {like!r}, to take settings from; known: {', '.join(names())}")
+    label = label or name
+    relatives = [entry for entry in _METHODS.values() if family and entry.family == family]
+    colour = colour or (relatives[0].colour if relatives else GREY)
+    _add(
+        Entry(
+            name,
+            label,
+            family or label,
+            colour,
+            marker or "o",
+            order,
+            paper,
+            needs=needs,
+            factory=factory,
+            variants=variants,
+            axes=axes,
+            like=like,
+        )
+    )
+
+
+@cache
+def _discover() -> None:
+    """Add the methods of installed packages, once. One that cannot be added is told, and passed over."""
+    for point in entry_points(group=GROUP):
+        try:
+            if point.attr:
+                register(point.name, point.value)
+            else:
+                point.load()
+        except Exception as error:  # whatever a stranger's module raises
+            log.warning("entry point %s of %s brings no method: %s", point.name, GROUP, error)
+
+
+def methods() -> dict[str, Entry]:
+    """All rows by name, in their order."""
+    _discover()
+    return dict(sorted(_METHODS.items(), key=lambda item: item[1].order))
+
+
+def names() -> list[str]:
+    """The names of all methods that something here makes, in their order."""
+    return [name for name, entry in methods().items() if entry.factory is not None]
+
+
+def entry(name: str) -> Entry:
+    """The row of a method; a method that is not known is called by its name, is grey, and comes last."""
+    _discover()
+    return _METHODS.get(name) or Entry(name, name, name)
+
+
+def labelled(label: str) -> Entry:
+    """The row of the method with this label; as :func:`entry`, if there is none."""
+    return next((row for row in methods().values() if row.label == label), None) or Entry(label, label, label)
+
+
+def known(name: str) -> Entry:
+    """The row of a method that something here makes.
+
+    Raises:
+        ValueError: if there is none; the message lists those that there are.
+    """
+    found = entry(name)
+    if found.factory is None:
+        raise ValueError(f"no editor is called {name!r}; known: {', '.join(names())}")
+    return found
+
+
+def blue_pairs(chosen: Sequence[str]) -> list[tuple[str, str]]:
+    """Of these methods, those that are there with and without BLUE: (plain, BLUE), in their order.
+
+    Raises:
+        ValueError: if there is no such pair.
+    """
+    rows = [entry(name) for name in chosen]
+    of = {row.plain: row.name for row in rows if row.variant == "blue"}
+    found = [(row.name, of[row.name]) for row in rows if row.name in of]
+    if not found:
+        raise ValueError(
+            f"of {', '.join(chosen) or 'no editors'}, none is there with and without BLUE; "
+            "give both, e.g. memit and memit_blue"
+        )
+    return found
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Labels in the order of plots: those that are not known come last, as they were given."""
+    return sorted(labels, key=lambda label: labelled(label).order)
+
+
+def in_table(labels: Iterable[str]) -> list[str]:
+    """Labels in the order of tables: those of the paper's main table, of its appendix, then all others."""
+    places = (MAIN_TABLE, APPENDIX, "")
+    return sorted(labels, key=lambda label: (places.index(labelled(label).reported), labelled(label).order))
