@@ -30,7 +30,6 @@ from benchmarks.plain import plain_memit, plain_target
 from bluelib import Editor, edit_sequence, get_editor, load_dataset, load_model
 from bluelib.data.provenance import provenance
 from bluelib.editing.second_moments import second_moments
-from bluelib.editing.sequence import preserved
 from bluelib.editing.targets import ESSENCE, optimise_targets
 from bluelib.io.formats import write_json
 from bluelib.models.contexts import context_prefixes
@@ -117,11 +116,11 @@ def measure(model: Model, editor: Editor, batch_size: int, plain_requests: int, 
     method = replace(editor, targets=options)
 
     def edit() -> None:
-        with preserved(model, editor.layers):
+        with model.preserved(editor.layers):
             edit_sequence(model, records, method, batch_size=batch_size, progress=False)
 
     def edit_plainly() -> None:
-        with preserved(model, editor.layers):
+        with model.preserved(editor.layers):
             plain_memit(model, requests, editor.layers, prefixes, options, editor.solver.weight, moments)
 
     ours, memory, _ = timed(edit, repeat)
@@ -156,7 +155,7 @@ def cost_of_batches(model: Model, editor: Editor, batch_size: int, points: int) 
     records = load_dataset("pocket-counterfact", split="tune", limit=batch_size * points)
     method = replace(editor, targets=replace(editor.targets, early_stop=0.0))
     stamps: list[float] = []  # at the end of each batch: the first batch, which prepares, is not counted
-    with preserved(model, editor.layers):
+    with model.preserved(editor.layers):
         edit_sequence(
             model,
             records,

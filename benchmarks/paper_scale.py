@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bluelib.studies.doctor import copies_bytes, solver_bytes, work_bytes
+from bluelib.editing.method import Memory, Size
+from bluelib.editing.named import memit
+from bluelib.editing.targets import TargetOptions
 
 #: Operations per second that are reached: half of an H100's 67 · 10¹² in float32, 0.4 of its 989 · 10¹² in bfloat16.
 SPEED = {"float32": 33e12, "bfloat16": 395e12}
@@ -61,15 +63,18 @@ class Shape:
         runs = EDITS * GENERATED / GENERATED_TOGETHER * GENERATED_TOKENS
         return scored + runs * self.total * BYTES[dtype] / BANDWIDTH
 
+    def memory(self, dtype: str) -> Memory:
+        """As `blue doctor` counts it for MEMIT, without micro-batches."""
+        size = Size(self.d_model, self.d_mlp, int(self.total * BYTES[dtype]), BYTES[dtype])
+        return memit(self.critical, TargetOptions(), mom2_update_weight=1.0).memory(size, BATCH)
+
     def device_gb(self, dtype: str) -> float:
-        """Weights, copies of edited matrices and one layer's solver at work, as `blue doctor` counts them for MEMIT;
-        and 4 GB for a micro-batch."""
-        copies = copies_bytes(self.d_model, self.d_mlp, len(self.critical), BYTES[dtype], solves=True)
-        return (self.total * BYTES[dtype] + copies + work_bytes(self.d_mlp, BATCH)) / 1e9 + 4
+        """With 4 GB for a micro-batch."""
+        return self.memory(dtype).device / 1e9 + 4
 
     def host_gb(self) -> float:
         """Solver states of all critical layers, and their second moments while they are prepared."""
-        return (solver_bytes(self.d_mlp, len(self.critical)) + 4 * len(self.critical) * self.d_mlp**2) / 1e9
+        return self.memory("float32").host / 1e9
 
 
 SHAPES = (

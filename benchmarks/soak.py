@@ -18,7 +18,6 @@ import psutil
 from bluelib import edit_sequence, get_editor, load_dataset, load_model
 from bluelib.data import Record
 from bluelib.editing.method import BatchResult, Method
-from bluelib.editing.sequence import preserved
 from bluelib.models.model import Model
 
 
@@ -50,7 +49,7 @@ def soak(
             began = time.process_time()
             steps.clear()
 
-    with preserved(model, editor.layers):
+    with model.preserved(editor.layers):
         edit_sequence(
             model, records, editor, batch_size=batch_size, on_conflict="keep", progress=False, after_batch=note
         )

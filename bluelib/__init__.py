@@ -7,13 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data.datasets import load_dataset
+    from .editing.catalogue import register
     from .editing.deltas import apply_delta
-    from .editing.editor import Editor, blue, get_editor
+    from .editing.editor import Editor, blue
+    from .editing.named import get_editor
     from .editing.sequence import edit_sequence
     from .metrics import evaluate
     from .models.load import load_model
 
-__all__ = ["Editor", "apply_delta", "blue", "edit_sequence", "evaluate", "get_editor", "load_dataset", "load_model"]
+__all__ = [
+    "Editor",
+    "apply_delta",
+    "blue",
+    "edit_sequence",
+    "evaluate",
+    "get_editor",
+    "load_dataset",
+    "load_model",
+    "register",
+]
 __version__ = "0.1.0"
 
 #: Where each public name is. Loaded at first use: torch and transformers take seconds, and a workflow needs neither.
@@ -23,9 +35,10 @@ _HOME = {
     "blue": "editing.editor",
     "edit_sequence": "editing.sequence",
     "evaluate": "metrics",
-    "get_editor": "editing.editor",
+    "get_editor": "editing.named",
     "load_dataset": "data",
     "load_model": "models.load",
+    "register": "editing.catalogue",
 }
 
 

@@ -491,7 +491,7 @@ def _evaluate(arguments: argparse.Namespace) -> Answer:
 
 def _edit(arguments: argparse.Namespace) -> Answer:
     from .editing.deltas import is_delta_of
-    from .editing.editor import get_editor
+    from .editing.named import get_editor
     from .io.writing import check_writable
     from .runs.cell import run_cell
 
@@ -602,7 +602,7 @@ def _tune(arguments: argparse.Namespace) -> Answer:
 
 def _contributions(arguments: argparse.Namespace) -> Answer:
     from .data.datasets import load_dataset
-    from .editing.editor import get_composition
+    from .editing.named import get_composition
     from .io.paths import project_path
     from .io.writing import atomic_file
     from .models.load import load_model
@@ -653,7 +653,7 @@ def _table(stem: Path) -> Answer:
 
 def _convergence(arguments: argparse.Namespace) -> Answer:
     from .data.datasets import choosing_split, load_dataset
-    from .editing.editor import get_composition
+    from .editing.named import get_composition
     from .io.paths import plain, project_path, raw_path
     from .models.known import scale_of
     from .models.load import load_model

@@ -12,8 +12,7 @@ os.environ["TQDM_DISABLE"] = "1"  # for the notebooks that tests run: their outp
 
 import pytest
 
-from bluelib.editing.sequence import preserved
-from bluelib.models.model import Model
+from bluelib.models.model import Model, preserved
 from tests.support.small import ARCHITECTURES, PREFIXES, random_model
 
 

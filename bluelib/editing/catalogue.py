@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 #: What a method may need besides the model and its settings.
 SECOND_MOMENTS, NULL_SPACE, NETWORK = "second moments", "null space", "network"
 NEEDS = (SECOND_MOMENTS, NULL_SPACE, NETWORK)
+#: The row that stands for the model before editing.
+UNEDITED = "pre-edited"
 #: Where the paper reports a method.
 MAIN_TABLE, APPENDIX = "main table", "appendix"
 #: The entry points by which installed packages bring methods.
@@ -172,7 +174,7 @@ _HERE = "bluelib.editing.named"
 _C = frozenset({SECOND_MOMENTS})
 
 for _row in (
-    Entry("pre-edited", "pre-edited", "pre-edited", LIGHT_GREY, reported=MAIN_TABLE),
+    Entry(UNEDITED, UNEDITED, UNEDITED, LIGHT_GREY, reported=MAIN_TABLE),
     Entry(
         "ft",
         "FT",
@@ -388,6 +390,11 @@ def entry(name: str) -> Entry:
     return _METHODS.get(name) or Entry(name, name, name)
 
 
+def label(name: str) -> str:
+    """What a method is called in tables and plots."""
+    return entry(name).label
+
+
 def labelled(label: str) -> Entry:
     """The row of the method with this label; as :func:`entry`, if there is none."""
     return next((row for row in methods().values() if row.label == label), None) or Entry(label, label, label)
@@ -420,6 +427,13 @@ def blue_pairs(chosen: Sequence[str]) -> list[tuple[str, str]]:
             "give both, e.g. memit and memit_blue"
         )
     return found
+
+
+def label_pairs(labels: Iterable[str]) -> list[tuple[str, str]]:
+    """Of these labels, those of methods that are there with and without BLUE: (plain, BLUE), in the order of plots."""
+    rows = [labelled(label) for label in in_order(labels)]
+    of = {row.plain: row.label for row in rows if row.variant == "blue"}
+    return [(row.label, of[row.name]) for row in rows if row.name in of]
 
 
 def in_order(labels: Iterable[str]) -> list[str]:

@@ -1,10 +1,9 @@
 """What a sequence of edits needs to continue after it was killed: written after each batch, read before the first.
 
-A checkpoint is a folder with one ``weights-N.safetensors`` (the edited matrices and the random state after N
-batches), one ``keys-N.safetensors`` per batch for methods that remember earlier keys, and ``manifest.json``, which
-names these files with the SHA-256 of their tensors and says which run they belong to. Every file is written under a
-temporary name and renamed, the manifest last: whenever the process dies, the manifest on disk names files that are
-complete.
+A checkpoint is a folder with one ``weights-N.safetensors`` (the edited matrices after N batches), one
+``keys-N.safetensors`` per batch for methods that remember earlier keys, and ``manifest.json``, which names these files
+with the SHA-256 of their tensors and says which run they belong to. Every file is written under a temporary name and
+renamed, the manifest last: whenever the process dies, the manifest on disk names files that are complete.
 """
 
 from __future__ import annotations
@@ -38,18 +37,14 @@ class Progress:
 
     Attributes:
         weights: the edited matrices W, ``(d_model, d_mlp)`` by layer.
-        random_state: torch's.
         keys: per batch, what the method has to remember.
         batches, seconds: as in :class:`~bluelib.editing.sequence.Run`.
-        chosen: what the method chose when the run began.
     """
 
     weights: Mapping[int, Tensor]
-    random_state: Tensor
     keys: list[Mapping[int, Tensor]]
     batches: list[dict[str, float]]
     seconds: dict[str, float]
-    chosen: dict[str, Any]
 
 
 class Checkpoint:
@@ -90,34 +85,29 @@ class Checkpoint:
                 "Repeat that run's command, or choose another folder"
             )
         tensors = {name: self._read(name, digest) for name, digest in self.files.items()}
-        latest = tensors[_weights_name(len(batches))]
-        random_state = latest.pop("random_state")
         keys: list[Mapping[int, Tensor]] = [
             {int(layer): k for layer, k in tensors.get(_keys_name(n), {}).items()} for n in range(1, len(batches) + 1)
         ]
-        weights = {int(layer): w for layer, w in latest.items()}
-        return Progress(weights, random_state, keys, batches, manifest["seconds"], manifest["chosen"])
+        weights = {int(layer): w for layer, w in tensors[_weights_name(len(batches))].items()}
+        return Progress(weights, keys, batches, manifest["seconds"])
 
     def save(
         self,
         weights: Mapping[int, Tensor],
-        random_state: Tensor,
         keys: Mapping[int, Tensor],
         batches: list[dict[str, float]],
         seconds: dict[str, float],
-        chosen: dict[str, Any],
     ) -> None:
         """Record where the run stands after a batch; ``keys`` are that batch's, as the others are on disk."""
         n = len(batches)
         self.files = {name: digest for name, digest in self.files.items() if name.startswith("keys-")}
-        self._write(_weights_name(n), {**_by_name(weights), "random_state": random_state})
+        self._write(_weights_name(n), _by_name(weights))
         if keys:
             self._write(_keys_name(n), _by_name(keys))
         manifest = {
             "identity": self.identity,
             "batches": batches,
             "seconds": seconds,
-            "chosen": chosen,
             "files": self.files,
         }
         write_json(self.folder / MANIFEST, manifest, indent=1, sealed=True)

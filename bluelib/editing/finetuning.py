@@ -12,7 +12,7 @@ from ..io.timing import Timer
 from ..models.model import Model
 from ..models.prompts import Request
 from ..models.scoring import request_nll
-from .method import BatchResult, Method
+from .method import BatchResult, Memory, Method, Size
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class FineTuning(Method):
         if self.norm_constraint is not None:
             check_real("norm_constraint", self.norm_constraint)
 
-    def prepare(self, model: Model) -> None:
-        model.check_layers(self.layers)
+    def memory(self, size: Size, batch: int) -> Memory:
+        """Of each edited matrix what the run, the batch and its Adam begin with, the gradient, and Adam's two moments.
+        A batch is run as a whole: its activations come on top."""
+        return Memory(0, 0, size.weights + size.copies(len(self.layers), 6))
 
     @torch.enable_grad()
     def edit(self, model: Model, requests: Sequence[Request], state: None, timer: Timer) -> BatchResult:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -33,10 +34,50 @@ class BatchResult:
     loss: float = 0.0
 
 
-class Method(Protocol):
-    """An editing method: it changes the value projections of ``layers``, in place.
+@dataclass(frozen=True)
+class Size:
+    """What decides the memory that editing a model takes.
 
-    One that keeps nothing from batch to batch inherits the rest from here.
+    Attributes:
+        d_model, d_mlp: of a value projection.
+        weights: bytes of all parameters in memory.
+        itemsize: bytes of a parameter.
+    """
+
+    d_model: int
+    d_mlp: int
+    weights: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, model: Model) -> Size:
+        d_model, d_mlp = model.weight(0).shape
+        weights = sum(p.numel() * p.element_size() for p in model.hf_model.parameters() if not p.is_meta)
+        return cls(d_model, d_mlp, weights, model.hf_model.dtype.itemsize)
+
+    def copies(self, layers: int, each: int) -> int:
+        """Bytes of so many copies of each edited matrix, in float32 where the model is of lower precision, and of what
+        the matrix itself is larger by then."""
+        edited = max(4, self.itemsize)
+        return self.d_model * self.d_mlp * layers * (edited - self.itemsize + each * edited)
+
+
+class Memory(NamedTuple):
+    """Bytes that editing takes: a model of it, not a measurement.
+
+    Attributes:
+        disk: what is kept of the model: second moments, null spaces.
+        host: what stays in the host's memory along the run.
+        device: the weights and what stands beside them while a batch is edited, without activations.
+    """
+
+    disk: int
+    host: int
+    device: int
+
+
+class Method(ABC):
+    """An editing method: a frozen dataclass of its settings that changes the value projections of ``layers``, in place.
 
     Attributes:
         name: for tables and provenance.
@@ -44,7 +85,6 @@ class Method(Protocol):
         max_batch: edits that it can make together; None for any number.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]  # a method is a dataclass of its settings
     name: str
     layers: tuple[int, ...]
     max_batch: int | None = None
@@ -55,19 +95,14 @@ class Method(Protocol):
 
     def prepare(self, model: Model) -> Any:
         """What does not depend on a batch; from the model before any edit."""
+        model.check_editable(self.layers)
+        return None
 
     def inputs(self, model: Model, state: Any) -> dict[str, Any]:
         """What its outcome depends on besides its settings, the model and the requests: for a checkpoint's identity."""
         return {}
 
-    def chosen(self, state: Any) -> dict[str, Any]:
-        """What :meth:`prepare` chose by the state of the machine: a run that is continued goes on with it."""
-        return {}
-
-    def choose(self, state: Any, chosen: dict[str, Any]) -> None:
-        """Have ``state`` go on with what was ``chosen`` when the run began."""
-        return None
-
+    @abstractmethod
     def edit(self, model: Model, requests: Sequence[Request], state: Any, timer: Timer) -> BatchResult:
         """Edit one batch in place. ``state`` is not changed."""
 
@@ -78,6 +113,11 @@ class Method(Protocol):
     def finish(self, model: Model, originals: Mapping[int, Tensor]) -> None:
         """After the last batch, once; ``originals`` are the weights before the first one."""
         return None
+
+    def memory(self, size: Size, batch: int) -> Memory:
+        """What editing in batches of ``batch`` takes: here, the weights, and of each edited matrix what the run and the
+        batch begin with, and the update."""
+        return Memory(0, 0, size.weights + size.copies(len(self.layers), 3))
 
 
 def describe(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..data import Record
 from ..data.provenance import records_hash
-from ..io.checks import check_seed, check_whole
+from ..io.checks import check_whole
 from ..io.timing import Timer, progress_bar
 from ..io.writing import check_writable
-from ..models.model import Model, check_finite
+from ..models.model import Model, Snapshot, check_finite
 from ..models.prompts import encode_target, locate
 from .checkpoints import Checkpoint
 from .conflicts import Conflict, resolve
@@ -41,6 +41,7 @@ class Run:
         batches: per batch, the number of edits, the mean number of optimisation steps and the mean last loss.
         conflicts: edits that get in each other's way.
         skipped: ids of records that were not edited because a later one of their batch tells the same fact.
+        inputs: what the outcome depends on besides the settings, the model and the records.
     """
 
     model: Model
@@ -51,17 +52,18 @@ class Run:
     batches: list[dict[str, float]]
     conflicts: list[Conflict]
     skipped: list[int | str]
-    _originals: Mapping[int, Tensor] = field(repr=False)
+    inputs: dict[str, Any]
+    _originals: Snapshot = field(repr=False)
 
     def revert(self) -> None:
-        """Restore the weights from before the first batch, bit for bit. Calling it again changes nothing. Of several
-        runs on one model, the last one is to be reverted first."""
-        _restore(self.model, self._originals)
+        """Restore the weights from before the first batch, bit for bit and in their type. Calling it again changes
+        nothing. Of several runs on one model, revert the last one first."""
+        self.model.restore(self._originals)
 
     def weight_change(self) -> dict[int, float]:
         """‖W − W₀‖ / ‖W₀‖ (Frobenius) of each edited layer."""
         changes = {}
-        for layer, original in self._originals.items():
+        for layer, original in self._originals.weights.items():
             change = self.model.weight(layer).float() - original.float()
             changes[layer] = (change.norm() / original.float().norm()).item()
         return changes
@@ -79,7 +81,7 @@ class Run:
             "batch_size": self.batch_size,
             "records_hash": records_hash(self.records),
         }
-        return save_delta(self.model, tuple(self._originals), path, about)
+        return save_delta(self.model, tuple(self._originals.weights), path, about)
 
 
 def check_sequence(
@@ -117,7 +119,6 @@ def edit_sequence(
     editor: Method,
     *,
     batch_size: int,
-    seed: int = 0,
     checkpoint_dir: str | Path | None = None,
     on_conflict: str = "last",
     progress: bool | None = None,
@@ -132,7 +133,6 @@ def edit_sequence(
         editor: the method, see :func:`~bluelib.get_editor`. One that makes fewer edits together than ``batch_size``
             (ROME makes one) gets that many at a time.
         batch_size: edits per batch.
-        seed: seeds torch's random numbers for the run; the caller's generator is left alone.
         checkpoint_dir: where to write after each batch what continuing needs. A run that finds its checkpoint there
             continues from it and ends, on the same machine with as many threads, with the same weights bit for bit.
         on_conflict: what to do about edits that get in each other's way, see :mod:`bluelib.editing.conflicts`:
@@ -141,98 +141,158 @@ def edit_sequence(
         after_batch: called after each batch with its number and result.
 
     Raises:
-        ValueError: for no records, or a batch size below 1 or above the number of records; for a seed that is not
-            allowed; for a record that cannot be tokenised, or that with a context prefix is longer than the model's
-            context; for a layer to edit that is not in memory; for a checkpoint of another run; for conflicts that are
-            to be refused; for weights that are not finite.
+        ValueError: for no records, or a batch size below 1 or above the number of records; for a record that cannot be
+            tokenised, or that with a context prefix is longer than the model's context; for a layer to edit that is not
+            in memory; for a checkpoint of another run; for conflicts that are to be refused; for weights that are not
+            finite.
         ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored, an update
             that overflows); the message names the batch's records, and the model is left as it was before that batch.
         OSError: if a checkpoint cannot be written; the model is left as before the batch, as the last checkpoint is.
         BlockingIOError: if another run is at work in ``checkpoint_dir``.
     """
-    check_seed(seed)
     size, conflicts, skipped = check_sequence(
         records, editor, batch_size=batch_size, checkpoint_dir=checkpoint_dir, on_conflict=on_conflict
     )
+    _tell(conflicts, skipped, records)
+    _check_model(model, editor, checkpointed=checkpoint_dir is not None)
+    _check_requests(model, records, editor)
+    groups = _groups(len(records), size, skipped)
+    timer = Timer()
+    originals, state = _prepare(model, editor, timer)
+    inputs = editor.inputs(model, state)
+    identity = _identity(model, records, editor, inputs, batch_size=batch_size, on_conflict=on_conflict)
+    with _gradients_as_before(), _held(checkpoint_dir, identity) as checkpoint:
+        batches = _resume(model, editor, state, checkpoint, timer)
+        made, total = sum(map(len, groups[: len(batches)])), sum(map(len, groups))
+        with progress_bar(total=total, initial=made, desc=editor.name, unit="edit", show=progress) as bar:
+            for group in groups[len(batches) :]:
+                chosen = [records[i] for i in group]
+                last = len(batches) + 1 == len(groups)
+                with _whole_or_not_at_all(model, editor.layers, chosen):
+                    result = _edit_batch(model, editor, chosen, state, timer, originals if last else None)
+                    batches.append(_row(result, len(group)))
+                    if checkpoint:
+                        weights = {layer: model.weight(layer) for layer in editor.layers}
+                        checkpoint.save(weights, result.keys, batches, timer.rounded())
+                if after_batch:
+                    after_batch(len(batches) - 1, result)
+                bar.update(len(group))
+    ids = [records[i].case_id for i in sorted(skipped)]
+    return Run(model, editor, list(records), batch_size, timer.rounded(), batches, conflicts, ids, inputs, originals)
+
+
+def _tell(conflicts: Sequence[Conflict], skipped: set[int], records: Sequence[Record]) -> None:
     if conflicts:
         log.warning(
             "%d of %d edits conflict with an earlier one; %d are skipped", len(conflicts), len(records), len(skipped)
         )
+
+
+def _check_model(model: Model, editor: Method, *, checkpointed: bool) -> None:
+    """Refuse a model that cannot be edited, or whose edits could not be continued.
+
+    Raises:
+        ValueError: saying why.
+    """
     model.check_editable(editor.layers)
-    _check_requests(model, records, editor)
-    if checkpoint_dir is not None:
+    if checkpointed:
         model.check_unedited("checkpoints")
     check_finite(model.name, model.hf_model)
-    model.edit_in_float32(editor.layers)
-    timer = Timer()
-    with timer("prepare"):
-        state = editor.prepare(model)
-    originals = _snapshot(model, editor.layers)
-    groups = [
-        [i for i in range(first, min(first + size, len(records))) if i not in skipped]
-        for first in range(0, len(records), size)
-    ]
-    groups = [group for group in groups if group]
 
-    checkpoint, done = None, None
-    with ExitStack() as stack:
-        # Ctrl-C on the way out of a no_grad block leaves gradients off, for whatever is run next in this process.
-        stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
-        if checkpoint_dir is not None:
-            identity = {
-                **_identity(model, records, editor, state),
-                "batch_size": batch_size,
-                "seed": seed,
-                "on_conflict": on_conflict,
-            }
-            checkpoint = Checkpoint(checkpoint_dir, identity)
-            stack.enter_context(checkpoint.held())
-            done = checkpoint.load()
-        batches = list(done.batches) if done else []
-        made = sum(map(len, groups[: len(batches)]))
-        stack.enter_context(torch.random.fork_rng())
-        total = sum(map(len, groups))
-        bar = stack.enter_context(progress_bar(total=total, initial=made, desc=editor.name, unit="edit", show=progress))
-        torch.manual_seed(seed)
-        if done:
-            editor.choose(state, done.chosen)
-            for keys in done.keys:
-                editor.remember(state, {layer: k.to(model.weight(layer).device) for layer, k in keys.items()})
-            _restore(model, done.weights)
-            torch.set_rng_state(done.random_state)
-            for phase, seconds in done.seconds.items():
-                timer.seconds[phase] += seconds
-        for group in groups[len(batches) :]:
-            last = len(batches) + 1 == len(groups)
-            before = _snapshot(model, editor.layers)
-            try:
-                result = editor.edit(model, [records[i].request for i in group], state, timer)
-                _check_sizes("the update", result.updates)
-                if last:
-                    with timer("finish"):
-                        editor.finish(model, originals)
-                else:
-                    with timer("remember"):
-                        editor.remember(state, result.keys)
-                weights = {layer: model.weight(layer) for layer in editor.layers}
-                _check_sizes("the edited weight", weights)
-                batches.append({"edits": len(group), "steps": round(result.steps, 3), "loss": round(result.loss, 5)})
-                if checkpoint:
-                    checkpoint.save(
-                        weights, torch.get_rng_state(), result.keys, batches, timer.rounded(), editor.chosen(state)
-                    )
-            except (ArithmeticError, torch.linalg.LinAlgError) as error:
-                _restore(model, before)
-                kind = type(error) if isinstance(error, ArithmeticError) else ArithmeticError
-                raise kind(f"{_batch_name(records, group)}: {error}") from error
-            except BaseException:
-                _restore(model, before)
-                raise
-            if after_batch:
-                after_batch(len(batches) - 1, result)
-            bar.update(len(group))
-    ids = [records[i].case_id for i in sorted(skipped)]
-    return Run(model, editor, list(records), batch_size, timer.rounded(), batches, conflicts, ids, originals)
+
+def _groups(records: int, size: int, skipped: set[int]) -> list[list[int]]:
+    """The positions of each batch's records; a batch of which all are skipped is none."""
+    starts = range(0, records, size)
+    groups = [[i for i in range(at, min(at + size, records)) if i not in skipped] for at in starts]
+    return [group for group in groups if group]
+
+
+def _prepare(model: Model, editor: Method, timer: Timer) -> tuple[Snapshot, Any]:
+    """The weights before the first batch, and what the editor makes of the model before any; the layers are in float32
+    then. If that fails, the model is as it was."""
+    originals = model.snapshot(editor.layers)
+    try:
+        model.edit_in_float32(editor.layers)
+        with timer("prepare"):
+            return originals, editor.prepare(model)
+    except BaseException:
+        model.restore(originals)
+        raise
+
+
+@contextmanager
+def _gradients_as_before() -> Iterator[None]:
+    """Ctrl-C on the way out of a no_grad block leaves gradients off, for whatever is run next in this process."""
+    enabled = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(enabled)
+
+
+@contextmanager
+def _held(folder: str | Path | None, identity: dict[str, Any]) -> Iterator[Checkpoint | None]:
+    """The run's checkpoint, its folder held for this process alone; None without a folder."""
+    if folder is None:
+        yield None
+        return
+    checkpoint = Checkpoint(folder, identity)
+    with checkpoint.held():
+        yield checkpoint
+
+
+def _resume(
+    model: Model, editor: Method, state: Any, checkpoint: Checkpoint | None, timer: Timer
+) -> list[dict[str, float]]:
+    """Bring model, state and timer to where the checkpoint stands; returns the batches made so far."""
+    done = checkpoint.load() if checkpoint else None
+    if done is None:
+        return []
+    for keys in done.keys:
+        editor.remember(state, {layer: k.to(model.weight(layer).device) for layer, k in keys.items()})
+    model.restore(Snapshot(done.weights, frozenset(done.weights)))
+    for phase, seconds in done.seconds.items():
+        timer.seconds[phase] += seconds
+    return list(done.batches)
+
+
+@contextmanager
+def _whole_or_not_at_all(model: Model, layers: Sequence[int], records: Sequence[Record]) -> Iterator[None]:
+    """On an error the weights are what they were before the batch; one of its numbers names its records."""
+    before = model.snapshot(layers)
+    try:
+        yield
+    except (ArithmeticError, torch.linalg.LinAlgError) as error:
+        model.restore(before)
+        kind = type(error) if isinstance(error, ArithmeticError) else ArithmeticError
+        raise kind(f"{_batch_name(records)}: {error}") from error
+    except BaseException:
+        model.restore(before)
+        raise
+
+
+def _edit_batch(
+    model: Model, editor: Method, records: Sequence[Record], state: Any, timer: Timer, originals: Snapshot | None
+) -> BatchResult:
+    """Edit one batch, and advance the state past it, or, given ``originals``, finish: it is the last one.
+
+    Raises:
+        ArithmeticError: from the editor, or for an update or a weight that overflows.
+    """
+    result = editor.edit(model, [record.request for record in records], state, timer)
+    _check_sizes("the update", result.updates)
+    if originals is None:
+        with timer("remember"):
+            editor.remember(state, result.keys)
+    else:
+        with timer("finish"):
+            editor.finish(model, originals.weights)
+    _check_sizes("the edited weight", {layer: model.weight(layer) for layer in editor.layers})
+    return result
+
+
+def _row(result: BatchResult, edits: int) -> dict[str, float]:
+    return {"edits": edits, "steps": round(result.steps, 3), "loss": round(result.loss, 5)}
 
 
 def _check_sizes(what: str, matrices: Mapping[int, Tensor]) -> None:
@@ -244,8 +304,8 @@ def _check_sizes(what: str, matrices: Mapping[int, Tensor]) -> None:
             raise FloatingPointError(f"{what} of layer {layer} overflows: its largest entry is {largest}")
 
 
-def _batch_name(records: Sequence[Record], group: Sequence[int]) -> str:
-    ids = [str(records[i].case_id) for i in group]
+def _batch_name(records: Sequence[Record]) -> str:
+    ids = [str(record.case_id) for record in records]
     more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
     return f"{'record' if len(ids) == 1 else 'records'} {', '.join(ids[:10])}{more}"
 
@@ -266,7 +326,9 @@ def _check_requests(model: Model, records: Sequence[Record], editor: Method) -> 
             raise ValueError(f"record {record.case_id}: {error}") from error
 
 
-def _identity(model: Model, records: Sequence[Record], editor: Method, state: Any) -> dict[str, Any]:
+def _identity(
+    model: Model, records: Sequence[Record], editor: Method, inputs: dict[str, Any], **how: Any
+) -> dict[str, Any]:
     """What a continued run must have in common with the one that wrote its checkpoint."""
     return {
         "model": model.name,
@@ -275,32 +337,14 @@ def _identity(model: Model, records: Sequence[Record], editor: Method, state: An
         "dtype": str(model.hf_model.dtype),
         "device": model.device.type,
         "editor": describe(editor),
-        "inputs": editor.inputs(model, state),
+        "inputs": inputs,
         "records_hash": records_hash(records),
+        **how,
     }
 
 
 @contextmanager
-def preserved(model: Model, layers: Sequence[int]) -> Iterator[None]:
-    """Whatever happens inside the block, the weights of ``layers`` are afterwards what they were before."""
-    originals = _snapshot(model, layers)
-    try:
-        yield
-    finally:
-        _restore(model, originals)
-
-
-@contextmanager
-def edited(model: Model, records: Sequence[Record], editor: Method, *, batch_size: int, seed: int = 0) -> Iterator[Run]:
+def edited(model: Model, records: Sequence[Record], editor: Method, *, batch_size: int) -> Iterator[Run]:
     """The model with these edits inside the block, and afterwards, whatever happens, as it was before."""
-    with preserved(model, editor.layers):
-        yield edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, progress=False)
-
-
-def _snapshot(model: Model, layers: Sequence[int]) -> dict[int, Tensor]:
-    return {layer: model.weight(layer).clone() for layer in layers}
-
-
-def _restore(model: Model, weights: Mapping[int, Tensor]) -> None:
-    for layer, weight in weights.items():
-        model.weight(layer).copy_(weight)
+    with model.preserved(editor.layers):
+        yield edit_sequence(model, records, editor, batch_size=batch_size, progress=False)

@@ -7,11 +7,13 @@ for models that are not configured here. ``blue doctor MODEL`` prints one to beg
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ..io.formats import read_yaml
+from .catalogue import entry
 
 USER_CONFIGS = "BLUELIB_CONFIGS"
 
@@ -68,13 +70,20 @@ def critical_layers(model: str) -> tuple[int, ...]:
 
 
 def editor_settings(model: str, editor: str, shared: bool = True) -> dict[str, Any]:
-    """The settings of an editor for a model, from the file's ``editors``.
-
-    With ``shared``, those stand on top of the settings that all compositions have in common: the critical layers,
-    the text of the second moments and the optimisation of targets. Empty for a model without a configuration.
-    """
+    """The settings of an editor for a model; empty for a model without a configuration."""
     config = model_configs().get(model)
-    if config is None:
-        return {}
+    return {} if config is None else settings_in(config, editor, shared)
+
+
+def settings_in(config: Mapping[str, Any], editor: str, shared: bool = True) -> dict[str, Any]:
+    """The settings of an editor in a configuration: those under its name in ``editors``, or else under that of the
+    method that it is like.
+
+    With ``shared``, they stand on top of the settings that all compositions have in common: the critical layers, the
+    text of the second moments and the optimisation of targets.
+    """
     common = {"layers": config["critical_layers"], **config.get("statistics", {}), **config["targets"]}
-    return {**(common if shared else {}), **config["editors"].get(editor, {})}
+    own: Mapping[str, Any] | None = None
+    while own is None and editor:
+        own, editor = config["editors"].get(editor), entry(editor).like
+    return {**(common if shared else {}), **(own or {})}

@@ -20,8 +20,9 @@ C is ill-conditioned.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,24 +35,42 @@ class SolverError(ArithmeticError):
     """A matrix that cannot be factored; the message says which and why."""
 
 
-class Solver(Protocol):
+class Solver(ABC):
     """What an editor needs of a solver.
 
     Attributes:
         remembers: whether :meth:`remember` does anything, so that a continued run needs the keys of earlier batches.
+        matrices: float64 matrices of d_mlp² that it has on the device at its largest, with C: when it is prepared.
     """
 
-    @property
-    def remembers(self) -> bool: ...
+    remembers: bool = False
+    matrices: ClassVar[float] = 4.0
 
+    @abstractmethod
     def prepare(self, second_moment: Tensor) -> Any:
         """The state before the first batch, from C."""
 
+    @abstractmethod
     def solve(self, state: Any, keys: Tensor, residuals: Tensor) -> Tensor:
         """Δ in float64."""
 
     def remember(self, state: Any, keys: Tensor) -> Any:
         """The state after a batch with these keys."""
+        return state
+
+    def state_bytes(self, d_mlp: int) -> int:
+        """One layer's state, kept on the host: a float64 matrix of d_mlp²."""
+        return 8 * d_mlp**2
+
+    def disk_bytes(self, d_mlp: int) -> int:
+        """What is kept on the disk of one layer besides its second moment."""
+        return 0
+
+    def work_bytes(self, d_mlp: int, batch: int) -> int:
+        """What one layer takes on the device at its largest: :attr:`matrices`, and of a batch of up to d_mlp keys
+        these, M⁻¹ of them, and a copy, in float64. (Of more keys than d_mlp K Kᵀ is formed, which takes about twice
+        that.) A GPU's solvers work in some memory of their own, which is not counted."""
+        return int(self.matrices * 8 * d_mlp**2) + 3 * 8 * d_mlp * batch
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,7 @@ class Normal:
 
 
 @dataclass(frozen=True)
-class Ridge:
+class Ridge(Solver):
     """Ridge regression against the second moment of keys: MEMIT (Meng et al. 2023, Eq. 14).
 
     Δ = R Kᵀ (λ C + K Kᵀ)⁻¹
@@ -114,7 +133,7 @@ class NullSpaceState:
 
 
 @dataclass(frozen=True)
-class NullSpace:
+class NullSpace(Solver):
     """Updates confined to the null space of the second moment: AlphaEdit (Fang et al. 2025, Eq. 14).
 
     Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L2 · I)⁻¹
@@ -134,6 +153,7 @@ class NullSpace:
     threshold: float
     l2: float
     remembers = True
+    matrices = 5.5  # when it takes in a batch's keys, in a null space of up to d_mlp dimensions
 
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold)
@@ -154,9 +174,17 @@ class NullSpace:
     def remember(self, state: NullSpaceState, keys: Tensor) -> NullSpaceState:
         return NullSpaceState(state.basis, state.inside.plus(state.basis.T @ keys.double()))
 
+    def state_bytes(self, d_mlp: int) -> int:
+        """Of a null space of r dimensions d_mlp·r and r², counted with r = d_mlp, which is the most it can be."""
+        return 2 * 8 * d_mlp**2
+
+    def disk_bytes(self, d_mlp: int) -> int:
+        """The basis, likewise."""
+        return 8 * d_mlp**2
+
 
 @dataclass(frozen=True)
-class Equality:
+class Equality(Solver):
     """The smallest update that reaches the residuals exactly: ROME (Meng et al. 2022, Eq. 2), EMMET for u > 1.
 
     Δ = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹, the minimiser of tr(Δ C Δᵀ) with Δ K = R. For one key, ROME's rank-one update
@@ -168,7 +196,6 @@ class Equality:
     """
 
     whitened: bool = True
-    remembers = False
 
     def prepare(self, second_moment: Tensor) -> Tensor:
         c = second_moment.double()
@@ -179,9 +206,6 @@ class Equality:
         solved = torch.cholesky_solve(keys, state)  # C⁻¹ K
         inner = _cholesky(keys.T @ solved, "KᵀC⁻¹K (are two keys alike?)")
         return torch.cholesky_solve(residuals.double().T, inner).T @ solved.T
-
-    def remember(self, state: Tensor, keys: Tensor) -> Tensor:
-        return state
 
 
 def on_device(state: Any, device: torch.device | str) -> Any:

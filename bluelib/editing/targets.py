@@ -22,7 +22,6 @@ from functools import cached_property
 from inspect import signature
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
@@ -115,8 +114,8 @@ def optimise_targets(
         layer: the block whose output δ is added to.
         prefixes: context prefixes, the empty one first.
         options: see :class:`TargetOptions`.
-        token_budget: tokens of one micro-batch, with padding; by default what fits into the free memory. Results do
-            not depend on it beyond rounding.
+        token_budget: tokens of one micro-batch, with padding; by default :func:`default_token_budget`. Results do not
+            depend on it beyond rounding.
 
     Raises:
         ValueError: if the first prefix is not the empty one; for a token budget below 1; for a prompt that with a
@@ -148,38 +147,30 @@ def optimise_targets(
     )
 
 
-#: Tokens of a micro-batch at most, on a CPU and on a GPU: more would not be faster.
-MOST_TOKENS = (8192, 131_072)
+#: By class of device, the tokens of a micro-batch at most, more of which would not be faster; and the bytes of
+#: activations that it may take on one device.
+BUDGETS = {"cpu": (8192, 6 * 10**9), "cuda": (131_072, 16 * 10**9)}
 
 
 def default_token_budget(model: Model) -> int:
-    """Tokens of a micro-batch for which half of the free memory suffices: a power of two.
+    """Tokens of a micro-batch, by the model's shape and its class of device: a power of two.
 
     Counted as if every token of every block kept, for the backward pass, some 16 vectors of d_model and 6 of d_mlp,
     and every eighth token two rows of float32 logits. Of several devices each has to hold this for its own blocks,
-    and the head's for the logits; the one with the least room decides.
+    and the head's for the logits; the one that has most of them decides.
     """
     d_model, d_mlp = model.weight(0).shape
     per_block = (16 * d_model + 6 * d_mlp) * model.hf_model.dtype.itemsize
     per_token = Counter({_home(model, model.head.weight): model.hf_model.config.vocab_size})
     for layer in range(model.n_layers):
         per_token[_home(model, model.weight(layer))] += per_block
-    room = min(_free(device) // 2 // size for device, size in per_token.items())
-    most = min(MOST_TOKENS[model.device.type == "cuda"], room)
-    return 1 << max(1, most).bit_length() - 1
+    most, allowed = BUDGETS.get(model.device.type, BUDGETS["cpu"])
+    return 1 << max(1, min(most, allowed // max(per_token.values()))).bit_length() - 1
 
 
 def _home(model: Model, weight: Tensor) -> torch.device:
     """Where a weight is used; one that accelerate has offloaded is assumed to be brought to the embeddings' device."""
     return model.device if weight.is_meta else weight.device
-
-
-def _free(device: torch.device) -> int:
-    """Bytes that torch can still have there."""
-    if device.type != "cuda":
-        return psutil.virtual_memory().available
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 @dataclass(frozen=True)

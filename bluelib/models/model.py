@@ -1,4 +1,4 @@
-"""Load a causal language model, and name its parts.
+"""A causal language model, and the names of its parts.
 
 A transformer MLP is read as a linear associative memory: its value projection W maps a key (the MLP's inner
 activation) to a value. An :class:`Adapter` says where that projection, the blocks, the final norm and the head of an
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -18,15 +19,26 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ..io.tensors import tensors_hash
 from ..io.writing import atomic_directory
 from .adapters import Adapter, adapter_for
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Value projections at a moment.
+
+    Attributes:
+        weights: W by layer, ``(d_model, d_mlp)``, on the layer's device.
+        in_float32: the layers among them that a model of lower precision kept in float32 then.
+    """
+
+    weights: Mapping[int, Tensor] = field(repr=False)
+    in_float32: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,9 @@ class Model:
     adapter: Adapter
     revision: str
     checksum: tuple[float, ...]
+    _in_float32: dict[int, tuple[RemovableHandle, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(
@@ -94,6 +109,7 @@ class Model:
 
         Most entries of an update are smaller than a bfloat16's distance to the next one and would be lost. The
         conversion is exact and the layer's outputs keep the model's type; calling it again changes nothing.
+        :meth:`as_loaded` takes it back.
 
         Raises:
             ValueError: from :meth:`check_editable`.
@@ -102,8 +118,41 @@ class Model:
             module, dtype = self.value_projection(layer), self.hf_model.dtype
             if module.weight.dtype.itemsize < 4:
                 module.float()
-                module.register_forward_pre_hook(lambda module, args: (args[0].float(), *args[1:]))
-                module.register_forward_hook(lambda module, args, output, dtype=dtype: output.to(dtype))
+                self._in_float32[layer] = (
+                    module.register_forward_pre_hook(lambda module, args: (args[0].float(), *args[1:])),
+                    module.register_forward_hook(lambda module, args, output, dtype=dtype: output.to(dtype)),
+                )
+
+    def as_loaded(self, layers: Iterable[int]) -> None:
+        """Give the value projections of ``layers`` the type back that they had before :meth:`edit_in_float32`; exact
+        for weights that are those from before, and rounded for others."""
+        for layer in self._in_float32.keys() & {*layers}:
+            for hook in self._in_float32.pop(layer):
+                hook.remove()
+            self.value_projection(layer).to(self.hf_model.dtype)
+
+    def snapshot(self, layers: Iterable[int]) -> Snapshot:
+        """The value projections of ``layers`` as they are now, for :meth:`restore`."""
+        layers = tuple(layers)
+        return Snapshot(
+            {layer: self.weight(layer).clone() for layer in layers},
+            frozenset(layer for layer in layers if layer in self._in_float32),
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put the value projections back, bit for bit, and into their old type where they were not in float32 then."""
+        for layer, weight in snapshot.weights.items():
+            self.weight(layer).copy_(weight)
+        self.as_loaded(snapshot.weights.keys() - snapshot.in_float32)
+
+    @contextmanager
+    def preserved(self, layers: Iterable[int]) -> Iterator[None]:
+        """Whatever happens inside the block, the value projections of ``layers`` are afterwards what they were."""
+        before = self.snapshot(layers)
+        try:
+            yield
+        finally:
+            self.restore(before)
 
     def save(self, path: str | Path) -> Path:
         """Write the model in its present state as a checkpoint that ``transformers`` loads, whole or not at all.

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..editing.catalogue import MAIN_TABLE, VARIANTS, Entry, entry, label_pairs, labelled
 from ..metrics.editing import METRICS, TEACHER_FORCED
 from ..metrics.intervals import RESAMPLES, bootstrap_means, limits
 from ..models.known import scale_of
-from .published import FAMILIES, METHOD, PUBLISHED_IMPROVEMENT, published
+from .published import PUBLISHED_IMPROVEMENT, published
 
 #: Of the sign-flip tests.
 FLIPS = 4999
@@ -37,7 +38,7 @@ def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.D
         columns = found.setdefault((cell["model"], cell["dataset"]), {})
         for metric, values in cell["scores"].items():
             series = pd.Series(values, index=index, dtype=float)
-            columns.setdefault((METHOD[cell["editor"]["name"]], metric), []).append(series)
+            columns.setdefault((entry(cell["editor"]["name"]).label, metric), []).append(series)
     frames = {
         place: pd.DataFrame({name: pd.concat(parts) for name, parts in columns.items()})
         for place, columns in found.items()
@@ -65,12 +66,11 @@ def paired(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for (model, dataset), frame in scores.items():
         resampled = draws(frame)
-        methods = set(frame.columns.get_level_values(0))
-        for method in [m for m in METHOD.values() if m in methods and f"{m}_BLUE" in methods]:
+        for method, variant in label_pairs(frame.columns.unique(0)):
             for metric in [m for m in METRICS if (method, m) in frame.columns]:
-                plain, blue = (frame[name, metric].dropna() for name in (method, f"{method}_BLUE"))
+                plain, blue = (frame[name, metric].dropna() for name in (method, variant))
                 difference = (blue - plain).to_numpy()
-                low, high = limits(resampled[f"{method}_BLUE", metric] - resampled[method, metric])
+                low, high = limits(resampled[variant, metric] - resampled[method, metric])
                 rows.append(
                     {
                         "model": model,
@@ -152,10 +152,14 @@ def _scale(scores: Mapping[tuple[str, str], pd.DataFrame]) -> str:
 
 
 def _families(scores: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:
-    """The paper's methods of which there are both variants, or any others if there are none of them."""
-    methods = set(next(iter(scores.values())).columns.get_level_values(0))
-    pairs = [method for method in METHOD.values() if {method, f"{method}_BLUE"} <= methods]
-    return [method for method in pairs if method in FAMILIES] or pairs
+    """The methods of the paper's main table of which there are both variants, or any others if there are none."""
+    labels = next(iter(scores.values())).columns.unique(0)
+    plain = [method for method, _ in label_pairs(labels)]
+    return [method for method in plain if labelled(method).reported == MAIN_TABLE] or plain
+
+
+def _blue(method: str) -> str:
+    return VARIANTS["blue"].label_of(method)
 
 
 #: Where the plain method has less (per cent, or units of its metric) nothing is called relative to it.
@@ -179,9 +183,9 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
             metrics = [m for m in METRICS if (method, m) in means]
             defined = [m for m in metrics if means[method, m] >= FLOOR]
             relative = {
-                m: _relative(means[method, m], means[f"{method}_BLUE", m]) if m in defined else np.nan for m in metrics
+                m: _relative(means[method, m], means[_blue(method), m]) if m in defined else np.nan for m in metrics
             }
-            points = np.mean([means[f"{method}_BLUE", m] - means[method, m] for m in TEACHER_FORCED])
+            points = np.mean([means[_blue(method), m] - means[method, m] for m in TEACHER_FORCED])
             settings.append(
                 {
                     "model": model,
@@ -196,13 +200,11 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
             resampled.append(
                 {
                     "improvement": np.mean(
-                        [_relative(sampled[method, m], sampled[f"{method}_BLUE", m]) for m in defined], axis=0
+                        [_relative(sampled[method, m], sampled[_blue(method), m]) for m in defined], axis=0
                     )
                     if defined
                     else np.full(len(sampled), np.nan),
-                    "points": np.mean(
-                        [sampled[f"{method}_BLUE", m] - sampled[method, m] for m in TEACHER_FORCED], axis=0
-                    ),
+                    "points": np.mean([sampled[_blue(method), m] - sampled[method, m] for m in TEACHER_FORCED], axis=0),
                 }
             )
     frame = pd.DataFrame(settings)
@@ -274,14 +276,12 @@ def published_improvement() -> tuple[float, int]:
     wide = table.pivot(index=["model", "dataset", "method"], columns="metric", values="value")
     found = []
     for (model, dataset, method), blue in wide.iterrows():
-        if method.endswith("_BLUE"):
-            plain = wide.loc[(model, dataset, method.removesuffix("_BLUE"))]
+        if labelled(method).variant:
+            plain = wide.loc[(model, dataset, entry(labelled(method).plain).label)]
             found.append((100 * (blue - plain) / plain).mean())
     return float(np.mean(found)), len(found)
 
 
-#: The methods of the paper's table that have no BLUE variant.
-PAPER_ALONE = ("FT", "MEND", "ROME")
 #: What a verdict on BLUE looks at: a measure's name, and the metrics it is the mean of.
 MEASURES = {"editing": TEACHER_FORCED[:2], "specificity": TEACHER_FORCED[2:], "success": TEACHER_FORCED}
 
@@ -302,7 +302,7 @@ def family_gains(scores: Mapping[tuple[str, str], pd.DataFrame], methods: Sequen
 
 
 def _gain(means: Any, method: str, metrics: Sequence[str]) -> Any:
-    return np.mean([means[f"{method}_BLUE", m] - means[method, m] for m in metrics], axis=0)
+    return np.mean([means[_blue(method), m] - means[method, m] for m in metrics], axis=0)
 
 
 def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
@@ -313,10 +313,10 @@ def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     for (model, dataset), frame in scores.items():
         families = _families(scores)
         sampled = draws(frame)
-        methods = [m for m in frame.columns.unique(0) if m.removesuffix("_BLUE") in (*families, *PAPER_ALONE)]
+        methods = [m for m in frame.columns.unique(0) if _in_contest(labelled(m), families)]
         success = pd.Series({m: np.mean([frame[m, metric].mean() for metric in TEACHER_FORCED]) for m in methods})
         drawn = pd.DataFrame({m: np.mean([sampled[m, metric] for metric in TEACHER_FORCED], axis=0) for m in methods})
-        is_blue = success.index.str.endswith("_BLUE")
+        is_blue = np.array([bool(labelled(m).variant) for m in success.index])
         blue, other = success[is_blue].idxmax(), success[~is_blue].idxmax()
         low, high = limits(drawn.loc[:, is_blue].max(axis=1) - drawn.loc[:, ~is_blue].max(axis=1))
         rows.append(
@@ -331,3 +331,9 @@ def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _in_contest(method: Entry, families: Sequence[str]) -> bool:
+    """Whether it is one of the families, their variants, or the paper's methods that have no variant."""
+    plain = entry(method.plain) if method.variant else method
+    return plain.label in families or (plain.reported == MAIN_TABLE and not plain.variants)

@@ -26,17 +26,24 @@ from torch import Tensor
 
 from ..data import Record
 from ..data.records import put_subject_out
-from ..editing.editor import EDITORS, Editor, blue_pairs, get_composition
+from ..editing.catalogue import VARIANTS, blue_pairs, entry, labelled, names
+from ..editing.editor import Editor
+from ..editing.named import get_composition
 from ..editing.sequence import edited
 from ..editing.solvers import NullSpace
+from ..io.palette import GREY, SKY, VERMILION
 from ..models.model import Model
 from ..models.prompts import encode_target
 from ..models.scoring import next_token_log_probs, score_targets, top_tokens
-from .plots import COLOURS, GREY, SKY, VERMILION, style
-from .published import METHOD
+from .plots import style
+
 
 #: The methods to choose from, by their names in tables: each is there with and without BLUE.
-METHODS = {METHOD[plain]: plain for plain, _ in blue_pairs(list(EDITORS))}
+def methods() -> dict[str, str]:
+    """The methods that have a BLUE variant, by label."""
+    return {entry(plain).label: plain for plain, _ in blue_pairs(names())}
+
+
 #: Edits that are made from the first to the last each time, so that a page answers in seconds.
 MAX_EDITS = 10
 
@@ -95,7 +102,7 @@ def compare(
     Args:
         model: unedited; it is so again afterwards.
         records: the edits, of the ``counterfact`` kind.
-        plain: the editor, see :data:`METHODS`.
+        plain: the editor, see :func:`methods`.
         factor: λ of both as a multiple of its configured value.
         tell: called with what is being done.
 
@@ -109,11 +116,11 @@ def compare(
         raise ValueError(f"λ must be above 0; {factor} times the configured one was asked for")
     questions = tuple(_questions(records))
     states = [_look(model, "before", records[-1], questions)]
-    for name in (plain, f"{plain}_blue"):
-        tell(f"Editing with {METHOD[name]} …")
+    for name in (plain, VARIANTS["blue"].name_of(plain)):
+        tell(f"Editing with {entry(name).label} …")
         editor = scaled(get_composition(name, model), factor)
         with edited(model, records, editor, batch_size=1) as run:
-            state = _look(model, METHOD[name], records[-1], questions)
+            state = _look(model, entry(name).label, records[-1], questions)
             changes = state.weight_change | run.weight_change()
             states.append(replace(state, weight_change=changes, weight=_weight(editor)[1]))
     before, one, other = states
@@ -249,7 +256,7 @@ def _margins(axis: Axes, comparison: Comparison) -> None:
     kinds, prompts, *_ = zip(*comparison.questions, strict=True)
     places = np.arange(len(prompts))
     _, plain, blue = comparison.states
-    colour = COLOURS[plain.name]
+    colour = labelled(plain.name).colour
     looks = ((GREY, "|", GREY, 12), (colour, "o", "white", 7), (colour, "o", colour, 7))
     for state, (edge, marker, face, size) in zip(comparison.states, looks, strict=True):
         axis.plot(
@@ -332,7 +339,7 @@ class EditPage(widgets.VBox):
         )
         self.prompt = widgets.Text(description="Prompt", placeholder="a prompt that mentions the subject", **about)
         self.target = widgets.Combobox(description="New object", placeholder="what should come next", **about)
-        self.method = widgets.Dropdown(description="Method", options=list(METHODS), **about)
+        self.method = widgets.Dropdown(description="Method", options=list(methods()), **about)
         self.factor = widgets.FloatLogSlider(
             description="λ ×", value=1.0, base=10, min=-2, max=2, step=0.25, readout_format=".3g", **about
         )
@@ -403,7 +410,7 @@ class EditPage(widgets.VBox):
             comparison = compare(
                 self.model,
                 records,
-                METHODS[self.method.value],
+                methods()[self.method.value],
                 factor=self.factor.value,
                 tell=lambda text: self._say(f'<div role="status">{escape(text)}</div>'),
             )

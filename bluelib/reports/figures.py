@@ -20,13 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecBase
 from scipy import stats
 
+from ..editing.catalogue import entry
 from ..editing.theory import BOUNDS
 from ..io.formats import read_json
 from ..metrics.editing import TEACHER_FORCED
 from ..studies.capability import MEAN
 from ..studies.locate import ROLES
-from .plots import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, save, style
-from .published import METHOD, counterpart, published
+from .plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, save, style
+from .published import counterpart, published
 
 Numbers = Mapping[str, Mapping[str, Any]]
 
@@ -393,7 +394,7 @@ def score_growth(numbers: Numbers) -> Figure:
                             axes[row, column],
                             chosen,
                             "edits",
-                            f"{METHOD[editor]}, {metric}",
+                            f"{entry(editor).label}, {metric}",
                             color=colour,
                             linestyle=line,
                             marker="o",
@@ -500,9 +501,9 @@ def task_capability(numbers: Numbers) -> Figure:
 def _by_editor(axis: Axes, scores: pd.DataFrame) -> None:
     """A line per editor in its family's colour, BLUE variants with circles and a full line."""
     for editor, rows in scores.groupby("editor", sort=False):
-        method = METHOD[editor]
-        line, marker = ("-", "o") if method.endswith("_BLUE") else ("--", "s")
-        _band(axis, rows, "edits", method, color=COLOURS[method], linestyle=line, marker=marker, markersize=4)
+        method = entry(editor).label
+        line, marker = ("-", "o") if entry(editor).variant else ("--", "s")
+        _band(axis, rows, "edits", method, color=entry(editor).colour, linestyle=line, marker=marker, markersize=4)
     _integers(axis, scores.edits)
 
 
@@ -527,7 +528,7 @@ def hidden_states(numbers: Numbers) -> Figure:
                     2, 2, width_ratios=[4, 1], height_ratios=[1, 4], hspace=0.04, wspace=0.04
                 )
                 top, middle = _joint(block, points, editor, limits)
-                top.set_title(f"{METHOD[editor]}\nenergy distance {_short(energy[editor])}", fontsize=9)
+                top.set_title(f"{entry(editor).label}\nenergy distance {_short(energy[editor])}", fontsize=9)
                 whose = f"{model} ({found['provenance']['scale']} scale)\n{y}"
                 middle.set(xlabel=x, ylabel=whose if column == 0 else "")
         handles = [plt.Line2D([], [], color=colour, marker="o", linestyle="") for colour in (BEFORE, AFTER)]
@@ -622,15 +623,15 @@ def shift_measures(numbers: Numbers) -> Figure:
 def _points(axis: Axes, rows: pd.DataFrame, editors: Sequence[str], shift: float = 0.0, marker: str = "o") -> None:
     """A point with its 95 % interval per editor; those of BLUE variants are filled."""
     for x, editor in enumerate(editors):
-        row, colour = rows.loc[editor], COLOURS[METHOD[editor]]
+        row, colour = rows.loc[editor], entry(editor).colour
         ends = [[row["mean"] - row.low], [row.high - row["mean"]]]
-        face = colour if editor.endswith("_blue") else "white"
+        face = colour if bool(entry(editor).variant) else "white"
         axis.errorbar([x + shift], [row["mean"]], ends, fmt=marker, color=colour, markerfacecolor=face, capsize=3)
     axis.set(xlim=(-0.6, len(editors) - 0.4))
 
 
 def _editor_ticks(axis: Axes, editors: Sequence[str]) -> None:
-    axis.set_xticks(range(len(editors)), [METHOD[editor] for editor in editors], rotation=30, ha="right")
+    axis.set_xticks(range(len(editors)), [entry(editor).label for editor in editors], rotation=30, ha="right")
 
 
 def batch_scores(numbers: Numbers) -> Figure:
@@ -641,17 +642,17 @@ def batch_scores(numbers: Numbers) -> Figure:
             scores = table(found, "batch")
             for axis, metric in zip(axes[:, column], TEACHER_FORCED, strict=True):
                 for editor in found["parameters"]["batch_editors"]:
-                    with_blue, rows = editor.endswith("_blue"), scores[scores.metric == metric]
+                    with_blue, rows = bool(entry(editor).variant), scores[scores.metric == metric]
                     _band(
                         axis,
                         rows[rows.editor == editor],
                         "edits",
-                        METHOD[editor],
-                        color=COLOURS[METHOD[editor]],
+                        entry(editor).label,
+                        color=entry(editor).colour,
                         linestyle="-" if with_blue else "--",
                         marker="o",
                         markersize=4,
-                        markerfacecolor=COLOURS[METHOD[editor]] if with_blue else "white",
+                        markerfacecolor=entry(editor).colour if with_blue else "white",
                     )
                 axis.set_ylabel(f"{metric} (%)" if column == 0 else "")
             _log_axis(axes[-1, column], scores.edits)

@@ -13,35 +13,12 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..editing.catalogue import UNEDITED, VARIANTS, entry, in_order, labelled
+from ..io.palette import GREY
 from ..io.writing import atomic_file
 from ..metrics.editing import METRICS
-from .published import METHOD, counterpart
+from .published import counterpart
 
-#: Okabe and Ito's palette, safe for colour-blind readers.
-ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
-GREY = "#999999"
-#: One colour per method family; BLUE variants are hatched.
-_FAMILY = {
-    "pre-edited": "#BBBBBB",
-    "FT": GREY,
-    "MEND": GREY,
-    "ROME": GREY,
-    "MEMIT": ORANGE,
-    "MEMIT (history)": YELLOW,
-    "PRUNE": VERMILION,
-    "RECT": PURPLE,
-    "AlphaEdit": BLUE,
-    "PMET": GREEN,
-}
-COLOURS = {method: _FAMILY[method.removesuffix("_BLUE")] for method in METHOD.values()}
 UNITS = {
     "efficacy": "efficacy (%)",
     "generalization": "generalization (%)",
@@ -87,19 +64,19 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
         figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", sharex=many, squeeze=False)
         for axis, metric in zip(axes.flat, metrics, strict=True):
             rows = frame[frame.metric == metric].set_index("method")
-            methods = sorted(rows.index, key=list(COLOURS).index)
+            methods = in_order(rows.index)
             rows = rows.loc[methods]
             sns.barplot(
                 x=methods,
                 y=rows["mean"],
                 hue=methods,
-                palette=COLOURS,
+                palette={method: labelled(method).colour for method in methods},
                 legend=False,
                 ax=axis,
                 edgecolor="white",
             )
             for bar, method in zip(axis.patches, methods, strict=True):
-                bar.set_hatch("//" if method.endswith("_BLUE") else "")
+                bar.set_hatch("//" if labelled(method).variant else "")
             x = range(len(methods))
             axis.errorbar(x, rows["mean"], rows["standard_error"], fmt="none", ecolor="black", capsize=3)
             axis.plot(
@@ -125,10 +102,6 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
         return figure
 
 
-#: Rows of the main picture: a method, and its BLUE variant where it has one.
-_ROWS = tuple(method for method in COLOURS if method != "pre-edited" and not method.endswith("_BLUE"))
-
-
 def plot_main(frame: pd.DataFrame) -> Figure:
     """The main table of one dataset: a row of panels per metric, a column per model; a line leads from each plain
     method (hollow) to its BLUE variant (filled); small grey marks are the published figures of the paper scale.
@@ -138,7 +111,7 @@ def plot_main(frame: pd.DataFrame) -> Figure:
     """
     metrics = [metric for metric in METRICS if metric in set(frame.metric)]
     models = list(dict.fromkeys(frame.model))
-    rows = [method for method in _ROWS if method in set(frame.method)]
+    rows = list(dict.fromkeys(_plain(method) for method in _edited(frame)))
     first = frame.iloc[0]
     with style():
         figure, axes = plt.subplots(
@@ -169,12 +142,26 @@ def plot_main(frame: pd.DataFrame) -> Figure:
         return figure
 
 
+def _edited(frame: pd.DataFrame) -> list[str]:
+    """The methods of a frame that edit, in the order of plots."""
+    return [method for method in in_order(frame.method.unique()) if method != UNEDITED]
+
+
+def _plain(method: str) -> str:
+    """The label of the plain method: its own, unless it is a variant."""
+    row = labelled(method)
+    return entry(row.plain).label if row.variant else method
+
+
 def _dumbbells(axis: Axes, rows: Sequence[str], values: pd.DataFrame) -> None:
-    if "pre-edited" in values.index:
-        axis.axvline(values["mean"]["pre-edited"], color=GREY, linewidth=1, linestyle=":")
+    if UNEDITED in values.index:
+        axis.axvline(values["mean"][UNEDITED], color=GREY, linewidth=1, linestyle=":")
     for place, method in enumerate(rows):
-        blue = f"{method}_BLUE"
-        for column, colour, size, shift in (("published", GREY, 3.5, 0.25), ("mean", COLOURS[method], 6, -0.08)):
+        blue = VARIANTS["blue"].label_of(method)
+        for column, colour, size, shift in (
+            ("published", GREY, 3.5, 0.25),
+            ("mean", labelled(method).colour, 6, -0.08),
+        ):
             ends = [name for name in (method, blue) if name in values.index and not pd.isna(values[column][name])]
             if len(ends) == 2:
                 axis.annotate(
@@ -195,10 +182,6 @@ def _dumbbells(axis: Axes, rows: Sequence[str], values: pd.DataFrame) -> None:
                     markerfacecolor=colour if name == blue else "white",
                     elinewidth=1,
                 )
-
-
-#: Marks of the methods that share a colour.
-_BASELINES = {"FT": "v", "MEND": "X", "ROME": "s"}
 
 
 def plot_pareto(frame: pd.DataFrame) -> Figure:
@@ -226,22 +209,22 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                 )
                 x, y = means.specificity, (means.efficacy + means.generalization) / 2
                 spread = (errors.efficacy + errors.generalization) / 2  # the two go together: no smaller than this
-                for method in [name for name in COLOURS if name in means.index and name != "pre-edited"]:
-                    colour, is_blue = COLOURS[method], method.endswith("_BLUE")
+                for method in _edited(chosen):
+                    row, start = labelled(method), _plain(method)
+                    colour, is_blue = row.colour, bool(row.variant)
                     axis.errorbar(
                         x[method],
                         y[method],
                         spread[method],
                         errors.specificity[method],
-                        fmt=_BASELINES.get(method, "o"),
+                        fmt=row.marker,
                         color=colour,
                         markersize=6,
                         markerfacecolor=colour if is_blue else "white",
                         elinewidth=0.8,
                         label=None if is_blue else method,
                     )
-                    if is_blue and method.removesuffix("_BLUE") in means.index:
-                        start = method.removesuffix("_BLUE")
+                    if is_blue and start in means.index:
                         axis.annotate(
                             "",
                             (x[method], y[method]),

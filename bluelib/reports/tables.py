@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..editing.catalogue import UNEDITED, entry, in_table, methods
 from ..io.formats import read_json
 from ..io.paths import plain
 from ..io.writing import atomic_file
@@ -18,7 +19,7 @@ from ..runs.cell import SCHEMA
 from ..runs.grid import Grid
 from .comparison import improvement, paired_table, record_scores
 from .plots import plot_main, plot_pareto, save
-from .published import METHOD, ORDER, benchmark, counterpart, published_score
+from .published import benchmark, counterpart, published_score
 
 NOT_AVAILABLE = "n/a"
 NOT_MEASURED = "–"
@@ -74,14 +75,14 @@ def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for cell in cells:
         editor = cell["editor"]["name"]
-        for method, scores in (("pre-edited", cell["before"]), (editor, cell["after"])):
+        for method, scores in ((UNEDITED, cell["before"]), (editor, cell["after"])):
             for metric, score in scores.items():
                 rows.append(
                     {
                         "scale": cell["provenance"]["scale"],
                         "model": cell["model"],
                         "dataset": cell["dataset"],
-                        "method": METHOD.get(method, method),
+                        "method": entry(method).label,
                         "metric": metric,
                         "mean": score["mean"],
                         "standard_error": score["standard_error"],
@@ -92,7 +93,7 @@ def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
                     }
                 )
     frame = pd.DataFrame(rows)
-    before = frame.method == METHOD["pre-edited"]
+    before = frame.method == UNEDITED
     frame = frame[~(before & frame.duplicated(KEYS))].reset_index(drop=True)
     if frame.duplicated(KEYS).any():
         twice = frame[frame.duplicated(KEYS)].iloc[0][KEYS].to_dict()
@@ -139,7 +140,7 @@ def main_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
         )
         .reset_index()
     )
-    edited = pooled.method != METHOD["pre-edited"]
+    edited = pooled.method != UNEDITED
     ranks = pooled[edited].groupby(["model", "dataset", "metric"])["mean"].rank(ascending=False, method="min")
     pooled["rank"] = ranks.astype("Int64")
     return with_published(pooled)
@@ -152,7 +153,7 @@ def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[
     for model, group in frame.groupby("model", sort=False):
         measured = group.set_index(["method", "metric"])
         rows = []
-        for method in ORDER:
+        for method in in_table(dict.fromkeys([*(row.label for row in methods().values()), *group.method])):
             place = counterpart(model), benchmark(group.dataset.iloc[0]), method
             theirs = {
                 kind: [published_score(*place, metric, kind=kind) for metric in metrics]
@@ -306,7 +307,7 @@ def short_table(frame: pd.DataFrame) -> str:
     models, metrics = list(dict.fromkeys(frame.model)), ("efficacy", "generalization", "specificity")
     measured = frame.set_index(["model", "method", "metric"])
     rows = []
-    for method in [m for m in ORDER if m in set(frame.method)]:
+    for method in in_table(frame.method.unique()):
         cells = (measured.loc[(model, method, metric)] for model in models for metric in metrics)
         rows.append([method, *(_marked(f"{row['mean']:.1f}", row["rank"]) for row in cells)])
     header = ["", *(f"{model} {metric[:4]}." for model in models for metric in metrics)]

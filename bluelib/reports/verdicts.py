@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..editing.catalogue import entry
 from ..studies.capability import MEAN
-from .published import METHOD, PUBLISHED_IMPROVEMENT
+from .published import PUBLISHED_IMPROVEMENT
 
 Numbers = Mapping[str, Any]
 
@@ -359,7 +360,7 @@ def capability(numbers: Numbers) -> list[Verdict]:
     plain, blue = (changes[changes.editor.isin(set(names))] for names in (gains.plain, gains.editor))
     from_start = lambda rows: rows[rows.since == 0]  # noqa: E731
     later = plain[plain.since > 0]
-    listed = lambda rows: "; ".join(f"{METHOD[row.editor]} {_points(row)}" for _, row in rows.iterrows())  # noqa: E731
+    listed = lambda rows: "; ".join(f"{entry(row.editor).label} {_points(row)}" for _, row in rows.iterrows())  # noqa: E731
     edits = numbers["parameters"]["edits"]
     return [
         Verdict(
@@ -390,11 +391,11 @@ def shift(numbers: Numbers) -> list[Verdict]:
     plain, blue = ([pair[i] for pair in pairs] for i in (0, 1))
     energy, displacement, kept = (differences.loc[[name]] for name in ("energy", "displacement", "recalled"))
     listed = lambda rows, digits: "; ".join(  # noqa: E731
-        f"{METHOD[row.blue]} {row['mean']:+.{digits}f} [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
+        f"{entry(row.blue).label} {row['mean']:+.{digits}f} [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
         for _, row in rows.iterrows()
     )
     distances = lambda names: "; ".join(  # noqa: E731
-        f"{METHOD[name]} {found['mean']['energy', name]:.4f}" for name in names
+        f"{entry(name).label} {found['mean']['energy', name]:.4f}" for name in names
     )
     return [
         Verdict(
@@ -444,7 +445,7 @@ def long_form(numbers: Numbers) -> list[Verdict]:
     def seen(rows: pd.DataFrame) -> str:
         groups = rows.groupby("blue", sort=False)
         return "; ".join(
-            f"{METHOD[name]} {', '.join(points(row) for _, row in group.iterrows())}" for name, group in groups
+            f"{entry(name).label} {', '.join(points(row) for _, row in group.iterrows())}" for name, group in groups
         )
 
     editing, of_pmet = largest.metric.isin(EDITING), largest.plain == "pmet"
@@ -473,7 +474,7 @@ def long_form(numbers: Numbers) -> list[Verdict]:
         Verdict(
             "an edit with BLUE takes longer than one without (a public replication)",
             "times as long: "
-            + "; ".join(f"{METHOD[row.blue]} {_band(row)}" for _, row in times.iterrows())
+            + "; ".join(f"{entry(row.blue).label} {_band(row)}" for _, row in times.iterrows())
             + ", paired over batches",
             judge(*(times.low > 1)),
         ),

@@ -67,7 +67,7 @@ def run_cell(
         unedited = evaluate_unedited(
             model, dataset, records, seed=seed, generate=generate, score_bos=score_bos, path=before
         )
-    run = edit_sequence(model, records, editor, batch_size=batch_size, seed=seed, **how)
+    run = edit_sequence(model, records, editor, batch_size=batch_size, **how)
     if keep:
         keep(run)
     with timer("evaluate_after"):
@@ -88,6 +88,7 @@ def run_cell(
         "batches": run.batches,
         "conflicts": len(run.conflicts),
         "skipped": run.skipped,
+        "inputs": run.inputs,
         "seconds": {**timer.rounded(), **run.seconds},
         "peak_memory": peak_memory(model),
         "provenance": provenance(model, records),

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..editing.settings import model_configs
+from ..editing import catalogue
 from ..io.formats import read_yaml
 from ..io.paths import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_name, plain, project_path, raw_path
 
@@ -93,14 +93,9 @@ class Grid:
                 raise ValueError(f"{key} of the grid must differ in their file names, not {list(taken[key])}")
         if min(taken["seeds"]) < 0:
             raise ValueError(f"seeds of the grid must not be negative, not {list(taken['seeds'])}")
-        known_editors = {name for config in model_configs().values() for name in config["editors"]}
-        strange = [name for name in taken["editors"] if name not in known_editors]
-        if strange:
-            raise ValueError(f"no editor is called {', '.join(strange)}; known: {', '.join(sorted(known_editors))}")
-        if not any(f"{name}_blue" in taken["editors"] for name in taken["editors"]):
-            raise ValueError(
-                "editors of the grid must have a method and its BLUE variant, such as memit and memit_blue"
-            )
+        for name in taken["editors"]:
+            catalogue.known(name)
+        catalogue.blue_pairs(taken["editors"])
         if values.get("dtype", DTYPES[0]) not in DTYPES:
             raise ValueError(f"dtype of the grid must be one of {', '.join(DTYPES)}, not {values['dtype']!r}")
         if not values["name"] or plain(values["name"]) != values["name"] or values["name"] == "raw":

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.corpora import check_corpus
 from ..data.longform import check_sentences, load_long_form
-from ..editing.editor import EDITORS
+from ..editing.catalogue import known
 from ..io.checks import check_real, check_seed, check_whole
 from ..studies.shift import PROJECTIONS
 
@@ -41,10 +41,9 @@ def check_parameters(given: dict[str, Any], known: dict[str, type | tuple[type, 
         load_long_form(given["long_dataset"], limit=given["edits"], seed=given["seed"])
 
 
-def _check_one_of(name: str, value: Any, allowed: Collection[str], called: str = "") -> None:
+def _check_one_of(name: str, value: Any, allowed: Collection[str]) -> None:
     if value not in [*allowed]:
-        wrong = f"no {called} is called {value!r}; known:" if called else f"{name} must be one of"
-        raise ValueError(f"{wrong} {', '.join(allowed)}" + ("" if called else f", not {value!r}"))
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
 def _check_texts(name: str, values: list[Any]) -> None:
@@ -60,7 +59,8 @@ def _each(check: Callable[[str, Any], None]) -> Callable[[str, list[Any]], None]
     return check_all
 
 
-_editor = partial(_check_one_of, allowed=EDITORS, called="editor")
+def _editor(name: str, value: Any) -> None:
+    known(value)
 
 
 #: By the name of a parameter, the check of its value, which is of the right type by then.

@@ -20,8 +20,9 @@ import pandas as pd
 from ..data import Record
 from ..data.datasets import load_dataset
 from ..data.provenance import provenance
-from ..editing.editor import Editor, get_composition
+from ..editing.editor import Editor
 from ..editing.method import describe
+from ..editing.named import get_composition
 from ..editing.residuals import DISTRIBUTED
 from ..editing.sequence import edited
 from ..editing.solvers import Ridge

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..data import Record
 from ..editing.method import Method
-from ..editing.sequence import edit_sequence, preserved
+from ..editing.sequence import edit_sequence
 from ..metrics.capability import Tasks, capability
 from ..metrics.intervals import intervals_by, stratified_interval
 from ..models.model import Model
@@ -25,7 +25,6 @@ def capability_along_sequence(
     every: int,
     batch_size: int,
     limit: int | None = None,
-    seed: int = 0,
     progress: bool | None = None,
 ) -> pd.DataFrame:
     """Edit with each editor in turn; evaluate the tasks before, after every so many batches, and after the last one.
@@ -63,10 +62,8 @@ def capability_along_sequence(
                 found = capability(model, tasks, limit=limit).items.assign(names_edit=start.names_edit)
                 frames.append(found.assign(editor=name, edits=min(len(records), (number + 1) * batch_size)))
 
-        with preserved(model, editor.layers):
-            edit_sequence(
-                model, records, editor, batch_size=batch_size, seed=seed, progress=progress, after_batch=evaluate_now
-            )
+        with model.preserved(editor.layers):
+            edit_sequence(model, records, editor, batch_size=batch_size, progress=progress, after_batch=evaluate_now)
     return pd.concat(frames, ignore_index=True).drop(columns="prompt")
 
 

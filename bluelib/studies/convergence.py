@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ..data import Record
-from ..editing.editor import Editor
+from ..editing.editor import Editor, EditState
+from ..editing.residuals import DIRECT
 from ..editing.sequence import edited
 from ..editing.solvers import Solver, SolverError
-from ..editing.targets import optimise_targets
+from ..editing.targets import default_token_budget
 from ..io.checks import check_whole
 from ..io.timing import progress_bar
 from ..io.writing import atomic_file
@@ -28,7 +29,6 @@ from ..metrics.editing import TEACHER_FORCED, evaluate
 from ..models.contexts import context_prefixes
 from ..models.known import scale_of
 from ..models.model import Model
-from ..models.representations import subject_hidden, subject_keys
 
 #: Tokens of the text, as shares of the largest number.
 SHARES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -95,9 +95,9 @@ def convergence(
             editor.second_moments(model, editor.layers, n)  # of all layers in one pass; below, one at a time
         for layer in editor.layers:
             moments = {n: editor.second_moments(model, [layer], n)[layer].matrix for n in counts}
-            keys = subject_keys(model, requests, layer, prefixes)
-            targets = optimise_targets(model, requests, layer, prefixes, editor.targets)
-            residuals = targets.values - subject_hidden(model, requests, layer, editor.targets.component)
+            alone = replace(editor, layers=(layer,), residual=DIRECT)
+            step = next(alone.steps(model, requests, EditState(prefixes, {}, default_token_budget(model))))
+            keys, residuals = step.keys, step.missing
             whole = moments[tokens].to(keys.device)
             last = solution(editor.solver, whole, keys, residuals)
             for n in counts:

@@ -19,9 +19,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from ..editing.editor import EDITORS, blue
-from ..editing.sequence import preserved
-from ..editing.settings import USER_CONFIGS, model_configs, settings_file
+from ..editing.catalogue import known
+from ..editing.method import Size
+from ..editing.named import composes, editor_with
+from ..editing.settings import USER_CONFIGS, model_configs, settings_file, settings_in
 from ..editing.targets import default_token_budget
 from ..models.known import scale_of
 from ..models.model import Model
@@ -34,11 +35,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 5e-2, tor
 #: The configuration that an unconfigured model begins with, by ``config.model_type``; Llama 3's for any other.
 LIKE = {"gpt2": "gpt2-xl", "gptj": "EleutherAI/gpt-j-6B"}
 OTHERWISE = "meta-llama/Meta-Llama-3-8B-Instruct"
-#: Editors and sizes of batches that memory is modelled for.
-MODELLED, BATCHES = ("memit", "memit_blue", "alphaedit", "alphaedit_blue", "pmet", "rome", "ft"), (1, 10, 100)
-#: Float64 matrices of d_mlp² that a solver has on the device at its largest, with C: when it is prepared; in a null
-#: space of up to d_mlp dimensions, when it takes in a batch's keys.
-WORK = {False: 4.0, True: 5.5}
+#: Sizes of batches that memory is modelled for.
+BATCHES = (1, 10, 100)
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def examine(model: Model) -> Findings:
         _facts(model),
         _tokenizer(model),
         tuple(_checks(model)),
-        {name: memory(model, name) for name in MODELLED},
+        memory(model),
         configured,
         "" if configured else starter(model),
     )
@@ -190,7 +188,7 @@ def _additive(model: Model, layer: int, ids: Tensor) -> float:
     # of rank one, and as large in what it gives as the block's own output, so that rounding does not hide it
     size = before.norm() / ((key @ right.double()).norm() * left.double().norm())
     change = torch.outer(left.double(), right.double()) * size
-    with preserved(model, [layer]):
+    with model.preserved([layer]):
         old = weight.double().clone()
         weight.add_(change.to(weight.dtype))
         made = weight.double() - old  # what rounding left of ΔW
@@ -223,54 +221,21 @@ def _deviation(found: Tensor, wanted: Tensor) -> float:
     return ((found - wanted).norm() / wanted.norm()).item()
 
 
-def solver_bytes(d_mlp: int, layers: int, null_space: bool = False) -> int:
-    """The solver states of all layers, kept on the host: a float64 matrix of d_mlp² each; in a null space of r
-    dimensions d_mlp·r and r², counted with r = d_mlp, which is the most it can be."""
-    return (2 if null_space else 1) * 8 * d_mlp**2 * layers
-
-
-def work_bytes(d_mlp: int, batch: int, null_space: bool = False) -> int:
-    """What the solver of one layer has on the device at its largest: see :data:`WORK`; and of a batch of up to d_mlp
-    keys these, M⁻¹ of them, and a copy, in float64. (Of more keys than d_mlp K Kᵀ is formed, which takes about twice
-    that.) A GPU's solvers work in some memory of their own, which is not counted."""
-    return int(WORK[null_space] * 8 * d_mlp**2) + 3 * 8 * d_mlp * batch
-
-
-def copies_bytes(d_model: int, d_mlp: int, layers: int, itemsize: int, solves: bool) -> int:
-    """Copies of edited matrices on the device, in float32 where the model is of lower precision: what an edited matrix
-    is larger by then, what the run and the batch begin with, and the update, of one layer in float64 too; or, without
-    a solver (FT), what the run, the batch and its Adam begin with, the gradient, and Adam's two moments."""
-    edited = max(4, itemsize)
-    each = edited - itemsize + (3 if solves else 6) * edited
-    return d_model * d_mlp * (layers * each + (8 if solves else 0))
-
-
-def memory(model: Model, editor: str) -> dict[str, float]:
-    """GB that an editor takes: a model of it, not a measurement.
-
-    Disk: second moments (float32), and in a null space its basis. Host: all layers' solver states, and while they are
-    prepared all second moments. Device: the weights, copies of edited matrices, and one layer's solver at work on a
-    batch. An editor that makes few edits together (ROME: one) gets no larger batch than that. Activations come on top:
-    micro-batches of targets take half of what is free then, and FT runs a batch as a whole.
-    """
-    d_model, d_mlp = model.weight(0).shape
-    layers, solves, null_space = _layers(model, editor), editor != "ft", editor.startswith("alphaedit")
-    moments = 4 * d_mlp**2 * layers if solves else 0
-    states = solver_bytes(d_mlp, layers, null_space) if solves else 0
-    weights = sum(p.numel() * p.element_size() for p in model.hf_model.parameters() if not p.is_meta)
-    fixed = weights + copies_bytes(d_model, d_mlp, layers, model.hf_model.dtype.itemsize, solves)
-    found = {"disk": (moments + (states // 2 if null_space else 0)) / 1e9, "host": (moments + states) / 1e9}
-    for batch in BATCHES:
-        together = 1 if editor == "rome" else batch
-        found[f"device, {batch}"] = (fixed + (work_bytes(d_mlp, together, null_space) if solves else 0)) / 1e9
+def memory(model: Model) -> dict[str, dict[str, float]]:
+    """GB that each editor takes, by :meth:`.Method.memory`, with the model's settings, or those to begin with."""
+    config, size = model_configs().get(model.name) or _beginning(model), Size.of(model)
+    found = {}
+    for name in config["editors"]:
+        composed = composes(known(name).make())
+        method = editor_with(name, model, settings_in(config, name, shared=composed))
+        by_batch = {batch: method.memory(size, batch) for batch in BATCHES}
+        any_batch = by_batch[BATCHES[0]]
+        found[name] = {
+            "disk": any_batch.disk / 1e9,
+            "host": any_batch.host / 1e9,
+            **{f"device, {batch}": taken.device / 1e9 for batch, taken in by_batch.items()},
+        }
     return found
-
-
-def _layers(model: Model, editor: str) -> int:
-    """How many layers an editor edits, with the settings to begin with if there are no others."""
-    config = model_configs().get(model.name) or _beginning(model)
-    layers = config["editors"].get(editor, {}).get("layers") or config["critical_layers"]
-    return min(2, len(layers)) if editor.endswith(f"_{blue.__name__}") else len(layers)
 
 
 def _like(model: Model) -> str:
@@ -284,8 +249,8 @@ def _beginning(model: Model) -> dict[str, Any]:
     first = model.n_layers // 8
     critical = list(range(first, min(first + 5, model.n_layers)))
     editors = {}
-    for name in EDITORS:
-        own = editors[name] = dict(like["editors"][name])
+    for name, settings in like["editors"].items():
+        own = editors[name] = dict(settings)
         if "layers" in own:
             own["layers"] = critical[:1] if len(own["layers"]) == 1 else critical[-len(own["layers"]) :]
     return {
@@ -329,7 +294,7 @@ def report(findings: Findings) -> str:
     columns = list(next(iter(findings.memory.values())))
     lines += [
         "",
-        "memory in GB, modelled (alphaedit: at most): disk; host; device by batch size, without activations",
+        "memory in GB, modelled (of a null space: at most): disk; host; device by batch size, without activations",
         f"  {'':16}" + "".join(f"{column:>14}" for column in columns),
     ]
     for editor, sizes in findings.memory.items():

@@ -20,16 +20,15 @@ from ..data import Record
 from ..editing.editor import Editor, EditState
 from ..editing.method import Method
 from ..editing.residuals import DISTRIBUTED
-from ..editing.sequence import edit_sequence, edited, preserved
+from ..editing.sequence import edit_sequence, edited
 from ..editing.solvers import Solver
 from ..editing.targets import optimise_targets
 from ..editing.theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
-from ..io.timing import Timer, progress_bar
+from ..io.timing import progress_bar
 from ..metrics import evaluate
 from ..metrics.editing import scores_frame
 from ..models.model import Model
 from ..models.prompts import Request
-from ..models.representations import subject_hidden, subject_keys
 from .residuals import Residuals
 
 
@@ -147,22 +146,20 @@ def shifts_of_batch(
     if not set(chosen) <= set(editor.layers):
         raise ValueError(f"{editor.name} updates layers {list(editor.layers)}, not all of {list(chosen)}")
     model.edit_in_float32(editor.layers)
-    with preserved(model, editor.layers):
-        result = editor.edit(model, requests, state, Timer())
-    measured = []
-    for layer in editor.layers:
+    measured, keys = [], {}
+    for step in editor.steps(model, requests, state):
+        layer = step.layer
         if layer in chosen:
             direct = optimise_targets(
                 model, requests, layer, state.prefixes, editor.targets, token_budget=state.token_budget
             ).deltas
-            missing = (result.targets[last].values - subject_hidden(model, requests, last)).to(direct.device)
-            keys = subject_keys(model, requests, layer, state.prefixes)
-            q, divisor = gain(editor.solver, state.solvers[layer], keys), last - layer + 1
+            missing, divisor = step.missing.to(direct.device), last - layer + 1
+            q = gain(editor.solver, state.solvers[layer], step.keys)
             row = {"layer": layer, "last": last, "edits": len(requests), **_row(direct, missing, divisor, q)}
-            measured.append(MeasuredUpdate(row, weight_shift(direct, missing, divisor, q), keys))
-        weight = model.weight(layer)
-        weight.add_(result.updates[layer].to(weight.dtype))
-    editor.remember(state, result.keys)
+            measured.append(MeasuredUpdate(row, weight_shift(direct, missing, divisor, q), step.keys))
+        keys[layer] = step.keys
+    if editor.solver.remembers:
+        editor.remember(state, keys)
     return measured
 
 
@@ -178,7 +175,7 @@ def shifts_along_sequence(
     totals: dict[int, Tensor] = {}
     earlier: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     rows = []
-    with preserved(model, editor.layers):
+    with model.preserved(editor.layers):
         starts = range(0, len(records), batch_size)
         for number, first in enumerate(progress_bar(starts, desc="batches", unit="batch", leave=False)):
             requests = [record.request for record in records[first : first + batch_size]]
@@ -218,7 +215,7 @@ def scores_along_sequence(
             scores = evaluate(model, records[:done], generate=False)
             frames.append(scores_frame(scores).assign(edits=done))
 
-    with preserved(model, editor.layers):
+    with model.preserved(editor.layers):
         edit_sequence(model, records, editor, batch_size=batch_size, progress=False, after_batch=evaluate_so_far)
     return pd.concat(frames, ignore_index=True)
 

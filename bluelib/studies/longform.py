@@ -8,7 +8,6 @@ import pandas as pd
 
 from ..data import Record
 from ..editing.method import Method
-from ..editing.sequence import preserved
 from ..io.timing import Timer, progress_bar
 from ..models.model import Model
 
@@ -26,27 +25,29 @@ def seconds_by_batch(
         Columns ``editor``, ``batch``, ``edits``, ``phase``, ``seconds``.
     """
     batches = [[r.request for r in records[i : i + batch_size]] for i in range(0, len(records), batch_size)]
-    states = {}
-    for editor in editors:
-        model.edit_in_float32(editor.layers)
-        states[editor.name] = editor.prepare(model)
     rows = []
-    for number, requests in enumerate(progress_bar([batches[0], *batches], desc="timing", unit="batch", leave=False)):
+    with model.preserved({layer for editor in editors for layer in editor.layers}):
         for editor in editors:
-            timer, state = Timer(), states[editor.name]
-            with preserved(model, editor.layers):
-                result = editor.edit(model, requests, state, timer)
-            if number:
-                with timer("remember"):
-                    editor.remember(state, result.keys)
-                rows += [
-                    {
-                        "editor": editor.name,
-                        "batch": number - 1,
-                        "edits": len(requests),
-                        "phase": phase,
-                        "seconds": seconds,
-                    }
-                    for phase, seconds in timer.seconds.items()
-                ]
+            model.edit_in_float32(editor.layers)
+        states = {editor.name: editor.prepare(model) for editor in editors}
+        for number, requests in enumerate(
+            progress_bar([batches[0], *batches], desc="timing", unit="batch", leave=False)
+        ):
+            for editor in editors:
+                timer, state = Timer(), states[editor.name]
+                with model.preserved(editor.layers):
+                    result = editor.edit(model, requests, state, timer)
+                if number:
+                    with timer("remember"):
+                        editor.remember(state, result.keys)
+                    rows += [
+                        {
+                            "editor": editor.name,
+                            "batch": number - 1,
+                            "edits": len(requests),
+                            "phase": phase,
+                            "seconds": seconds,
+                        }
+                        for phase, seconds in timer.seconds.items()
+                    ]
     return pd.DataFrame(rows)

@@ -12,10 +12,8 @@ from torch import Tensor
 from ..data import Record
 from ..editing.editor import Editor
 from ..editing.residuals import DIRECT
-from ..editing.sequence import preserved
 from ..editing.targets import Targets, optimise_targets
 from ..editing.theory import gain
-from ..io.timing import Timer
 from ..metrics import evaluate
 from ..metrics.editing import scores_frame
 from ..models.contexts import context_prefixes
@@ -115,16 +113,15 @@ def steps_left(model: Model, requests: Sequence[Request], editor: Editor) -> pd.
     was. Columns: layer, request, steps.
     """
     method = replace(editor, residual=DIRECT)
-    model.edit_in_float32(method.layers)
-    with preserved(model, method.layers):
-        result = method.edit(model, requests, method.prepare(model), Timer())
-    return pd.DataFrame(
-        [
-            {"layer": layer, "request": i, "steps": steps - 1}
-            for layer, targets in result.targets.items()
-            for i, steps in enumerate(targets.steps.tolist())
-        ]
-    )
+    rows = []
+    with model.preserved(method.layers):
+        model.edit_in_float32(method.layers)
+        for step in method.steps(model, requests, method.prepare(model)):
+            rows += [
+                {"layer": step.layer, "request": i, "steps": steps - 1}
+                for i, steps in enumerate(step.targets.steps.tolist())
+            ]
+    return pd.DataFrame(rows)
 
 
 def single_layer_scores(
@@ -135,9 +132,7 @@ def single_layer_scores(
     Both are those of the unedited model, in ``found``; at the last layer they are the same, and edited once. The model
     is left as it was. Columns: layer, residual, metric, record, value.
     """
-    method = replace(editor, layers=found.layers)
-    model.edit_in_float32(method.layers)
-    state = method.prepare(model)
+    state = replace(editor, layers=found.layers).prepare(model)
     frames = []
     for layer in found.layers:
         residuals: dict[tuple[str, ...], Tensor] = {
@@ -146,9 +141,11 @@ def single_layer_scores(
         }
         if layer == found.layers[-1]:
             residuals = {("distributed", "direct"): found.direct(layer)}
-        q, weight = gain(method.solver, state.solvers[layer], found.keys[layer]), model.weight(layer)
+        q = gain(editor.solver, state.solvers[layer], found.keys[layer])
         for kinds, residual in residuals.items():
-            with preserved(model, (layer,)):
+            with model.preserved((layer,)):
+                model.edit_in_float32((layer,))
+                weight = model.weight(layer)
                 weight.add_((residual.double() @ q).to(weight.dtype))
                 scores = scores_frame(evaluate(model, records, generate=generate, seed=seed))
             frames += [scores.assign(layer=layer, residual=kind) for kind in kinds]

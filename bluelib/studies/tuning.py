@@ -15,7 +15,8 @@ from typing import Any
 
 from ..data.datasets import load_dataset
 from ..data.provenance import provenance
-from ..editing.editor import get_editor
+from ..editing.catalogue import EachAlone, Scaled, known, methods
+from ..editing.named import get_editor
 from ..editing.sequence import edited
 from ..editing.settings import critical_layers, model_configs
 from ..io.formats import write_json
@@ -27,40 +28,30 @@ from ..models.model import Model
 
 DATASET, EDITS, BATCH_SIZE = "pocket-counterfact", 60, 3
 
-#: Axes of all compositions, walked first. Adam's rate is in units of hidden states, whose size differs between
-#: models, so it is searched around the one of the model's configuration.
-RATES, CLAMPS = (1.0, 2.0), (0.75, 1.5)
-#: PMET's clamp is relative to the MLP's output, which is 10 to 40 times shorter than the block's in these models.
-PMET_CLAMPS = (15.0, 30.0)
-RIDGE = {"mom2_update_weight": (100, 10, 1000)}
-#: The axes of each method's own; a BLUE variant has those of its plain method.
-OWN: dict[str, dict[str, tuple]] = {
-    "memit": RIDGE,
-    "memit_history": RIDGE,
-    "rect": RIDGE,
-    "prune": RIDGE,
-    "pmet": RIDGE,
-    "alphaedit": {"nullspace_threshold": (0.5, 0.125, 2.0), "l2": (10.0, 1.0, 100.0)},
-    "rome": {},
-    "ft": {"steps": (25,), "learning_rate": (1e-3, 1e-4, 1e-2), "norm_constraint": (None, 0.03, 0.01)},
-}
-
 
 def axes(model: Model, editor: str) -> dict[str, tuple]:
-    """The axes of an editor, each a tuple of candidates."""
-    method = editor.removesuffix("_blue")
-    if method not in OWN:
-        raise ValueError(f"there is no search for editor {editor!r}; known: {', '.join(OWN)}, and their BLUE variants")
+    """The axes of an editor's row in the catalogue, each a tuple of candidates for this model.
+
+    Adam's rate is in units of hidden states, whose size differs between models, so it is searched around the one of the
+    model's configuration.
+
+    Raises:
+        ValueError: for an editor that has none, or a model without a configuration.
+    """
+    row = known(editor)
+    if row.axes is None:
+        there = [name for name, other in methods().items() if other.axes is not None]
+        raise ValueError(f"there is no search for editor {editor!r}; known: {', '.join(there)}")
     layers = critical_layers(model.name)
-    config = model_configs()[model.name]
-    one_layer = {"layers": tuple([layer] for layer in (layers[0], layers[len(layers) // 2], layers[-1]))}
-    rates = tuple(config["targets"]["learning_rate"] * rate for rate in RATES)
-    common = {"learning_rate": rates, "clamp": PMET_CLAMPS if method == "pmet" else CLAMPS}
-    return {
-        **(one_layer if method in ("rome", "ft") else {}),
-        **(common if method != "ft" else {}),
-        **OWN[method],
-    }
+    targets = model_configs()[model.name]["targets"]
+    found = {}
+    for axis, candidates in row.axes.items():
+        if isinstance(candidates, EachAlone):
+            candidates = tuple([layer] for layer in (layers[0], layers[len(layers) // 2], layers[-1]))
+        elif isinstance(candidates, Scaled):
+            candidates = tuple(targets[axis] * factor for factor in candidates.factors)
+        found[axis] = candidates
+    return found
 
 
 def score(scores: Scores) -> float:

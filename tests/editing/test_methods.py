@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from bluelib import edit_sequence, get_editor, load_model
 from bluelib.data import Probe
 from bluelib.editing.constraints import Damp, Sparsify
-from bluelib.editing.editor import get_composition
 from bluelib.editing.finetuning import FineTuning
 from bluelib.editing.mend import Mend, Network, gradient_pairs, train
+from bluelib.editing.named import get_composition
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.solvers import Equality, Ridge
 from bluelib.models.model import Model, weights_hash

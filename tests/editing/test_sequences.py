@@ -16,10 +16,9 @@ from bluelib.editing.conflicts import Conflict, find_conflicts
 from bluelib.editing.deltas import is_delta_of
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.second_moments import second_moments
-from bluelib.editing.sequence import preserved
 from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.io.tensors import load_tensors, save_tensors
-from bluelib.models.model import Model, weights_hash
+from bluelib.models.model import Model, preserved, weights_hash
 from tests.support.small import ARCHITECTURES, RECORDS, editor, random_model
 
 pytestmark = pytest.mark.usefixtures("small_world")

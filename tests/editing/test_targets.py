@@ -13,7 +13,6 @@ from benchmarks.plain import plain_memit, plain_target
 from bluelib.editing.editor import Editor
 from bluelib.editing.residuals import DISTRIBUTED
 from bluelib.editing.second_moments import second_moments
-from bluelib.editing.sequence import preserved
 from bluelib.editing.solvers import Ridge
 from bluelib.editing.targets import (
     MOST_TOKENS,
@@ -25,6 +24,7 @@ from bluelib.editing.targets import (
     optimise_targets,
 )
 from bluelib.io.timing import Timer
+from bluelib.models.model import preserved
 from bluelib.models.prompts import Request
 
 REQUESTS = [

@@ -37,7 +37,6 @@ from bluelib.editing.editor import EDITORS
 from bluelib.editing.mend import Mend, train
 from bluelib.editing.residuals import DIRECT, DISTRIBUTED
 from bluelib.editing.second_moments import SecondMoment, _Sums, null_space, second_moments
-from bluelib.editing.sequence import preserved
 from bluelib.editing.settings import model_configs
 from bluelib.editing.solvers import Equality, NullSpace, Ridge
 from bluelib.editing.targets import TargetOptions
@@ -46,7 +45,7 @@ from bluelib.io.formats import DamagedError, read_json, write_json
 from bluelib.io.tensors import file_hash, load_tensors, save_tensors
 from bluelib.io.writing import WriteError, atomic_directory, atomic_file
 from bluelib.models.contexts import FILE, context_prefixes, make_prefixes
-from bluelib.models.model import Model, weights_hash
+from bluelib.models.model import Model, preserved, weights_hash
 from bluelib.pocket import card
 from bluelib.pocket.pretrain import _keep, _resume
 from bluelib.pocket.world import build_world

@@ -34,13 +34,12 @@ from bluelib.editing import editor as editors
 from bluelib.editing import second_moments as statistics
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.second_moments import null_space, second_moments
-from bluelib.editing.sequence import preserved
 from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.io import writing as files
 from bluelib.io.formats import write_json
 from bluelib.io.writing import atomic_directory, atomic_file
 from bluelib.models import contexts
-from bluelib.models.model import weights_hash
+from bluelib.models.model import preserved, weights_hash
 from bluelib.pocket import card
 from bluelib.pocket.pretrain import Recipe
 from bluelib.runs import cell as experiment

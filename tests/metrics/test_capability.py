@@ -16,11 +16,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from bluelib import load_model
-from bluelib.editing.sequence import preserved
 from bluelib.metrics import capability as module
 from bluelib.metrics.capability import PAPER_TASKS, POCKET_TASKS, capability, find_tasks, load_tasks
 from bluelib.metrics.intervals import interval, stratified_interval
-from bluelib.models.model import weights_hash
+from bluelib.models.model import preserved, weights_hash
 from bluelib.models.prompts import encode_target
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.recall import skill_accuracy

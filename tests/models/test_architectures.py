@@ -19,12 +19,11 @@ from bluelib import edit_sequence, evaluate, get_editor, load_model
 from bluelib.editing.editor import EDITORS
 from bluelib.editing.mend import train
 from bluelib.editing.second_moments import second_moments
-from bluelib.editing.sequence import preserved
 from bluelib.editing.settings import model_configs
 from bluelib.editing.targets import TargetOptions, optimise_targets
 from bluelib.io.timing import Timer
 from bluelib.models.adapters import ADAPTERS
-from bluelib.models.model import Model
+from bluelib.models.model import Model, preserved
 from tests.support.checkpoints import ARCHITECTURES, add_code, pickle_weights, write_checkpoint
 from tests.support.small import PREFIXES, RECORDS
 

@@ -14,16 +14,15 @@ from accelerate import dispatch_model
 from bluelib import blue, edit_sequence, evaluate
 from bluelib.data import Probe
 from bluelib.editing.constraints import Damp
-from bluelib.editing.editor import pmet, rome
 from bluelib.editing.finetuning import FineTuning
 from bluelib.editing.mend import Mend, Network, train
+from bluelib.editing.named import pmet, rome
 from bluelib.editing.second_moments import second_moments
-from bluelib.editing.sequence import preserved
 from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.editing.targets import MOST_TOKENS, default_token_budget, optimise_targets
 from bluelib.io.tensors import save_tensors
 from bluelib.metrics import text as generation
-from bluelib.models.model import Model
+from bluelib.models.model import Model, preserved
 from bluelib.models.prompts import Request
 from bluelib.models.representations import prompt_hidden
 from bluelib.studies.growth import shifts_along_sequence, weight_shifts

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from bluelib.editing.residuals import DIRECT
-from bluelib.editing.sequence import edit_sequence, preserved
+from bluelib.editing.sequence import edit_sequence
 from bluelib.editing.solvers import Ridge
 from bluelib.editing.targets import optimise_targets
 from bluelib.editing.theory import BOUNDS, spectral_norm
 from bluelib.io.timing import Timer
 from bluelib.metrics import evaluate
 from bluelib.metrics.intervals import growth_exponent, interval, intervals_by
-from bluelib.models.model import Model
+from bluelib.models.model import Model, preserved
 from bluelib.models.prompts import locate
 from bluelib.models.scoring import score_targets
 from bluelib.models.tracing import trace

@@ -1,0 +1,162 @@
+"""The named editors, one line each (:mod:`bluelib.editing.catalogue` lists them), and :func:`get_editor`, which gives
+one of them a model's settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from ..data.corpora import check_corpus
+from ..models.model import Model
+from .catalogue import known
+from .constraints import Damp, Sparsify
+from .editor import Editor
+from .finetuning import FineTuning
+from .mend import Mend
+from .method import Method
+from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT
+from .settings import editor_settings, model_configs
+from .solvers import Equality, NullSpace, Ridge
+from .targets import TargetOptions
+
+
+def memit(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float) -> Editor:
+    """MEMIT (Meng et al. 2023): distributed residuals, Δ = R Kᵀ (λ C + K Kᵀ)⁻¹."""
+    return Editor(tuple(layers), DISTRIBUTED, Ridge(mom2_update_weight), targets=targets, name="memit")
+
+
+def memit_history(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float) -> Editor:
+    """MEMIT (Meng et al. 2023) with earlier batches' keys protected: Δ = R Kᵀ (λ C + K_p K_pᵀ + K Kᵀ)⁻¹."""
+    solver = Ridge(mom2_update_weight, remembers=True)
+    return Editor(tuple(layers), DISTRIBUTED, solver, targets=targets, name="memit_history")
+
+
+def rect(
+    layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, keep: float = 0.4, at_end: bool = False
+) -> Editor:
+    """RECT (Gu et al. 2024): MEMIT, of whose Δ only the entries with the largest |Δ / W| are kept, 40% of them."""
+    return replace(
+        memit(layers, targets, mom2_update_weight=mom2_update_weight), name="rect", constraint=Sparsify(keep, at_end)
+    )
+
+
+def prune(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, twice: bool = False) -> Editor:
+    """PRUNE (Ma et al. 2025): MEMIT, and at the end singular values s > σ₁(W) of ΣΔ become log s − log σ₁ + σ₁."""
+    return replace(memit(layers, targets, mom2_update_weight=mom2_update_weight), name="prune", constraint=Damp(twice))
+
+
+def alphaedit(layers: Sequence[int], targets: TargetOptions, *, nullspace_threshold: float, l2: float) -> Editor:
+    """AlphaEdit (Fang et al. 2025): MEMIT's residuals, Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L2 · I)⁻¹."""
+    return Editor(tuple(layers), DISTRIBUTED, NullSpace(nullspace_threshold, l2), targets=targets, name="alphaedit")
+
+
+def pmet(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float) -> Editor:
+    """PMET (Li et al. 2024): MEMIT's Δ; targets of the MLP's output, optimised with one of attention's; R / √n."""
+    return Editor(
+        tuple(layers),
+        DISTRIBUTED_SQRT,
+        Ridge(mom2_update_weight),
+        targets=replace(targets, component="mlp"),
+        name="pmet",
+    )
+
+
+def rome(layers: Sequence[int], targets: TargetOptions, *, mom2_adjustment: bool = True) -> Editor:
+    """ROME (Meng et al. 2022): one layer, one edit at a time, exactly: Δ = r (C⁻¹ k)ᵀ / (kᵀ C⁻¹ k)."""
+    if len(layers) != 1:
+        raise ValueError(f"rome edits one layer, not {list(layers)}")
+    return Editor(tuple(layers), DIRECT, Equality(mom2_adjustment), targets=targets, max_batch=1, name="rome")
+
+
+def ft(layers: Sequence[int], *, steps: int, learning_rate: float, norm_constraint: float | None = None) -> Method:
+    """FT (Zhu et al. 2020): Adam on one value projection, every entry kept within a distance of its old value."""
+    return FineTuning("ft", tuple(layers), steps, learning_rate, norm_constraint)
+
+
+def mend(layers: Sequence[int], *, network: str | None = None) -> Method:
+    """MEND (Mitchell et al. 2022): a trained network maps the gradient's factors, ΔW = − α Σ_t d̃_t k̃_tᵀ."""
+    return Mend("mend", tuple(layers), network)
+
+
+def get_editor(name: str, model: Model, *, corpus: str | None = None, **overrides: Any) -> Method:
+    """The editor ``name`` with its hyper-parameters for ``model``.
+
+    Args:
+        name: of a method in the catalogue, see ``blue editors``.
+        model: decides which configuration applies (``bluelib/configs``).
+        corpus: the text of the second moments, if not the configuration's; methods that use none ignore it.
+        overrides: hyper-parameters that replace those of the configuration: ``layers``; the method's own, which are
+            the arguments of its factory; for a composition also those of its targets (the fields of
+            :class:`~bluelib.editing.targets.TargetOptions`), ``tokens`` and ``token_budget``.
+
+    Raises:
+        ValueError: for an unknown editor, corpus or hyper-parameter, one that is out of its range, or a layer that the
+            model does not have.
+    """
+    make = known(name).make()
+    if corpus and composes(make):
+        overrides["corpus"] = corpus
+        check_corpus(corpus)
+    unknown = sorted(set(overrides) - _hyper_parameters(make))
+    if unknown:
+        raise ValueError(
+            f"editor {name!r} has no hyper-parameter {', '.join(unknown)}; "
+            f"it has {', '.join(sorted(_hyper_parameters(make)))}"
+        )
+    settings = {**editor_settings(model.name, name, shared=composes(make)), **overrides}
+    if "layers" not in settings:
+        raise ValueError(
+            f"no settings of editor {name!r} for model {model.name!r} (configured: {', '.join(model_configs())}); "
+            "pass layers and hyper-parameters as overrides, or add them to bluelib/configs"
+        )
+    return editor_with(name, model, settings)
+
+
+def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
+    """The editor ``name`` with these hyper-parameters and no others.
+
+    Raises:
+        ValueError: as :func:`get_editor`, or for a hyper-parameter that is missing.
+    """
+    make, settings = known(name).make(), dict(settings)
+    settings["layers"] = model.check_layers(settings["layers"])
+    parts = {}
+    if composes(make):
+        parts = {key: settings.pop(key) for key in _OF_ITSELF & set(settings)}
+        settings["targets"] = TargetOptions(**{key: settings.pop(key) for key in _OF_TARGETS & set(settings)})
+    try:
+        editor: Any = make(**settings)  # a frozen dataclass
+    except TypeError as error:
+        raise ValueError(
+            f"editor {name!r}: {error}; set it in the configuration of {model.name}, or pass it"
+        ) from error
+    return replace(editor, name=name, **parts)
+
+
+def get_composition(name: str, model: Model, **settings: Any) -> Editor:
+    """As :func:`get_editor`, where the parts of a composition are needed.
+
+    Raises:
+        ValueError: as from there; for FT and MEND, which are none.
+    """
+    editor = get_editor(name, model, **settings)
+    if not isinstance(editor, Editor):
+        raise ValueError(f"{name} is no composition of layers, residual, solver and constraint, as is needed here")
+    return editor
+
+
+#: Hyper-parameters of a composition that are not its factory's: those of its targets, and the editor's own fields.
+_OF_TARGETS = {f.name for f in fields(TargetOptions)}
+_OF_ITSELF = {"corpus", "tokens", "token_budget"}
+
+
+def composes(make: Callable[..., Method]) -> bool:
+    """Whether a factory makes a composition: it takes options of targets then."""
+    return "targets" in inspect.signature(make).parameters
+
+
+def _hyper_parameters(make: Callable[..., Method]) -> set[str]:
+    own = set(inspect.signature(make).parameters)
+    return (own | _OF_TARGETS | _OF_ITSELF) - {"targets", "component"} if composes(make) else own
