@@ -208,16 +208,17 @@ def write_pages(stage: Path, titles: Mapping[str, str], site: Path) -> None:
 
 
 def _linked(html: str, path: str, pages: Collection[str]) -> str:
-    """Point links at pages rather than their sources, and write anchors in lower case, as MyST and GitHub do."""
+    """Point links at pages rather than their sources, and give headings the anchors that GitHub and MyST give them."""
 
     def link(match: re.Match[str]) -> str:
-        target, fragment = match[1], (match[2] or "").lower()
-        if normpath(join(dirname(path), target)) in pages:
-            target = str(Path(target).with_suffix(".html"))
-        return f'href="{target}{fragment}"'
+        page = normpath(join(dirname(path), match[1])) in pages
+        return f'href="{Path(match[1]).with_suffix(".html") if page else match[1]}'
 
-    html = re.sub(r'href="([^":#]*)(#[^"]*)?"', link, html)
-    return re.sub(r'<h\d id="[^"]*"', lambda match: match[0].lower(), html)
+    def heading(match: re.Match[str]) -> str:
+        anchor = re.sub(r"<[^>]*>|[^\w -]", "", match[2].lower()).replace(" ", "-")
+        return f'<h{match[1]} id="{anchor}">{match[2]}</h{match[1]}>'
+
+    return re.sub(r"<h(\d)>(.*?)</h\1>", heading, re.sub(r'href="([^":#]+)', link, html))
 
 
 def run_myst(stage: Path, site: Path) -> bool:
