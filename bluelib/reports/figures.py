@@ -23,10 +23,11 @@ from scipy import stats
 from ..editing.catalogue import entry
 from ..editing.theory import BOUNDS
 from ..io.formats import read_json
+from ..io.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from ..metrics.editing import TEACHER_FORCED
 from ..studies.capability import MEAN
 from ..studies.locate import ROLES
-from .plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, save, style
+from .plots import save, style
 from .published import counterpart, published
 
 Numbers = Mapping[str, Mapping[str, Any]]
