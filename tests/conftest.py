@@ -12,7 +12,7 @@ os.environ["TQDM_DISABLE"] = "1"  # for the notebooks that tests run: their outp
 
 import pytest
 
-from bluelib.models.model import Model, preserved
+from bluelib.models.model import Model
 from tests.support.small import ARCHITECTURES, PREFIXES, random_model
 
 
@@ -25,7 +25,7 @@ def _made(name: str) -> Model:
 def any_model(request) -> Iterator[Model]:
     """Each architecture in turn; value projections are put back after each test."""
     model = _made(request.param)
-    with preserved(model, range(model.n_layers)):
+    with model.preserved(range(model.n_layers)):
         yield model
 
 

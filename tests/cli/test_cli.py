@@ -16,7 +16,7 @@ import pytest
 
 from bluelib import apply_delta, edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.cli import _parser, main
-from bluelib.editing.editor import EDITORS
+from bluelib.editing import catalogue
 from bluelib.io.paths import project_path
 from bluelib.pocket.datasets import write_datasets
 from bluelib.runs.cell import summary
@@ -166,7 +166,7 @@ def test_edit_prints_what_the_library_computes(dataset, capsys):
     model = load_model("pocket-llama")
     records = load_dataset(dataset, split="report", limit=6, seed=1)
     before = evaluate(model, records, seed=1)
-    run = edit_sequence(model, records, get_editor("memit_blue", model), batch_size=3, seed=1)
+    run = edit_sequence(model, records, get_editor("memit_blue", model), batch_size=3)
     after = evaluate(model, records, seed=1)
     assert printed["before"] == json.loads(json.dumps(summary(before)))
     assert printed["after"] == json.loads(json.dumps(summary(after)))
@@ -276,7 +276,7 @@ def test_edits_are_saved_before_they_are_evaluated(tmp_path, monkeypatch, capsys
     assert apply_delta(load_model("pocket-llama"), delta)["edits"] == 2
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", catalogue.names())
 def test_every_editor_edits_a_pocket_model(editor, capsys):
     assert (
         main(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bluelib import blue, edit_sequence, get_editor
-from bluelib.editing.editor import EDITORS
+from bluelib.editing import catalogue
 from bluelib.editing.method import describe
 from bluelib.editing.residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT
 from bluelib.editing.second_moments import second_moments
@@ -173,7 +173,7 @@ def own_settings(name):
     return OWN.get(name.removesuffix("_blue"), {"mom2_update_weight": 3.0})
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", catalogue.names())
 def test_named_editors_resolve_their_configuration(any_model, name):
     composed = name not in ("ft", "mend")
     extra = {"clamp": 0.5, "corpus": "pocket"} if composed else {}
@@ -194,7 +194,7 @@ def test_named_editors_resolve_their_configuration(any_model, name):
         assert method.residual.name == {"pmet": "distributed_sqrt", "rome": "direct"}.get(
             name, "direct" if name.endswith("blue") else "distributed"
         )
-    assert EDITORS[name].__doc__
+    assert catalogue.known(name).make().__doc__
 
 
 def test_what_cannot_be_edited_is_refused(any_model):

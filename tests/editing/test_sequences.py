@@ -18,7 +18,7 @@ from bluelib.editing.residuals import DIRECT
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.io.tensors import load_tensors, save_tensors
-from bluelib.models.model import Model, preserved, weights_hash
+from bluelib.models.model import Model, weights_hash
 from tests.support.small import ARCHITECTURES, RECORDS, editor, random_model
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -50,7 +50,7 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
     wanted = weights_hash(any_model.hf_model)
     run.revert()
     for stop in stops:
-        with preserved(any_model, (0, 1, 2)), pytest.raises(Stop):
+        with any_model.preserved((0, 1, 2)), pytest.raises(Stop):
             edit_sequence(
                 any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "c", after_batch=stop_after(stop)
             )
@@ -84,11 +84,11 @@ def test_a_continued_run_goes_on_with_the_micro_batches_it_began_with(any_model,
         "optimise_targets",
         lambda *args, token_budget: used.append(token_budget) or optimise(*args, token_budget=token_budget),
     )
-    with preserved(any_model, (0, 1, 2)), pytest.raises(Stop):
+    with any_model.preserved((0, 1, 2)), pytest.raises(Stop):
         edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path, after_batch=stop_after(1))
     (first,) = set(used)
     monkeypatch.setattr(editors, "default_token_budget", lambda model: first // 4)
-    with preserved(any_model, (0, 1, 2)):
+    with any_model.preserved((0, 1, 2)):
         edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path)
     assert set(used) == {first} and len(used) > 3
 
@@ -117,7 +117,7 @@ def test_history_matters_for_the_continued_run(any_model):
 def test_another_runs_checkpoint_is_refused(any_model, tmp_path, change, message):
     arguments = {"records": RECORDS, "editor": editor(Ridge(50.0)), "batch_size": 2}
     before = weights_hash(any_model.hf_model)
-    with preserved(any_model, (0, 1, 2)):
+    with any_model.preserved((0, 1, 2)):
         with pytest.raises(Stop):
             edit_sequence(any_model, **arguments, checkpoint_dir=tmp_path / "c", after_batch=stop_after(1))
         with pytest.raises(ValueError, match="has been edited: checkpoints belong to the weights as loaded"):

@@ -24,7 +24,6 @@ from bluelib.editing.targets import (
     optimise_targets,
 )
 from bluelib.io.timing import Timer
-from bluelib.models.model import preserved
 from bluelib.models.prompts import Request
 
 REQUESTS = [
@@ -143,7 +142,7 @@ def test_whole_edits_equal_plain_ones(any_model, tmp_path, monkeypatch):
     monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda model: PREFIXES)
     editor = Editor((0, 2), DISTRIBUTED, Ridge(50.0), targets=OPTIONS, corpus="pocket", tokens=3000)
     state = editor.prepare(any_model)
-    with preserved(any_model, (0, 2)):
+    with any_model.preserved((0, 2)):
         editor.edit(any_model, REQUESTS, state, Timer())
         ours = {layer: any_model.weight(layer).clone() for layer in (0, 2)}
     moments = {layer: m.matrix for layer, m in second_moments(any_model, (0, 2), tokens=3000).items()}

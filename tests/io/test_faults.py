@@ -32,8 +32,8 @@ from bluelib import apply_delta, edit_sequence, load_dataset, load_model
 from bluelib.cli import main
 from bluelib.data.corpora import token_sequences
 from bluelib.data.download import FILES, cached, download, downloaded, read_entries
+from bluelib.editing import catalogue
 from bluelib.editing.checkpoints import Checkpoint
-from bluelib.editing.editor import EDITORS
 from bluelib.editing.mend import Mend, train
 from bluelib.editing.residuals import DIRECT, DISTRIBUTED
 from bluelib.editing.second_moments import SecondMoment, _Sums, null_space, second_moments
@@ -45,7 +45,7 @@ from bluelib.io.formats import DamagedError, read_json, write_json
 from bluelib.io.tensors import file_hash, load_tensors, save_tensors
 from bluelib.io.writing import WriteError, atomic_directory, atomic_file
 from bluelib.models.contexts import FILE, context_prefixes, make_prefixes
-from bluelib.models.model import Model, preserved, weights_hash
+from bluelib.models.model import Model, weights_hash
 from bluelib.pocket import card
 from bluelib.pocket.pretrain import _keep, _resume
 from bluelib.pocket.world import build_world
@@ -78,7 +78,7 @@ def corpus(tmp_path_factory) -> str:
 @pytest.fixture
 def model(small_world, corpus, monkeypatch) -> Iterator[Model]:
     monkeypatch.setattr("tests.test_faults.CORPUS", corpus)
-    with preserved(made(), range(4)):
+    with made().preserved(range(4)):
         yield made()
 
 
@@ -253,7 +253,7 @@ def test_a_checkpoint_survives_a_full_disk(model, disk, solver):
     folder = disk.folder / "run"
     states = []
     for room in (0, 2000, 60_000):  # nothing fits; the keys; the first matrices
-        with preserved(model, range(4)):
+        with model.preserved(range(4)):
             full = []
 
             def fill(number, result, full=full, room=room):
@@ -376,7 +376,7 @@ def in_delta(model: Model, folder: Path):
     delta(path := folder / "edit.safetensors")
 
     def load():
-        with preserved(model, range(4)):
+        with model.preserved(range(4)):
             about = apply_delta(model, path)
             return about, {layer: model.weight(layer).clone() for layer in (0, 1, 2)}
 
@@ -699,16 +699,18 @@ def named_editor(name: str, folder: Path, dtype: str = "float32", learning_rate:
     kind, layers = name.removesuffix("_blue"), (1,) if name in ("rome", "ft") else (0, 1, 2)
     own = OWN.get(kind, {"mom2_update_weight": 50.0})
     if kind == "ft":
-        return EDITORS[name](layers, **{**own, **({"learning_rate": learning_rate} if learning_rate else {})})
+        return catalogue.known(name).make()(
+            layers, **{**own, **({"learning_rate": learning_rate} if learning_rate else {})}
+        )
     if kind == "mend":
         path = folder / "mend.safetensors"
         path.write_bytes(mend_file(dtype))
         if learning_rate:
             tensors, about = load_tensors(path)
             save_tensors(path, {**tensors, "log_rate": torch.full((2,), learning_rate).log()}, about)
-        return EDITORS[name]((1, 2), network=str(path))
+        return catalogue.known(name).make()((1, 2), network=str(path))
     targets = replace(TARGETS, learning_rate=learning_rate or TARGETS.learning_rate)
-    return replace(EDITORS[name](layers, targets, **own), corpus=CORPUS, tokens=1500)
+    return replace(catalogue.known(name).make()(layers, targets, **own), corpus=CORPUS, tokens=1500)
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
@@ -735,7 +737,7 @@ def refused(model: Model, method, *, batch_size: int = 2, records=RECORDS[:2]) -
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", catalogue.names())
 def test_weights_that_are_no_numbers_are_refused_before_anything_is_edited(low, tmp_path, name):
     method = named_editor(name, tmp_path, dtype_of(low))
     embedding = low.hf_model.get_input_embeddings().weight.data
@@ -751,7 +753,7 @@ def test_weights_that_are_no_numbers_are_refused_before_anything_is_edited(low, 
     edit_sequence(low, RECORDS[:2], method, batch_size=2).revert()
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", catalogue.names())
 def test_a_step_that_is_too_large_is_refused_with_layer_and_record(low, tmp_path, name):
     message = refused(low, named_editor(name, tmp_path, dtype_of(low), 1e30))
     assert message.startswith(("records 0, 1: ", "record 0: ")), message
@@ -773,7 +775,7 @@ WRONG_C = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in EDITORS if name not in ("ft", "mend")])
+@pytest.mark.parametrize("name", [name for name in catalogue.names() if name not in ("ft", "mend")])
 def test_second_moments_that_are_none_are_refused_with_the_layer(model, tmp_path, monkeypatch, name):
     method = named_editor(name, tmp_path)
     found = second_moments(model, method.layers, corpus=CORPUS, tokens=1500)
@@ -785,7 +787,7 @@ def test_second_moments_that_are_none_are_refused_with_the_layer(model, tmp_path
         assert message.startswith(f"{name}, factoring C of layer {last}: ") and "C" in message
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", catalogue.names())
 def test_a_model_that_breaks_between_two_batches_is_left_as_before_the_batch(low, tmp_path, name):
     """The last block's norm becomes NaN after the first batch: the second has no loss that is a number."""
     method, norm = (

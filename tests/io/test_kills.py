@@ -39,7 +39,7 @@ from bluelib.io import writing as files
 from bluelib.io.formats import write_json
 from bluelib.io.writing import atomic_directory, atomic_file
 from bluelib.models import contexts
-from bluelib.models.model import preserved, weights_hash
+from bluelib.models.model import weights_hash
 from bluelib.pocket import card
 from bluelib.pocket.pretrain import Recipe
 from bluelib.runs import cell as experiment
@@ -593,15 +593,15 @@ def interrupt(folder: Path, number: int, moments: int) -> None:
     def run(**options) -> None:
         edit_sequence(MODEL, RECORDS, method, batch_size=1, progress=False, **options)
 
-    with preserved(MODEL, method.layers):
+    with MODEL.preserved(method.layers):
         run(after_batch=lambda *_: whole.append(weights_hash(MODEL.hf_model)))
     began = time.monotonic()
-    with preserved(MODEL, method.layers):
+    with MODEL.preserved(method.layers):
         run()
     duration, chance, found = time.monotonic() - began, random.Random(number), []
     hooks, drawn = _hooks(MODEL), torch.get_rng_state()
     while len(found) < moments:
-        with preserved(MODEL, method.layers):
+        with MODEL.preserved(method.layers):
             try:
                 signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.001, duration))
                 run()

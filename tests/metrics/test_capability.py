@@ -19,7 +19,7 @@ from bluelib import load_model
 from bluelib.metrics import capability as module
 from bluelib.metrics.capability import PAPER_TASKS, POCKET_TASKS, capability, find_tasks, load_tasks
 from bluelib.metrics.intervals import interval, stratified_interval
-from bluelib.models.model import preserved, weights_hash
+from bluelib.models.model import weights_hash
 from bluelib.models.prompts import encode_target
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.recall import skill_accuracy
@@ -284,7 +284,7 @@ def test_the_mean_over_tasks_has_its_own_interval():
 def test_damage_is_seen(any_model, tasks):
     """Of the random model another choice becomes the most probable somewhere."""
     start = capability(any_model, tasks, limit=6).items.accuracy
-    with preserved(any_model, range(any_model.n_layers)):
+    with any_model.preserved(range(any_model.n_layers)):
         damage(any_model, 2.0)
         assert (capability(any_model, tasks, limit=6).items.accuracy != start).any()
     assert (capability(any_model, tasks, limit=6).items.accuracy == start).all()

@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, Gemma
 
 from benchmarks.plain import plain_memit, plain_target
 from bluelib import edit_sequence, evaluate, get_editor, load_model
-from bluelib.editing.editor import EDITORS
+from bluelib.editing import catalogue
 from bluelib.editing.mend import train
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.settings import model_configs
 from bluelib.editing.targets import TargetOptions, optimise_targets
 from bluelib.io.timing import Timer
 from bluelib.models.adapters import ADAPTERS
-from bluelib.models.model import Model, preserved
+from bluelib.models.model import Model
 from tests.support.checkpoints import ARCHITECTURES, add_code, pickle_weights, write_checkpoint
 from tests.support.small import PREFIXES, RECORDS
 
@@ -152,7 +152,7 @@ def test_whole_edits_equal_plain_ones(exact):
     state = editor.prepare(exact)
     moments = {layer: m.matrix for layer, m in second_moments(exact, layers, corpus=editor.corpus, tokens=3000).items()}
     before = {layer: exact.weight(layer).clone() for layer in layers}
-    with preserved(exact, layers):
+    with exact.preserved(layers):
         editor.edit(exact, requests, state, Timer())
         ours = {layer: exact.weight(layer) - before[layer] for layer in layers}
     plain_memit(exact, requests, layers, state.prefixes, editor.targets, 50, moments)
@@ -161,7 +161,7 @@ def test_whole_edits_equal_plain_ones(exact):
         assert plain.norm() > 1e-3 and (ours[layer] - plain).norm() < 1e-3 * plain.norm()
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", catalogue.names())
 def test_every_editor_from_disk_to_disk(model, name, tmp_path):
     overrides = {}
     if name == "mend":

@@ -22,7 +22,7 @@ from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.editing.targets import MOST_TOKENS, default_token_budget, optimise_targets
 from bluelib.io.tensors import save_tensors
 from bluelib.metrics import text as generation
-from bluelib.models.model import Model, preserved
+from bluelib.models.model import Model
 from bluelib.models.prompts import Request
 from bluelib.models.representations import prompt_hidden
 from bluelib.studies.growth import shifts_along_sequence, weight_shifts
@@ -67,7 +67,7 @@ def pair(request, shared, monkeypatch):
     """The same model on the CPU and on two cards, which are there during the test; both are put back after it."""
     monkeypatch.setattr("bluelib.editing.targets.OVERHEAD", (64, 64))  # padding decides how sums are rounded
     one, two = _pair(request.param)
-    with Cards(), preserved(one, range(one.n_layers)), preserved(two, range(two.n_layers)):
+    with Cards(), one.preserved(range(one.n_layers)), two.preserved(range(two.n_layers)):
         yield one, two
 
 
@@ -199,7 +199,7 @@ def test_a_run_on_two_cards_continues_from_its_checkpoint(pair, tmp_path):
     method, how = editor(NullSpace(0.05, 1.0), layers=(1, 2)), {"batch_size": 1}
     one, two = pair
     edit_sequence(one, RECORDS[:3], method, **how)
-    with preserved(two, (1, 2)), pytest.raises(Killed):
+    with two.preserved((1, 2)), pytest.raises(Killed):
         edit_sequence(two, RECORDS[:3], method, **how, checkpoint_dir=tmp_path / "run", after_batch=die)
     edit_sequence(two, RECORDS[:3], method, **how, checkpoint_dir=tmp_path / "run")
     assert all(torch.equal(one.weight(layer), two.weight(layer).cpu()) for layer in (1, 2))

@@ -23,7 +23,7 @@ import pytest
 from bluelib.cli import _parser
 from bluelib.data.datasets import DATASETS
 from bluelib.data.download import FILES
-from bluelib.editing.editor import EDITORS
+from bluelib.editing import catalogue
 from bluelib.runs.grid import Grid
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def is_understood(folder: Path, program: str, *arguments: str) -> None:
     if arguments[0] == "download":
         assert set(parsed["name"]) <= FILES.keys()
     for editor in {parsed.get("editor")} - {None}:
-        assert editor in EDITORS
+        assert editor in catalogue.names()
     if "grid" in parsed and parsed["grid"] != Path("my-grid.yaml"):  # the reader's own
         Grid.load(ROOT / parsed["grid"])
 

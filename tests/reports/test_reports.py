@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from bluelib import load_model
-from bluelib.editing.editor import EDITORS
+from bluelib.editing import catalogue
 from bluelib.editing.settings import editor_settings, model_configs
 from bluelib.io.formats import write_json
 from bluelib.metrics.intervals import bootstrap_means, limits
@@ -359,7 +359,7 @@ def test_every_pocket_model_has_a_configuration():
     configs = model_configs()
     assert pocket_models() and set(pocket_models()) <= set(RECIPES)
     for name in pocket_models():
-        assert set(configs[name]["editors"]) == set(EDITORS)
+        assert set(configs[name]["editors"]) == set(catalogue.names())
 
 
 #: (our setting, the table's column) of each method's own settings.
@@ -379,7 +379,7 @@ SAME_AS = {"rect": "memit", "prune": "memit", "memit_history": "memit"}
 
 
 @pytest.mark.parametrize("model", PAPER_MODELS)
-@pytest.mark.parametrize("editor", [name for name in EDITORS if name != "mend"])
+@pytest.mark.parametrize("editor", [name for name in catalogue.names() if name != "mend"])
 def test_configurations_of_the_llms_are_the_published_ones(model, editor):
     table = published("hyperparameters")
     method, is_blue = editor.removesuffix("_blue"), editor.endswith("_blue")

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from bluelib.editing.editor import EDITORS
+from bluelib.editing import catalogue
 from bluelib.editing.settings import model_configs
 from bluelib.io.formats import write_json
 from bluelib.io.locks import locked
@@ -238,16 +238,16 @@ def test_grid_files():
     grids = {name: Grid.load(path) for name, path in GRIDS.items()}
     for name in ("grid", "grid-pocket"):
         assert set(grids[name].models) == set(pocket_models())
-        assert set(grids[name].editors) == set(EDITORS)
+        assert set(grids[name].editors) == set(catalogue.names())
     assert grids["grid-paper"].models == PAPER_MODELS
-    assert set(grids["grid-paper"].editors) <= set(EDITORS)
+    assert set(grids["grid-paper"].editors) <= set(catalogue.names())
     assert len({grid.name for grid in grids.values()}) == 3
     assert all(Grid.of(grid.as_dict()) == grid for grid in grids.values())
 
 
 def test_a_grid_knows_all_editors():
     """The names that a grid may have are those of the configurations: they are there without loading torch."""
-    assert {name for config in model_configs().values() for name in config["editors"]} == set(EDITORS)
+    assert {name for config in model_configs().values() for name in config["editors"]} == set(catalogue.names())
     assert set(DTYPES) == set(models.DTYPES)
 
 

@@ -17,7 +17,7 @@ from bluelib.editing.theory import BOUNDS, spectral_norm
 from bluelib.io.timing import Timer
 from bluelib.metrics import evaluate
 from bluelib.metrics.intervals import growth_exponent, interval, intervals_by
-from bluelib.models.model import Model, preserved
+from bluelib.models.model import Model
 from bluelib.models.prompts import locate
 from bluelib.models.scoring import score_targets
 from bluelib.models.tracing import trace
@@ -185,7 +185,7 @@ def test_steps_left_fall_once_a_layer_has_been_updated(world, unchanged):
     rows = steps_left(model, REQUESTS, method)
     assert rows.groupby("layer").request.count().tolist() == [5, 5, 5]
     # by hand: the first layer's update, then what the second still needs
-    with preserved(model, (0,)):
+    with model.preserved((0,)):
         found = measure_residuals(model, REQUESTS, (0,), method)
         update = method.solver.solve(method.prepare(model).solvers[0], found.keys[0], found.direct(0))
         model.weight(0).add_(update)
@@ -203,7 +203,7 @@ def test_single_layer_scores_leave_the_model_and_agree_at_the_last_layer(world, 
     assert (table[2, "direct"] == table[2, "distributed"]).all()
     for layer in method.layers:  # one layer, direct, is an edit that the editor itself can make
         alone = replace(method, layers=(layer,), residual=DIRECT)
-        with preserved(model, (layer,)):
+        with model.preserved((layer,)):
             edit_sequence(model, RECORDS, alone, batch_size=5, progress=False)
             expected = evaluate(model, RECORDS, generate=False)
         assert table[layer, "direct", "efficacy"].tolist() == expected.values("efficacy")
@@ -218,7 +218,7 @@ def test_scores_along_the_axes_leave_the_model(world, unchanged):
     along = scores_along_sequence(model, RECORDS, method, 2, at=(1, 3))
     assert sorted(along.edits.unique()) == [2, 5]
     assert along[along.metric == "efficacy"].groupby("edits").size().to_dict() == {2: 2, 5: 5}
-    with preserved(model, method.layers):
+    with model.preserved(method.layers):
         edit_sequence(model, RECORDS, method, batch_size=2, progress=False)
         expected = evaluate(model, RECORDS, generate=False)
     assert along.query("edits == 5 and metric == 'efficacy'").value.tolist() == expected.values("efficacy")
