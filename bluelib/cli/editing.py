@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
-from .runs.workflow import end_with_workflow
+from .. import __version__
+from ..runs.workflow import end_with_workflow
 
 if TYPE_CHECKING:
-    from .editing.sequence import Run
+    from ..editing.sequence import Run
 
 STATUS = """exit status: 0, done; 1, done, and the answer is no (an unhealthy model, recall below its bar, a job that
 failed); 2, the input cannot be used, or the machine is short of something; 130, interrupted."""
@@ -372,7 +372,7 @@ def _add_common(sub: argparse.ArgumentParser) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> Answer:
-    from .models.known import pocket_models
+    from ..models.known import pocket_models
 
     configs = {name: json.loads((path / "config.json").read_text("utf-8")) for name, path in pocket_models().items()}
     found = {name: config["architectures"][0] for name, config in configs.items()}
@@ -382,9 +382,9 @@ def _models(arguments: argparse.Namespace) -> Answer:
 
 
 def _datasets(arguments: argparse.Namespace) -> Answer:
-    from .data.datasets import DATASETS
-    from .data.download import FILES, cached, size_of
-    from .pocket.datasets import write_datasets
+    from ..data.datasets import DATASETS
+    from ..data.download import FILES, cached, size_of
+    from ..pocket.datasets import write_datasets
 
     if arguments.write:
         return _written(write_datasets(arguments.write))
@@ -398,7 +398,7 @@ def _datasets(arguments: argparse.Namespace) -> Answer:
 
 
 def _download(arguments: argparse.Namespace) -> Answer:
-    from .data.download import FILES, download, expected_hash
+    from ..data.download import FILES, download, expected_hash
 
     if arguments.sha256 and len(arguments.name) > 1:
         raise ValueError(f"--sha256 is the hash of one file, not of {', '.join(arguments.name)}")
@@ -413,23 +413,23 @@ def _download(arguments: argparse.Namespace) -> Answer:
 
 
 def _editors(arguments: argparse.Namespace) -> Answer:
-    from .editing.editor import EDITORS
+    from ..editing.editor import EDITORS
 
     formulas = {name: make.__doc__ for name, make in EDITORS.items()}
     return Answer({"editors": formulas}, "\n".join(f"{name:16} {formula}" for name, formula in formulas.items()))
 
 
 def _doctor(arguments: argparse.Namespace) -> Answer:
-    from .models.load import load_model
-    from .studies.doctor import examine, report
+    from ..models.load import load_model
+    from ..studies.doctor import examine, report
 
     findings = examine(load_model(arguments.model, device=arguments.device, dtype=arguments.dtype))
     return Answer(findings.as_dict(), report(findings), 0 if findings.healthy else 1)
 
 
 def _pretrain(arguments: argparse.Namespace) -> Answer:
-    from .pocket.card import make_model
-    from .pocket.pretrain import recipe_for
+    from ..pocket.card import make_model
+    from ..pocket.pretrain import recipe_for
 
     recipe = recipe_for(arguments.name)
     if arguments.steps is not None:
@@ -438,14 +438,14 @@ def _pretrain(arguments: argparse.Namespace) -> Answer:
 
 
 def _recall(arguments: argparse.Namespace) -> Answer:
-    from .models.load import load_model
-    from .pocket.recall import recall
+    from ..models.load import load_model
+    from ..pocket.recall import recall
 
     return _recalled(recall(load_model(arguments.model)))
 
 
 def _recalled(found: dict[str, float]) -> Answer:
-    from .pocket.recall import bar, short_of_bar
+    from ..pocket.recall import bar, short_of_bar
 
     below = short_of_bar(found)
     lines = [
@@ -456,17 +456,17 @@ def _recalled(found: dict[str, float]) -> Answer:
 
 
 def _load(arguments: argparse.Namespace):
-    from .data.datasets import load_dataset
-    from .models.load import load_model
+    from ..data.datasets import load_dataset
+    from ..models.load import load_model
 
     records = load_dataset(arguments.dataset, split=arguments.split, limit=arguments.edits, seed=arguments.seed)
     return load_model(arguments.model, device=arguments.device, dtype=arguments.dtype), records
 
 
 def _evaluate(arguments: argparse.Namespace) -> Answer:
-    from .data.provenance import provenance
-    from .io.timing import Timer
-    from .runs.cell import evaluate_unedited, summary
+    from ..data.provenance import provenance
+    from ..io.timing import Timer
+    from ..runs.cell import evaluate_unedited, summary
 
     model, records = _load(arguments)
     timer = Timer()
@@ -490,10 +490,10 @@ def _evaluate(arguments: argparse.Namespace) -> Answer:
 
 
 def _edit(arguments: argparse.Namespace) -> Answer:
-    from .editing.deltas import is_delta_of
-    from .editing.editor import get_editor
-    from .io.writing import check_writable
-    from .runs.cell import run_cell
+    from ..editing.deltas import is_delta_of
+    from ..editing.editor import get_editor
+    from ..io.writing import check_writable
+    from ..runs.cell import run_cell
 
     model, records = _load(arguments)
     editor = get_editor(arguments.editor, model, corpus=arguments.corpus)
@@ -538,8 +538,8 @@ def _edit(arguments: argparse.Namespace) -> Answer:
 
 
 def _apply(arguments: argparse.Namespace) -> Answer:
-    from .editing.deltas import apply_delta
-    from .models.load import load_model
+    from ..editing.deltas import apply_delta
+    from ..models.load import load_model
 
     if arguments.save.exists() and (arguments.save.is_file() or any(arguments.save.iterdir())):
         raise FileExistsError(f"{arguments.save} exists already; choose a new folder")
@@ -552,11 +552,11 @@ def _apply(arguments: argparse.Namespace) -> Answer:
 
 
 def _train_mend(arguments: argparse.Namespace) -> Answer:
-    from .data.datasets import load_dataset
-    from .editing.mend import train
-    from .editing.settings import model_configs
-    from .io.assets import ASSETS
-    from .models.load import load_model
+    from ..data.datasets import load_dataset
+    from ..editing.mend import train
+    from ..editing.settings import model_configs
+    from ..io.assets import ASSETS
+    from ..models.load import load_model
 
     model = load_model(arguments.model, device=arguments.device)
     records = [r for dataset in arguments.dataset for r in load_dataset(dataset, split=arguments.split)]
@@ -591,8 +591,8 @@ def _written(paths: Iterable[Path]) -> Answer:
 
 
 def _tune(arguments: argparse.Namespace) -> Answer:
-    from .models.load import load_model
-    from .studies.tuning import axes, tune
+    from ..models.load import load_model
+    from ..studies.tuning import axes, tune
 
     model = load_model(arguments.model)
     for editor in arguments.editor:  # before the first of them takes its hours
@@ -601,12 +601,12 @@ def _tune(arguments: argparse.Namespace) -> Answer:
 
 
 def _contributions(arguments: argparse.Namespace) -> Answer:
-    from .data.datasets import load_dataset
-    from .editing.editor import get_composition
-    from .io.paths import project_path
-    from .io.writing import atomic_file
-    from .models.load import load_model
-    from .studies.layers import layer_contributions, layers_by_editing
+    from ..data.datasets import load_dataset
+    from ..editing.editor import get_composition
+    from ..io.paths import project_path
+    from ..io.writing import atomic_file
+    from ..models.load import load_model
+    from ..studies.layers import layer_contributions, layers_by_editing
 
     model = load_model(arguments.model)
     records = load_dataset("pocket-counterfact", split="tune", limit=40)
@@ -622,20 +622,20 @@ def _contributions(arguments: argparse.Namespace) -> Answer:
 
 
 def _ablation(arguments: argparse.Namespace) -> Answer:
-    from .models.load import load_model
-    from .studies.ablation import run_ablation
+    from ..models.load import load_model
+    from ..studies.ablation import run_ablation
 
     return _written([run_ablation(load_model(arguments.model))])
 
 
 def _nullspace(arguments: argparse.Namespace) -> Answer:
-    from .data.corpora import POCKET_CORPORA
-    from .data.datasets import load_dataset
-    from .editing.second_moments import TOKENS
-    from .editing.settings import critical_layers
-    from .io.paths import project_path
-    from .models.load import load_model
-    from .studies.nullspace import null_space_report, write_null_space_report
+    from ..data.corpora import POCKET_CORPORA
+    from ..data.datasets import load_dataset
+    from ..editing.second_moments import TOKENS
+    from ..editing.settings import critical_layers
+    from ..io.paths import project_path
+    from ..models.load import load_model
+    from ..studies.nullspace import null_space_report, write_null_space_report
 
     model = load_model(arguments.model)
     records = load_dataset("pocket-counterfact", split="tune", limit=100)
@@ -652,12 +652,12 @@ def _table(stem: Path) -> Answer:
 
 
 def _convergence(arguments: argparse.Namespace) -> Answer:
-    from .data.datasets import choosing_split, load_dataset
-    from .editing.editor import get_composition
-    from .io.paths import plain, project_path, raw_path
-    from .models.known import scale_of
-    from .models.load import load_model
-    from .studies.convergence import convergence, write_convergence
+    from ..data.datasets import choosing_split, load_dataset
+    from ..editing.editor import get_composition
+    from ..io.paths import plain, project_path, raw_path
+    from ..models.known import scale_of
+    from ..models.load import load_model
+    from ..studies.convergence import convergence, write_convergence
 
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     records = load_dataset(arguments.dataset, split=choosing_split(arguments.dataset), limit=arguments.edits)
@@ -670,10 +670,10 @@ def _convergence(arguments: argparse.Namespace) -> Answer:
 
 
 def _statistics(arguments: argparse.Namespace) -> Answer:
-    from .io.formats import write_json
-    from .io.writing import check_new_file
-    from .models.load import load_model
-    from .runs.statistics import describe_statistics
+    from ..io.formats import write_json
+    from ..io.writing import check_new_file
+    from ..models.load import load_model
+    from ..runs.statistics import describe_statistics
 
     if arguments.output:
         check_new_file(arguments.output)
@@ -688,7 +688,7 @@ def _statistics(arguments: argparse.Namespace) -> Answer:
 
 
 def _notebook(arguments: argparse.Namespace) -> Answer:
-    from .runs.notebooks import run_notebook
+    from ..runs.notebooks import run_notebook
 
     parameters: dict[str, Any] = {}
     for name, value in map(_parameter, arguments.parameters):
@@ -710,8 +710,8 @@ def _parameter(text: str) -> tuple[str, Any]:
 
 
 def _reproduce(arguments: argparse.Namespace) -> Answer:
-    from .runs.grid import Grid
-    from .runs.workflow import run_grid
+    from ..runs.grid import Grid
+    from ..runs.workflow import run_grid
 
     grid = Grid.load(arguments.grid)
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():  # of Snakemake's own words
@@ -720,15 +720,15 @@ def _reproduce(arguments: argparse.Namespace) -> Answer:
 
 
 def _tables(arguments: argparse.Namespace) -> Answer:
-    from .reports.tables import write_tables
-    from .runs.grid import Grid
+    from ..reports.tables import write_tables
+    from ..runs.grid import Grid
 
     return _written(write_tables(Grid.load(arguments.grid)))
 
 
 def _draw(arguments: argparse.Namespace) -> Answer:
-    from .reports.figures import draw_analysis
-    from .runs.grid import Grid
+    from ..reports.figures import draw_analysis
+    from ..runs.grid import Grid
 
     grid = Grid.load(arguments.grid)
     paths = []
@@ -739,12 +739,8 @@ def _draw(arguments: argparse.Namespace) -> Answer:
 
 
 def _site(arguments: argparse.Namespace) -> Answer:
-    from .io.paths import project_path
-    from .reports.site import build_site
+    from ..io.paths import project_path
+    from ..reports.site import build_site
 
     output = arguments.output or project_path("build", "site")
     return _written([build_site(output, only=arguments.only, execute=not arguments.no_execute, plain=arguments.plain)])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,5 @@
+"""The command line: ``blue …``."""
+
+from .editing import _parser, main
+
+__all__ = ["_parser", "main"]
