@@ -13,7 +13,6 @@ import threading
 from collections.abc import Sequence
 
 from .. import __version__
-from ..runs.workflow import end_with_workflow
 from . import data, editing, models, reports, runs, studies
 from .common import Command
 
@@ -39,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     in_main_thread = threading.current_thread() is threading.main_thread()
     terminated = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
-        end_with_workflow()
         answer = arguments.command(arguments)
         text = json.dumps(answer.values, ensure_ascii=False) if arguments.json else answer.text
         print(text, end="\n" if text else "", flush=True)
