@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,34 +82,21 @@ def evaluate(arguments: Namespace) -> Answer:
 )
 def edit(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records, then evaluate it on them."""
-    from ..editing.deltas import is_delta_of
     from ..editing.editor import get_editor
-    from ..io.writing import check_writable
     from ..runs.cell import run_cell
 
+    if arguments.save and arguments.save_delta and arguments.save.absolute() == arguments.save_delta.absolute():
+        raise ValueError(f"--save is a folder and --save-delta a file: both cannot be {arguments.save}")
+    for target in filter(None, (arguments.save, arguments.save_delta)):
+        _check_new(target)
     model, records = _load(arguments)
     editor = get_editor(arguments.editor, model, corpus=arguments.corpus)
-    targets = [target for target in (arguments.save, arguments.save_delta) if target is not None]
-    if len(set(map(Path.absolute, targets))) < len(targets):
-        raise ValueError(f"--save is a folder and --save-delta a file: both cannot be {targets[0]}")
-    for target in targets:
-        if target.exists() and not (arguments.checkpoint and arguments.checkpoint.is_dir()):
-            raise FileExistsError(f"{target} exists already; choose another name")
-        check_writable(target)
 
     def keep(run: Run) -> None:
-        """What is there already must be what would be written, as it is if the same command was given before."""
-        for target, save, holds in (
-            (arguments.save, run.save, run.model.is_saved_in),
-            (arguments.save_delta, run.save_delta, partial(is_delta_of, run.model, editor.layers)),
-        ):
-            if target is not None and not target.exists():
-                save(target)
-            elif target is not None and not holds(target):
-                raise FileExistsError(
-                    f"{target} exists already, and holds something else; choose another name: the "
-                    f"edits are in {arguments.checkpoint}"
-                )
+        if arguments.save:
+            run.save(arguments.save)
+        if arguments.save_delta:
+            run.save_delta(arguments.save_delta)
 
     cell = run_cell(
         model,
@@ -142,8 +128,7 @@ def apply(arguments: Namespace) -> Answer:
     from ..editing.deltas import apply_delta
     from ..models.load import load_model
 
-    if arguments.save.exists() and (arguments.save.is_file() or any(arguments.save.iterdir())):
-        raise FileExistsError(f"{arguments.save} exists already; choose a new folder")
+    _check_new(arguments.save)
     model = load_model(arguments.model, dtype=arguments.dtype)
     about = apply_delta(model, arguments.delta)
     saved = model.save(arguments.save)
@@ -229,3 +214,15 @@ def _load(arguments: Namespace) -> tuple[Model, list[Record]]:
 
     records = load_dataset(arguments.dataset, split=arguments.split, limit=arguments.edits, seed=arguments.seed)
     return load_model(arguments.model, device=arguments.device, dtype=arguments.dtype), records
+
+
+def _check_new(target: Path) -> None:
+    """Find out before any work whether something can be saved at ``target``.
+
+    Raises FileExistsError if there is something already, and WriteError if nothing can be written there.
+    """
+    from ..io.writing import check_writable
+
+    if target.exists():
+        raise FileExistsError(f"{target} exists already; remove it, or choose another name")
+    check_writable(target)
