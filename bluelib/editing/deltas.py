@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..io.tensors import load_tensors, save_tensors, tensors_hash
+from ..io.tensors import load_tensors, save_tensors
 from ..models.model import Model
 
 FORMAT = "bluelib-delta-1"
@@ -20,26 +19,11 @@ def save_delta(model: Model, layers: tuple[int, ...], path: str | Path, about: d
 
     The edited matrices themselves are kept, not differences, so that applying them gives the same bits.
     """
-    tensors = _matrices(model, layers)
+    changed = sorted({*layers, *model.changed_layers()})
+    tensors = {str(layer): model.weight(layer).contiguous().cpu() for layer in changed}
     belongs = {"model": model.name, "model_revision": model.revision, "about": about or {}}
     save_tensors(path, tensors, {FORMAT: belongs})
     return Path(path)
-
-
-def is_delta_of(model: Model, layers: tuple[int, ...], path: str | Path) -> bool:
-    """Whether the file is what :func:`save_delta` would write, whatever it tells about the edit.
-
-    Raises:
-        ValueError: if the file is damaged, or no file of tensors.
-    """
-    tensors, found = load_tensors(path)
-    if found.get(FORMAT, {}).get("model_revision") != model.revision:
-        return False
-    return tensors_hash(tensors) == tensors_hash(_matrices(model, layers))
-
-
-def _matrices(model: Model, layers: tuple[int, ...]) -> dict[str, Tensor]:
-    return {str(layer): model.weight(layer).contiguous().cpu() for layer in sorted({*layers, *model.changed_layers()})}
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from numbers import Integral
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -173,17 +172,6 @@ class Model:
             self.hf_model.save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
         return path
-
-    def is_saved_in(self, path: str | Path) -> bool:
-        """Whether the folder has the value projections as :meth:`save` would write them now."""
-        name = f"{self.adapter.blocks}.{{}}.{self.adapter.value_projection}.weight"
-        left = {name.format(layer): self.value_projection(layer).weight for layer in range(self.n_layers)}
-        for file in Path(path).glob("*.safetensors"):
-            with safe_open(file, "pt") as saved:
-                for found in left.keys() & set(saved.keys()):
-                    if not torch.equal(saved.get_tensor(found), left.pop(found).to(self.hf_model.dtype).cpu()):
-                        return False
-        return not left
 
     @property
     def n_layers(self) -> int:

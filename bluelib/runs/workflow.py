@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
-
-import psutil
 
 from ..io.formats import read_json
 from ..io.locks import locked
 from ..io.paths import project_path
 from .grid import Grid
-
-#: In a job's environment, the process of the workflow that started it.
-WORKFLOW = "BLUELIB_WORKFLOW_PID"
 
 
 def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = ()) -> int:
@@ -79,31 +71,3 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     except SystemExit as end:
         return int(end.code or 0)
     return 0
-
-
-def end_with_workflow() -> None:
-    """End this process, and those it started, when the workflow that started it is gone: a job that went on alone would
-    write beside the same job of the next run. Nothing happens outside a workflow."""
-    if WORKFLOW not in os.environ:
-        return
-    try:
-        workflow = psutil.Process(int(os.environ[WORKFLOW]))
-    except psutil.NoSuchProcess as error:
-        raise RuntimeError(f"the workflow that started this job, process {os.environ[WORKFLOW]}, is gone") from error
-
-    def watch() -> None:
-        while _alive(workflow):
-            time.sleep(0.5)
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _alive(process: psutil.Process) -> bool:
-    """Whether a process runs: not another one with its number, nor one that is dead and not yet fetched."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

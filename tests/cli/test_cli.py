@@ -78,6 +78,13 @@ def test_the_error_of_one_record_is_not_told_as_none(capsys):
     assert " ± –" in capsys.readouterr().out
 
 
+def test_a_command_that_needs_no_model_loads_no_torch():
+    """Torch and transformers take seconds, which help and lists need not wait for."""
+    code = "import sys; from bluelib.cli import main; main(['models']); print({'torch', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\nset()\n")
+
+
 def test_without_a_command_the_help_is_shown(capsys):
     assert main([]) == 2
     assert "exit status" in capsys.readouterr().err
@@ -205,37 +212,33 @@ def test_an_edit_is_saved_and_applied_again(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_what_was_saved_before_is_not_taken_for_this_edit(tmp_path, capsys):
-    """Given again, the same command finds its own files; another one is told that they are not its own."""
-    saved = ["--save", str(tmp_path / "saved"), "--save-delta", str(tmp_path / "edit.safetensors")]
-    command = [
-        "edit",
-        "--model",
-        "pocket-llama",
-        "--editor",
-        "memit",
-        "--edits",
-        "2",
-        "--batch-size",
-        "2",
-        "--no-generate",
-        *saved,
-    ]
-    one = [*command, "--dataset", "pocket-zsre", "--checkpoint", str(tmp_path / "one")]
-    other = [*command, "--dataset", "pocket-counterfact", "--checkpoint", str(tmp_path / "other")]
-    assert main(one) == 0 and main(one) == 0
+def test_what_exists_already_is_not_saved_to(tmp_path, monkeypatch, capsys):
+    """Not even by the same command, with its own checkpoint."""
+    saved, delta = tmp_path / "saved", tmp_path / "edit.safetensors"
+    options = "--model pocket-llama --dataset pocket-zsre --editor memit --edits 2 --batch-size 2 --no-generate"
+    command = ["edit", *options.split(), "--checkpoint", str(tmp_path / "run")]
+    targets = ["--save", str(saved), "--save-delta", str(delta)]
+    assert main([*command, *targets]) == 0
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
-    written = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
-    assert main(other) == 2
-    assert "saved exists already; choose another name" in capsys.readouterr().err
-    assert main([part for part in other if part not in saved]) == 0
-    assert main(other) == 2
-    assert "saved exists already, and holds something else" in capsys.readouterr().err
-    assert main([part for part in other if part not in saved[:2]]) == 2
-    assert "edit.safetensors exists already, and holds something else" in capsys.readouterr().err
-    assert all(path.read_bytes() == content for path, content in written.items())
-    assert main([*one, "--save-delta", str(tmp_path / "saved")]) == 2
+
+    def work(*_, **__):
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr("bluelib.models.load.load_model", work)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments, target in (
+        ([*command, *targets], saved),
+        ([*command, *targets[2:]], delta),
+        ([*command, "--save", str(empty)], empty),
+        (["apply", str(delta), "--model", "pocket-llama", "--save", str(saved)], saved),
+    ):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err == f"blue: {target} exists already; remove it, or choose another name\n"
+    assert main([*command, "--save", str(tmp_path / "x"), "--save-delta", str(tmp_path / "x")]) == 2
     assert "--save is a folder and --save-delta a file" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == written
 
 
 def test_edits_are_saved_before_they_are_evaluated(tmp_path, monkeypatch, capsys):
@@ -402,12 +405,12 @@ def test_what_cannot_work_is_refused_before_anything_long_begins(command, messag
         raise AssertionError("long work has begun")
 
     for name in (
-        "experiment.evaluate",
-        "mend.gradient_pairs",
+        "runs.cell.evaluate",
+        "editing.mend.gradient_pairs",
         "pocket.pretrain.build_tokenizer",
-        "statistics._measure",
-        "tuning.evaluate",
-        "convergence.context_prefixes",
+        "editing.second_moments._measure",
+        "studies.tuning.evaluate",
+        "studies.convergence.context_prefixes",
     ):
         monkeypatch.setattr(f"bluelib.{name}", long_work)
     monkeypatch.setattr("papermill.execute_notebook", long_work)

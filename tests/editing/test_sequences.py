@@ -13,7 +13,6 @@ from bluelib import apply_delta, edit_sequence, get_editor, load_dataset, load_m
 from bluelib.editing import editor as editors
 from bluelib.editing.checkpoints import CheckpointError
 from bluelib.editing.conflicts import Conflict, find_conflicts
-from bluelib.editing.deltas import is_delta_of
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.solvers import NullSpace, Ridge
@@ -181,9 +180,8 @@ def test_a_delta_has_the_edits_of_earlier_runs_too(any_model, tmp_path):
     last = edit_sequence(any_model, RECORDS[2:4], editor(Ridge(1e-2), layers=(2,)), batch_size=2)
     edited = weights_hash(any_model.hf_model)
     path = last.save_delta(tmp_path / "edit.safetensors")
-    assert is_delta_of(any_model, (2,), path) and sorted(load_tensors(path)[0]) == ["0", "1", "2"]
+    assert sorted(load_tensors(path)[0]) == ["0", "1", "2"]
     last.revert()
-    assert not is_delta_of(any_model, (2,), path)
     first.revert()
     apply_delta(any_model, path)
     assert weights_hash(any_model.hf_model) == edited
@@ -234,9 +232,6 @@ def test_a_saved_model_is_what_transformers_loads(tmp_path):
     assert again.tokenizer("Peru is").input_ids == model.tokenizer("Peru is").input_ids
     with pytest.raises(FileExistsError, match="exists already"):
         run.save(folder)
-    assert model.is_saved_in(folder) and again.is_saved_in(folder)
-    run.revert()
-    assert not model.is_saved_in(folder) and not model.is_saved_in(tmp_path)
 
 
 def test_conflicts_are_found():

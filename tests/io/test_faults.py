@@ -1053,8 +1053,8 @@ def test_the_workflow_quotes_what_a_grid_names(tmp_path, monkeypatch, mark):
     )
     snakefile = tmp_path / "workflow" / "Snakefile"
     text = snakefile.read_text()
-    assert text.count('BLUE = "python -m bluelib.cli"') == 1
-    snakefile.write_text(text.replace('"python -m bluelib.cli"', f'"{sys.executable} {recorder}"'))
+    assert text.count('BLUE = "python -m bluelib.cli.job"') == 1
+    snakefile.write_text(text.replace('"python -m bluelib.cli.job"', f'"{sys.executable} {recorder}"'))
     hostile = "-x$(touch pwned)`touch pwned`' ; touch pwned \" {model}\n{0.__class__} *"
     models, datasets = [NAMES[0], hostile], [f"{hostile}.json"]
     grid = {

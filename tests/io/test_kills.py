@@ -185,7 +185,8 @@ def killed_at_changes(task: Callable, folder: Path, *arguments) -> int:
 
 
 def edit(folder: Path, name: str, edits: int = 8) -> None:
-    """``blue edit --checkpoint``."""
+    """``blue edit --checkpoint``; a delta that a killed one had saved is removed, as its message says."""
+    (folder / "delta.safetensors").unlink(missing_ok=True)
     printed = io.StringIO()
     with redirect_stdout(printed):
         code = main(

@@ -1,0 +1,69 @@
+"""The command line: ``blue …``. Thin: every command calls the library function of the same name, and answers with what
+it found, as plain values for ``--json`` and as text. A module has the commands of one kind."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from .. import __version__
+from . import data, editing, models, reports, runs, studies
+from .common import Command
+
+#: In the order in which ``--help`` lists their commands.
+GROUPS = (models, data, editing, studies, runs, reports)
+
+STATUS = """exit status: 0, done; 1, done, and the answer is no (an unhealthy model, recall below its bar, a job that
+failed); 2, the input cannot be used, or the machine is short of something; 130, interrupted."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status, see :data:`STATUS`."""
+    parser = _parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return 2
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not sys.stderr.isatty():  # nor a bar for each file of weights; the library it speaks to is not loaded yet
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its five tries
+    # A service's or a cluster's way to end a process is as good as Ctrl-C.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
+    try:
+        answer = arguments.command(arguments)
+        text = json.dumps(answer.values, ensure_ascii=False) if arguments.json else answer.text
+        print(text, end="\n" if text else "", flush=True)
+        return answer.status
+    except BrokenPipeError:  # whoever reads has read enough; Python would complain once more when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("blue: interrupted; what was written is whole, and the same command goes on from it", file=sys.stderr)
+        return 130
+    except (ValueError, ArithmeticError, OSError, RuntimeError, ImportError) as error:
+        print(f"blue: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if terminated is not None:
+            signal.signal(signal.SIGTERM, terminated)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blue", description="Edit facts in language models, and measure what happens.", epilog=STATUS
+    )
+    parser.add_argument("--version", action="version", version=f"bluelib {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for group in GROUPS:
+        for command in vars(group).values():
+            if isinstance(command, Command):
+                command.add_to(commands)
+    return parser

@@ -1,0 +1,115 @@
+"""What the commands share: how one is declared, the options that several have, and how answers are written."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: plain values, the same as text, and the exit status."""
+
+    values: dict[str, Any]
+    text: str
+    status: int = 0
+
+
+class Option:
+    """An option or an argument of a command: what a parser's ``add_argument`` takes."""
+
+    def __init__(self, *names: str, **settings: Any) -> None:
+        self.names, self.settings = names, settings
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function that ``blue`` offers under the function's own name; its docstring is what ``--help`` says of it."""
+
+    function: Callable[[argparse.Namespace], Answer]
+    options: tuple[Option, ...]
+    example: str
+
+    def add_to(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        parser = commands.add_parser(
+            self.function.__name__.replace("_", "-"),
+            help=self.function.__doc__,
+            description=self.function.__doc__,
+            epilog=f"example: {self.example}",
+            formatter_class=_HelpFormatter,
+        )
+        parser.set_defaults(command=self.function)
+        parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        for option in self.options:
+            parser.add_argument(*option.names, **option.settings)
+
+
+def command(*options: Option, example: str) -> Callable[[Callable[[argparse.Namespace], Answer]], Command]:
+    """Make a command of the function below: see :class:`Command`."""
+    return lambda function: Command(function, options, example)
+
+
+class Gather(argparse.Action):
+    """An option of several values that may be given several times: the first takes the default's place."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        so_far = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if so_far is self.default else so_far), *values])
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, [], False) else super()._get_help_string(action)
+
+
+MODEL = Option("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
+POCKET_MODEL = Option("--model", required=True, help="a pocket model")
+CORPUS = Option("--corpus", help="the text, if not the configuration's")
+GRID = Option("--grid", type=Path, default=Path("workflow/grid.yaml"), help="the grid file")
+
+#: Where a model is loaded, and how.
+PLACE = (
+    Option("--device", default="cpu", help="a torch device; or auto, to spread a model over all there are"),
+    Option("--dtype", default="float32", help="float32, bfloat16 or float16"),
+)
+
+#: A model, records, and how the one is evaluated on the others.
+EVALUATION = (
+    MODEL,
+    Option("--dataset", required=True, help="see: blue datasets; or the path of a JSON file"),
+    Option("--split", default="report", help="tune or report"),
+    Option("--edits", type=int, default=100, help="number of records"),
+    Option("--seed", type=int, default=0, help="0 keeps the dataset's order, others shuffle it"),
+    *PLACE,
+    Option("--no-generate", action="store_true", help="skip fluency and consistency"),
+    Option(
+        "--score-bos",
+        action="store_true",
+        help="zsRE: score a BOS token in every answer, as public code does for Llama",
+    ),
+)
+
+
+def written(paths: Iterable[Path]) -> Answer:
+    """The answer of a command that wrote files or folders."""
+    names = [str(path) for path in paths]
+    return Answer({"written": names}, "\n".join(names))
+
+
+def scores_table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Scores by row and metric as text, each with its standard error."""
+    metrics = list(next(iter(rows.values())))
+    lines = [f"{'':24}" + "".join(f"{metric:>20}" for metric in metrics)]
+    for name, scores in rows.items():
+        values = (f"{s['mean']:.2f} ± {_error(s)}" for s in (scores[m] for m in metrics))
+        lines.append(f"{name:24}" + "".join(f"{value:>20}" for value in values))
+    return "\n".join(lines)
+
+
+def _error(score: dict[str, Any]) -> str:
+    return "–" if score["standard_error"] is None else f"{score['standard_error']:.2f}"

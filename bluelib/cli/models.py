@@ -1,0 +1,74 @@
+"""Commands about models: which there are, whether one is sound, and the training of the pocket ones."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+from .common import PLACE, Answer, Option, command
+
+
+@command(example="blue models")
+def models(arguments: Namespace) -> Answer:
+    """List the models that ship with the project."""
+    from ..models.known import pocket_models
+
+    configs = {name: json.loads((path / "config.json").read_text("utf-8")) for name, path in pocket_models().items()}
+    found = {name: config["architectures"][0] for name, config in configs.items()}
+    lines = [f"{name:16} {architecture}" for name, architecture in found.items()]
+    lines.append("or the path of a local checkpoint, or a hub id; architectures: see bluelib.models.adapters.ADAPTERS")
+    return Answer({"models": found}, "\n".join(lines))
+
+
+@command(
+    Option("model", help="a pocket model, a local checkpoint folder, or a hub id"),
+    *PLACE,
+    example="blue doctor pocket-llama",
+)
+def doctor(arguments: Namespace) -> Answer:
+    """Report what is found in a model, and check what is taken for granted, before anything is run."""
+    from ..models.load import load_model
+    from ..studies.doctor import examine, report
+
+    findings = examine(load_model(arguments.model, device=arguments.device, dtype=arguments.dtype))
+    return Answer(findings.as_dict(), report(findings), 0 if findings.healthy else 1)
+
+
+@command(
+    Option("name", help="pocket-gpt2, pocket-gptj or pocket-llama"),
+    Option("--output", type=Path, help="folder to write; by default the shipped model is replaced"),
+    Option("--device", default="cpu", help="where to train"),
+    Option("--steps", type=int, help="training steps, if not the recipe's own"),
+    example="blue pretrain pocket-gpt2",
+)
+def pretrain(arguments: Namespace) -> Answer:
+    """Train a pocket model from scratch; continues an interrupted run."""
+    from ..pocket.card import make_model
+    from ..pocket.pretrain import recipe_for
+
+    recipe = recipe_for(arguments.name)
+    if arguments.steps is not None:
+        recipe = replace(recipe, steps=arguments.steps)
+    return _recalled(make_model(arguments.name, arguments.output, device=arguments.device, recipe=recipe))
+
+
+@command(Option("model", help="a pocket model or the folder of one"), example="blue recall pocket-gpt2")
+def recall(arguments: Namespace) -> Answer:
+    """Measure what a pocket model knows: facts and skills, against the bars."""
+    from ..models.load import load_model
+    from ..pocket.recall import recall
+
+    return _recalled(recall(load_model(arguments.model)))
+
+
+def _recalled(found: dict[str, float]) -> Answer:
+    from ..pocket.recall import bar, short_of_bar
+
+    below = short_of_bar(found)
+    lines = [
+        f"{name:24} {value:6.2f} %   (bar {bar(name):.0f} %){'   below' if name in below else ''}"
+        for name, value in found.items()
+    ]
+    return Answer({"recall": found, "below": below}, "\n".join(lines), 1 if below else 0)

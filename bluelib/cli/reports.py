@@ -1,0 +1,58 @@
+"""Commands that show results: tables, figures, the site."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from .common import GRID, Answer, Gather, Option, command, written
+
+
+@command(GRID, example="blue tables --grid workflow/grid-pocket.yaml")
+def tables(arguments: Namespace) -> Answer:
+    """Make a grid's tables and pictures from its results."""
+    from ..reports.tables import write_tables
+    from ..runs.grid import Grid
+
+    return written(write_tables(Grid.load(arguments.grid)))
+
+
+@command(
+    Option("notebook", nargs="*", help="notebooks by name; by default all of the grid"),
+    Option("--grid", type=Path, default=Path("workflow/grid-pocket.yaml"), help="the grid file"),
+    example="blue draw --grid workflow/grid-pocket.yaml 03_residuals",
+)
+def draw(arguments: Namespace) -> Answer:
+    """Draw the figures of analysis notebooks from their numbers, models side by side."""
+    from ..reports.figures import draw_analysis
+    from ..runs.grid import Grid
+
+    grid = Grid.load(arguments.grid)
+    paths = []
+    for notebook in arguments.notebook or grid.notebooks:
+        numbers = {model: grid.numbers(notebook, model) for model in grid.models}
+        paths += draw_analysis(notebook, numbers, grid.drawn(notebook)[0].parent)
+    return written(paths)
+
+
+@command(
+    Option("--output", type=Path, metavar="DIR", help="folder of the site; by default build/site"),
+    Option(
+        "--only", nargs="+", action=Gather, default=[], metavar="NOTEBOOK", help="these notebooks only; by default all"
+    ),
+    Option(
+        "--no-execute",
+        action="store_true",
+        help="take notebooks as they are kept, with the outputs of checked cells only, in place of running those that "
+        "have changed",
+    ),
+    Option("--plain", action="store_true", help="plain pages by nbconvert, without asking MyST"),
+    example="blue site --plain --only 00_quickstart",
+)
+def site(arguments: Namespace) -> Answer:
+    """Build a static site from the executed notebooks, the figures and the tables."""
+    from ..io.paths import project_path
+    from ..reports.site import build_site
+
+    output = arguments.output or project_path("build", "site")
+    return written([build_site(output, only=arguments.only, execute=not arguments.no_execute, plain=arguments.plain)])
