@@ -168,11 +168,10 @@ def edit_sequence(
             for group in groups[len(batches) :]:
                 chosen = [records[i] for i in group]
                 last = len(batches) + 1 == len(groups)
-                with _whole_or_not_at_all(model, editor.layers, chosen):
-                    result = _edit_batch(model, editor, chosen, state, timer, originals if last else None)
+                with model.restored_on_error(editor.layers), _named(chosen):
+                    result, weights = _edit_batch(model, editor, chosen, state, timer, originals if last else None)
                     batches.append(_row(result, len(group)))
                     if checkpoint:
-                        weights = {layer: model.weight(layer) for layer in editor.layers}
                         checkpoint.save(weights, result.keys, batches, timer.rounded())
                 if after_batch:
                     after_batch(len(batches) - 1, result)
@@ -210,14 +209,10 @@ def _groups(records: int, size: int, skipped: set[int]) -> list[list[int]]:
 def _prepare(model: Model, editor: Method, timer: Timer) -> tuple[Snapshot, Any]:
     """The weights before the first batch, and what the editor makes of the model before any; the layers are in float32
     then. If that fails, the model is as it was."""
-    originals = model.snapshot(editor.layers)
-    try:
+    with model.restored_on_error(editor.layers) as originals:
         model.edit_in_float32(editor.layers)
         with timer("prepare"):
             return originals, editor.prepare(model)
-    except BaseException:
-        model.restore(originals)
-        raise
 
 
 @contextmanager
@@ -257,24 +252,22 @@ def _resume(
 
 
 @contextmanager
-def _whole_or_not_at_all(model: Model, layers: Sequence[int], records: Sequence[Record]) -> Iterator[None]:
-    """On an error the weights are what they were before the batch; one of its numbers names its records."""
-    before = model.snapshot(layers)
+def _named(records: Sequence[Record]) -> Iterator[None]:
+    """Say in which records' batch a computation failed."""
     try:
         yield
     except (ArithmeticError, torch.linalg.LinAlgError) as error:
-        model.restore(before)
         kind = type(error) if isinstance(error, ArithmeticError) else ArithmeticError
         raise kind(f"{_batch_name(records)}: {error}") from error
-    except BaseException:
-        model.restore(before)
-        raise
 
 
 def _edit_batch(
     model: Model, editor: Method, records: Sequence[Record], state: Any, timer: Timer, originals: Snapshot | None
-) -> BatchResult:
+) -> tuple[BatchResult, dict[int, Tensor]]:
     """Edit one batch, and advance the state past it, or, given ``originals``, finish: it is the last one.
+
+    Returns:
+        What the batch did, and the weights after it by layer.
 
     Raises:
         ArithmeticError: from the editor, or for an update or a weight that overflows.
@@ -287,8 +280,9 @@ def _edit_batch(
     else:
         with timer("finish"):
             editor.finish(model, originals.weights)
-    _check_sizes("the edited weight", {layer: model.weight(layer) for layer in editor.layers})
-    return result
+    weights = {layer: model.weight(layer) for layer in editor.layers}
+    _check_sizes("the edited weight", weights)
+    return result, weights
 
 
 def _row(result: BatchResult, edits: int) -> dict[str, float]:

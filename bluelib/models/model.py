@@ -145,6 +145,16 @@ class Model:
         self.as_loaded(snapshot.weights.keys() - snapshot.in_float32)
 
     @contextmanager
+    def restored_on_error(self, layers: Iterable[int]) -> Iterator[Snapshot]:
+        """If the block fails, the value projections of ``layers`` are what they were before it; yields them."""
+        before = self.snapshot(layers)
+        try:
+            yield before
+        except BaseException:
+            self.restore(before)
+            raise
+
+    @contextmanager
     def preserved(self, layers: Iterable[int]) -> Iterator[None]:
         """Whatever happens inside the block, the value projections of ``layers`` are afterwards what they were."""
         before = self.snapshot(layers)

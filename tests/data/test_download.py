@@ -23,6 +23,7 @@ from bluelib.cli import main
 from bluelib.data import Probe
 from bluelib.data.download import FILES, File, _Redirects, cached, download, downloaded, read_entries
 from bluelib.studies import shift
+from tests.support.folders import files
 from tests.support.small import RECORDS, random_model
 
 ENTRIES = [{"subject": f"Subject {i}", "attribute": "tuba", "prompt": f"Subject {i} plays the"} for i in range(4000)]
@@ -110,7 +111,7 @@ def interrupted(server, cut=HALF):
 
 def left(*names):
     """Nothing is in the cache but these files."""
-    return sorted(path.name for path in cached("known-facts").parent.iterdir()) == sorted(names)
+    return [path.name for path in files(cached("known-facts").parent)] == sorted(names)
 
 
 def test_a_file_is_fetched_once_and_checked_again(server, monkeypatch):

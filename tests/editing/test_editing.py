@@ -16,6 +16,7 @@ from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.io.timing import Timer
 from bluelib.models.model import weights_hash
 from bluelib.models.representations import subject_hidden, subject_keys
+from tests.support.folders import files
 from tests.support.small import PREFIXES, RECORDS, editor
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -119,12 +120,12 @@ def test_second_moments_equal_a_direct_sum_and_are_kept(any_model, tmp_path):
     hook.remove()
     keys = captured[0].flatten(0, 1)
     torch.testing.assert_close(found[3].matrix.double(), keys.T @ keys / 256, rtol=1e-5, atol=1e-7)
-    files = sorted((tmp_path / "statistics").iterdir())
-    assert len(files) == 2
-    stamps = [file.stat().st_mtime_ns for file in files]
+    kept = files(tmp_path / "statistics")
+    assert len(kept) == 2
+    stamps = [file.stat().st_mtime_ns for file in kept]
     again = second_moments(any_model, [1, 3], tokens=256)
     assert torch.equal(again[1].matrix, found[1].matrix)
-    assert [file.stat().st_mtime_ns for file in files] == stamps
+    assert [file.stat().st_mtime_ns for file in kept] == stamps
     with pytest.raises(ValueError, match="tokens; 999999999 were asked for"):
         second_moments(any_model, [1], tokens=999_999_999)
 

@@ -13,6 +13,7 @@ from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.models.model import Model
 from bluelib.models.tracing import trace
 from bluelib.studies.convergence import convergence, rank, relative_change, write_convergence
+from tests.support.folders import files
 from tests.support.small import RECORDS, editor, random_model
 
 TEXT = [
@@ -72,7 +73,7 @@ def test_an_interrupted_measurement_continues_to_the_same_bits(model, text, monk
     with pytest.raises(KeyboardInterrupt):
         second_moments(model, [0, 2], corpus=text, tokens=300)
     folder = tmp_path / "other" / "statistics"
-    (unfinished,) = folder.iterdir()
+    (unfinished,) = files(folder)
     assert "unfinished" in unfinished.name
 
     read = []
@@ -80,7 +81,7 @@ def test_an_interrupted_measurement_continues_to_the_same_bits(model, text, monk
     again = second_moments(model, [0, 2], corpus=text, tokens=300)
     for layer in (0, 2):
         assert torch.equal(again[layer].matrix, whole[layer].matrix)
-    assert not unfinished.exists() and len(list(folder.iterdir())) == 2
+    assert not unfinished.exists() and len(files(folder)) == 2
     assert len(parts) > 6 and len(read) == len(parts) - moment, "what was measured is not measured again"
 
 

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from bluelib import apply_delta, edit_sequence, load_dataset, load_model
 from bluelib.cli import main
 from bluelib.data.corpora import token_sequences
+from bluelib.data.datasets import DATASETS
 from bluelib.data.download import FILES, cached, download, downloaded, read_entries
 from bluelib.editing import catalogue
 from bluelib.editing.checkpoints import Checkpoint
@@ -53,6 +54,7 @@ from bluelib.reports.plots import save as save_figure
 from bluelib.reports.tables import _write as write_table
 from bluelib.runs.grid import Grid
 from bluelib.runs.notebooks import run_notebook
+from tests.support.folders import files
 from tests.support.small import PREFIXES, RECORDS, TARGETS, editor, random_model
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +79,7 @@ def corpus(tmp_path_factory) -> str:
 
 @pytest.fixture
 def model(small_world, corpus, monkeypatch) -> Iterator[Model]:
-    monkeypatch.setattr("tests.test_faults.CORPUS", corpus)
+    monkeypatch.setattr(f"{__name__}.CORPUS", corpus)
     with made().preserved(range(4)):
         yield made()
 
@@ -151,9 +153,8 @@ def limited(room: int) -> Iterator[None]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """All files of a folder, hidden ones too, by their hashes, but for the lock of a run at work."""
-    files = (p for p in folder.rglob("*") if p.is_file() and p.name != "filler" and p.suffix != ".lock")
-    return {str(p.relative_to(folder)): file_hash(p) for p in files}
+    """All files of a folder by their hashes."""
+    return {str(path.relative_to(folder)): file_hash(path) for path in files(folder) if path.name != "filler"}
 
 
 def figure(path: Path) -> None:
@@ -205,7 +206,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(model, disk, writer, sha
     path = disk.folder / "out" / name
     write(path)
     good = contents(path.parent)
-    size = max(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+    size = max(file.stat().st_size for file in files(path.parent))
     for before in (good, {}):
         if not before or path.is_dir():  # a saved model is never replaced
             shutil.rmtree(path.parent)
@@ -385,7 +386,7 @@ def in_delta(model: Model, folder: Path):
 
 def in_statistics(model: Model, folder: Path):
     moments(model, (0,))
-    (path,) = (folder / "statistics").iterdir()
+    (path,) = files(folder / "statistics")
     return path, lambda: moments(model, (0,))[0].matrix
 
 
@@ -403,13 +404,13 @@ def in_unfinished_statistics(model: Model, folder: Path):
 def in_null_space(model: Model, folder: Path):
     c = torch.diag(torch.arange(20.0))
     null_space(c, 4.5)
-    (path,) = (folder / "null-spaces").iterdir()
+    (path,) = files(folder / "null-spaces")
     return path, lambda: null_space(c, 4.5)
 
 
 def in_contexts(model: Model, folder: Path):
     context_prefixes(model)
-    (path,) = (folder / "contexts").iterdir()
+    (path,) = files(folder / "contexts")
     return path, lambda: context_prefixes(model)
 
 
@@ -534,23 +535,21 @@ def test_what_ships_is_listed_with_its_hash():
 @pytest.fixture
 def assets(tmp_path, monkeypatch) -> Path:
     copy = shutil.copytree(ASSETS, tmp_path / "assets")
-    for module in ("shipped", "models", "mend"):
+    for module in ("io.assets", "models.known", "editing.mend"):
         monkeypatch.setattr(f"bluelib.{module}.ASSETS", copy)
     return copy
 
 
 def test_a_shipped_file_that_is_another_is_refused(assets, monkeypatch):
-    from bluelib import data
-
     path = assets / "datasets" / "pocket-zsre.json"
-    monkeypatch.setitem(data.DATASETS, "pocket-zsre", replace(data.DATASETS["pocket-zsre"], path=path))
+    monkeypatch.setitem(DATASETS, "pocket-zsre", replace(DATASETS["pocket-zsre"], path=path))
     assert load_dataset("pocket-zsre", limit=1)
     lm = load_model("pocket-llama")
     network = Mend("mend", (1, 2), None)
     assert shipped_hash(network.path(lm))
-    files = [*(assets / "models" / "pocket-llama").glob("*.*"), path, assets / "mend" / "pocket-llama.safetensors"]
+    shipped = [*(assets / "models" / "pocket-llama").glob("*.*"), path, assets / "mend" / "pocket-llama.safetensors"]
     loaders = {"datasets": lambda: load_dataset("pocket-zsre", limit=1), "mend": lambda: network.prepare(lm)}
-    for file in files:
+    for file in shipped:
         if file.suffix == ".md":
             continue
         load = loaders.get(file.parent.name, lambda: load_model("pocket-llama"))

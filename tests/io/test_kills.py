@@ -35,9 +35,9 @@ from bluelib.editing import second_moments as statistics
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.second_moments import null_space, second_moments
 from bluelib.editing.solvers import NullSpace, Ridge
-from bluelib.io import writing as files
 from bluelib.io.formats import write_json
-from bluelib.io.writing import atomic_directory, atomic_file
+from bluelib.io.locks import locked
+from bluelib.io.writing import atomic_directory, atomic_file, remove_leftovers
 from bluelib.models import contexts
 from bluelib.models.model import weights_hash
 from bluelib.pocket import card
@@ -45,13 +45,13 @@ from bluelib.pocket.pretrain import Recipe
 from bluelib.runs import cell as experiment
 from bluelib.runs.grid import Grid
 from tests.data.test_download import ENTRIES, server  # noqa: F401
+from tests.editing.test_second_moments import TEXT
+from tests.runs.test_workflow import TINY, blue, finished, project  # noqa: F401
+from tests.support.folders import age, files, leftovers
 from tests.support.small import PREFIXES, RECORDS, editor
 
-from .test_statistics import TEXT
-from .test_workflow import TINY, blue, finished, project  # noqa: F401
-
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.forked"])
+FORKS.set_forkserver_preload(["tests.support.forked"])
 PATIENCE = 300  # seconds until something that must happen is given up
 
 
@@ -114,8 +114,9 @@ def wait_for(condition: Callable[[], object], process=None) -> None:
 
 
 def state(folder: Path) -> dict[str, object]:
-    """Everything in a folder, hidden files too: JSON without times and what else a process says of itself."""
-    return {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Everything in a folder but lock files, hidden files too: JSON without times and what else a process says of
+    itself."""
+    return {str(path.relative_to(folder)): _content(path) for path in files(folder)}
 
 
 #: What a process says of itself, and the hash of a file that has it.
@@ -129,13 +130,10 @@ def _content(path: Path) -> object:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def being_written(folder: Path) -> bool:
-    return any(folder.rglob(".*.tmp"))
-
-
 def killed_at_moments(task: Callable, folder: Path, *arguments, moments: int, seed: int = 0) -> dict[str, int]:
-    """Kill a task at random moments of an undisturbed run's time, and start it again each time; one that ends before it
-    is to be killed is begun afresh. Whenever it ends, it must have left what the undisturbed run left."""
+    """Kill a task at random moments of an undisturbed run's time, and start it again each time as if a day later; one
+    that ends before it is to be killed is begun afresh. Whenever it ends, it must have left what the undisturbed run
+    left."""
     chance = random.Random(f"{task.__name__} {seed}")
     ended(start(task, folder / "first", *arguments), folder / "first")  # whatever is made once for all runs
     began = time.monotonic()
@@ -158,7 +156,8 @@ def killed_at_moments(task: Callable, folder: Path, *arguments, moments: int, se
             process.join()
         if process.exitcode == -signal.SIGKILL:
             tried["kills"] += 1
-            tried["in a write"] += being_written(folder / "killed")
+            tried["in a write"] += bool(leftovers(folder / "killed"))
+            age(*leftovers(folder / "killed"))
         else:
             end(process)
     end(start(task, folder / "killed", *arguments))
@@ -167,8 +166,8 @@ def killed_at_moments(task: Callable, folder: Path, *arguments, moments: int, se
 
 
 def killed_at_changes(task: Callable, folder: Path, *arguments) -> int:
-    """Kill a task before its first change to the files, its second one when it is started again, and so on, until it
-    ends: it must have left what an undisturbed run leaves. Returns how often it was killed."""
+    """Kill a task before its first change to the files, its second one when it is started again as if a day later, and
+    so on, until it ends: it must have left what an undisturbed run leaves. Returns how often it was killed."""
     ended(start(task, folder / "whole", *arguments), folder / "whole")
     for change in range(1, 1000):
         process = start(task, folder / "killed", *arguments, change=change)
@@ -176,6 +175,7 @@ def killed_at_changes(task: Callable, folder: Path, *arguments) -> int:
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
+        age(*leftovers(folder / "killed"))
     assert state(folder / "killed") == state(folder / "whole")
     print(f"{task.__name__} {arguments}: killed before {change - 1} changes")
     return change - 1
@@ -317,14 +317,15 @@ def test_a_workflow_survives_twenty_kills(project):  # noqa: F811
             process.kill() if tried["kills"] % 2 else os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             tried["kills"] += 1
-            tried["in a write"] += any(map(being_written, made))
+            tried["in a write"] += any(map(leftovers, made))
+            age(*(left for folder in made for left in leftovers(folder)))
             assert not psutil.wait_procs(children, timeout=30)[1], "nothing goes on behind the next run's back"
         else:
             assert process.returncode == 0 and results() == wanted
             remove()
     finished(blue(project, TINY))
     assert results() == wanted
-    assert not any(map(being_written, made)) and not list((found.work / "checkpoints").iterdir())
+    assert not any(map(leftovers, made)) and not list((found.work / "checkpoints").iterdir())
     print(f"workflow: {tried}, {duration:.1f} s undisturbed")
 
 
@@ -424,6 +425,50 @@ def test_if_the_one_that_makes_a_file_is_killed_another_goes_on(tmp_path, task, 
     assert state(folder) == state(tmp_path / "alone")
 
 
+def count(folder: Path, times: int) -> None:
+    """Add to a number in a file: two that did so at once would count one."""
+    for _ in range(times):
+        with locked(folder / "number"):
+            found = int((folder / "number").read_text()) if (folder / "number").exists() else 0
+            time.sleep(0.001)
+            (folder / "number").write_text(str(found + 1))
+
+
+def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
+    processes = [start(count, tmp_path / "f", 50) for _ in range(3)]
+    for process in processes:
+        ended(process, tmp_path / "f")
+    assert (tmp_path / "f" / "number").read_text() == "150"
+
+
+def hold(folder: Path, seconds: float) -> None:
+    with locked(folder / "held"):
+        (folder / "here").touch()
+        time.sleep(seconds)
+
+
+def test_a_lock_ends_with_its_holder(tmp_path):
+    folder = tmp_path / "f"
+    holder = start(hold, folder, PATIENCE)
+    wait_for((folder / "here").exists, holder)
+    with pytest.raises(BlockingIOError, match="held is in use by another process"):
+        locked(folder / "held", wait=False).__enter__()
+    other = start(hold, folder, 0)
+    wait_for(lambda: waiting(folder), other)
+    assert other.is_alive()
+    holder.kill()
+    ended(other, folder)
+    with locked(folder / "held", wait=False):
+        assert [path.name for path in files(folder)] == ["here"], "nothing is made but the lock file"
+
+
+def test_a_lock_ends_with_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "held"):
+        raise ZeroDivisionError
+    with locked(tmp_path / "held", wait=False):
+        pass
+
+
 def edit_and_hang(folder: Path) -> None:
     """A sequence of edits that stops after its second batch, without ending."""
     once(checkpoints.Checkpoint, "save", folder, 0, 3)
@@ -449,7 +494,7 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_dead(tmp_
         second = start(task, folder, *arguments)
         second.join(PATIENCE)
         assert second.exitcode == 1
-        assert f"is in use by process {first.pid} on " in Path(f"{folder}.log").read_text(encoding="utf-8")
+        assert " is in use by another process: " in Path(f"{folder}.log").read_text(encoding="utf-8")
     assert state(folder) == before, "the second changes nothing"
     first.kill()
     first.join()
@@ -485,10 +530,7 @@ def test_several_downloads_of_a_file_are_one(server, tmp_path, others, killed): 
     first.join(PATIENCE)
     assert server.requests[0][1] is None and len(server.requests) == 1 + killed
     assert not killed or server.requests[1][1].startswith("bytes=")
-    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [
-        "known_1000.json",
-        "known_1000.json.sha256",
-    ]
+    assert [path.name for path in files(folder)] == ["known_1000.json", "known_1000.json.sha256"]
     assert (folder / "datasets" / "known_1000.json").read_bytes() == server.content
 
 
@@ -508,8 +550,8 @@ def write_folder(folder: Path, content: str) -> None:
 
 @pytest.mark.parametrize(("task", "names"), [(write, ["file.txt"]), (write_folder, ["site/a", "site/b"])])
 def test_what_is_written_is_old_or_new_whenever_its_writer_is_killed(tmp_path, task, names):
-    """Killed before each of its changes in turn; what the dead one left is gone once another has written."""
-    gone = 0
+    """Killed before each of its changes in turn; what the dead one left is gone once another has written a day later."""
+    gone = kept = 0
     for change in range(1, 100):
         folder = tmp_path / str(change)
         ended(start(task, folder, "old"), folder)
@@ -520,14 +562,22 @@ def test_what_is_written_is_old_or_new_whenever_its_writer_is_killed(tmp_path, t
         assert process.exitcode == -signal.SIGKILL
         if not (folder / names[0]).exists():  # between the two renames of a folder
             gone += 1
-            files.remove_leftovers(folder / names[0].split("/")[0])
+            remove_leftovers(folder / names[0].split("/")[0])
+            assert not (folder / names[0]).exists(), "its writer may be alive"
+            age(*leftovers(folder))
+            remove_leftovers(folder / names[0].split("/")[0])
             assert {(folder / name).read_text() for name in names} == {"new"}
         else:
             assert {(folder / name).read_text() for name in names} in ({"old"}, {"new"})
+        left = leftovers(folder)
+        kept += bool(left)
+        ended(start(task, folder, "newer"), folder)
+        assert leftovers(folder) == left, "their writers may be alive"
+        age(*left)
         ended(start(task, folder, "newer"), folder)
         assert {(folder / name).read_text() for name in names} == {"newer"}
         assert sorted(state(folder)) == names and len(list(folder.iterdir())) == 1
-    assert change > 5 and gone == (task is write_folder)
+    assert change > 4 and kept > 1 and gone == (task is write_folder)
 
 
 def write_slowly(folder: Path) -> None:
@@ -537,16 +587,22 @@ def write_slowly(folder: Path) -> None:
 
 
 def test_what_a_living_process_writes_is_left_alone(tmp_path):
-    slow = [start(write_slowly, tmp_path / "f") for _ in range(2)]
-    wait_for(lambda: len(list((tmp_path / "f").glob(".file.txt.*.tmp/file.txt"))) == 2)
-    slow[0].kill()
-    slow[0].join()
-    write(tmp_path / "f", "quick")
-    assert (tmp_path / "f" / "file.txt").read_text() == "quick"
-    assert len(list((tmp_path / "f").glob(".file.txt.*.tmp"))) == 1, "the dead one's is gone, the living one's is not"
-    (tmp_path / "f" / "go").touch()
-    ended(slow[1], tmp_path / "f")
-    assert (tmp_path / "f" / "file.txt").read_text() == "slow" and not being_written(tmp_path)
+    folder = tmp_path / "f"
+    dead = start(write_slowly, folder)
+    wait_for(lambda: list(folder.glob(".file.txt.*.tmp/file.txt")), dead)
+    dead.kill()
+    dead.join()
+    (left,) = leftovers(folder)
+    living = start(write_slowly, folder)
+    wait_for(lambda: len(list(folder.glob(".file.txt.*.tmp/file.txt"))) == 2, living)
+    age(left)
+    write(folder, "quick")
+    assert (folder / "file.txt").read_text() == "quick"
+    (still,) = leftovers(folder)
+    assert still != left, "the dead one's is gone, the living one's is not"
+    (folder / "go").touch()
+    ended(living, folder)
+    assert (folder / "file.txt").read_text() == "slow" and not leftovers(tmp_path)
 
 
 def test_leftovers_of_a_name_that_begins_alike_are_left_alone(tmp_path):
@@ -554,9 +610,10 @@ def test_leftovers_of_a_name_that_begins_alike_are_left_alone(tmp_path):
     between = tmp_path / ".model.v2.abcd1234.tmp"
     for name in ("model.v2", ".replaced"):
         (between / name).mkdir(parents=True)
-    files.remove_leftovers(tmp_path / "model")
+    age(between)
+    remove_leftovers(tmp_path / "model")
     assert between.exists()
-    files.remove_leftovers(tmp_path / "model.v2")
+    remove_leftovers(tmp_path / "model.v2")
     assert not between.exists() and (tmp_path / "model.v2").is_dir()
 
 
@@ -573,7 +630,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", fails)
     with pytest.raises(OSError, match="no space"):
         write_folder(tmp_path, "new")
-    assert (tmp_path / "site" / "a").read_text() == "old" and not being_written(tmp_path)
+    assert (tmp_path / "site" / "a").read_text() == "old" and not leftovers(tmp_path)
 
 
 # --- interrupted, not killed ---------------------------------------------------------------------------------------

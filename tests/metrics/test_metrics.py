@@ -189,7 +189,7 @@ def test_an_end_of_text_token_does_not_end_a_text(any_model, monkeypatch):
 def test_consistency_is_one_for_identical_and_zero_for_disjoint_texts(any_model, monkeypatch):
     reference = CF.reference_texts[0]
     for text, expected in ((reference, 100.0), ("Nothing alike here", 0.0)):
-        monkeypatch.setattr("bluelib.models.generation.generate_texts", lambda *a, text=text, **k: [text, text])
+        monkeypatch.setattr("bluelib.metrics.text.generate_texts", lambda *a, text=text, **k: [text, text])
         assert evaluate(any_model, [CF]).means["consistency"] == pytest.approx(expected)
 
 

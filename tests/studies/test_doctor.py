@@ -16,13 +16,13 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, Olmo2Config, Phi3Config
 
 from benchmarks.paper_scale import table
-from bluelib import edit_sequence, get_editor
+from bluelib import edit_sequence, get_editor, load_model
 from bluelib.cli import main
 from bluelib.editing.settings import model_configs
 from bluelib.editing.solvers import Equality, NullSpace, Ridge
-from bluelib.models import model as models
-from bluelib.models.adapters import Adapter
-from bluelib.models.model import Model
+from bluelib.models import adapters
+from bluelib.models.adapters import ADAPTERS, Adapter
+from bluelib.models.model import Model, weights_hash
 from bluelib.studies.doctor import Findings, examine, memory, report, solver_bytes, work_bytes
 from tests.support.checkpoints import ARCHITECTURES, LAYERS, write_checkpoint
 from tests.support.small import RECORDS, random_model
@@ -46,10 +46,10 @@ def test_every_architecture_is_found_healthy_and_left_as_it_was(name, tmp_path, 
     found = json.loads(capsys.readouterr().out)
     assert found["healthy"] and len(found["checks"]) == 2 + 3 * 2 and not found["configured"]
     assert found["facts"]["blocks"].startswith(f"{LAYERS}, ")
-    model = models.load_model(str(folder))
+    model = load_model(str(folder))
     revision = model.revision
     text = report(examine(model))
-    assert models.weights_hash(model.hf_model) == revision
+    assert weights_hash(model.hf_model) == revision
     assert "DOES NOT HOLD" not in text and found["facts"]["d_model, d_mlp"] in text
     assert len(text.splitlines()) < 70  # 40 of them without the settings to begin with
 
@@ -57,9 +57,9 @@ def test_every_architecture_is_found_healthy_and_left_as_it_was(name, tmp_path, 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["llama-3", "gpt-j", "gemma"])
 def test_rounding_is_no_fault(name, dtype, tmp_path):
-    model = models.load_model(str(write_checkpoint(tmp_path / name, name)), dtype=dtype)
+    model = load_model(str(write_checkpoint(tmp_path / name, name)), dtype=dtype)
     assert examine(model).healthy
-    assert models.weights_hash(model.hf_model) == model.revision
+    assert weights_hash(model.hf_model) == model.revision
 
 
 def test_a_model_on_several_devices_is_measured_where_it_is():
@@ -99,9 +99,9 @@ def small(config, tokenizer: str = "llama3", name: str = "small") -> Model:
 )
 def test_a_block_that_normalises_its_mlps_output_is_noticed(config, norm, monkeypatch):
     """Why Gemma 2 and OLMo 2 cannot be edited: with adapters all the same, the measurement fails."""
-    adapter = replace(models.ADAPTERS["llama"], mlp_norm=norm)
-    monkeypatch.setattr(models, "ADAPTERS", {"gemma2": adapter, "olmo2": adapter})
-    monkeypatch.setattr(models, "UNFIT", {})
+    adapter = replace(ADAPTERS["llama"], mlp_norm=norm)
+    monkeypatch.setattr(adapters, "ADAPTERS", {"gemma2": adapter, "olmo2": adapter})
+    monkeypatch.setattr(adapters, "UNFIT", {})
     findings = examine(small(config))
     assert {"block 0 adds ΔW k to the stream", "block 1 adds ΔW k to the stream"} <= failed(findings)
     assert not findings.healthy and "DOES NOT HOLD" in report(findings)
@@ -128,8 +128,8 @@ def test_a_block_that_normalises_its_mlps_output_is_noticed(config, norm, monkey
 )
 def test_factors_on_the_way_are_noticed(config, options, wrong, monkeypatch):
     """A factor on what a block adds, and one on the logits, each in an architecture that is otherwise fit."""
-    beside = models.ADAPTERS["llama"] if config is GraniteConfig else replace(models.ADAPTERS["llama"], mlp_norm=None)
-    monkeypatch.setitem(models.ADAPTERS, config.model_type, beside)
+    beside = ADAPTERS["llama"] if config is GraniteConfig else replace(ADAPTERS["llama"], mlp_norm=None)
+    monkeypatch.setitem(ADAPTERS, config.model_type, beside)
     assert failed(examine(small(lambda **given: config(**given, **options)))) == wrong
     neutral = {key: 1.0 if isinstance(value, float) else value for key, value in options.items()}
     assert examine(small(lambda **given: config(**given, **neutral))).healthy
@@ -164,9 +164,7 @@ def test_a_slow_tokenizer_is_refused(monkeypatch, capsys):
 
 
 def test_a_failed_assumption_is_the_exit_status(monkeypatch, capsys):
-    monkeypatch.setitem(
-        models.ADAPTERS, "llama", replace(models.ADAPTERS["llama"], norm="model.layers.0.input_layernorm")
-    )
+    monkeypatch.setitem(ADAPTERS, "llama", replace(ADAPTERS["llama"], norm="model.layers.0.input_layernorm"))
     assert main(["doctor", "pocket-llama", "--json"]) == 1
     assert not json.loads(capsys.readouterr().out)["healthy"]
 
@@ -225,7 +223,7 @@ def test_memory_of_a_solver_at_work_is_what_it_takes(solver):
 
 def test_memory_follows_layers_types_and_batches(tmp_path):
     folder = write_checkpoint(tmp_path / "model", "llama-3")
-    model, half = models.load_model(str(folder)), models.load_model(str(folder), dtype="bfloat16")
+    model, half = load_model(str(folder)), load_model(str(folder), dtype="bfloat16")
     found = {name: memory(model, name) for name in ("memit", "memit_blue", "pmet", "alphaedit", "rome", "ft")}
     assert found["memit"] == found["pmet"]
     assert found["memit"]["host"] == pytest.approx(4 / 2 * found["memit_blue"]["host"])
@@ -244,9 +242,9 @@ def test_memory_follows_layers_types_and_batches(tmp_path):
 def test_the_page_on_adapters_works(monkeypatch, small_world):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"), re.S)
     assert len(code.strip().splitlines()) < 20
-    monkeypatch.setattr(models, "ADAPTERS", dict(models.ADAPTERS))
+    monkeypatch.setattr(adapters, "ADAPTERS", dict(ADAPTERS))
     exec(code, {})
-    assert isinstance(models.ADAPTERS["phi3"], Adapter)
+    assert isinstance(adapters.ADAPTERS["phi3"], Adapter)
     model = small(Phi3Config)
     assert examine(model).healthy
     moments = {"layers": [0, 1], "corpus": "pocket", "tokens": 3000}
