@@ -727,14 +727,15 @@ def _tables(arguments: argparse.Namespace) -> Answer:
 
 
 def _draw(arguments: argparse.Namespace) -> Answer:
-    from .reports.figures import draw_analysis
+    from .reports.figures import draw
     from .runs.grid import Grid
+    from .studies import study_of
 
     grid = Grid.load(arguments.grid)
     paths = []
     for notebook in arguments.notebook or grid.notebooks:
         numbers = {model: grid.numbers(notebook, model) for model in grid.models}
-        paths += draw_analysis(notebook, numbers, grid.drawn(notebook)[0].parent)
+        paths += draw(study_of(notebook).name, numbers, grid.drawn(notebook)[0].parent)
     return _written(paths)
 
 

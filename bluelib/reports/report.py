@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from ..io.formats import read_json, write_json
-from ..io.paths import ANALYSIS, ANALYSIS_FIGURES, numbers_name, project_path
+from ..io.paths import numbers_name, project_path
 from ..io.writing import atomic_file
 from ..runs.grid import Grid
+from ..studies import STUDIES, Study
 from .comparison import champions, family_gains, improvement, paired, record_scores
 from .tables import load_cells, main_frame, markdown_table, short_table
 from .verdicts import LEGEND, Verdict, average_improvement, blue_against_plain
@@ -49,19 +50,20 @@ def claims(grid: Grid) -> list[Claim]:
         FileNotFoundError: if numbers are missing, naming them.
     """
     found = []
-    for notebook in ANALYSIS:
-        found += _of_analysis(grid, notebook) if notebook < MAIN else []
+    for study in STUDIES.values():
+        found += _of_study(grid, study) if study.notebook < MAIN else []
     found += _of_cells(grid)
-    for notebook in ANALYSIS:
-        found += _of_analysis(grid, notebook) if notebook > MAIN else []
+    for study in STUDIES.values():
+        found += _of_study(grid, study) if study.notebook > MAIN else []
     return found
 
 
-def _of_analysis(grid: Grid, notebook: str) -> list[Claim]:
+def _of_study(grid: Grid, study: Study) -> list[Claim]:
+    notebook = study.notebook
     run = notebook in grid.notebooks
-    parameters = grid.notebooks[notebook] if run else ANALYSIS[notebook]
+    parameters = grid.notebooks[notebook] if run else study.parameters
     folder = grid.drawn(notebook)[0].parent if run else project_path("figures")
-    figures = tuple(folder / f"{name}.png" for name in ANALYSIS_FIGURES[notebook])
+    figures = tuple(folder / f"{name}.png" for name in study.figures)
     by_claim: dict[str, dict[str, Verdict]] = {}
     sizes: dict[str, dict[str, None]] = {}
     for model in grid.models:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import chdir
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -23,8 +24,8 @@ import yaml
 from ..io.paths import project_path
 from ..io.writing import atomic_directory, atomic_file
 from ..runs.notebooks import run_notebook
+from ..studies import STUDIES
 from . import figures, plots
-from .figures import FIGURES
 from .pages import Page, write_pages
 
 LANDING = "docs/site/index.md"
@@ -219,7 +220,8 @@ def _gallery(titles: Mapping[str, str], tables: Mapping[str, str]) -> str:
         "Drawn from the numbers in the repository's `figures` and `results` folders by `blue draw` and "
         "`blue tables`. Every picture and every table says which scale it has.",
     ]
-    for name, drawn in FIGURES.items():
+    for study in STUDIES.values():
+        name, drawn = study.notebook, figures.functions(study.name)
         there = {stem: draw for stem, draw in drawn.items() if project_path("figures", f"{stem}.png").exists()}
         if name in titles and there:
             parts.append(f"## {titles[name]}\n\nFrom [`{name}`](../notebooks/{name}.ipynb), at a larger size.")
@@ -248,7 +250,8 @@ def _drawing_functions(*modules: ModuleType) -> dict[str, str]:
 def _describe_outputs(notebook: nbformat.NotebookNode) -> None:
     """Give every output image a text: what the cell's drawing function says, or else the heading above. Parts of
     outputs that need a running kernel are dropped."""
-    about, heading = _drawing_functions(figures, plots), ""
+    modules = [import_module(f"{figures.__name__}.{study}") for study in STUDIES]
+    about, heading = _drawing_functions(*modules, plots), ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             heading = (re.findall(r"^#+ +(.+)$", cell.source, re.M) or [heading])[-1]

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..editing.settings import model_configs
 from ..io.formats import read_yaml
-from ..io.paths import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_name, plain, project_path, raw_path
+from ..io.paths import cell_name, numbers_name, plain, project_path, raw_path
+from ..studies import study_of
 
 #: In place of an analysis notebook's parameters: those of the committed analysis.
 COMMITTED = "committed"
@@ -200,10 +201,8 @@ class Grid:
         Raises:
             ValueError: for a notebook that has none.
         """
-        if notebook not in ANALYSIS_FIGURES:
-            raise ValueError(f"no analysis notebook is called {notebook!r}; known: {', '.join(ANALYSIS_FIGURES)}")
         folder = project_path("figures") if self.name == COMMITTED_GRID else self.figures
-        return [folder / f"{name}{suffix}" for name in ANALYSIS_FIGURES[notebook] for suffix in (".png", ".svg")]
+        return [folder / f"{name}{suffix}" for name in study_of(notebook).figures for suffix in (".png", ".svg")]
 
     def tables(self) -> list[Path]:
         """The tables and pictures that are made of the cells' numbers."""
@@ -233,6 +232,5 @@ def _mapping(key: str, values: Any) -> Mapping[str, Any]:
 
 
 def _parameters(notebook: str, values: Any) -> Mapping[str, Any]:
-    if notebook not in ANALYSIS:
-        raise ValueError(f"no analysis notebook is called {notebook!r}; known: {', '.join(ANALYSIS)}")
-    return ANALYSIS[notebook] if values == COMMITTED else _mapping(f"notebooks.{notebook}", values)
+    study = study_of(notebook)
+    return study.parameters if values == COMMITTED else _mapping(f"notebooks.{notebook}", values)

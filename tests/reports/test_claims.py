@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bluelib.io.paths import ANALYSIS
 from bluelib.models.known import pocket_models
 from bluelib.reports import verdicts
-from bluelib.reports.figures import FIGURES, draw_analysis
+from bluelib.reports.figures import draw
+from bluelib.studies import STUDIES, study_of
 from bluelib.studies.capability import MEAN
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,9 @@ def test_the_committed_verdicts_follow_from_the_committed_numbers(notebook, mode
     assert [verdict._asdict() for verdict in JUDGES[notebook](content)] == content["verdicts"]
     assert content["provenance"]["scale"] == "pocket" and content["provenance"]["model"] == model
     parameters = content["parameters"]
-    assert parameters.items() >= ANALYSIS[notebook].items(), "the committed analysis is not the one that is described"
+    assert parameters.items() >= study_of(notebook).parameters.items(), (
+        "the committed analysis is not the one that is described"
+    )
     assert (
         content["provenance"]["model_revision"]
         == json.loads((pocket_models()[model] / "recall.json").read_text())["weights"]
@@ -145,12 +147,11 @@ def test_a_loss_that_does_not_go_on_is_partly_reproduced_and_a_large_one_is_not_
     ]
 
 
-@pytest.mark.parametrize("notebook", list(JUDGES))
-def test_the_figures_are_those_of_the_committed_numbers(notebook, tmp_path):
-    drawn = draw_analysis(
-        notebook, {model: ROOT / "figures" / f"{notebook}_{model}.json" for model in MODELS}, tmp_path
-    )
-    assert {path.stem for path in drawn} == set(FIGURES[notebook])
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_the_figures_are_those_of_the_committed_numbers(study, tmp_path):
+    committed = {model: ROOT / "figures" / f"{study.notebook}_{model}.json" for model in MODELS}
+    drawn = draw(study.name, committed, tmp_path)
+    assert {path.stem for path in drawn} == set(study.figures)
     for path in drawn:
         if path.suffix == ".svg":
             assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes(), path.name
