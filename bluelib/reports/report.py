@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..io.formats import read_json, write_json
-from ..io.paths import numbers_name, project_path
+from ..io.paths import project_path
 from ..io.writing import atomic_file
 from ..runs.grid import Grid
 from ..studies import STUDIES, Study
@@ -59,15 +59,13 @@ def claims(grid: Grid) -> list[Claim]:
 
 
 def _of_study(grid: Grid, study: Study) -> list[Claim]:
-    notebook = study.notebook
-    run = notebook in grid.notebooks
-    parameters = grid.notebooks[notebook] if run else study.parameters
-    folder = grid.drawn(notebook)[0].parent if run else project_path("figures")
-    figures = tuple(folder / f"{name}.png" for name in study.figures)
+    source, notebook = grid.source_of(study), study.notebook
+    parameters = source.notebooks[notebook]
+    figures = tuple(path for path in source.drawn(notebook) if path.suffix == ".png")
     by_claim: dict[str, dict[str, Verdict]] = {}
     sizes: dict[str, dict[str, None]] = {}
     for model in grid.models:
-        path = grid.numbers(notebook, model) if run else project_path("figures", numbers_name(notebook, model))
+        path = source.numbers(notebook, model)
         content = read_json(path)
         if not content["parameters"].items() >= dict(parameters).items():
             raise ValueError(f"{path} is of another analysis ({content['parameters']}) than the grid's ({parameters})")

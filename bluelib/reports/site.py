@@ -222,10 +222,12 @@ def _gallery(titles: Mapping[str, str], tables: Mapping[str, str]) -> str:
     ]
     for study in STUDIES.values():
         name, drawn = study.notebook, figures.functions(study.name)
-        there = {stem: draw for stem, draw in drawn.items() if project_path("figures", f"{stem}.png").exists()}
+        there = {
+            stem: draw for stem, draw in drawn.items() if project_path("figures", "pocket", f"{stem}.png").exists()
+        }
         if name in titles and there:
             parts.append(f"## {titles[name]}\n\nFrom [`{name}`](../notebooks/{name}.ipynb), at a larger size.")
-            parts += [f"![{_about(draw)}]({stem}.png)\n\n*{_about(draw)}*" for stem, draw in there.items()]
+            parts += [f"![{_about(draw)}](pocket/{stem}.png)\n\n*{_about(draw)}*" for stem, draw in there.items()]
     if tables:
         parts.append("## Tables")
         parts.append("\n".join(f"- [{_heading(text)}]({name})" for name, text in tables.items()))

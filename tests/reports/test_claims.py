@@ -16,6 +16,7 @@ from bluelib.studies import STUDIES, study_of
 from bluelib.studies.capability import MEAN
 
 ROOT = Path(__file__).parents[2]
+NUMBERS, PICTURES = ROOT / "results" / "pocket" / "analysis", ROOT / "figures" / "pocket"
 MODELS = sorted(pocket_models())
 JUDGES = {
     "01_locate": verdicts.locate,
@@ -29,7 +30,7 @@ JUDGES = {
 
 
 def numbers(notebook, model="pocket-llama"):
-    return json.loads((ROOT / "figures" / f"{notebook}_{model}.json").read_text())
+    return json.loads((NUMBERS / f"{notebook}_{model}.json").read_text())
 
 
 def test_judge():
@@ -149,9 +150,9 @@ def test_a_loss_that_does_not_go_on_is_partly_reproduced_and_a_large_one_is_not_
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_the_figures_are_those_of_the_committed_numbers(study, tmp_path):
-    committed = {model: ROOT / "figures" / f"{study.notebook}_{model}.json" for model in MODELS}
+    committed = {model: NUMBERS / f"{study.notebook}_{model}.json" for model in MODELS}
     drawn = draw(study.name, committed, tmp_path)
     assert {path.stem for path in drawn} == set(study.figures)
     for path in drawn:
         if path.suffix == ".svg":
-            assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes(), path.name
+            assert path.read_bytes() == (PICTURES / path.name).read_bytes(), path.name

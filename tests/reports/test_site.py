@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 THEORY = "02_weight_shift_theory"
 TAKEN = [
     "docs/performance.md",
-    "figures/02_bounds.png",
-    "figures/nullspace_pocket-llama.md",
+    "figures/pocket/02_bounds.png",
+    "figures/pocket/nullspace_pocket-llama.md",
     "figures/pocket/main_pocket-counterfact.md",
     "figures/pocket/main_pocket-counterfact.png",
     "figures/pocket/pareto.png",
@@ -92,7 +92,7 @@ def test_every_source_has_its_page(built):
         "index.html",
         "docs/performance.html",
         "figures/index.html",
-        "figures/nullspace_pocket-llama.html",
+        "figures/pocket/nullspace_pocket-llama.html",
         "figures/pocket/main_pocket-counterfact.html",
         "figures/pocket/report.html",
         "notebooks/07_small.html",

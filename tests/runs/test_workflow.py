@@ -44,9 +44,7 @@ def project(tmp_path, monkeypatch):
     """A checkout of the notebooks and the workflow, with the committed numbers of the analyses."""
     for part in ("notebooks", "workflow"):
         shutil.copytree(ROOT / part, tmp_path / part)
-    (tmp_path / "figures").mkdir()
-    for path in (ROOT / "figures").glob("0*.json"):
-        shutil.copy(path, tmp_path / "figures")
+    shutil.copytree(ROOT / "results" / "pocket" / "analysis", tmp_path / "results" / "pocket" / "analysis")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
