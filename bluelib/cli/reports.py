@@ -24,14 +24,15 @@ def tables(arguments: Namespace) -> Answer:
 )
 def draw(arguments: Namespace) -> Answer:
     """Draw the figures of analysis notebooks from their numbers, models side by side."""
-    from ..reports.figures import draw_analysis
+    from ..reports import figures
     from ..runs.grid import Grid
+    from ..studies import study_of
 
     grid = Grid.load(arguments.grid)
     paths = []
     for notebook in arguments.notebook or grid.notebooks:
         numbers = {model: grid.numbers(notebook, model) for model in grid.models}
-        paths += draw_analysis(notebook, numbers, grid.drawn(notebook)[0].parent)
+        paths += figures.draw(study_of(notebook).name, numbers, grid.figures)
     return written(paths)
 
 

@@ -63,14 +63,13 @@ def nullspace(arguments: Namespace) -> Answer:
     from ..data.datasets import load_dataset
     from ..editing.second_moments import TOKENS
     from ..editing.settings import critical_layers
-    from ..io.paths import project_path
     from ..models.load import load_model
     from ..studies.nullspace import null_space_report, write_null_space_report
 
     model = load_model(arguments.model)
     records = load_dataset("pocket-counterfact", split="tune", limit=100)
     layers = critical_layers(model.name)
-    stem = project_path("figures", f"nullspace_{model.name}")
+    stem = _table_stem("nullspace", model.name)
     write_null_space_report(null_space_report(model, records, layers, POCKET_CORPORA, TOKENS), stem)
     return _table(stem)
 
@@ -95,8 +94,6 @@ def convergence(arguments: Namespace) -> Answer:
     """Report how much text second moments need."""
     from ..data.datasets import choosing_split, load_dataset
     from ..editing.named import get_composition
-    from ..io.paths import plain, project_path, raw_path
-    from ..models.known import scale_of
     from ..models.load import load_model
     from ..studies.convergence import convergence, write_convergence
 
@@ -104,10 +101,18 @@ def convergence(arguments: Namespace) -> Answer:
     records = load_dataset(arguments.dataset, split=choosing_split(arguments.dataset), limit=arguments.edits)
     editors = [get_composition(name, model, corpus=arguments.corpus) for name in arguments.editor]
     rows, scores = convergence(model, records, editors, arguments.tokens)
-    name = f"convergence_{plain(model.name)}"
-    stem = project_path("figures", name) if scale_of(model.name) == "pocket" else raw_path(name)
+    stem = _table_stem("convergence", model.name)
     write_convergence(model, rows, scores, len(records), stem)
     return _table(stem)
+
+
+def _table_stem(kind: str, model: str) -> Path:
+    """Where a table about a model goes: beside the committed ones for a pocket model."""
+    from ..io.paths import plain, project_path, raw_path
+    from ..models.known import scale_of
+
+    name = f"{kind}_{plain(model)}"
+    return project_path("figures", "pocket", name) if scale_of(model) == "pocket" else raw_path(name)
 
 
 def _table(stem: Path) -> Answer:

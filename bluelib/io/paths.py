@@ -1,34 +1,12 @@
-"""Where numbers and figures are kept, and the sizes of the committed analyses; without torch, for the workflow."""
+"""Where numbers and figures are kept; without torch, for the workflow."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import platformdirs
-
-#: By analysis notebook, the parameters of the committed analysis where they are not the notebook's own.
-ANALYSIS: dict[str, dict[str, Any]] = {
-    "01_locate": {"edits": 40, "samples": 10},
-    "02_weight_shift_theory": {"edits": 100},
-    "03_residuals": {"edits": 100, "batch_size": 100, "generate": True},
-    "04_error_growth": {"edits": 100, "batch_size": 10, "largest": 400},
-    "06_general_capability": {"edits": 200, "batch_size": 10, "every": 5, "limit": 100},
-    "07_hidden_state_shift": {"edits": 100, "batch_size": 10, "facts": 400},
-    "08_long_form_and_batch": {"edits": 20, "batch_size": 5, "sizes": [50, 200, 800]},
-}
-#: By analysis notebook, its figures with the models side by side: see :mod:`bluelib.reports.figures`.
-ANALYSIS_FIGURES: dict[str, tuple[str, ...]] = {
-    "01_locate": ("01_causal_traces", "01_severed_paths"),
-    "02_weight_shift_theory": ("02_bounds", "02_error_terms"),
-    "03_residuals": ("03_residuals", "03_picture", "03_steps_left", "03_single_layer"),
-    "04_error_growth": ("04_error_growth", "04_score_growth", "04_ablation"),
-    "06_general_capability": ("06_mean_capability", "06_task_capability"),
-    "07_hidden_state_shift": ("07_hidden_states", "07_shift"),
-    "08_long_form_and_batch": ("08_batch", "08_long_form", "08_seconds"),
-}
 
 
 def plain(name: str) -> str:

@@ -10,20 +10,21 @@ from pathlib import Path
 import pandas as pd
 
 from ..io.formats import read_json, write_json
-from ..io.paths import ANALYSIS, ANALYSIS_FIGURES, numbers_name, project_path
+from ..io.paths import project_path
 from ..io.writing import atomic_file
 from ..runs.grid import Grid
+from ..studies import STUDIES, Study
+from .claims import LEGEND, MARKS, Verdict
+from .claims.main import average_improvement, blue_against_plain
 from .comparison import champions, family_gains, improvement, paired, record_scores
 from .tables import load_cells, main_frame, markdown_table, short_table
-from .verdicts import LEGEND, Verdict, average_improvement, blue_against_plain
 
 ALL = "all models"
 MAIN = "05_sequential_editing"
-_MARKS = {"reproduced": "✓ reproduced", "partly": "◐ partly", "not at this scale": "✗ not at this scale"}
 
 
 @dataclass(frozen=True)
-class Claim:
+class Finding:
     """A claim of the paper and what came of it.
 
     Attributes:
@@ -41,7 +42,7 @@ class Claim:
     size: str
 
 
-def claims(grid: Grid) -> list[Claim]:
+def claims(grid: Grid) -> list[Finding]:
     """The claims in the order of the notebooks: those of the analyses from their numbers (an analysis that the grid
     does not run: from the committed ones), those of the main table from the grid's cells.
 
@@ -49,23 +50,22 @@ def claims(grid: Grid) -> list[Claim]:
         FileNotFoundError: if numbers are missing, naming them.
     """
     found = []
-    for notebook in ANALYSIS:
-        found += _of_analysis(grid, notebook) if notebook < MAIN else []
+    for study in STUDIES.values():
+        found += _of_study(grid, study) if study.notebook < MAIN else []
     found += _of_cells(grid)
-    for notebook in ANALYSIS:
-        found += _of_analysis(grid, notebook) if notebook > MAIN else []
+    for study in STUDIES.values():
+        found += _of_study(grid, study) if study.notebook > MAIN else []
     return found
 
 
-def _of_analysis(grid: Grid, notebook: str) -> list[Claim]:
-    run = notebook in grid.notebooks
-    parameters = grid.notebooks[notebook] if run else ANALYSIS[notebook]
-    folder = grid.drawn(notebook)[0].parent if run else project_path("figures")
-    figures = tuple(folder / f"{name}.png" for name in ANALYSIS_FIGURES[notebook])
+def _of_study(grid: Grid, study: Study) -> list[Finding]:
+    source, notebook = grid.source_of(study), study.notebook
+    parameters = source.notebooks[notebook]
+    figures = tuple(path for path in source.drawn(notebook) if path.suffix == ".png")
     by_claim: dict[str, dict[str, Verdict]] = {}
     sizes: dict[str, dict[str, None]] = {}
     for model in grid.models:
-        path = grid.numbers(notebook, model) if run else project_path("figures", numbers_name(notebook, model))
+        path = source.numbers(notebook, model)
         content = read_json(path)
         if not content["parameters"].items() >= dict(parameters).items():
             raise ValueError(f"{path} is of another analysis ({content['parameters']}) than the grid's ({parameters})")
@@ -73,10 +73,10 @@ def _of_analysis(grid: Grid, notebook: str) -> list[Claim]:
             by_claim.setdefault(verdict.claim, {})[model] = verdict
             size = verdict.size or f"{content['parameters']['edits']} edits"
             sizes.setdefault(verdict.claim, {})[size] = None
-    return [Claim(notebook, text, verdicts, figures, ", ".join(sizes[text])) for text, verdicts in by_claim.items()]
+    return [Finding(notebook, text, verdicts, figures, ", ".join(sizes[text])) for text, verdicts in by_claim.items()]
 
 
-def _of_cells(grid: Grid) -> list[Claim]:
+def _of_cells(grid: Grid) -> list[Finding]:
     scores = record_scores(load_cells(grid))
     gains, best = family_gains(scores), champions(scores)
     with_pmet = {"pmet", "pmet_blue"} <= set(grid.editors)
@@ -92,15 +92,16 @@ def _of_cells(grid: Grid) -> list[Claim]:
     seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
     size = f"{grid.edits} edits in batches of {grid.batch_size}, {seeds}"
     figures = tuple(path for path in grid.tables() if path.suffix == ".png")
-    return [Claim(MAIN, text, verdicts, figures, size) for text, verdicts in by_claim.items()]
+    return [Finding(MAIN, text, verdicts, figures, size) for text, verdicts in by_claim.items()]
 
 
-def verdict_table(found: Sequence[Claim], models: Sequence[str], folder: Path) -> str:
+def verdict_table(found: Sequence[Finding], models: Sequence[str], folder: Path) -> str:
     """The verdicts as a Markdown table with links relative to ``folder``: a claim a row, a model a column."""
     lines = ["| claim | " + " | ".join(models) + " | evidence |", "|---" * (len(models) + 2) + "|"]
     for claim in found:
         of_all = claim.verdicts.get(ALL)
-        cells = [_MARKS[(of_all or claim.verdicts[model]).verdict] for model in models]
+        words = [(of_all or claim.verdicts[model]).verdict for model in models]
+        cells = [f"{MARKS[word]} {word}" for word in words]
         if of_all:
             cells = [f"{cells[0]} (together)", *("″" for _ in cells[1:])]
         links = [f"[notebook]({_link(project_path('notebooks', f'{claim.notebook}.ipynb'), folder)})"]
@@ -109,11 +110,11 @@ def verdict_table(found: Sequence[Claim], models: Sequence[str], folder: Path) -
     return "\n".join([*lines, "", LEGEND])
 
 
-def short_verdicts(found: Sequence[Claim], models: Sequence[str], folder: Path) -> str:
+def short_verdicts(found: Sequence[Finding], models: Sequence[str], folder: Path) -> str:
     """The verdicts as signs, with a link to the notebook relative to ``folder``."""
     lines = ["| claim | " + " | ".join(models) + " | where |", "|---" * (len(models) + 2) + "|"]
     for claim in found:
-        signs = [_MARKS[(claim.verdicts.get(ALL) or claim.verdicts[model]).verdict][0] for model in models]
+        signs = [MARKS[(claim.verdicts.get(ALL) or claim.verdicts[model]).verdict] for model in models]
         place = f"[{claim.notebook[:2]}]({_link(project_path('notebooks', f'{claim.notebook}.ipynb'), folder)})"
         lines.append(f"| {claim.text} | " + " | ".join(signs) + f" | {place} |")
     return "\n".join([*lines, "", "✓ reproduced, ◐ partly, ✗ not at this scale."])
@@ -146,7 +147,7 @@ def fill(text: str, parts: Mapping[str, str]) -> str:
     return text
 
 
-def evidence_table(found: Sequence[Claim]) -> str:
+def evidence_table(found: Sequence[Finding]) -> str:
     """What was seen, a row for each claim and model, as Markdown."""
     lines = ["| claim | model | what we see | verdict | size |", "|---|---|---|---|---|"]
     for claim in found:
@@ -159,7 +160,7 @@ def _link(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
-def summary_frame(found: Sequence[Claim]) -> pd.DataFrame:
+def summary_frame(found: Sequence[Finding]) -> pd.DataFrame:
     """How many verdicts of each kind a notebook's claims got."""
     rows = [
         {"notebook": claim.notebook, "verdict": verdict.verdict}
@@ -167,7 +168,7 @@ def summary_frame(found: Sequence[Claim]) -> pd.DataFrame:
         for verdict in claim.verdicts.values()
     ]
     frame = pd.DataFrame(rows)
-    return pd.crosstab(frame.notebook, frame.verdict).reindex(columns=list(_MARKS), fill_value=0)
+    return pd.crosstab(frame.notebook, frame.verdict).reindex(columns=list(MARKS), fill_value=0)
 
 
 def _tables(grid: Grid, folder: Path) -> str:
@@ -199,7 +200,7 @@ def paired_summary(grid: Grid) -> str:
     )
 
 
-def write_report(grid: Grid, found: Sequence[Claim], folder: Path) -> list[Path]:
+def write_report(grid: Grid, found: Sequence[Finding], folder: Path) -> list[Path]:
     """Write ``report.md`` and ``verdicts.json`` into ``folder``; returns their paths."""
     scale = read_json(grid.result(grid.cells()[0]))["provenance"]["scale"]
     text = "\n\n".join(

@@ -13,11 +13,12 @@ from typing import Any
 
 from ..editing import catalogue
 from ..io.formats import read_yaml
-from ..io.paths import ANALYSIS, ANALYSIS_FIGURES, cell_name, numbers_name, plain, project_path, raw_path
+from ..io.paths import cell_name, numbers_name, plain, project_path, raw_path
+from ..studies import Study, study_of
 
 #: In place of an analysis notebook's parameters: those of the committed analysis.
 COMMITTED = "committed"
-#: The grid of the committed results.
+#: The grid of the committed results: reports take from it the studies that their own grid does not run.
 COMMITTED_GRID = "pocket"
 DTYPES = ("float32", "bfloat16", "float16")
 RESOURCES = ("mem_mb", "runtime", "gpu")
@@ -185,20 +186,23 @@ class Grid:
         return raw_path(self.name)
 
     def numbers(self, notebook: str, model: str) -> Path:
-        """Where an analysis notebook's numbers for a model are: in ``figures`` itself for the committed grid."""
-        folder = project_path("figures") if self.name == COMMITTED_GRID else self.results / "analysis"
-        return folder / numbers_name(notebook, model)
+        """Where an analysis notebook's numbers for a model are."""
+        return self.results / "analysis" / numbers_name(notebook, model)
 
     def drawn(self, notebook: str) -> list[Path]:
-        """The figures of an analysis notebook: in ``figures`` itself for the committed grid.
+        """The figures of an analysis notebook.
 
         Raises:
             ValueError: for a notebook that has none.
         """
-        if notebook not in ANALYSIS_FIGURES:
-            raise ValueError(f"no analysis notebook is called {notebook!r}; known: {', '.join(ANALYSIS_FIGURES)}")
-        folder = project_path("figures") if self.name == COMMITTED_GRID else self.figures
-        return [folder / f"{name}{suffix}" for name in ANALYSIS_FIGURES[notebook] for suffix in (".png", ".svg")]
+        return [self.figures / f"{name}{suffix}" for name in study_of(notebook).figures for suffix in (".png", ".svg")]
+
+    def source_of(self, study: Study) -> Grid:
+        """The grid from which a report on this one takes a study: itself if it runs the study, else the committed one,
+        of the same models."""
+        if study.notebook in self.notebooks:
+            return self
+        return replace(self, name=COMMITTED_GRID, notebooks={study.notebook: study.parameters})
 
     def tables(self) -> list[Path]:
         """The tables and pictures that are made of the cells' numbers."""
@@ -228,6 +232,5 @@ def _mapping(key: str, values: Any) -> Mapping[str, Any]:
 
 
 def _parameters(notebook: str, values: Any) -> Mapping[str, Any]:
-    if notebook not in ANALYSIS:
-        raise ValueError(f"no analysis notebook is called {notebook!r}; known: {', '.join(ANALYSIS)}")
-    return ANALYSIS[notebook] if values == COMMITTED else _mapping(f"notebooks.{notebook}", values)
+    study = study_of(notebook)
+    return study.parameters if values == COMMITTED else _mapping(f"notebooks.{notebook}", values)

@@ -1,1 +1,93 @@
-"""What the project measures: one module a study."""
+"""What the project measures: one module a study, and the table of the studies that have a notebook.
+
+Needs neither torch nor matplotlib: the workflow reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study with a notebook of its own: a row of :data:`STUDIES`.
+
+    Attributes:
+        name: of its modules in :mod:`bluelib.reports.figures` and :mod:`bluelib.reports.claims`.
+        notebook: the notebook that makes its numbers.
+        parameters: of the committed analysis, where they are not the notebook's own.
+        figures: by file name without suffix, the function that draws it from the numbers of all models.
+    """
+
+    name: str
+    notebook: str
+    parameters: Mapping[str, Any]
+    figures: Mapping[str, str]
+
+
+_ROWS = (
+    Study(
+        "locate",
+        "01_locate",
+        {"edits": 40, "samples": 10},
+        {"01_causal_traces": "causal_traces", "01_severed_paths": "severed_paths"},
+    ),
+    Study(
+        "theory",
+        "02_weight_shift_theory",
+        {"edits": 100},
+        {"02_bounds": "error_and_bounds", "02_error_terms": "error_terms"},
+    ),
+    Study(
+        "residuals",
+        "03_residuals",
+        {"edits": 100, "batch_size": 100, "generate": True},
+        {
+            "03_residuals": "residual_comparison",
+            "03_picture": "residual_picture",
+            "03_steps_left": "steps_left",
+            "03_single_layer": "radar",
+        },
+    ),
+    Study(
+        "growth",
+        "04_error_growth",
+        {"edits": 100, "batch_size": 10, "largest": 400},
+        {"04_error_growth": "error_growth", "04_score_growth": "score_growth", "04_ablation": "pareto"},
+    ),
+    Study(
+        "capability",
+        "06_general_capability",
+        {"edits": 200, "batch_size": 10, "every": 5, "limit": 100},
+        {"06_mean_capability": "mean_capability", "06_task_capability": "task_capability"},
+    ),
+    Study(
+        "shift",
+        "07_hidden_state_shift",
+        {"edits": 100, "batch_size": 10, "facts": 400},
+        {"07_hidden_states": "hidden_states", "07_shift": "shift_measures"},
+    ),
+    Study(
+        "longform",
+        "08_long_form_and_batch",
+        {"edits": 20, "batch_size": 5, "sizes": [50, 200, 800]},
+        {"08_batch": "batch_scores", "08_long_form": "long_form_scores", "08_seconds": "edit_times"},
+    ),
+)
+#: The studies by name, in the order of their notebooks.
+STUDIES = {study.name: study for study in _ROWS}
+
+
+def study_of(notebook: str) -> Study:
+    """The study that a notebook makes.
+
+    Raises:
+        ValueError: for a notebook that makes none; the message lists those that do.
+    """
+    for study in STUDIES.values():
+        if study.notebook == notebook:
+            return study
+    known = ", ".join(study.notebook for study in STUDIES.values())
+    raise ValueError(f"no analysis notebook is called {notebook!r}; known: {known}")

@@ -4,87 +4,112 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
-from bluelib.io.paths import ANALYSIS
 from bluelib.models.known import pocket_models
-from bluelib.reports import verdicts
-from bluelib.reports.figures import FIGURES, draw_analysis
+from bluelib.reports.claims import Claim, claims_of, judge, main, verdicts
+from bluelib.reports.claims.capability import KEPT
+from bluelib.reports.claims.growth import UNRELATED
+from bluelib.reports.figures import draw, functions
+from bluelib.studies import STUDIES
 from bluelib.studies.capability import MEAN
 
 ROOT = Path(__file__).parents[2]
+NUMBERS, PICTURES = ROOT / "results" / "pocket" / "analysis", ROOT / "figures" / "pocket"
 MODELS = sorted(pocket_models())
-JUDGES = {
-    "01_locate": verdicts.locate,
-    "02_weight_shift_theory": verdicts.theory,
-    "03_residuals": verdicts.residuals,
-    "04_error_growth": verdicts.growth,
-    "06_general_capability": verdicts.capability,
-    "07_hidden_state_shift": verdicts.shift,
-    "08_long_form_and_batch": verdicts.long_form,
-}
 
 
-def numbers(notebook, model="pocket-llama"):
-    return json.loads((ROOT / "figures" / f"{notebook}_{model}.json").read_text())
+def numbers(study, model="pocket-llama"):
+    return json.loads((NUMBERS / f"{STUDIES[study].notebook}_{model}.json").read_text())
 
 
 def test_judge():
-    assert verdicts.judge(True, True) == "reproduced"
-    assert verdicts.judge(True, False) == "partly"
-    assert verdicts.judge(False) == "not at this scale"
+    assert judge(True, True) == "reproduced"
+    assert judge(True, False) == "partly"
+    assert judge(False) == "not at this scale"
     with pytest.raises(ValueError, match="without conditions"):
-        verdicts.judge()
+        judge()
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("notebook", list(JUDGES))
-def test_the_committed_verdicts_follow_from_the_committed_numbers(notebook, model):
-    content = numbers(notebook, model)
-    assert [verdict._asdict() for verdict in JUDGES[notebook](content)] == content["verdicts"]
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_committed_verdicts_follow_from_the_committed_numbers(study, model):
+    content = numbers(study, model)
+    assert [verdict._asdict() for verdict in verdicts(study, content)] == content["verdicts"]
     assert content["provenance"]["scale"] == "pocket" and content["provenance"]["model"] == model
     parameters = content["parameters"]
-    assert parameters.items() >= ANALYSIS[notebook].items(), "the committed analysis is not the one that is described"
+    assert parameters.items() >= STUDIES[study].parameters.items(), (
+        "the committed analysis is not the one that is described"
+    )
     assert (
         content["provenance"]["model_revision"]
         == json.loads((pocket_models()[model] / "recall.json").read_text())["weights"]
     )
 
 
+@pytest.mark.parametrize("claims", [*map(claims_of, STUDIES), (*main.CLAIMS, main.AVERAGE)], ids=[*STUDIES, "main"])
+def test_every_claim_has_its_rule_in_words(claims):
+    rules = [rule for claim in claims for rule in claim.conditions]
+    assert all(claim.text and claim.conditions for claim in claims)
+    assert all(len(rule.split()) >= 5 for rule in rules), rules
+    assert len({claim.text for claim in claims}) == len(claims)
+
+
+def test_a_condition_about_each_of_several_things_has_an_answer_for_each():
+    claim = Claim("it grows", lambda rows: f"{len(rows)} rows", {"each is above 0": lambda rows: rows > 0})
+    assert claim.verdict(np.array([1, 2])) == ("it grows", "2 rows", "reproduced", "")
+    assert claim.verdict(np.array([1, -2])).verdict == "partly"
+    with pytest.raises(ValueError, match="without conditions"):
+        claim.verdict(np.array([]))
+
+
+def test_a_method_that_nobody_knows_is_called_by_its_name():
+    content = json.loads(
+        json.dumps(numbers("shift")).replace("alphaedit_blue", "mine").replace("AlphaEdit_BLUE", "Mine")
+    )
+    assert "mine " in verdicts("shift", content)[1].seen
+    assert [v.verdict for v in verdicts("shift", content)] == [v["verdict"] for v in content["verdicts"]]
+    labels = [text.get_text() for text in functions("shift")["07_shift"]({"pocket-llama": content}).findobj(Text)]
+    assert "mine" in labels and "AlphaEdit" in labels
+
+
 def test_a_violated_bound_would_be_seen():
-    content = copy.deepcopy(numbers("02_weight_shift_theory"))
+    content = copy.deepcopy(numbers("theory"))
     assert content["violations"] == 0 and content["cells"] > 100
     content["violations"] = 1
-    assert verdicts.theory(content)[0].verdict == "not at this scale"
+    assert verdicts("theory", content)[0].verdict == "not at this scale"
 
 
 def test_residual_verdicts_change_with_the_numbers():
-    content = copy.deepcopy(numbers("03_residuals"))
-    claims = {v.claim: v.verdict for v in verdicts.residuals(content)}
+    content = copy.deepcopy(numbers("residuals"))
+    claims = {v.claim: v.verdict for v in verdicts("residuals", content)}
     cosine = next(claim for claim in claims if "cosine" in claim)
     for row in content["compared"]:
         if row["measure"] == "cosine":
             row["mean"] = 1 - row["mean"]
-    assert {v.claim: v.verdict for v in verdicts.residuals(content)}[cosine] == "partly"
+    assert {v.claim: v.verdict for v in verdicts("residuals", content)}[cosine] == "partly"
     for row in content["trend"]:
         row["low"] = -1.0
-    assert {v.claim: v.verdict for v in verdicts.residuals(content)}[cosine] == "not at this scale"
+    assert {v.claim: v.verdict for v in verdicts("residuals", content)}[cosine] == "not at this scale"
 
 
 def test_the_ablation_s_verdict_needs_an_interval_near_zero():
-    content = copy.deepcopy(numbers("04_error_growth"))
+    content = copy.deepcopy(numbers("growth"))
     for low, verdict in ((-2, "reproduced"), (-9, "not at this scale")):
         for row in content["ablation_differences"]:
             row["low"] = low
-        assert verdicts.growth(content)[-1].verdict == verdict
+        assert verdicts("growth", content)[-1].verdict == verdict
     for row in content["ablation_best"]:
         row["reached"] = False
-    found = {v.claim: v for v in verdicts.growth(content)}
-    assert verdicts.growth(content)[-1].seen == "no single layer reaches BLUE's specificity"
-    assert verdicts.growth(content)[-1].verdict == "not at this scale"
+    found = {v.claim: v for v in verdicts("growth", content)}
+    assert verdicts("growth", content)[-1].seen == "no single layer reaches BLUE's specificity"
+    assert verdicts("growth", content)[-1].verdict == "not at this scale"
     direct = found["it is the direct residual that makes BLUE better"]
     assert "(does not reach BLUE's specificity)" in direct.seen and direct.verdict == "partly"
     assert direct.size == "60 edits" and not found["the error grows with the distribution distance"].size
@@ -98,15 +123,15 @@ def test_unrelated_errors_gather_like_it_is_said(d_mlp):
         errors = np.cumsum([rng.normal(size=(128, 10)) @ rng.normal(size=(10, d_mlp)) for _ in range(10)], axis=0)
         norms = np.linalg.norm(errors, 2, axis=(1, 2))
         slopes.append(np.polyfit(np.log(np.arange(1, 11)), np.log(norms), 1)[0])
-    assert np.mean(slopes) == pytest.approx(verdicts.UNRELATED, abs=0.02)
+    assert np.mean(slopes) == pytest.approx(UNRELATED, abs=0.02)
 
 
 def test_errors_that_gather_like_unrelated_ones_do_not_count_as_growth():
-    content = copy.deepcopy(numbers("04_error_growth"))
+    content = copy.deepcopy(numbers("growth"))
     claim = "the error grows with the length of the edit sequence"
     for one, gathered, verdict in ((0.1, 0.3, "reproduced"), (-0.1, 0.3, "partly"), (-0.1, 0.19, "not at this scale")):
         content["growth"]["sequence"]["error"]["low"], content["growth"]["sequence"]["total"]["low"] = one, gathered
-        assert {v.claim: v.verdict for v in verdicts.growth(content)}[claim] == verdict
+        assert {v.claim: v.verdict for v in verdicts("growth", content)}[claim] == verdict
 
 
 def capability_numbers(gain, loss):
@@ -129,7 +154,7 @@ def capability_numbers(gain, loss):
     ],
 )
 def test_capability_verdicts_are_about_the_mean_and_need_intervals_beyond_zero(gain, loss, expected):
-    found = verdicts.capability(capability_numbers(gain, loss))
+    found = verdicts("capability", capability_numbers(gain, loss))
     assert [verdict.verdict for verdict in found] == expected
     assert "MEMIT_BLUE +5.0" in found[0].seen and "MEMIT -6.0" in found[1].seen and "from edit 20 on" in found[1].seen
 
@@ -137,20 +162,31 @@ def test_capability_verdicts_are_about_the_mean_and_need_intervals_beyond_zero(g
 def test_a_loss_that_does_not_go_on_is_partly_reproduced_and_a_large_one_is_not_kept():
     content = capability_numbers((5, 1, 9), (-6, -9, -3))
     content["changes"][1] |= {"mean": 0, "low": -1, "high": 1}
-    content["changes"][2] |= {"low": -verdicts.KEPT - 1}
-    assert [verdict.verdict for verdict in verdicts.capability(content)] == [
+    content["changes"][2] |= {"low": -KEPT - 1}
+    assert [verdict.verdict for verdict in verdicts("capability", content)] == [
         "reproduced",
         "partly",
         "not at this scale",
     ]
 
 
-@pytest.mark.parametrize("notebook", list(JUDGES))
-def test_the_figures_are_those_of_the_committed_numbers(notebook, tmp_path):
-    drawn = draw_analysis(
-        notebook, {model: ROOT / "figures" / f"{notebook}_{model}.json" for model in MODELS}, tmp_path
-    )
-    assert {path.stem for path in drawn} == set(FIGURES[notebook])
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_figure_has_its_function_and_its_committed_picture(study):
+    for stem, function in functions(study).items():
+        assert function.__doc__ and function.__module__ == f"bluelib.reports.figures.{study}"
+        assert (PICTURES / f"{stem}.png").exists() and (PICTURES / f"{stem}.svg").exists()
+
+
+def test_the_table_of_studies_needs_neither_torch_nor_matplotlib():
+    code = "import sys, bluelib.studies, bluelib.runs.grid; print({'torch', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_the_figures_are_those_of_the_committed_numbers(study, tmp_path):
+    committed = {model: NUMBERS / f"{study.notebook}_{model}.json" for model in MODELS}
+    drawn = draw(study.name, committed, tmp_path)
+    assert {path.stem for path in drawn} == set(study.figures)
     for path in drawn:
         if path.suffix == ".svg":
-            assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes(), path.name
+            assert path.read_bytes() == (PICTURES / path.name).read_bytes(), path.name

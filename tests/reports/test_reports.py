@@ -20,6 +20,7 @@ from bluelib.models.known import PAPER_MODELS, pocket_models, scale_of
 from bluelib.pocket.pretrain import RECIPES
 from bluelib.pocket.recall import short_of_bar
 from bluelib.pocket.text import text_hash
+from bluelib.reports.claims.main import average_improvement, blue_against_plain
 from bluelib.reports.comparison import (
     champions,
     family_gains,
@@ -31,7 +32,6 @@ from bluelib.reports.comparison import (
 from bluelib.reports.published import METHOD, ORDER, published, published_score
 from bluelib.reports.report import fill, shown
 from bluelib.reports.tables import load_cells, main_frame, results_frame, write_tables
-from bluelib.reports.verdicts import average_improvement, blue_against_plain
 from bluelib.runs.cell import SCHEMA
 from bluelib.runs.grid import Grid
 from bluelib.studies.layers import layers_by_editing

@@ -75,9 +75,6 @@ def test_a_notebook_gives_its_numbers(path, tmp_path):
     (tmp_path / "notebooks").mkdir()
     for part in ("ablation", "contributions", "pocket"):  # what notebooks read
         shutil.copytree(ROOT / "results" / part, tmp_path / "results" / part)
-    (tmp_path / "figures").mkdir()
-    for numbers in (ROOT / "figures").glob("0*.json"):
-        shutil.copy(numbers, tmp_path / "figures")
     copy = tmp_path / "notebooks" / path.name
     copy.write_bytes(path.read_bytes())
     done = subprocess.run(

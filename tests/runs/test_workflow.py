@@ -20,12 +20,11 @@ from bluelib.editing import catalogue
 from bluelib.editing.settings import model_configs
 from bluelib.io.formats import write_json
 from bluelib.io.locks import locked
-from bluelib.io.paths import ANALYSIS, ANALYSIS_FIGURES
 from bluelib.models import model as models
 from bluelib.models.known import PAPER_MODELS, pocket_models
-from bluelib.reports.figures import FIGURES
 from bluelib.runs.grid import DTYPES, Grid, Place
 from bluelib.runs.workflow import run_grid
+from bluelib.studies import STUDIES
 
 ROOT = Path(__file__).parents[2]
 GRIDS = {path.stem: path for path in (ROOT / "workflow").glob("grid*.yaml")}
@@ -45,9 +44,7 @@ def project(tmp_path, monkeypatch):
     """A checkout of the notebooks and the workflow, with the committed numbers of the analyses."""
     for part in ("notebooks", "workflow"):
         shutil.copytree(ROOT / part, tmp_path / part)
-    (tmp_path / "figures").mkdir()
-    for path in (ROOT / "figures").glob("0*.json"):
-        shutil.copy(path, tmp_path / "figures")
+    shutil.copytree(ROOT / "results" / "pocket" / "analysis", tmp_path / "results" / "pocket" / "analysis")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -251,11 +248,10 @@ def test_a_grid_knows_all_editors():
     assert set(DTYPES) == set(models.DTYPES)
 
 
-def test_the_layout_names_all_figures():
-    assert set(ANALYSIS) == set(ANALYSIS_FIGURES)
-    assert {notebook: tuple(figures) for notebook, figures in FIGURES.items()} == ANALYSIS_FIGURES
-    for notebook in ANALYSIS:
-        assert (ROOT / "notebooks" / f"{notebook}.ipynb").exists()
+def test_the_committed_grid_runs_every_study():
+    assert list(Grid.load(GRIDS["grid-pocket"]).notebooks) == [study.notebook for study in STUDIES.values()]
+    for study in STUDIES.values():
+        assert (ROOT / "notebooks" / f"{study.notebook}.ipynb").exists()
 
 
 @pytest.mark.parametrize(

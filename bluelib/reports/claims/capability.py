@@ -1,0 +1,63 @@
+"""Claims of ``06_general_capability``."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from ...studies.capability import MEAN
+from . import Claim, Numbers
+from .wording import by_method
+
+#: Points of mean accuracy that an editor may lose and count as keeping what the unedited model can do.
+KEPT = 3
+
+
+class View:
+    """Mean accuracy over the tasks: of BLUE variants less their plain methods, and its change along the sequence.
+
+    Attributes:
+        edits: of the whole sequence.
+        gains: of each BLUE variant, at its end.
+        plain: changes of the plain methods, from the start and from the middle on; ``plain_all`` and ``plain_later``.
+        blue_all: changes of the BLUE variants from the start.
+    """
+
+    def __init__(self, numbers: Numbers) -> None:
+        gains, changes = (pd.DataFrame(numbers[name]) for name in ("gains", "changes"))
+        self.edits = numbers["parameters"]["edits"]
+        self.gains, changes = gains[gains.task == MEAN], changes[changes.task == MEAN]
+        self.plain, blue = (changes[changes.editor.isin(set(names))] for names in (self.gains.plain, self.gains.editor))
+        self.plain_all, self.plain_later = self.plain[self.plain.since == 0], self.plain[self.plain.since > 0]
+        self.blue_all = blue[blue.since == 0]
+
+
+CLAIMS = (
+    Claim(
+        "a BLUE variant keeps more of the model's general capability than its plain method",
+        lambda v: (
+            f"after {v.edits} edits, less the plain method, paired over items: {by_method(v.gains, 'editor')} "
+            "points of mean accuracy"
+        ),
+        {"the interval of the gain in mean accuracy is above 0, for each BLUE variant": lambda v: v.gains.low > 0},
+    ),
+    Claim(
+        "the plain methods lose general capability as edits add up",
+        lambda v: (
+            f"change over all {v.edits} edits: {by_method(v.plain_all, 'editor')} points; from edit "
+            f"{v.plain_later.since.iloc[0]} on: {by_method(v.plain_later, 'editor')} points"
+        ),
+        {
+            "the interval of the change in mean accuracy is below 0, for each plain method, over all edits and over "
+            "the later ones": lambda v: v.plain.high < 0,
+        },
+    ),
+    Claim(
+        f"the BLUE variants keep it: they lose less than {KEPT} points",
+        lambda v: f"change over all {v.edits} edits: {by_method(v.blue_all, 'editor')} points",
+        {
+            f"the interval of the change in mean accuracy over all edits is above −{KEPT}, for each BLUE variant": (
+                lambda v: v.blue_all.low > -KEPT
+            )
+        },
+    ),
+)

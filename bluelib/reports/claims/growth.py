@@ -1,0 +1,157 @@
+"""Claims of ``04_error_growth``."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from . import Claim, Numbers
+from .wording import EDITING, band, listed, ordered, points, rises
+
+#: Points of success by which a choice of layers may be behind BLUE and count as "about as good".
+MARGIN = 3
+#: Errors of batches that have nothing to do with each other gather like this power of their number: so do random
+#: matrices of rank ten and of the pocket models' shapes (`tests/reports/test_claims.py`).
+UNRELATED = 0.2
+
+
+class View:
+    """How the error grows, what BLUE gains at the end of the sequence, and every choice of layers against BLUE.
+
+    Attributes:
+        relative: ‖E‖/‖R*Q‖ by distance, from 1 on.
+        batch, sequence: by measure, the exponent of its growth with the batch size, and along the sequence.
+        editing, specificity: BLUE less MEMIT at the end, by metric.
+        against: by choice, its success less BLUE's, at BLUE's specificity; ``pairs``, ``distributed``: rows of it.
+        reached: by choice, whether it has BLUE's specificity, less half a point; ``edge``: whether its λ is the
+            smallest or the largest that was tried.
+        single: the best single layer that reaches it, or None.
+        edits: of the ablation.
+    """
+
+    def __init__(self, numbers: Numbers) -> None:
+        relative = ordered(numbers, "by_distance", "distance")
+        self.relative = relative[relative.distance > 0]
+        self.batch, self.sequence = (numbers["growth"][name] for name in ("batch", "sequence"))
+        end = pd.DataFrame(numbers["end_differences"]).set_index("metric")
+        self.editing, self.specificity = end.loc[end.index.isin(EDITING)], end.loc[["specificity"]]
+        choices = pd.DataFrame(numbers["ablation_best"]).set_index("choice")
+        self.against = pd.DataFrame(numbers["ablation_differences"]).set_index("choice")
+        self.pairs = self.against.loc[choices.index[choices.family == "another pair, direct"]]
+        self.distributed = self.against.loc[choices.index[choices.family == "distributed, BLUE's settings"]]
+        self.reached, self.edge = choices.reached, choices.edge
+        singles = choices[(choices.family == "one layer, direct") & choices.reached]
+        self.single = singles.success.idxmax() if len(singles) else None
+        self.edits = len(numbers["ablation_provenance"]["case_ids"])
+
+
+def _power(exponent: Numbers) -> str:
+    return f"n^{band(exponent)}"
+
+
+def _gains(rows: pd.DataFrame) -> str:
+    return "; ".join(f"{metric} {points(row)}" for metric, row in rows.iterrows()) + " points, paired over records"
+
+
+def _distributed(view: View) -> str:
+    found = []
+    for name, row in view.distributed.iterrows():
+        short = "" if view.reached[name] else " (does not reach BLUE's specificity)"
+        found.append(f"{name.removesuffix(', distributed')} {points(row)}{short}")
+    return f"with distributed residuals and BLUE's settings, against BLUE: {'; '.join(found)}"
+
+
+def _single(view: View) -> str:
+    if view.single is None:
+        return "no single layer reaches BLUE's specificity"
+    gain, at_edge = points(view.against.loc[view.single]), view.edge[view.single]
+    found = f"best single layer at BLUE's specificity: {view.single}, {gain} points of success"
+    return found + (" (at an end of the λ tried)" if at_edge else "")
+
+
+def _of_ablation(view: View) -> str:
+    return f"{view.edits} edits"
+
+
+CLAIMS = (
+    Claim(
+        "the error grows with the distribution distance",
+        lambda v: f"‖E‖/‖R*Q‖ at L − l = 1, 2, …: {listed(v.relative['mean'])}",
+        {
+            "the mean of ‖E‖/‖R*Q‖ rises at every step of the distance": lambda v: rises(v.relative["mean"]),
+            "its interval at the largest distance is above that at distance 1": (
+                lambda v: v.relative["low"].iloc[-1] > v.relative["high"].iloc[0]
+            ),
+        },
+    ),
+    Claim(
+        "the error grows with the batch size, through ‖Q‖",
+        lambda v: (
+            f"‖E‖ ∝ {_power(v.batch['error'])}, ‖Q‖ ∝ {_power(v.batch['norm_q'])}, "
+            f"‖R*‖ ∝ {_power(v.batch['norm_direct'])}"
+        ),
+        {
+            "the interval of ‖E‖'s exponent is above 0": lambda v: v.batch["error"]["low"] > 0,
+            "the interval of ‖Q‖'s exponent is above 0": lambda v: v.batch["norm_q"]["low"] > 0,
+            "the interval of ‖Q‖'s exponent is above the mean of ‖R*‖'s": (
+                lambda v: v.batch["norm_q"]["low"] > v.batch["norm_direct"]["mean"]
+            ),
+        },
+    ),
+    Claim(
+        "the error grows with the length of the edit sequence",
+        lambda v: (
+            f"of one batch ∝ {_power(v.sequence['error'])}; gathered ∝ {_power(v.sequence['total'])}, where errors "
+            f"that have nothing to do with each other give n^{UNRELATED}"
+        ),
+        {
+            "the interval of the exponent of one batch's error is above 0": lambda v: v.sequence["error"]["low"] > 0,
+            f"the interval of the exponent of the gathered error is above {UNRELATED}, that of unrelated errors": (
+                lambda v: v.sequence["total"]["low"] > UNRELATED
+            ),
+        },
+    ),
+    Claim(
+        "BLUE edits better than MEMIT at the end of the sequence",
+        lambda v: _gains(v.editing),
+        {"the interval of the gain is above 0, for each of efficacy and generalization": lambda v: v.editing.low > 0},
+    ),
+    Claim(
+        "BLUE leaves more of the rest alone than MEMIT at the end of the sequence",
+        lambda v: _gains(v.specificity),
+        {"the interval of the gain in specificity is above 0": lambda v: v.specificity.low > 0},
+    ),
+    Claim(
+        "it is the direct residual that makes BLUE better",
+        _distributed,
+        {
+            "the interval of the difference from BLUE is below 0, for each choice with distributed residuals": (
+                lambda v: v.distributed.high < 0
+            ),
+            "BLUE's specificity, less half a point, is reached, by each choice with distributed residuals": (
+                lambda v: v.reached[v.distributed.index]
+            ),
+        },
+        size=_of_ablation,
+    ),
+    Claim(
+        "the first and the last are the two layers to update",
+        lambda v: (
+            f"of {len(v.pairs)} other pairs {int((v.pairs.high < 0).sum())} are worse than BLUE and "
+            f"{int((v.pairs.low > 0).sum())} better by their intervals; all layers "
+            f"{points(v.against.loc['all layers'])}"
+        ),
+        {"the interval of the difference from BLUE is below 0, for each other pair": lambda v: v.pairs.high < 0},
+        size=_of_ablation,
+    ),
+    Claim(
+        "one layer is about as good as BLUE's two (a public replication, Llama3)",
+        _single,
+        {
+            "of the best single layer that reaches BLUE's specificity, less half a point, the interval of the "
+            f"difference from BLUE is above −{MARGIN} points": lambda v: (
+                v.single is not None and v.against.low[v.single] > -MARGIN
+            ),
+        },
+        size=_of_ablation,
+    ),
+)

@@ -1,0 +1,85 @@
+"""Claims of ``08_long_form_and_batch``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from ...editing.catalogue import entry
+from . import Claim, Numbers
+from .wording import EDITING, band, points
+
+
+class View:
+    """BLUE variants less their plain methods in one large batch and on long texts, and how much longer they take.
+
+    Attributes:
+        size: of the largest batch.
+        pmet, editing, specificity: differences there: PMET's in efficacy and generalization, the other methods', and
+            all methods' in specificity.
+        edits: of long texts.
+        long: differences after the question, in all measures but that of the whole text.
+        times: by BLUE variant.
+    """
+
+    def __init__(self, numbers: Numbers) -> None:
+        batch = pd.DataFrame(numbers["batch_differences"])
+        self.size = int(batch.edits.max())
+        largest = batch[batch.edits == self.size]
+        editing, of_pmet = largest.metric.isin(EDITING), largest.plain == "pmet"
+        self.pmet, self.editing = largest[editing & of_pmet], largest[editing & ~of_pmet]
+        self.specificity = largest[largest.metric == "specificity"]
+        self.edits = numbers["parameters"]["edits"]
+        long = pd.DataFrame(numbers["long_form_differences"])
+        self.long = long[(long.prompt == "question") & (long.metric != "whole")]
+        self.times = pd.DataFrame(numbers["time_ratios"])
+
+
+def _by_variant(rows: pd.DataFrame) -> str:
+    """Each BLUE variant's differences, a metric after the other."""
+    return "; ".join(
+        f"{entry(name).label} {', '.join(f'{row.metric} {points(row)}' for _, row in group.iterrows())}"
+        for name, group in rows.groupby("blue", sort=False)
+    )
+
+
+def _in_one_batch(text: str, rows_of: Callable[[View], pd.DataFrame]) -> Claim:
+    """A claim about some of the differences in the largest batch, if there are any."""
+    return Claim(
+        text,
+        lambda v: f"one batch of {v.size}, BLUE less plain in points: {_by_variant(rows_of(v))}; paired over records",
+        {
+            "the interval of the difference in the largest batch is above 0, for each BLUE variant and metric": (
+                lambda v: rows_of(v).low > 0
+            )
+        },
+        size=lambda v: f"one batch of {v.size}",
+        applies=lambda v: len(rows_of(v)) > 0,
+    )
+
+
+CLAIMS = (
+    _in_one_batch("PMET_BLUE edits better than PMET in one large batch", lambda v: v.pmet),
+    _in_one_batch("BLUE edits better in one large batch", lambda v: v.editing),
+    _in_one_batch("BLUE leaves more of the rest alone in one large batch", lambda v: v.specificity),
+    Claim(
+        "BLUE edits better where the target is a text of several sentences",
+        lambda v: (
+            f"{v.edits} edits, after the question, BLUE less plain in points: {_by_variant(v.long)}; "
+            "paired over records"
+        ),
+        {
+            "the interval of the difference after the question is above 0, for each BLUE variant and each measure but "
+            "that of the whole text": lambda v: v.long.low > 0,
+        },
+    ),
+    Claim(
+        "an edit with BLUE takes longer than one without (a public replication)",
+        lambda v: (
+            f"times as long: {'; '.join(f'{entry(row.blue).label} {band(row)}' for _, row in v.times.iterrows())}, "
+            "paired over batches"
+        ),
+        {"the interval of the ratio of times is above 1, for each BLUE variant": lambda v: v.times.low > 1},
+    ),
+)

@@ -1,0 +1,81 @@
+"""Claims of ``07_hidden_state_shift``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ...editing.catalogue import entry
+from . import Claim, Numbers
+from .wording import by_method
+
+
+class View:
+    """How far the states of known facts move, each editor for itself, and BLUE variants less their plain methods.
+
+    Attributes:
+        facts: how many are known.
+        half: the energy distance that two halves of the unedited facts have at most (95 %).
+        pairs: a plain method and its BLUE variant; ``plain`` and ``blue`` are their names.
+        distance: of each editor, the energy distance to the unedited states, with its interval and ``p`` by swaps.
+        energy, displacement, recalled: BLUE less plain.
+    """
+
+    def __init__(self, numbers: Numbers) -> None:
+        self.facts, self.half = numbers["facts"], numbers["halves"]["energy"]
+        found = pd.DataFrame(numbers["shift"])
+        self.distance = found[found.measure == "energy"].set_index("editor")
+        differences = pd.DataFrame(numbers["differences"]).set_index("measure")
+        self.energy, self.displacement, self.recalled = (
+            differences.loc[[name]] for name in ("energy", "displacement", "recalled")
+        )
+        self.plain, self.blue = self.energy.plain.tolist(), self.energy.blue.tolist()
+        self.pairs = list(zip(self.plain, self.blue, strict=True))
+
+    def distances(self, names: Sequence[str]) -> str:
+        return "; ".join(f"{entry(name).label} {self.distance['mean'][name]:.4f}" for name in names)
+
+
+CLAIMS = (
+    Claim(
+        "editing without BLUE shifts the hidden states of known facts",
+        lambda v: (
+            f"energy distance to the unedited states, {v.facts} facts: {v.distances(v.plain)} (p by swaps up to "
+            f"{v.distance.p[v.plain].max():.4f}); two halves of the unedited facts have up to {v.half:.4f}"
+        ),
+        {
+            "p by swaps is under 0.05, for each plain method": lambda v: v.distance.p[v.plain] < 0.05,
+            "the interval of the energy distance is above what two halves of the unedited facts have, for each plain "
+            "method": lambda v: v.distance.low[v.plain] > v.half,
+        },
+    ),
+    Claim(
+        "BLUE keeps their distribution closer to the original one",
+        lambda v: f"energy distance, BLUE less plain: {by_method(v.energy, 'blue', 4)}, paired over facts",
+        {"the interval of the difference in energy distance is below 0, for each pair": lambda v: v.energy.high < 0},
+    ),
+    Claim(
+        "with BLUE the distribution is hardly another than before, where without it is",
+        lambda v: (
+            f"{v.distances(v.blue)}; without: {v.distances(v.plain)}; two halves of the unedited facts have up to "
+            f"{v.half:.4f}"
+        ),
+        {
+            "what two halves of the unedited facts have is above the interval with BLUE and below that without, for "
+            "each pair": lambda v: [v.distance.high[blue] < v.half < v.distance.low[plain] for plain, blue in v.pairs],
+        },
+    ),
+    Claim(
+        "BLUE moves single known facts less",
+        lambda v: (
+            f"displacement, BLUE less plain, in typical distances of two facts: {by_method(v.displacement, 'blue', 3)}"
+        ),
+        {"the interval of the difference in displacement is below 0, for each pair": lambda v: v.displacement.high < 0},
+    ),
+    Claim(
+        "with BLUE more of the known facts are still recalled",
+        lambda v: f"BLUE less plain: {by_method(v.recalled, 'blue')} points",
+        {"the interval of the difference in recalled facts is above 0, for each pair": lambda v: v.recalled.low > 0},
+    ),
+)

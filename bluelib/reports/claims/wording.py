@@ -1,0 +1,44 @@
+"""How the evidence for claims is worded, and what several of them look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pandas as pd
+
+from ...editing.catalogue import entry
+from . import Numbers
+
+#: The metrics that "edits better" is about.
+EDITING = ("efficacy", "generalization")
+
+
+def ordered(numbers: Numbers, name: str, by: str) -> pd.DataFrame:
+    """One of a notebook's tables, sorted by a column."""
+    return pd.DataFrame(numbers[name]).sort_values(by)
+
+
+def rises(values: Sequence[float]) -> bool:
+    """Whether each value is above the one before."""
+    return all(a < b for a, b in pairwise(values))
+
+
+def listed(values: Sequence[float], digits: int = 2) -> str:
+    return ", ".join(f"{value:.{digits}f}" for value in values)
+
+
+def band(row: Any) -> str:
+    """A mean with its interval."""
+    return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def points(row: Any, digits: int = 1) -> str:
+    """A difference with its interval and signs."""
+    return f"{row['mean']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+
+
+def by_method(rows: pd.DataFrame, column: str, digits: int = 1) -> str:
+    """Each row's difference with the label of the method that a column names."""
+    return "; ".join(f"{entry(row[column]).label} {points(row, digits)}" for _, row in rows.iterrows())

@@ -1,0 +1,73 @@
+"""Figures of ``06_general_capability``."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ...editing.catalogue import entry
+from ...studies.capability import MEAN
+from ..plots import style
+from .common import Numbers, band, integers, panels, table
+
+
+def mean_capability(numbers: Numbers) -> Figure:
+    """The mean accuracy over the tasks along the sequence of edits, a line per editor."""
+    with style():
+        figure, axes = panels(numbers, 1, 3.2, sharey=True)
+        for axis, found in zip(axes[0], numbers.values(), strict=True):
+            scores = table(found, "scores")
+            _by_editor(axis, scores[scores.task == MEAN])
+            axis.set(xlabel="edits made")
+        axes[0, 0].set_ylabel("mean accuracy\nover the tasks (%)")
+        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+
+def task_capability(numbers: Numbers) -> Figure:
+    """The accuracy of each task along the sequence of edits, a line per editor; dotted: guessing.
+
+    Rows are tasks and columns models; the tasks of one model alone stand in rows of three.
+    """
+    tasks = [task for task in table(next(iter(numbers.values())), "scores").task.unique() if task != MEAN]
+    shown = [(task, model) for task in tasks for model in numbers]
+    columns = len(numbers) if len(numbers) > 1 else min(3, len(tasks))
+    rows = math.ceil(len(shown) / columns)
+    with style():
+        figure, axes = plt.subplots(
+            rows,
+            columns,
+            figsize=(3.0 * columns + 1.6, 1.9 * rows + 0.5),
+            squeeze=False,
+            layout="constrained",
+            sharex="col",
+        )
+        for axis, (task, model) in zip(axes.flat, shown, strict=False):
+            found = numbers[model]
+            scores, chance = table(found, "scores"), table(found, "chance").set_index("task").chance
+            _by_editor(axis, scores[scores.task == task])
+            axis.axhline(chance[task], color="black", linewidth=0.8, linestyle=":", label="guessing")
+            axis.set_title(f"{task}\n{model} ({found['provenance']['scale']} scale)", fontsize=9)
+            axis.set_ylim(0, 104)
+        for axis in axes.flat[len(shown) :]:
+            axis.set_axis_off()
+        for axis in axes[-1]:
+            axis.set_xlabel("edits made")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("accuracy (%)")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", fontsize=8)
+        return figure
+
+
+def _by_editor(axis: Axes, scores: pd.DataFrame) -> None:
+    """A line per editor in its family's colour, BLUE variants with circles and a full line."""
+    for editor, rows in scores.groupby("editor", sort=False):
+        method = entry(editor)
+        line, marker = ("-", "o") if method.variant else ("--", "s")
+        band(axis, rows, "edits", method.label, color=method.colour, linestyle=line, marker=marker, markersize=4)
+    integers(axis, scores.edits)

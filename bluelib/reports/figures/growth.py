@@ -1,0 +1,145 @@
+"""Figures of ``04_error_growth``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ...editing.catalogue import entry
+from ...io.palette import GREEN, GREY, PURPLE, SKY, VERMILION
+from ..plots import style
+from .common import DIRECT, DISTRIBUTED, Numbers, band, integers, log_axis, panels, table
+
+EDITOR_COLOURS = {"memit": DISTRIBUTED, "memit_blue": DIRECT}
+
+
+#: By axis of growth: its column, its label, and per measure the label, colour and marker.
+_GROWTH = {
+    "batch": ("edits", "edits in one batch (n)", {"error": ("‖E‖", DIRECT, "o"), "norm_q": ("‖Q‖", DISTRIBUTED, "s")}),
+    "sequence": (
+        "total_edits",
+        "edits made so far (n)",
+        {
+            "total": ("‖Σ E‖ so far", DIRECT, "o"),
+            "error": ("‖E‖ of one batch", GREEN, "^"),
+            "norm_q": ("‖Q‖ of one batch", DISTRIBUTED, "s"),
+        },
+    ),
+}
+
+
+def error_growth(numbers: Numbers) -> Figure:
+    """The relative error against distance, and the absolute one against batch size and number of edits."""
+    with style():
+        figure, axes = panels(numbers, 3, 2.8)
+        for column, found in enumerate(numbers.values()):
+            _relative_error(axes[0, column], table(found, "by_distance"))
+            for axis, name in zip(axes[1:, column], _GROWTH, strict=True):
+                _growth(axis, table(found, f"by_{name}"), found["growth"][name], *_GROWTH[name])
+        axes[0, 0].set_ylabel("‖E‖ / ‖R*Q‖")
+        axes[1, 0].set_ylabel("relative to n = 1")
+        axes[2, 0].set_ylabel("relative to\nthe first batch")
+        return figure
+
+
+def _relative_error(axis: Axes, frame: pd.DataFrame) -> None:
+    band(axis, frame, "distance", "measured", color=DIRECT, marker="o")
+    steps = sorted(set(frame.distance))
+    divided = [1 - 1 / (step + 1) for step in steps]
+    axis.plot(steps, divided, color=GREY, linestyle="--", label="1 − 1/c: the same residual, divided")
+    axis.set(xlabel="distribution distance L − l", ylim=(0, None))
+    axis.legend(fontsize=7)
+    integers(axis, steps)
+
+
+def _growth(
+    axis: Axes, frame: pd.DataFrame, exponents: Mapping[str, Any], x: str, label: str, measures: Mapping[str, tuple]
+) -> None:
+    """Each measure relative to its first value, on logarithmic axes, with its fitted exponent in the legend."""
+    for measure, (name, colour, marker) in measures.items():
+        rows = frame[frame.measure == measure].sort_values(x)
+        relative = rows.assign(**{end: rows[end] / rows["mean"].iloc[0] for end in ("mean", "low", "high")})
+        fit = exponents[measure]
+        text = f"{name} ∝ n^{fit['mean']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
+        band(axis, relative, x, text, color=colour, marker=marker)
+    axis.set(yscale="log", xlabel=label)
+    low, high = axis.get_ylim()
+    ticks = [tick for tick in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if low <= tick <= high]
+    axis.set_yticks(ticks, [str(tick) for tick in ticks])
+    axis.set_yticks([], minor=True)
+    log_axis(axis, frame[x])
+    axis.legend(fontsize=7)
+
+
+def score_growth(numbers: Numbers) -> Figure:
+    """Efficacy, generalization and specificity against batch size and length of the sequence."""
+    metrics = {"efficacy": "-", "generalization": "--", "specificity": ":"}
+    with style():
+        figure, axes = panels(numbers, 2, 3.0, sharey=True)
+        for column, found in enumerate(numbers.values()):
+            for row, (name, label) in enumerate((("batch", "edits in one batch"), ("sequence", "edits made so far"))):
+                scores = table(found, f"scores_by_{name}")
+                for editor, colour in EDITOR_COLOURS.items():
+                    for metric, line in metrics.items():
+                        chosen = scores[(scores.editor == editor) & (scores.metric == metric)]
+                        band(
+                            axes[row, column],
+                            chosen,
+                            "edits",
+                            f"{entry(editor).label}, {metric}",
+                            color=colour,
+                            linestyle=line,
+                            marker="o",
+                            markersize=3,
+                        )
+                axes[row, column].set(xlabel=label, ylim=(0, 102))
+                log_axis(axes[row, column], scores.edits)
+        for axis in axes[:, 0]:
+            axis.set_ylabel("%")
+        axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+
+_FAMILIES: dict[str, tuple[str, str, float]] = {
+    "MEMIT": (DISTRIBUTED, "s", 1.0),
+    "BLUE: first and last layer": (DIRECT, "o", 1.0),
+    "another pair, direct": (SKY, "o", 0.45),
+    "one layer, direct": (GREEN, "^", 0.8),
+    "all layers, direct": (VERMILION, "D", 1.0),
+    "distributed, BLUE's settings": (PURPLE, "v", 1.0),
+}
+
+
+def pareto(numbers: Numbers) -> Figure:
+    """The ablation: efficacy and generalization against specificity as λ varies, one line per choice of layers."""
+    with style():
+        figure, axes = panels(numbers, 2, 3.4, width=4.6)
+        for column, found in enumerate(numbers.values()):
+            scores = table(found, "ablation")
+            for row, metric in enumerate(("efficacy", "generalization")):
+                axis = axes[row, column]
+                for family, rows in scores.groupby("family", sort=False):
+                    colour, marker, alpha = _FAMILIES[family]
+                    for name, line in rows.groupby("choice", sort=False):
+                        line = line.sort_values("mom2_update_weight")
+                        axis.plot(line.specificity, line[metric], color=colour, linewidth=0.9, alpha=alpha)
+                        sizes = [12 + 16 * i for i in range(len(line))]
+                        axis.scatter(
+                            line.specificity,
+                            line[metric],
+                            color=colour,
+                            marker=marker,
+                            s=sizes,
+                            alpha=alpha,
+                            label=family if name == rows.choice.iloc[0] else None,
+                            zorder=3 if alpha == 1 else 2,
+                        )
+                axis.set(
+                    xlabel="specificity (%); larger marks: larger λ", ylabel=f"{metric} (%)" if column == 0 else ""
+                )
+        axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
