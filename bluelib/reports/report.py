@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..editing.catalogue import APPENDIX, label, label_pairs, labelled
 from ..io.formats import read_json, write_json
 from ..io.paths import project_path
 from ..io.writing import atomic_file
@@ -79,8 +80,8 @@ def _of_study(grid: Grid, study: Study) -> list[Finding]:
 def _of_cells(grid: Grid) -> list[Finding]:
     scores = record_scores(load_cells(grid))
     gains, best = family_gains(scores), champions(scores)
-    with_pmet = {"pmet", "pmet_blue"} <= set(grid.editors)
-    of_pmet = family_gains(scores, ["PMET"] if with_pmet else [])
+    plain = [method for method, _ in label_pairs(map(label, grid.editors))]
+    of_pmet = family_gains(scores, [method for method in plain if labelled(method).reported == APPENDIX])
     by_claim: dict[str, dict[str, Verdict]] = {}
     for model in grid.models:
         frames = (gains, best, of_pmet)

@@ -94,8 +94,6 @@ class Grid:
                 raise ValueError(f"{key} of the grid must differ in their file names, not {list(taken[key])}")
         if min(taken["seeds"]) < 0:
             raise ValueError(f"seeds of the grid must not be negative, not {list(taken['seeds'])}")
-        for name in taken["editors"]:
-            catalogue.known(name)
         catalogue.blue_pairs(taken["editors"])
         if values.get("dtype", DTYPES[0]) not in DTYPES:
             raise ValueError(f"dtype of the grid must be one of {', '.join(DTYPES)}, not {values['dtype']!r}")
@@ -132,6 +130,15 @@ class Grid:
         if not isinstance(values, Mapping):
             raise ValueError(f"{path} must hold the keys of a grid: {', '.join(f.name for f in fields(cls))}")
         return cls.of(values)
+
+    def check_editors(self) -> None:
+        """Make sure, before anything runs, that all editors are there. (Tables show results of others too.)
+
+        Raises:
+            ValueError: for an editor that nothing here makes.
+        """
+        for name in self.editors:
+            catalogue.known(name)
 
     def only(self, models: Sequence[str]) -> Grid:
         """The grid of some of its models, or of all if none is named.

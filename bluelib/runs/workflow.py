@@ -37,6 +37,7 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     if profile not in known:
         raise ValueError(f"no profile is called {profile!r}; known: {', '.join(known)}")
     grid = Grid.load(path)
+    grid.check_editors()
     told = grid.results / "grid.json"
     # A result that came with the checkout has no history by which Snakemake could see that the grid has changed.
     changed = ["--forcerun", "grid"] if told.exists() and read_json(told) != grid.as_dict() else []

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from ...editing.catalogue import entry
+from ...editing.catalogue import APPENDIX, entry
 from . import Claim, Numbers
 from .wording import EDITING, band, points
 
@@ -27,7 +27,8 @@ class View:
         batch = pd.DataFrame(numbers["batch_differences"])
         self.size = int(batch.edits.max())
         largest = batch[batch.edits == self.size]
-        editing, of_pmet = largest.metric.isin(EDITING), largest.plain == "pmet"
+        editing = largest.metric.isin(EDITING)
+        of_pmet = largest.plain.map(lambda name: entry(name).reported == APPENDIX)
         self.pmet, self.editing = largest[editing & of_pmet], largest[editing & ~of_pmet]
         self.specificity = largest[largest.metric == "specificity"]
         self.edits = numbers["parameters"]["edits"]
