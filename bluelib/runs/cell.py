@@ -33,7 +33,7 @@ class Cell:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON form, whole or not at all."""
-        return write_json(path, self.result, sealed=True)
+        return write_json(path, self.result)
 
 
 def run_cell(

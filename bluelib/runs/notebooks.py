@@ -38,7 +38,7 @@ def write_numbers(
     if judge:
         content["verdicts"] = [verdict._asdict() for verdict in judge(content)]
     content["provenance"] = provenance(model, records)
-    write_json(path or raw_path(numbers_name(name, model.name)), content, sealed=True)
+    write_json(path or raw_path(numbers_name(name, model.name)), content)
     return content
 
 

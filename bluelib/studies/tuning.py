@@ -117,4 +117,4 @@ def tune(model: Model, editor: str, folder: Path | None = None) -> Path:
         "provenance": {k: v for k, v in provenance(model, records).items() if k != "case_ids"},
     }
     path = (folder or project_path("results", "tuning")) / f"{model.name}-{editor}.json"
-    return write_json(path, result, indent=1, sealed=True)
+    return write_json(path, result, indent=1)

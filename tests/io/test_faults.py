@@ -52,6 +52,7 @@ from bluelib.pocket.pretrain import _keep, _resume
 from bluelib.pocket.world import build_world
 from bluelib.reports.plots import save as save_figure
 from bluelib.reports.tables import _write as write_table
+from bluelib.runs.cell import evaluate_unedited
 from bluelib.runs.grid import Grid
 from bluelib.runs.notebooks import run_notebook
 from tests.support.folders import files
@@ -185,7 +186,7 @@ def delta(path: Path) -> None:
 
 #: What the library writes: a file's name, and who writes it.
 WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "results": ("cell.json", lambda path: write_json(path, {"scores": list(range(5000))}, sealed=True)),
+    "results": ("cell.json", lambda path: write_json(path, {"scores": list(range(5000))})),
     "statistics": ("s.safetensors", lambda path: _Sums({0: torch.ones(96, 96)}).write(path)),
     "delta": ("edit.safetensors", delta),
     "MEND's network": ("mend.safetensors", mend_network),
@@ -467,10 +468,14 @@ def in_pretraining(model: Model, folder: Path):
     return path, load
 
 
-def in_results(model: Model, folder: Path):
-    cell = sorted((ROOT / "results" / "pocket").glob("*_memit_*.json"))[0]
-    path = write_json(folder / "cell.json", read_json(cell), sealed=True)
-    return path, lambda: read_json(path, sealed=True)
+def in_scores(model: Model, folder: Path):
+    path = folder / "before.json"
+
+    def load():
+        return evaluate_unedited(model, "made", RECORDS[:3], seed=0, generate=False, path=path)
+
+    load()
+    return path, load
 
 
 DAMAGED = {
@@ -484,7 +489,7 @@ DAMAGED = {
     "checkpoint's weights": in_checkpoint("weights-00002.safetensors"),
     "checkpoint's keys": in_checkpoint("keys-00001.safetensors"),
     "pretraining": in_pretraining,
-    "results": in_results,
+    "scores before editing": in_scores,
 }
 
 
@@ -497,12 +502,13 @@ def test_a_damaged_file_is_refused_by_name(model, tmp_path, monkeypatch, kind):
     assert refused + harmless == 240 and refused >= 200, (refused, harmless)
 
 
-def test_committed_results_have_their_hash():
+def test_committed_results_are_what_was_written():
+    """Those that have a hash of their content; others have that of the commit alone."""
     folders = [ROOT / "results" / name for name in ("pocket", "pocket/analysis", "ablation", "tuning")]
     found = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.name != "grid.json"]
     assert len(found) > 200
     for path in found:
-        read_json(path, sealed=True)
+        read_json(path)
 
 
 def test_a_file_without_a_hash_is_refused(tmp_path):

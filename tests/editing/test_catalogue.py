@@ -1,0 +1,192 @@
+"""The catalogue of methods: what ships, what a user registers, what an installed package brings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import bluelib
+from bluelib import get_editor
+from bluelib.cli import main
+from bluelib.editing import catalogue
+from bluelib.editing.catalogue import APPENDIX, MAIN_TABLE, NEEDS, VARIANTS, entry, known, label, methods, names
+from bluelib.editing.editor import Editor
+from bluelib.editing.named import memit
+from bluelib.io.palette import GREY, ORANGE
+from bluelib.models.load import load_model
+from bluelib.studies.tuning import axes
+
+ROOT = Path(__file__).parents[2]
+
+
+def halved(layers, targets, *, mom2_update_weight):
+    """MEMIT with a λ that is half as large.
+
+    The rest of a docstring is not a formula.
+    """
+    return replace(memit(layers, targets, mom2_update_weight=mom2_update_weight / 2), name="anything")
+
+
+@pytest.fixture
+def registered(monkeypatch) -> Iterator[None]:
+    """``mine`` and ``mine_blue``, for one test."""
+    monkeypatch.setattr(catalogue, "_METHODS", dict(catalogue._METHODS))
+    bluelib.register(
+        "mine", halved, label="Mine", paper="nobody 2030", needs=["second moments"], variants=["blue"], like="memit"
+    )
+    yield
+
+
+def python(code: str, path: Path = ROOT) -> str:
+    """What Python prints, in a process of its own, with ``path`` in front."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(path), str(ROOT)))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_the_catalogue_needs_no_torch():
+    code = (
+        "import sys, bluelib.editing.catalogue as c; c.names(); print('torch' in sys.modules, 'pandas' in sys.modules)"
+    )
+    assert python(code) == "False False\n"
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_row_is_whole(name):
+    row = known(name)
+    assert row.make().__doc__ and row.paper and row.label == label(name) and row.needs <= set(NEEDS)
+    assert row.reported in (MAIN_TABLE, APPENDIX, "")
+    if row.variant:
+        plain, variant = known(row.plain), VARIANTS[row.variant]
+        assert (row.name, row.label) == (variant.name_of(plain.name), variant.label_of(plain.label))
+        assert (row.colour, row.family, row.needs, row.axes) == (plain.colour, plain.family, plain.needs, plain.axes)
+        assert row.variant in plain.variants and row.make().__doc__.startswith("BLUE of: ")
+
+
+def test_labels_are_told_apart():
+    labels = [row.label for row in methods().values()]
+    assert len(set(labels)) == len(labels)
+
+
+def test_what_a_method_needs_is_what_its_editor_has():
+    model = load_model("pocket-llama")
+    for name in names():
+        editor = get_editor(name, model)
+        found = {"second moments"} if isinstance(editor, Editor) else set()
+        if hasattr(getattr(editor, "solver", None), "threshold"):
+            found.add("null space")
+        if hasattr(editor, "network"):
+            found.add("network")
+        assert known(name).needs == found, name
+
+
+def test_a_method_that_is_not_known_is_called_by_its_name_is_grey_and_comes_last():
+    row = entry("stranger_blue")
+    assert (row.label, row.family, row.colour, row.variant, row.plain) == ("stranger_blue",) * 2 + (GREY, "", "")
+    assert catalogue.in_order(["stranger_blue", "PMET", "MEMIT"]) == ["MEMIT", "PMET", "stranger_blue"]
+    assert catalogue.in_table(["stranger_blue", "MEMIT (history)", "PMET", "RECT"]) == [
+        "RECT",
+        "PMET",
+        "MEMIT (history)",
+        "stranger_blue",
+    ]
+    with pytest.raises(
+        ValueError, match="no editor is called 'stranger_blue'; known: ft, mend, rome, memit, memit_blue"
+    ):
+        known("stranger_blue")
+    with pytest.raises(ValueError, match="no editor is called 'instructedit'"):
+        known("instructedit")
+
+
+def test_a_registered_method_has_sensible_defaults(monkeypatch):
+    monkeypatch.setattr(catalogue, "_METHODS", dict(catalogue._METHODS))
+    bluelib.register("bare", halved)
+    row = known("bare")
+    assert (row.label, row.family, row.colour, row.marker, row.variants) == ("bare", "bare", GREY, "o", ())
+    assert names()[-1] == "bare" and row.make() is halved and row.needs == frozenset()
+    bluelib.register("akin", halved, family="MEMIT")
+    assert known("akin").colour == ORANGE
+    bluelib.register("bare", "bluelib.editing.named:rect", label="Bare")  # a notebook's cell, run again
+    assert known("bare").label == "Bare" and "RECT" in known("bare").make().__doc__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "memit"}, "'memit' is a method of the project; register yours under another name"),
+        ({"name": "my method"}, "a method's name has letters, digits, '_', '-' and '.' only, not 'my method'"),
+        ({"label": "RECT_BLUE"}, "label 'RECT_BLUE' is taken, by rect_blue: give mine another label"),
+        ({"needs": ["luck"]}, "no need is called 'luck'; known: second moments, null space, network"),
+        ({"variants": ["red"]}, "no variant is called 'red'; known: blue"),
+        ({"like": "memmit"}, "no method is called 'memmit', to take settings from; known: ft, mend"),
+    ],
+)
+def test_a_method_that_cannot_be_registered_is_refused_and_nothing_changes(arguments, message):
+    before = dict(catalogue._METHODS)
+    with pytest.raises(ValueError, match=message):
+        bluelib.register(**{"name": "mine", "factory": halved, **arguments})
+    assert catalogue._METHODS == before
+
+
+def test_a_registered_method_takes_the_settings_of_the_one_it_is_like(registered):
+    model = load_model("pocket-llama")
+    mine, theirs = get_editor("mine", model), get_editor("memit", model)
+    assert mine == replace(theirs, name="mine", solver=replace(theirs.solver, weight=theirs.solver.weight / 2))
+    with_blue = get_editor("mine_blue", model)
+    assert (with_blue.name, with_blue.layers, with_blue.residual.direct) == (
+        "mine_blue",
+        (theirs.layers[0], theirs.layers[-1]),
+        True,
+    )
+    with pytest.raises(ValueError, match="there is no search for editor 'mine'; known: ft, rome, memit"):
+        axes(model, "mine")
+
+
+@pytest.mark.parametrize("name", ["mine", "mine_blue"])
+def test_a_registered_method_edits_on_the_command_line(registered, capsys, name):
+    command = ["edit", "--model", "pocket-gpt2", "--dataset", "pocket-counterfact", "--editor", name, "--edits", "2"]
+    assert main([*command, "--batch-size", "2", "--no-generate", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["editor"]["name"] == name and result["edits"] == 2 and max(result["weight_change"].values()) > 0
+    assert main(["editors"]) == 0
+    listed = {line.split(" ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert listed["mine"].endswith("MEMIT with a λ that is half as large.")
+    assert "BLUE of: MEMIT with a λ" in listed["mine_blue"]
+
+
+def test_a_command_says_in_one_line_that_a_method_is_not_there(capsys):
+    assert main(["edit", "--model", "pocket-gpt2", "--dataset", "pocket-zsre", "--editor", "mine", "--edits", "1"]) == 2
+    assert capsys.readouterr().err.startswith("blue: no editor is called 'mine'; known: ft, mend, rome, memit")
+
+
+@pytest.fixture
+def packages(tmp_path) -> Path:
+    """A folder of installed packages: one names a factory, one registers with a label, one is broken."""
+    (tmp_path / "theirs.py").write_text(
+        'import bluelib\nbluelib.register("labelled", "bluelib.editing.named:memit", label="Labelled!", like="memit")\n'
+    )
+    (tmp_path / "broken.py").write_text("raise RuntimeError('out of order')\n")
+    points = "plain_one = bluelib.editing.named:memit\nlabelled = theirs\nbroken = broken\n"
+    folder = tmp_path / "theirs-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text(f"[bluelib.editors]\n{points}")
+    return tmp_path
+
+
+def test_installed_packages_bring_methods(packages):
+    code = (
+        "import sys; from bluelib.editing.catalogue import label, names\n"
+        "print([name for name in names() if name in ('plain_one', 'labelled', 'broken')], label('labelled'))\n"
+        "print('torch' in sys.modules)"
+    )
+    said = python(code, packages)
+    assert "['plain_one', 'labelled'] Labelled!\nFalse\n" in said
+    assert "entry point broken of bluelib.editors brings no method: out of order" in said
