@@ -113,6 +113,11 @@ class Entry:
     axes: Axes | None = field(default=None, repr=False)
     like: str = ""
 
+    @property
+    def shipped(self) -> bool:
+        """Whether it is a method of the project."""
+        return self.name in _SHIPPED
+
     def make(self) -> Callable[..., Any]:
         """The function that makes the editor, with its docstring.
 

@@ -151,7 +151,7 @@ def _scale(scores: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     return f"{scale_of(models[0]).capitalize()} scale ({', '.join(models)})."
 
 
-def _families(scores: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:
+def families(scores: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:
     """The methods of the paper's main table of which there are both variants, or any others if there are none."""
     labels = next(iter(scores.values())).columns.unique(0)
     plain = [method for method, _ in label_pairs(labels)]
@@ -179,7 +179,7 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
     settings, resampled = [], []
     for (model, dataset), frame in scores.items():
         means, sampled = frame.mean(), draws(frame)
-        for method in _families(scores):
+        for method in families(scores):
             metrics = [m for m in METRICS if (method, m) in means]
             defined = [m for m in metrics if means[method, m] >= FLOOR]
             relative = {
@@ -293,7 +293,7 @@ def family_gains(scores: Mapping[tuple[str, str], pd.DataFrame], methods: Sequen
     for model in dict.fromkeys(model for model, _ in scores):
         frames = [frame for (name, _), frame in scores.items() if name == model]
         sampled = [draws(frame) for frame in frames]
-        for method in _families(scores) if methods is None else methods:
+        for method in families(scores) if methods is None else methods:
             for measure, metrics in MEASURES.items():
                 found = [_gain(frame.mean(), method, metrics) for frame in frames]
                 low, high = limits(np.mean([_gain(draw, method, metrics) for draw in sampled], axis=0))
@@ -311,9 +311,9 @@ def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     each draw, since the best of several on some records is not as good on others."""
     rows = []
     for (model, dataset), frame in scores.items():
-        families = _families(scores)
+        chosen = families(scores)
         sampled = draws(frame)
-        methods = [m for m in frame.columns.unique(0) if _in_contest(labelled(m), families)]
+        methods = [m for m in frame.columns.unique(0) if _in_contest(labelled(m), chosen)]
         success = pd.Series({m: np.mean([frame[m, metric].mean() for metric in TEACHER_FORCED]) for m in methods})
         drawn = pd.DataFrame({m: np.mean([sampled[m, metric] for metric in TEACHER_FORCED], axis=0) for m in methods})
         is_blue = np.array([bool(labelled(m).variant) for m in success.index])

@@ -17,7 +17,7 @@ from ..runs.grid import Grid
 from ..studies import STUDIES, Study
 from .claims import LEGEND, MARKS, Verdict
 from .claims.main import average_improvement, blue_against_plain
-from .comparison import champions, family_gains, improvement, paired, record_scores
+from .comparison import champions, families, family_gains, improvement, paired, record_scores
 from .tables import load_cells, main_frame, markdown_table, short_table
 
 ALL = "all models"
@@ -179,10 +179,12 @@ def _tables(grid: Grid, folder: Path) -> str:
 
 
 def paired_summary(grid: Grid) -> str:
-    """How often a BLUE variant is better or worse than its plain method, by metric, and the gains by model, as
-    Markdown."""
+    """How often a BLUE variant is better or worse than its plain method, by metric, and the gains by model of the
+    paper's methods and of those that are not the project's, as Markdown."""
     scores = record_scores(load_cells(grid))
-    compared, gains = paired(scores), family_gains(scores)
+    others = [plain for plain, _ in label_pairs(map(label, grid.editors)) if not labelled(plain).shipped]
+    compared = paired(scores)
+    gains = family_gains(scores, list(dict.fromkeys([*families(scores), *others])))
     counts = pd.crosstab(compared.metric, compared.verdict)
     rows = [[metric, *map(str, row)] for metric, row in zip(counts.index, counts.to_numpy(), strict=True)]
     header = ["metric", *(f"BLUE is {verdict}" for verdict in counts.columns)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,10 @@ from bluelib.reports.comparison import (
     published_improvement,
     record_scores,
 )
-from bluelib.reports.published import METHOD, ORDER, published, published_score
-from bluelib.reports.report import fill, shown
-from bluelib.reports.tables import load_cells, main_frame, results_frame, write_tables
+from bluelib.reports.plots import plot_main, plot_methods, plot_pareto
+from bluelib.reports.published import published, published_score
+from bluelib.reports.report import claims, fill, shown, write_report
+from bluelib.reports.tables import load_cells, main_frame, results_frame, short_table, write_tables
 from bluelib.runs.cell import SCHEMA
 from bluelib.runs.grid import Grid
 from bluelib.studies.layers import layers_by_editing
@@ -118,9 +120,54 @@ def test_published_figures_have_their_source():
 
 
 def test_every_published_method_has_a_row():
-    """None of the paper's table is lost, and none of ours."""
-    named = set(published("published_results").query("kind == 'published'").method)
-    assert named <= set(ORDER) and set(METHOD.values()) <= set(ORDER) and len(set(ORDER)) == len(ORDER)
+    """Those of the paper's table, before PMET and what it does not have."""
+    named = list(dict.fromkeys(published("published_results").query("kind == 'published'").method))
+    assert all(catalogue.labelled(method).name != method or method == "pre-edited" for method in named)
+    assert {catalogue.labelled(method).reported for method in named} == {catalogue.MAIN_TABLE}
+
+
+STRANGERS = replace(GRID, name="strangers", editors=("memit", "memit_blue", "stranger", "mine", "mine_blue"))
+
+
+@pytest.fixture
+def strangers(tmp_path, monkeypatch):
+    """A grid with a method that was registered, with BLUE, and one that nobody knows: its numbers, and the committed
+    analyses."""
+    monkeypatch.setattr(catalogue, "_METHODS", dict(catalogue._METHODS))
+    catalogue.register("mine", "bluelib.editing.named:memit", label="Mine", colour="#123456", variants=["blue"])
+    (tmp_path / "notebooks").mkdir()
+    for folder in ("results", "figures"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pocket").symlink_to(ROOT / folder / "pocket")
+    monkeypatch.chdir(tmp_path)
+    for place in STRANGERS.cells():
+        write_json(STRANGERS.result(place), cell(place.editor, place.model, place.seed))
+    return STRANGERS
+
+
+def test_no_method_is_dropped(strangers):
+    """Registered or unknown, it is in every table and picture that has its kind, the unknown one under its own name."""
+    shown = ["MEMIT", "MEMIT_BLUE", "stranger", "Mine", "Mine_BLUE"]
+    write_tables(strangers)
+    frame = pd.read_csv(strangers.figures / "main_pocket-counterfact.csv")
+    assert set(frame.method) == {"pre-edited", *shown}
+    rows = (strangers.figures / "main_pocket-counterfact.md").read_text().split("| ")
+    assert [name for name in ("stranger ", "Mine ", "Mine_BLUE ") if name not in rows] == []
+    assert [row.split(" |")[0] for row in short_table(frame.assign(rank=pd.NA)).split("\n| ")[1:]][-3:] == shown[-3:]
+    paired_rows = pd.read_csv(strangers.figures / "paired.csv")
+    assert list(dict.fromkeys(paired_rows.method)) == ["MEMIT", "Mine"]
+
+    main = main_frame(load_cells(strangers))
+    names = [tick.get_text() for tick in plot_main(main).axes[0].get_yticklabels()]
+    assert names == ["MEMIT", "stranger", "Mine"]
+    assert [text.get_text() for text in plot_pareto(main).axes[1].get_legend().get_texts()] == names
+    one = main[(main.model == "pocket-llama") & (main.dataset == "pocket-counterfact")]
+    bars = plot_methods(one).axes[-1].get_xticklabels()
+    assert [bar.get_text() for bar in bars] == ["pre-edited", *shown]
+
+    write_report(strangers, claims(strangers), strangers.figures)
+    report = (strangers.figures / "report.md").read_text()
+    assert "| pocket-llama | Mine |" in report and "MEMIT" in report
 
 
 def test_a_main_table_says_scale_source_and_what_is_missing(made):
