@@ -6,6 +6,9 @@ SHA-256 of :data:`FILES`, every time it is read. Those pages publish no hashes: 
 report for the files that they had from there, two or more of them independently, or one
 (``multi_counterfact.json``; ``attribute_snippets.json``, whose size a second one reports).
 A file with another hash is used only if the user has said so (``sha256``), which is kept beside it in ``FILE.sha256``.
+
+This module fetches by itself because pooch (1.9) begins an interrupted download anew: ``attribute_snippets.json`` has
+926 MB. Neither does it refuse a redirect away from https.
 """
 
 from __future__ import annotations
