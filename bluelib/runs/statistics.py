@@ -14,9 +14,9 @@ def describe_statistics(
 
     Methods that use none are passed over.
     """
-    from .editing.editor import Editor, get_editor
-    from .editing.second_moments import null_space
-    from .editing.solvers import NullSpace
+    from ..editing.editor import Editor, get_editor
+    from ..editing.second_moments import null_space
+    from ..editing.solvers import NullSpace
 
     found: dict[str, Any] = {}
     for name in editors:
