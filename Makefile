@@ -36,7 +36,7 @@ lint: $(STAMP)  ## check style and formatting, notebooks included, and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-mutants: $(STAMP)  ## which small faults do a module's tests notice? ARGS=solvers, or targets, metrics/scoring, ...
+mutants: $(STAMP)  ## which small faults do a module's tests notice? ARGS=editing/solvers, models/scoring, ...
 	$(VENV)/bin/python scripts/mutants.py $(ARGS)
 
 clean:  ## remove caches and build outputs (neither .venv nor results)

@@ -1,7 +1,7 @@
 """Which small faults in a module do its tests notice?
 
-    python scripts/mutants.py solvers            # every mutant of bluelib/editing/solvers.py
-    python scripts/mutants.py targets --sample 60
+    python scripts/mutants.py editing/solvers            # every mutant of bluelib/editing/solvers.py
+    python scripts/mutants.py editing/targets --sample 60
 
 A mutant is a module with one change: a comparison, an operator, a number, a condition or an argument. Its tests run in
 a forked process, which has torch imported already; they stop at the first failure. What survives is printed with its
@@ -31,17 +31,18 @@ sys.path.insert(0, str(ROOT))
 ONE = ["-k", "not gptj and not llama"]
 #: By module, what pytest is told to run: the quick tests that are about it.
 TESTS = {
-    "solvers": ["tests/editing/test_solvers.py"],
-    "residuals": ["tests/editing/test_editing.py", "-k", "share and gpt2"],
-    "constraints": ["tests/editing/test_constraints.py"],
-    "theory": ["tests/editing/test_theory.py"],
-    "targets": ["tests/editing/test_targets.py", "-k", "not llama and not whole_edits"],
-    "metrics/scoring": [
+    "editing/solvers": ["tests/editing/test_solvers.py"],
+    "editing/residuals": ["tests/editing/test_editing.py", "-k", "share and gpt2"],
+    "editing/constraints": ["tests/editing/test_constraints.py"],
+    "editing/theory": ["tests/editing/test_theory.py"],
+    "editing/targets": ["tests/editing/test_targets.py", "-k", "not llama and not whole_edits"],
+    "models/scoring": [
         "tests/metrics/test_metrics.py",
         "tests/editing/test_methods.py::test_request_nll_is_the_models_own",
     ],
     "metrics/editing": ["tests/metrics/test_metrics.py", "-k", "not gptj and not gpt2"],
-    "metrics/generation": [
+    "metrics/text": ["tests/metrics/test_metrics.py", "-k", "not gptj and not gpt2"],
+    "models/generation": [
         "tests/metrics/test_metrics.py",
         "tests/metrics/test_longform.py",
         "-k",
@@ -49,7 +50,7 @@ TESTS = {
     ],
     "metrics/longform": ["tests/metrics/test_longform.py", *ONE],
     "metrics/capability": ["tests/metrics/test_capability.py", *ONE],
-    "metrics/shift": ["tests/studies/test_shift.py", "-k", "not gptj and not llama and not pocket_world"],
+    "studies/shift": ["tests/studies/test_shift.py", "-k", "not gptj and not llama and not pocket_world"],
 }
 
 COMPARISONS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -34,7 +33,7 @@ def end_with_workflow() -> None:
             time.sleep(0.5)
         for child in psutil.Process().children(recursive=True):
             child.kill()
-        os.kill(os.getpid(), signal.SIGKILL)
+        psutil.Process().kill()
 
     threading.Thread(target=watch, daemon=True).start()
 

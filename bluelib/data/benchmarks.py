@@ -9,14 +9,17 @@ from .records import Probe, Record, RecordError, field, put_subject_out, record_
 
 
 def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
-    """A record of ``counterfact.json`` or ``multi_counterfact.json`` (Meng et al. 2022)."""
+    """A record of ``counterfact.json`` or ``multi_counterfact.json`` (Meng et al. 2022).
+
+    The edit itself must be there; prompts that are missing are none, and what they measure is left out.
+    """
     case_id = record_id(entry, position, needed=True)
 
     def text(path: str) -> str:
         return field(entry, path, case_id)
 
     def texts(path: str) -> tuple[str, ...]:
-        return tuple(field(entry, path, case_id, list))
+        return tuple(field(entry, path, case_id, list, default=()))
 
     true = text("requested_rewrite.target_true.str")
     return Record(
@@ -26,12 +29,12 @@ def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
         subject=text("requested_rewrite.subject"),
         target_new=text("requested_rewrite.target_new.str"),
         target_true=true,
-        relation=text("requested_rewrite.relation_id"),
+        relation=field(entry, "requested_rewrite.relation_id", case_id, default=None),
         paraphrases=texts("paraphrase_prompts"),
         locality=tuple(Probe(prompt, true) for prompt in texts("neighborhood_prompts")),
         attribute_prompts=texts("attribute_prompts"),
         generation_prompts=texts("generation_prompts"),
-        reference_texts=texts("reference_texts") if "reference_texts" in entry else (),
+        reference_texts=texts("reference_texts"),
     )
 
 
@@ -83,13 +86,13 @@ def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers")
 
 
 def reference_texts(
-    snippets: Iterable[Mapping[str, Any]], wanted: Collection[tuple[str | None, str]]
-) -> dict[tuple[str | None, str], tuple[str, ...]]:
+    snippets: Iterable[Mapping[str, Any]], wanted: Collection[tuple[str | None, str | None]]
+) -> dict[tuple[str | None, str | None], tuple[str, ...]]:
     """Texts of ``attribute_snippets.json`` (Meng et al. 2022): what is written about subjects that have an object.
 
     Args:
         snippets: the file's entries, each with ``relation_id``, ``target_id`` and ``samples``.
-        wanted: pairs of a relation's and an object's id.
+        wanted: pairs of a relation's and an object's id; one without either has no texts.
 
     Returns:
         The texts of all samples of each wanted pair, in the file's order, without blank ones.
@@ -97,7 +100,7 @@ def reference_texts(
     Raises:
         RecordError: for an entry that lacks a field.
     """
-    found: dict[tuple[str | None, str], list[str]] = {pair: [] for pair in wanted}
+    found: dict[tuple[str | None, str | None], list[str]] = {pair: [] for pair in wanted}
     for position, entry in enumerate(snippets):
         where = f"at position {position} of the snippets"
         texts = found.get((field(entry, "relation_id", where), field(entry, "target_id", where)))

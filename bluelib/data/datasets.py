@@ -71,8 +71,9 @@ def load_dataset(
             or the path of a JSON file in the form of CounterFact (``counterfact.json``, ``multi_counterfact.json``),
             of zsRE (``zsre_mend_eval.json``), or in the flat form of knowledge-editing toolkits. The reference texts
             of ``counterfact`` and ``multi-counterfact`` come from ``attribute-snippets``, if that was fetched too;
-            the records have none otherwise, and their consistency is not measured. The edits of ``zsre`` install the
-            right answer, as in MEMIT's code.
+            the records have none otherwise, and their consistency is not measured. Of a record of CounterFact only its
+            ``case_id`` and its edit are needed: what prompts that are missing would measure is left out. The edits of
+            ``zsre`` install the right answer, as in MEMIT's code.
         split: ``tune`` or ``report``. A file whose records have no ``split`` field is all ``report``.
         limit: how many records, the first of the split; None for all. The paper edits the first 2,000 in the file's
             order; its public code takes them from ``multi-counterfact`` and ``zsre``.
@@ -131,9 +132,10 @@ def load_dataset(
     if seed:
         random.Random(seed).shuffle(chosen)
     chosen = chosen[:limit]
-    if benchmark is parse_counterfact:
-        return _with_references(chosen)
-    return [record for _, record in chosen]
+    records = _with_references(chosen) if benchmark is parse_counterfact else [record for _, record in chosen]
+    if all(record.kind == "counterfact" and not record.generation_prompts for record in records):
+        _warn_without_generation()
+    return records
 
 
 def _read(path: Path) -> list[Any]:
@@ -166,7 +168,8 @@ def _with_references(chosen: Sequence[tuple[Mapping[str, Any], Record]]) -> list
         _warn_without_references()
         return [record for _, record in chosen]
     pairs = [
-        (record.relation, field(entry, "requested_rewrite.target_new.id", record.case_id)) for entry, record in chosen
+        (record.relation, field(entry, "requested_rewrite.target_new.id", record.case_id, default=None))
+        for entry, record in chosen
     ]
     texts = reference_texts(read_entries(downloaded("attribute-snippets")), set(pairs))
     return [replace(record, reference_texts=texts[pair]) for (_, record), pair in zip(chosen, pairs, strict=True)]
@@ -178,6 +181,11 @@ def _warn_without_references() -> None:
         "attribute-snippets is not here: CounterFact's records have no reference texts, and their consistency "
         "is not measured; `blue download attribute-snippets` fetches it"
     )
+
+
+@cache
+def _warn_without_generation() -> None:
+    log.warning("no record has generation_prompts: fluency and consistency are not measured")
 
 
 def _parser_for(entry: Any, path: Path) -> Callable[[Mapping[str, Any], int], Record]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,11 +14,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ..models.known import scale_of
 from ..models.model import Model
 from . import Record
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 PACKAGES = ("bluelib", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")
 
@@ -68,13 +73,20 @@ def git_commit() -> str | None:
 
 
 def peak_memory(model: Model) -> dict[str, float]:
-    """The most memory that this process has held so far, in GB (10⁹ bytes): the host's, and, if the model
-    is on GPUs, the fullest one's."""
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    found = {"host_gb": round(resident / 1e9, 3)}
+    """The most memory that this process has held so far, in GB (10⁹ bytes): the host's, if the system tells it, and,
+    if the model is on GPUs, the fullest one's."""
+    resident = _peak_resident()
+    found = {"host_gb": round(resident / 1e9, 3)} if resident else {}
     if model.device.type == "cuda":
         found["device_gb"] = round(max(map(torch.cuda.max_memory_allocated, _devices(model))) / 1e9, 3)
     return found
+
+
+def _peak_resident() -> int | None:
+    """In bytes; None where the system does not tell."""
+    if resource is not None:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return getattr(psutil.Process().memory_info(), "peak_wset", None)  # Windows has it
 
 
 def _devices(model: Model) -> list[torch.device]:

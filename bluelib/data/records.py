@@ -104,8 +104,18 @@ def _wrong(text: Any) -> str:
     return ""
 
 
-def field(entry: Mapping[str, Any], path: str, case_id: object, kind: type | tuple[type, ...] = str) -> Any:
-    """Look up a dotted path in a raw record.
+#: The default of a field that must be there.
+_NEEDED = object()
+
+
+def field(
+    entry: Mapping[str, Any],
+    path: str,
+    case_id: object,
+    kind: type | tuple[type, ...] = str,
+    default: Any = _NEEDED,
+) -> Any:
+    """Look up a dotted path in a raw record; a missing one has the ``default``, if there is any.
 
     Raises:
         RecordError: naming the record and the field, if it is missing or of another type; a bool is no int.
@@ -113,6 +123,8 @@ def field(entry: Mapping[str, Any], path: str, case_id: object, kind: type | tup
     value: Any = entry
     for key in path.split("."):
         if not isinstance(value, Mapping) or key not in value:
+            if default is not _NEEDED:
+                return default
             raise RecordError(f"record {case_id}: field {path!r} is missing")
         value = value[key]
     if not isinstance(value, kind) or isinstance(value, bool):

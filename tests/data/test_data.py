@@ -9,12 +9,14 @@ from dataclasses import replace
 import pytest
 
 from bluelib import load_dataset
-from bluelib.data import RecordError
-from bluelib.data.datasets import BENCHMARKS, DATASETS, _warn_without_references
+from bluelib.data import Record, RecordError
+from bluelib.data.datasets import BENCHMARKS, DATASETS, _warn_without_generation, _warn_without_references
 from bluelib.data.download import FILES, cached
 from bluelib.io.tensors import file_hash
+from bluelib.metrics import evaluate
 from bluelib.pocket.datasets import write_datasets
 from bluelib.pocket.world import build_world
+from tests.support.small import random_model
 
 COUNTERFACT = {
     "case_id": 12,
@@ -70,6 +72,59 @@ def test_counterfact(write):
     assert record.request.text == "The mother tongue of Ilvane Quillbrook is"
     assert (record.target_new, record.target_true) == ("Dutch", "Polish")
     assert record.locality[0].answer == "Polish"
+
+
+#: What a record of CounterFact must have.
+EDIT = {
+    "case_id": 12,
+    "requested_rewrite": {
+        "prompt": "The mother tongue of {} is",
+        "subject": "Ilvane Quillbrook",
+        "target_new": {"str": "Dutch"},
+        "target_true": {"str": "Polish"},
+    },
+}
+
+
+def test_an_edit_is_all_that_a_record_of_counterfact_needs(write):
+    (record,) = load_dataset(write([EDIT]))
+    assert record == Record(12, "counterfact", "The mother tongue of {} is", "Ilvane Quillbrook", "Dutch", "Polish")
+
+
+@pytest.mark.parametrize(
+    ("fields", "left_out"),
+    [
+        (["generation_prompts"], ["fluency", "consistency"]),
+        (["attribute_prompts"], []),
+        (["paraphrase_prompts"], ["generalization"]),
+        (["neighborhood_prompts"], ["specificity"]),
+        (
+            ["paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts"],
+            ["generalization", "specificity", "fluency", "consistency"],
+        ),
+    ],
+)
+def test_what_missing_prompts_would_measure_is_left_out(write, fields, left_out):
+    model, entry = random_model("pocket-gpt2"), {**COUNTERFACT, "reference_texts": ["Dutch is spoken there."]}
+    whole = evaluate(model, load_dataset(write([entry])))
+    assert list(whole.means) == ["efficacy", "generalization", "specificity", "fluency", "consistency"]
+    fewer = load_dataset(write([{name: value for name, value in entry.items() if name not in fields}]))
+    found = evaluate(model, fewer)
+    assert found.means == {name: value for name, value in whole.means.items() if name not in left_out}
+
+
+@pytest.mark.parametrize(("entry", "times"), [(EDIT, 1), (FLAT, 1), (COUNTERFACT, 0), (ZSRE, 0)])
+def test_that_nothing_is_generated_is_said_once(write, caplog, entry, times):
+    _warn_without_generation.cache_clear()
+    for _ in range(2):
+        load_dataset(write([entry]))
+    assert caplog.text.count("fluency and consistency are not measured") == times
+
+
+def test_one_record_with_generation_prompts_is_enough(write, caplog):
+    _warn_without_generation.cache_clear()
+    load_dataset(write([EDIT, {**COUNTERFACT, "case_id": 13}]))
+    assert not caplog.text
 
 
 def test_zsre_edits_to_the_answer_by_default(write):
@@ -141,7 +196,27 @@ def broken(record, path, value=None):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (broken(COUNTERFACT, "paraphrase_prompts"), "record 12: field 'paraphrase_prompts' is missing"),
+        (broken(COUNTERFACT, "case_id"), "record at position 0: field 'case_id' is missing"),
+        (
+            broken(COUNTERFACT, "requested_rewrite", 5),
+            "record 12: field 'requested_rewrite.target_true.str' is missing",
+        ),
+        (
+            broken(COUNTERFACT, "requested_rewrite.relation_id", 7),
+            "record 12: field 'requested_rewrite.relation_id' must be str, not int",
+        ),
+        (
+            broken(COUNTERFACT, "attribute_prompts", {}),
+            "record 12: field 'attribute_prompts' must be list, not dict",
+        ),
+        (
+            broken(COUNTERFACT, "generation_prompts", "text"),
+            "record 12: field 'generation_prompts' must be list, not str",
+        ),
+        (
+            broken(COUNTERFACT, "neighborhood_prompts", 5),
+            "record 12: field 'neighborhood_prompts' must be list, not int",
+        ),
         (
             broken(COUNTERFACT, "requested_rewrite.target_new"),
             "record 12: field 'requested_rewrite.target_new.str' is missing",
@@ -253,9 +328,18 @@ def test_broken_snippets_are_refused(put):
     put("attribute-snippets", [{**SNIPPETS[0], "samples": [{"name": "a"}]}])
     with pytest.raises(RecordError, match="at position 0 of the snippets: field 'text' is missing"):
         load_dataset("counterfact")
+
+
+@pytest.mark.parametrize("field", ["target_new.id", "relation_id"])
+def test_a_record_that_names_no_relation_or_no_object_has_no_reference_texts(put, field):
     put("attribute-snippets", SNIPPETS)
-    put("counterfact", [counterfact(0, "Dutch"), broken(COUNTERFACT, "requested_rewrite.target_new", {"str": "Dutch"})])
-    with pytest.raises(RecordError, match=r"record 12: field 'requested_rewrite.target_new.id' is missing"):
+    whole = counterfact(0, "Dutch")
+    put("counterfact", [whole, {**broken(whole, f"requested_rewrite.{field}"), "case_id": 1}])
+    found = load_dataset("counterfact")
+    assert [len(record.reference_texts) for record in found] == [2, 0]
+    assert found[1].relation == (None if field == "relation_id" else "P103")
+    put("counterfact", [broken(whole, f"requested_rewrite.{field}", 5)])
+    with pytest.raises(RecordError, match=f"record 0: field 'requested_rewrite.{field}' must be str, not int"):
         load_dataset("counterfact")
 
 

@@ -32,7 +32,8 @@ for name in sys.argv[1:]:
 """
 MEASURE = """
 import logging, sys
-from bluelib import load_model, statistics
+from bluelib import load_model
+from bluelib.editing import second_moments as statistics
 logging.basicConfig(level=logging.INFO)
 statistics.SHARD, statistics.WRITE_EVERY = 1000, -1.0
 statistics.second_moments(load_model("pocket-llama"), [0, 2], corpus="wikipedia", tokens=int(sys.argv[1]))

@@ -189,6 +189,29 @@ def test_a_package_that_binder_lacked_would_be_noticed(tmp_path):
     assert done.returncode == 1 and "No module named 'seaborn'" in done.stderr
 
 
+def test_a_push_and_a_pull_request_get_the_whole_check():
+    """On the first Python that the library takes, by the script that makes it anywhere, with rights to read alone."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text(encoding="utf-8"))
+    assert workflow[True].keys() == {"push", "pull_request"}, "YAML takes `on` for a truth"
+    assert workflow["permissions"] == {"contents": "read"} and "group" in workflow["concurrency"]
+    (job,) = workflow["jobs"].values()
+    assert job["runs-on"].startswith("ubuntu-") and job["timeout-minutes"] == 90
+    assert "permissions" not in job
+    (python,) = [step["with"] for step in job["steps"] if step.get("uses", "").startswith("actions/setup-python@")]
+    assert f">={python['python-version']}" == PROJECT["requires-python"] and python["cache"] == "pip"
+    assert (ROOT / python["cache-dependency-path"]).exists()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+
+
+def test_the_whole_check_names_tests_that_are_there():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
+    named = re.findall(r"tests/\S+?\.py", script)
+    assert named and all((ROOT / path).exists() for path in named)
+    made = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert set(re.findall(r"^make ([a-z-]+)", script, re.M)) <= set(made)
+
+
 @pytest.mark.parametrize("name", ["postBuild", "start"])
 def test_binders_scripts_are_executable_bash(name):
     script = ROOT / "binder" / name
