@@ -16,7 +16,7 @@ from ..io.formats import read_yaml
 from ..io.paths import cell_name, numbers_name, plain, project_path, raw_path
 from ..studies import Study, study_of
 
-#: In place of an analysis notebook's parameters: those of the committed analysis.
+#: In place of an analysis notebook's parameters: those of its study in :data:`~bluelib.studies.STUDIES`.
 COMMITTED = "committed"
 #: The grid of the committed results: reports take from it the studies that their own grid does not run.
 COMMITTED_GRID = "pocket"

@@ -254,6 +254,16 @@ def test_the_committed_grid_runs_every_study():
         assert (ROOT / "notebooks" / f"{study.notebook}.ipynb").exists()
 
 
+def test_a_report_takes_from_the_committed_grid_what_its_own_does_not_run(project):
+    grid = Grid.of({**TINY, "notebooks": {"03_residuals": {"edits": 4}}})
+    assert grid.source_of(STUDIES["residuals"]) is grid
+    assert grid.numbers("03_residuals", "pocket-llama").parent == project / "results" / "tiny" / "analysis"
+    other = grid.source_of(STUDIES["locate"])
+    assert (other.models, other.notebooks) == (grid.models, {"01_locate": STUDIES["locate"].parameters})
+    assert other.numbers("01_locate", "pocket-llama").exists()
+    assert other.drawn("01_locate")[0] == project / "figures" / "pocket" / "01_causal_traces.png"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -78,7 +78,7 @@ CLAIMS = (
         lambda v: f"‖E‖/‖R*Q‖ at L − l = 1, 2, …: {listed(v.relative['mean'])}",
         {
             "the mean of ‖E‖/‖R*Q‖ rises at every step of the distance": lambda v: rises(v.relative["mean"]),
-            "its interval at the largest distance is above that at distance 1": (
+            "its interval at the largest distance is above that at the smallest": (
                 lambda v: v.relative["low"].iloc[-1] > v.relative["high"].iloc[0]
             ),
         },
