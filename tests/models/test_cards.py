@@ -19,7 +19,7 @@ from bluelib.editing.mend import Mend, Network, train
 from bluelib.editing.named import pmet, rome
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.solvers import NullSpace, Ridge
-from bluelib.editing.targets import MOST_TOKENS, default_token_budget, optimise_targets
+from bluelib.editing.targets import BUDGETS, default_token_budget, optimise_targets
 from bluelib.io.tensors import save_tensors
 from bluelib.metrics import text as generation
 from bluelib.models.model import Model
@@ -219,23 +219,18 @@ def test_a_low_precision_model_on_two_cards_is_edited_in_float32():
             assert torch.equal(one.weight(layer), two.weight(layer).cpu())
 
 
-def test_the_card_with_the_least_room_decides_about_micro_batches(pair, monkeypatch):
-    free = {CARDS[0]: 10**9, CARDS[1]: 10**9}
-    cached = {CARDS[0]: 0, CARDS[1]: 0}
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 10**12))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: cached[device])
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+def test_the_card_that_holds_most_decides_about_micro_batches(pair, monkeypatch):
     model = pair[1]
-    budget = default_token_budget(model)
-    assert 1 < budget < MOST_TOKENS[1]
-    for card in CARDS:
-        free[card] //= 4
-        assert default_token_budget(model) == budget // 4
-        cached[card] = 3 * free[card]  # what torch holds and does not use is free too
-        assert default_token_budget(model) == budget
-        free[card], cached[card] = 10**9, 0
-    free[CARDS[0]] = free[CARDS[1]] = 10**13
-    assert default_token_budget(model) == MOST_TOKENS[1]
+    d_model, d_mlp = model.weight(0).shape
+    per_block = (16 * d_model + 6 * d_mlp) * model.hf_model.dtype.itemsize
+    on_card = {card: per_block * sum(model.weight(n).device == card for n in range(model.n_layers)) for card in CARDS}
+    on_card[model.head.weight.device] += model.hf_model.config.vocab_size
+    for allowed in (10**6, 10**7, 10**8):
+        monkeypatch.setitem(BUDGETS, "cuda", (10**9, allowed))
+        tokens = default_token_budget(model)
+        assert tokens * max(on_card.values()) <= allowed < 2 * tokens * max(on_card.values())
+    monkeypatch.setitem(BUDGETS, "cuda", (100, 10**9))
+    assert default_token_budget(model) == 64
 
 
 def offloaded(model: Model, layers: tuple[int, ...], folder: Path) -> Model:

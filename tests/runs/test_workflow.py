@@ -20,7 +20,7 @@ from bluelib.editing import catalogue
 from bluelib.editing.settings import model_configs
 from bluelib.io.formats import write_json
 from bluelib.io.locks import locked
-from bluelib.models import model as models
+from bluelib.models import load
 from bluelib.models.known import PAPER_MODELS, pocket_models
 from bluelib.runs.grid import DTYPES, Grid, Place
 from bluelib.runs.workflow import run_grid
@@ -245,7 +245,7 @@ def test_grid_files():
 def test_a_grid_knows_all_editors():
     """The names that a grid may have are those of the configurations: they are there without loading torch."""
     assert {name for config in model_configs().values() for name in config["editors"]} == set(catalogue.names())
-    assert set(DTYPES) == set(models.DTYPES)
+    assert set(DTYPES) == set(load.DTYPES)
 
 
 def test_the_committed_grid_runs_every_study():
@@ -289,8 +289,10 @@ def test_a_report_takes_from_the_committed_grid_what_its_own_does_not_run(projec
             "resources.default of the grid must map mem_mb, runtime, gpu to whole",
         ),
         ({"resources": {"default": 3}}, "resources.default of the grid must map mem_mb, runtime, gpu to whole numbers"),
-        ({"editors": ["memit", "memmit_blue"]}, "no editor is called memmit_blue; known: alphaedit, alphaedit_blue"),
-        ({"editors": ["memit", "rome"]}, "editors of the grid must have a method and its BLUE variant"),
+        (
+            {"editors": ["memit", "rome"]},
+            "of memit, rome, none is there with and without BLUE; give both, e.g. memit and",
+        ),
         ({"seeds": [-1]}, "seeds of the grid must not be negative"),
         ({"dtype": "float99"}, "dtype of the grid must be one of float32, bfloat16, float16, not 'float99'"),
         ({"models": ["a/b", "a-b"]}, "models of the grid must differ in their file names"),
@@ -300,6 +302,14 @@ def test_a_report_takes_from_the_committed_grid_what_its_own_does_not_run(projec
 def test_a_wrong_grid_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         Grid.of({**TINY, **change})
+
+
+def test_a_grid_of_unknown_editors_makes_tables_and_does_not_run(tmp_path):
+    values = {**TINY, "editors": ["memit", "memit_blue", "memmit"]}
+    assert Grid.of(values).editors[-1] == "memmit"
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match="no editor is called 'memmit'; known: ft, mend, rome, memit, memit_blue"):
+        run_grid(tmp_path / "grid.yaml")
 
 
 def test_a_grid_that_lacks_something_is_refused(tmp_path):
