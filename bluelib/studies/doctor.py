@@ -292,13 +292,18 @@ def report(findings: Findings) -> str:
         told = "holds" if check.holds else "DOES NOT HOLD"
         lines.append(f"  {check.name:36} {check.deviation:.1e}  (up to {check.tolerance:.0e})  {told}")
     columns = list(next(iter(findings.memory.values())))
+    alike: dict[tuple[float, ...], list[str]] = {}
+    for editor, sizes in findings.memory.items():
+        alike.setdefault(tuple(sizes.values()), []).append(editor)
     lines += [
         "",
         "memory in GB, modelled (of a null space: at most): disk; host; device by batch size, without activations",
-        f"  {'':16}" + "".join(f"{column:>14}" for column in columns),
+        "  " + "".join(f"{column:>13}" for column in columns),
+        *(
+            "  " + "".join(f"{size:13.3g}" for size in sizes) + f"  {', '.join(names)}"
+            for sizes, names in alike.items()
+        ),
     ]
-    for editor, sizes in findings.memory.items():
-        lines.append(f"  {editor:16}" + "".join(f"{sizes[column]:14.3g}" for column in columns))
     if not findings.configured:
         lines += [
             "",

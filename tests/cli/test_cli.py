@@ -389,7 +389,10 @@ EDIT = ["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor
         (["statistics", "--model", "pocket-llama", "--output", "{folder}"], "{folder} is a folder; a file is to be"),
         (["convergence", "--model", "pocket-llama", "--tokens", "0"], "tokens must be at least 1, not 0"),
         (["convergence", "--model", "pocket-llama", "--editor", "memit", "ft"], "ft is no composition of layers"),
-        (["tune", "--model", "pocket-llama", "--editor", "ft", "nonsense"], "there is no search for editor 'nonsense'"),
+        (
+            ["tune", "--model", "pocket-llama", "--editor", "ft", "nonsense"],
+            "no editor is called 'nonsense'; known: ft, mend",
+        ),
         (["notebook", "nonsense", "{folder}/o.ipynb"], "no notebook is called 'nonsense'; known: 00_quickstart"),
         (
             ["notebook", "03_residuals", "{folder}/o.ipynb", "-p", "modle=x"],

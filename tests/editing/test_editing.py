@@ -199,7 +199,7 @@ def test_named_editors_resolve_their_configuration(any_model, name):
 
 
 def test_what_cannot_be_edited_is_refused(any_model):
-    with pytest.raises(ValueError, match="known: ft, mend, rome, memit, memit_history, rect, prune"):
+    with pytest.raises(ValueError, match="known: ft, mend, rome, memit, memit_blue, memit_history"):
         get_editor("nonsense", any_model)
     with pytest.raises(
         ValueError, match=r"editor 'memit' has no hyper-parameter typo; it has clamp, corpus, early_stop"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from inspect import signature
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from bluelib.editing.residuals import DISTRIBUTED
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.solvers import Ridge
 from bluelib.editing.targets import (
-    MOST_TOKENS,
+    BUDGETS,
     OVERHEAD,
     TargetError,
     TargetOptions,
@@ -93,15 +92,16 @@ def test_neither_micro_batches_nor_groups_change_the_result(any_model, monkeypat
         torch.testing.assert_close(whole.values, found.values, rtol=1e-5, atol=1e-5)
 
 
-def test_a_micro_batch_fits_into_the_free_memory(any_model, monkeypatch):
-    assert default_token_budget(any_model) == MOST_TOKENS[0]
-    free = SimpleNamespace(available=50_000_000)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+def test_a_micro_batch_is_bounded_by_speed_and_by_memory(any_model, monkeypatch):
+    """By the class of the device, and not by what happens to be free there."""
+    most, _ = BUDGETS["cpu"]
+    assert default_token_budget(any_model) == most == 8192
+    monkeypatch.setitem(BUDGETS, "cpu", (most, 50_000_000))
     budget = default_token_budget(any_model)
-    assert 1 < budget < 1000 and budget.bit_count() == 1
-    free.available *= 2
+    assert 1 < budget < 2000 and budget.bit_count() == 1
+    monkeypatch.setitem(BUDGETS, "cpu", (most, 100_000_000))
     assert default_token_budget(any_model) == budget * 2
-    free.available = 0
+    monkeypatch.setitem(BUDGETS, "cpu", (most, 0))
     assert default_token_budget(any_model) == 1
 
 

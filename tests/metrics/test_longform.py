@@ -13,7 +13,7 @@ import torch
 from bluelib import load_dataset, load_model
 from bluelib.data import Record, RecordError
 from bluelib.data.longform import load_long_form, pocket_long_form
-from bluelib.editing.editor import blue_pairs
+from bluelib.editing.catalogue import blue_pairs
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.sequence import edited
 from bluelib.metrics.intervals import paired_differences

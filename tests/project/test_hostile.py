@@ -473,7 +473,6 @@ def test_a_batch_size_that_is_none_is_refused(any_model, size):
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, "0"])
 def test_a_seed_that_is_none_is_refused(any_model, seed):
     for call in (
-        partial(edit_sequence, any_model, RECORDS, editor(), batch_size=1),
         partial(evaluate, any_model, RECORDS),
         partial(load_dataset, "pocket-zsre"),
     ):

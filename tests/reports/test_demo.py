@@ -12,10 +12,10 @@ from bluelib import edit_sequence, get_editor, load_dataset, load_model
 from bluelib.models.scoring import score_targets
 from bluelib.reports.demo import (
     MAX_EDITS,
-    METHODS,
     EditPage,
     compare,
     find_record,
+    methods,
     plot_comparison,
     requested,
     scaled,
@@ -58,7 +58,7 @@ def test_it_shows_what_the_library_computes(model, tower, comparison):
 
 
 def test_the_factor_multiplies_the_configured_weight(model):
-    for name in METHODS.values():
+    for name in methods().values():
         editor = get_editor(name, model)
         solver = scaled(editor, 0.5).solver
         for field in ("weight", "l2"):

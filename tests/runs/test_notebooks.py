@@ -143,7 +143,7 @@ SEQUENTIAL = ROOT / "notebooks" / "05_sequential_editing.ipynb"
             {"modle": "x"},
             r"unknown parameter: modle; known: model \(str\), dataset \(str\), editor \(str\), edits \(int\)",
         ),
-        ({"editor": "nonsense"}, "no editor is called 'nonsense'; known: ft, mend, rome, memit, memit_history, rect"),
+        ({"editor": "nonsense"}, "no editor is called 'nonsense'; known: ft, mend, rome, memit, memit_blue"),
         ({"edits": "forty"}, r"parameter edits must be int, not 'forty'; known: model \(str\)"),
         ({"model": "pocket-bert"}, "model 'pocket-bert' is not shipped here; known: "),
         ({"dataset": "pocket-trivia"}, "no dataset is called 'pocket-trivia'; known: pocket-counterfact, pocket-zsre"),

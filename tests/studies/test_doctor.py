@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 from benchmarks.paper_scale import table
 from bluelib import edit_sequence, get_editor, load_model
 from bluelib.cli import main
+from bluelib.editing import catalogue
 from bluelib.editing.settings import model_configs
 from bluelib.editing.solvers import Equality, NullSpace, Ridge
 from bluelib.models import adapters
 from bluelib.models.adapters import ADAPTERS, Adapter
 from bluelib.models.model import Model, weights_hash
-from bluelib.studies.doctor import Findings, examine, memory, report, solver_bytes, work_bytes
+from bluelib.studies.doctor import Findings, examine, memory, report
 from tests.support.checkpoints import ARCHITECTURES, LAYERS, write_checkpoint
 from tests.support.small import RECORDS, random_model
 from tests.support.tokenizers import make_tokenizer
@@ -187,11 +188,13 @@ def moment(d_mlp: int) -> torch.Tensor:
 
 
 def test_memory_of_solver_states_is_counted_as_it_is():
-    assert Ridge(10.0).prepare(moment(64)).factor.nbytes == solver_bytes(64, 1)
+    assert Ridge(10.0).prepare(moment(64)).factor.nbytes == Ridge(10.0).state_bytes(64)
     for threshold in (0.2, 1.0, 5.0):
-        state = NullSpace(threshold, 1.0).prepare(moment(64))
-        assert state.basis.nbytes + state.inside.factor.nbytes <= solver_bytes(64, 1, null_space=True)
-    assert state.basis.nbytes + state.inside.factor.nbytes == solver_bytes(64, 1, null_space=True)
+        solver = NullSpace(threshold, 1.0)
+        state = solver.prepare(moment(64))
+        assert state.basis.nbytes + state.inside.factor.nbytes <= solver.state_bytes(64)
+        assert state.basis.nbytes <= solver.disk_bytes(64)
+    assert state.basis.nbytes + state.inside.factor.nbytes == solver.state_bytes(64)
 
 
 def peak(function: Callable[[], Any]) -> tuple[Any, int]:
@@ -212,19 +215,19 @@ def test_memory_of_a_solver_at_work_is_what_it_takes(solver):
     d_model, d_mlp, batch = 64, 256, 16
     torch.manual_seed(0)
     keys, residuals, c = torch.randn(d_mlp, batch), torch.randn(d_model, batch), moment(d_mlp)
-    null_space = isinstance(solver, NullSpace)
     state, preparing = peak(lambda: solver.prepare(c))
     _, solving = peak(lambda: solver.solve(state, keys, residuals))
     _, remembering = peak(lambda: solver.remember(state, keys))
-    there = solver_bytes(d_mlp, 1, null_space)
+    there = solver.state_bytes(d_mlp)
     most = max(preparing + c.nbytes, there + solving, there + remembering)
-    assert 0.8 * work_bytes(d_mlp, batch, null_space) < most <= work_bytes(d_mlp, batch, null_space)
+    assert 0.8 * solver.work_bytes(d_mlp, batch) < most <= solver.work_bytes(d_mlp, batch)
 
 
 def test_memory_follows_layers_types_and_batches(tmp_path):
     folder = write_checkpoint(tmp_path / "model", "llama-3")
     model, half = load_model(str(folder)), load_model(str(folder), dtype="bfloat16")
-    found = {name: memory(model, name) for name in ("memit", "memit_blue", "pmet", "alphaedit", "rome", "ft")}
+    found = memory(model)
+    assert found.keys() == set(catalogue.names()), "every method that there are settings for"
     assert found["memit"] == found["pmet"]
     assert found["memit"]["host"] == pytest.approx(4 / 2 * found["memit_blue"]["host"])
     assert found["alphaedit"]["host"] > found["memit"]["host"] > found["rome"]["host"] > found["ft"]["host"] == 0
@@ -233,7 +236,7 @@ def test_memory_follows_layers_types_and_batches(tmp_path):
     weights = (
         sum(tensor.nbytes for tensor in model.hf_model.state_dict().values()) / 1e9
     )  # heads and embeddings are not tied
-    saved = found["memit"]["device, 1"] - memory(half, "memit")["device, 1"]
+    saved = found["memit"]["device, 1"] - memory(half)["memit"]["device, 1"]
     # of the edited layers, all four, nothing is saved: they are kept in float32
     edited = sum(model.weight(layer).nbytes for layer in range(model.n_layers)) / 1e9
     assert saved == pytest.approx((weights - edited) / 2, rel=1e-6)
