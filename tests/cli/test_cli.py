@@ -159,9 +159,9 @@ def test_edit_prints_what_the_library_computes(dataset, capsys):
                 "--editor",
                 "memit_blue",
                 "--edits",
-                "6",
-                "--batch-size",
                 "3",
+                "--batch-size",
+                "2",
                 "--seed",
                 "1",
                 "--json",
@@ -171,9 +171,9 @@ def test_edit_prints_what_the_library_computes(dataset, capsys):
     )
     printed = json.loads(capsys.readouterr().out)
     model = load_model("pocket-llama")
-    records = load_dataset(dataset, split="report", limit=6, seed=1)
+    records = load_dataset(dataset, split="report", limit=3, seed=1)
     before = evaluate(model, records, seed=1)
-    run = edit_sequence(model, records, get_editor("memit_blue", model), batch_size=3)
+    run = edit_sequence(model, records, get_editor("memit_blue", model), batch_size=2)
     after = evaluate(model, records, seed=1)
     assert printed["before"] == json.loads(json.dumps(summary(before)))
     assert printed["after"] == json.loads(json.dumps(summary(after)))

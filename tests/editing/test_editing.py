@@ -126,8 +126,10 @@ def test_second_moments_equal_a_direct_sum_and_are_kept(any_model, tmp_path):
     again = second_moments(any_model, [1, 3], tokens=256)
     assert torch.equal(again[1].matrix, found[1].matrix)
     assert [file.stat().st_mtime_ns for file in kept] == stamps
+    text = tmp_path / "short.txt"
+    text.write_text("Peru is far. The harp is in Rome.\n" * 20)
     with pytest.raises(ValueError, match="tokens; 999999999 were asked for"):
-        second_moments(any_model, [1], tokens=999_999_999)
+        second_moments(any_model, [1], corpus=str(text), tokens=999_999_999)
 
 
 def test_an_error_leaves_the_model_as_before_the_batch(any_model):
