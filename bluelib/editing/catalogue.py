@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, wraps
+from functools import wraps
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -170,6 +170,8 @@ def _add(entry: Entry) -> None:
         taken = [other.name for other in _METHODS.values() if other.label == row.label and other.name != row.name]
         if taken:
             raise ValueError(f"label {row.label!r} is taken, by {taken[0]}: give {row.name} another label")
+    for variant_before in [row.name for row in _METHODS.values() if row.plain == entry.name]:
+        del _METHODS[variant_before]
     _METHODS.update((row.name, row) for row in rows)
 
 
@@ -365,9 +367,15 @@ def register(
     )
 
 
-@cache
+_discovered = False
+
+
 def _discover() -> None:
     """Add the methods of installed packages, once. One that cannot be added is told, and passed over."""
+    global _discovered
+    if _discovered:
+        return
+    _discovered = True  # first of all: a package may ask for methods while it is imported
     for point in entry_points(group=GROUP):
         try:
             if point.attr:

@@ -185,7 +185,8 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
             relative = {
                 m: _relative(means[method, m], means[_blue(method), m]) if m in defined else np.nan for m in metrics
             }
-            points = np.mean([means[_blue(method), m] - means[method, m] for m in TEACHER_FORCED])
+            scored = _measured(frame, TEACHER_FORCED)
+            points = _gain(means, method, scored)
             settings.append(
                 {
                     "model": model,
@@ -204,7 +205,7 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
                     )
                     if defined
                     else np.full(len(sampled), np.nan),
-                    "points": np.mean([sampled[_blue(method), m] - sampled[method, m] for m in TEACHER_FORCED], axis=0),
+                    "points": _gain(sampled, method, scored),
                 }
             )
     frame = pd.DataFrame(settings)
@@ -288,17 +289,29 @@ MEASURES = {"editing": TEACHER_FORCED[:2], "specificity": TEACHER_FORCED[2:], "s
 
 def family_gains(scores: Mapping[tuple[str, str], pd.DataFrame], methods: Sequence[str] | None = None) -> pd.DataFrame:
     """BLUE minus plain by model, method and measure (:data:`MEASURES`), the datasets weighing alike: mean and 95 %
-    interval over seeds and records. By default for the paper's methods."""
+    interval over seeds and records. By default for the paper's methods. A measure is of the metrics that a dataset's
+    records have, and left out where they have none of them."""
     rows = []
     for model in dict.fromkeys(model for model, _ in scores):
         frames = [frame for (name, _), frame in scores.items() if name == model]
         sampled = [draws(frame) for frame in frames]
         for method in families(scores) if methods is None else methods:
             for measure, metrics in MEASURES.items():
-                found = [_gain(frame.mean(), method, metrics) for frame in frames]
-                low, high = limits(np.mean([_gain(draw, method, metrics) for draw in sampled], axis=0))
-                rows.append((model, method, measure, np.mean(found), low, high))
+                there = [
+                    (*pair, scored)
+                    for pair in zip(frames, sampled, strict=True)
+                    if (scored := _measured(pair[0], metrics))
+                ]
+                if there:
+                    found = [_gain(frame.mean(), method, scored) for frame, _, scored in there]
+                    low, high = limits(np.mean([_gain(draw, method, scored) for _, draw, scored in there], axis=0))
+                    rows.append((model, method, measure, np.mean(found), low, high))
     return pd.DataFrame(rows, columns=["model", "method", "measure", "mean", "low", "high"])
+
+
+def _measured(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+    """Those of the metrics that the records have prompts for."""
+    return [metric for metric in metrics if metric in frame.columns.unique(1)]
 
 
 def _gain(means: Any, method: str, metrics: Sequence[str]) -> Any:
@@ -314,8 +327,9 @@ def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
         chosen = families(scores)
         sampled = draws(frame)
         methods = [m for m in frame.columns.unique(0) if _in_contest(labelled(m), chosen)]
-        success = pd.Series({m: np.mean([frame[m, metric].mean() for metric in TEACHER_FORCED]) for m in methods})
-        drawn = pd.DataFrame({m: np.mean([sampled[m, metric] for metric in TEACHER_FORCED], axis=0) for m in methods})
+        scored = _measured(frame, TEACHER_FORCED)
+        success = pd.Series({m: np.mean([frame[m, metric].mean() for metric in scored]) for m in methods})
+        drawn = pd.DataFrame({m: np.mean([sampled[m, metric] for metric in scored], axis=0) for m in methods})
         is_blue = np.array([bool(labelled(m).variant) for m in success.index])
         blue, other = success[is_blue].idxmax(), success[~is_blue].idxmax()
         low, high = limits(drawn.loc[:, is_blue].max(axis=1) - drawn.loc[:, ~is_blue].max(axis=1))

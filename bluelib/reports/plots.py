@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ..editing.catalogue import UNEDITED, VARIANTS, entry, in_order, labelled
 from ..io.palette import GREY
 from ..io.writing import atomic_file
-from ..metrics.editing import METRICS
+from ..metrics.editing import METRICS, TEACHER_FORCED
 from .published import counterpart
 
 UNITS = {
@@ -207,8 +207,15 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                 means, errors = (
                     chosen.pivot(index="method", columns="metric", values=value) for value in ("mean", "standard_error")
                 )
-                x, y = means.specificity, (means.efficacy + means.generalization) / 2
-                spread = (errors.efficacy + errors.generalization) / 2  # the two go together: no smaller than this
+                axis.set_title(f"{model}, {dataset}", fontsize=9)
+                axis.set(xlabel="specificity (%)")
+                if "specificity" not in means:  # its records have no neighbours
+                    axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
+                    continue
+                editing = [metric for metric in TEACHER_FORCED[:2] if metric in means]
+                x, y = means.specificity, sum(means[metric] for metric in editing) / len(editing)
+                # The two go together: no smaller than this.
+                spread = sum(errors[metric] for metric in editing) / len(editing)
                 for method in _edited(chosen):
                     row, start = labelled(method), _plain(method)
                     colour, is_blue = row.colour, bool(row.variant)
@@ -231,11 +238,10 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                             (x[start], y[start]),
                             arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2},
                         )
-                axis.set_title(f"{model}, {dataset}", fontsize=9)
-                axis.set(xlabel="specificity (%)")
         for axis in axes[:, 0]:
             axis.set_ylabel("mean of efficacy and\ngeneralization (%)")
-        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        if any(axes[0, -1].get_legend_handles_labels()):
+            axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         figure.suptitle(
             f"{first.scale} scale, {first.edits} edits in batches of {first.batch_size}: arrows lead from "
             "a plain method (○) to its BLUE variant (●); up and right is better",

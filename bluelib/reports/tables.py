@@ -14,7 +14,7 @@ from ..editing.catalogue import UNEDITED, entry, in_table, methods
 from ..io.formats import read_json
 from ..io.paths import plain
 from ..io.writing import atomic_file
-from ..metrics.editing import METRICS
+from ..metrics.editing import METRICS, TEACHER_FORCED
 from ..runs.cell import SCHEMA
 from ..runs.grid import Grid
 from .comparison import improvement, paired_table, record_scores
@@ -304,7 +304,8 @@ def _setting(value: Any) -> str:
 
 def short_table(frame: pd.DataFrame) -> str:
     """The main table of one dataset for a reader in a hurry: methods × (model, metric), means only, as Markdown."""
-    models, metrics = list(dict.fromkeys(frame.model)), ("efficacy", "generalization", "specificity")
+    models = list(dict.fromkeys(frame.model))
+    metrics = [metric for metric in TEACHER_FORCED if metric in set(frame.metric)]
     measured = frame.set_index(["model", "method", "metric"])
     rows = []
     for method in in_table(frame.method.unique()):

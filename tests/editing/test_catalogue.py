@@ -113,8 +113,12 @@ def test_a_registered_method_has_sensible_defaults(monkeypatch):
     assert names()[-1] == "bare" and row.make() is halved and row.needs == frozenset()
     bluelib.register("akin", halved, family="MEMIT")
     assert known("akin").colour == ORANGE
-    bluelib.register("bare", "bluelib.editing.named:rect", label="Bare")  # a notebook's cell, run again
-    assert known("bare").label == "Bare" and "RECT" in known("bare").make().__doc__
+    bluelib.register("bare", "bluelib.editing.named:rect", label="Bare", variants=["blue"])  # a cell, run again
+    assert (
+        known("bare").label == "Bare" and "RECT" in known("bare").make().__doc__ and known("bare_blue").plain == "bare"
+    )
+    bluelib.register("bare", halved)
+    assert known("bare").label == "bare" and "bare_blue" not in names()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +176,9 @@ def packages(tmp_path) -> Path:
     (tmp_path / "theirs.py").write_text(
         'import bluelib\nbluelib.register("labelled", "bluelib.editing.named:memit", label="Labelled!", like="memit")\n'
     )
-    (tmp_path / "broken.py").write_text("raise RuntimeError('out of order')\n")
+    (tmp_path / "broken.py").write_text(
+        "from bluelib.editing.catalogue import names\nnames()\nraise RuntimeError('out of order')\n"
+    )
     points = "plain_one = bluelib.editing.named:memit\nlabelled = theirs\nbroken = broken\n"
     folder = tmp_path / "theirs-1.0.dist-info"
     folder.mkdir()

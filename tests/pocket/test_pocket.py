@@ -112,6 +112,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
         pretrain("pocket-bert", tmp_path / "x")
 
 
+@pytest.mark.slow
 def test_recall_of_a_random_model_is_below_every_bar(any_model):
     if any_model.adapter.input_major:  # one architecture is enough for a full pass
         found = recall(any_model)

@@ -218,6 +218,24 @@ def test_a_main_table_pools_seeds_and_marks_the_best(made):
     assert f"| **{order[best]:.2f} ± " in text and f"| <u>{order[second]:.2f} ± " in text
 
 
+@pytest.mark.parametrize("missing", ["generalization", "specificity"])
+def test_records_without_paraphrases_or_neighbours_make_tables(made, missing):
+    for place in made.cells():
+        content = json.loads(made.result(place).read_text())
+        for part in ("before", "after", "scores"):
+            del content[part][missing]
+        write_json(made.result(place), content)
+    assert write_tables(made) == made.tables()
+    scores, main = record_scores(load_cells(made)), main_frame(load_cells(made))
+    assert missing not in (made.figures / "main_pocket-counterfact.md").read_text().partition("\n\n")[2].split("\n")[0]
+    assert f"{missing[:4]}." not in short_table(main) and "effi." in short_table(main)
+    gains, best = family_gains(scores), champions(scores)
+    assert set(gains.measure) == {"editing", "success"} | ({"specificity"} - {missing})
+    assert set(best.blue) <= {"MEMIT_BLUE", "AlphaEdit_BLUE"}
+    verdicts = blue_against_plain(*(frame[frame.model == "pocket-llama"] for frame in (gains, best, gains[:0])))
+    assert any("leaves more of the rest alone" in verdict.claim for verdict in verdicts) == (missing != "specificity")
+
+
 def test_a_missing_cell_is_named(made):
     made.result(made.cells()[3]).unlink()
     with pytest.raises(

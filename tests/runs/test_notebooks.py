@@ -144,9 +144,14 @@ SEQUENTIAL = ROOT / "notebooks" / "05_sequential_editing.ipynb"
             r"unknown parameter: modle; known: model \(str\), dataset \(str\), editor \(str\), edits \(int\)",
         ),
         ({"editor": "nonsense"}, "no editor is called 'nonsense'; known: ft, mend, rome, memit, memit_blue"),
-        ({"edits": "forty"}, r"parameter edits must be int, not 'forty'; known: model \(str\)"),
-        ({"model": "pocket-bert"}, "model 'pocket-bert' is not shipped here; known: "),
-        ({"dataset": "pocket-trivia"}, "no dataset is called 'pocket-trivia'; known: pocket-counterfact, pocket-zsre"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)  # seven seconds each, for the kernel
+            for case in (
+                ({"edits": "forty"}, r"parameter edits must be int, not 'forty'; known: model \(str\)"),
+                ({"model": "pocket-bert"}, "model 'pocket-bert' is not shipped here; known: "),
+                ({"dataset": "pocket-trivia"}, "no dataset is called 'pocket-trivia'; known: pocket-counterfact, "),
+            )
+        ),
     ],
 )
 def test_a_wrong_parameter_is_refused_with_the_known_ones(parameters, message, tmp_path):

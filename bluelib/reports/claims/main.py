@@ -39,11 +39,13 @@ CLAIMS = (
                 lambda v: v.editing.low > 0
             )
         },
+        applies=lambda v: len(v.editing) > 0,
     ),
     Claim(
         "every BLUE variant leaves more of the rest alone (specificity)",
         lambda v: _gains(v.specificity),
         {"the interval of the gain in specificity is above 0, for each method": lambda v: v.specificity.low > 0},
+        applies=lambda v: len(v.specificity) > 0,
     ),
     Claim(
         "a BLUE variant is the best of the paper's methods, on either dataset",
