@@ -177,125 +177,53 @@ def _add(entry: Entry) -> None:
 
 _OF_TARGETS: Axes = {"learning_rate": Scaled((1.0, 2.0)), "clamp": (0.75, 1.5)}
 _RIDGE: Axes = {**_OF_TARGETS, "mom2_update_weight": (100, 10, 1000)}
-_HERE = "bluelib.editing.named"
-_C = frozenset({SECOND_MOMENTS})
+_NULL_SPACE: Axes = {**_OF_TARGETS, "nullspace_threshold": (0.5, 0.125, 2.0), "l2": (10.0, 1.0, 100.0)}
+#: PMET's clamp is relative to the MLP's output, which is 10 to 40 times shorter than the block's in these models.
+_PMET: Axes = {**_RIDGE, "clamp": (15.0, 30.0)}
+_ROME: Axes = {"layers": EachAlone(), **_OF_TARGETS}
+_FT: Axes = {
+    "layers": EachAlone(),
+    "steps": (25,),
+    "learning_rate": (1e-3, 1e-4, 1e-2),
+    "norm_constraint": (None, 0.03, 0.01),
+}
+_NOTHING, _C = frozenset[str](), frozenset({SECOND_MOMENTS})
+_C_AND_NULL = _C | {NULL_SPACE}
+_WITH_BLUE = ("blue",)
 
-for _row in (
-    Entry(UNEDITED, UNEDITED, UNEDITED, LIGHT_GREY, reported=MAIN_TABLE),
-    Entry(
-        "ft",
-        "FT",
-        "FT",
-        GREY,
-        "v",
-        paper="Zhu et al. 2020",
-        reported=MAIN_TABLE,
-        factory=f"{_HERE}:ft",
-        axes={
-            "layers": EachAlone(),
-            "steps": (25,),
-            "learning_rate": (1e-3, 1e-4, 1e-2),
-            "norm_constraint": (None, 0.03, 0.01),
-        },
-    ),
-    Entry(
-        "mend",
-        "MEND",
-        "MEND",
-        GREY,
-        "X",
-        paper="Mitchell et al. 2022",
-        reported=MAIN_TABLE,
-        needs=frozenset({NETWORK}),
-        factory=f"{_HERE}:mend",
-    ),
-    Entry("instructedit", "InstructEdit", "InstructEdit", GREY, paper="Zhang et al. 2024", reported=MAIN_TABLE),
-    Entry(
-        "rome",
-        "ROME",
-        "ROME",
-        GREY,
-        "s",
-        paper="Meng et al. 2022",
-        reported=MAIN_TABLE,
-        needs=_C,
-        factory=f"{_HERE}:rome",
-        axes={"layers": EachAlone(), **_OF_TARGETS},
-    ),
-    Entry(
-        "memit",
-        "MEMIT",
-        "MEMIT",
-        ORANGE,
-        paper="Meng et al. 2023",
-        reported=MAIN_TABLE,
-        needs=_C,
-        factory=f"{_HERE}:memit",
-        variants=("blue",),
-        axes=_RIDGE,
-    ),
-    Entry(
-        "memit_history",
-        "MEMIT (history)",
-        "MEMIT (history)",
-        YELLOW,
-        paper="Meng et al. 2023",
-        needs=_C,
-        factory=f"{_HERE}:memit_history",
-        variants=("blue",),
-        axes=_RIDGE,
-    ),
-    Entry(
-        "prune",
-        "PRUNE",
-        "PRUNE",
-        VERMILION,
-        paper="Ma et al. 2025",
-        reported=MAIN_TABLE,
-        needs=_C,
-        factory=f"{_HERE}:prune",
-        variants=("blue",),
-        axes=_RIDGE,
-    ),
-    Entry(
-        "rect",
-        "RECT",
-        "RECT",
-        PURPLE,
-        paper="Gu et al. 2024",
-        reported=MAIN_TABLE,
-        needs=_C,
-        factory=f"{_HERE}:rect",
-        variants=("blue",),
-        axes=_RIDGE,
-    ),
-    Entry(
-        "alphaedit",
-        "AlphaEdit",
-        "AlphaEdit",
-        BLUE,
-        paper="Fang et al. 2025",
-        reported=MAIN_TABLE,
-        needs=_C | {NULL_SPACE},
-        factory=f"{_HERE}:alphaedit",
-        variants=("blue",),
-        axes={**_OF_TARGETS, "nullspace_threshold": (0.5, 0.125, 2.0), "l2": (10.0, 1.0, 100.0)},
-    ),
-    Entry(
-        "pmet",
-        "PMET",
-        "PMET",
-        GREEN,
-        paper="Li et al. 2024",
-        reported=APPENDIX,
-        needs=_C,
-        factory=f"{_HERE}:pmet",
-        variants=("blue",),
-        # Its clamp is relative to the MLP's output, which is 10 to 40 times shorter than the block's in these models.
-        axes={**_RIDGE, "clamp": (15.0, 30.0)},
-    ),
-):
-    _add(replace(_row, order=float(len(_METHODS))))
+#: The rows: name, label, colour, marker, paper, where it is reported, needs, variants, axes.
+_ROWS: tuple[tuple[str, str, str, str, str, str, frozenset[str], tuple[str, ...], Axes | None], ...] = (
+    (UNEDITED, UNEDITED, LIGHT_GREY, "o", "", MAIN_TABLE, _NOTHING, (), None),
+    ("ft", "FT", GREY, "v", "Zhu et al. 2020", MAIN_TABLE, _NOTHING, (), _FT),
+    ("mend", "MEND", GREY, "X", "Mitchell et al. 2022", MAIN_TABLE, frozenset({NETWORK}), (), None),
+    ("instructedit", "InstructEdit", GREY, "o", "Zhang et al. 2024", MAIN_TABLE, _NOTHING, (), None),
+    ("rome", "ROME", GREY, "s", "Meng et al. 2022", MAIN_TABLE, _C, (), _ROME),
+    ("memit", "MEMIT", ORANGE, "o", "Meng et al. 2023", MAIN_TABLE, _C, _WITH_BLUE, _RIDGE),
+    ("memit_history", "MEMIT (history)", YELLOW, "o", "Meng et al. 2023", "", _C, _WITH_BLUE, _RIDGE),
+    ("prune", "PRUNE", VERMILION, "o", "Ma et al. 2025", MAIN_TABLE, _C, _WITH_BLUE, _RIDGE),
+    ("rect", "RECT", PURPLE, "o", "Gu et al. 2024", MAIN_TABLE, _C, _WITH_BLUE, _RIDGE),
+    ("alphaedit", "AlphaEdit", BLUE, "o", "Fang et al. 2025", MAIN_TABLE, _C_AND_NULL, _WITH_BLUE, _NULL_SPACE),
+    ("pmet", "PMET", GREEN, "o", "Li et al. 2024", APPENDIX, _C, _WITH_BLUE, _PMET),
+)
+#: Nothing here makes these.
+_PUBLISHED_ONLY = (UNEDITED, "instructedit")
+for _number, (_name, _label, _colour, _marker, _paper, _reported, _needs, _variants, _axes) in enumerate(_ROWS):
+    _add(
+        Entry(
+            _name,
+            _label,
+            _label,
+            _colour,
+            _marker,
+            float(_number),
+            _paper,
+            _reported,
+            _needs,
+            None if _name in _PUBLISHED_ONLY else f"bluelib.editing.named:{_name}",
+            _variants,
+            axes=_axes,
+        )
+    )
 _SHIPPED = frozenset(_METHODS)
 
 
