@@ -109,13 +109,21 @@ DONE = """() => {
 }"""
 
 
+def command(page, name: str) -> None:
+    """Have JupyterLab do something; a dialog that it opens about that, and waits for, is closed after a while: a script
+    in a page has no time limit of its own."""
+    done = f"window.jupyterapp.commands.execute('{name}').then(() => true)"
+    if not page.evaluate(f"() => Promise.race([{done}, new Promise(end => setTimeout(() => end(false), 20000))])"):
+        page.keyboard.press("Escape")
+
+
 def run_all(page, lab: str, notebook: str) -> list[dict]:
     """Open a notebook in JupyterLab, choose "Run All Cells" from the menu, and wait for the last one."""
     page.goto(f"{lab}/lab/tree/notebooks/{notebook}?reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_selector("[data-status=idle]")
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
-    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    command(page, "notebook:clear-all-cell-outputs")
+    command(page, "docmanager:save")
     page.click("text=Run >> nth=0")
     page.click("li[data-command='runmenu:run-all']")
     page.wait_for_function(DONE)
