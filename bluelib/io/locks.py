@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
+
+#: How a file system says that it has no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -38,6 +42,12 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
             ) from error
         log.info("waiting for another process that writes %s", path)
         lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        log.warning("%s is on a file system without locks: nothing keeps another run from writing it too", path)
+        yield
+        return
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ what its imports do. Each is ended by a real signal; the system, not Python, cle
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -439,6 +440,16 @@ def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
     for process in processes:
         ended(process, tmp_path / "f")
     assert (tmp_path / "f" / "number").read_text() == "150"
+
+
+def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch, caplog):
+    def none(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with locked(tmp_path / "number"):
+        (tmp_path / "number").write_text("1")
+    assert "number is on a file system without locks: nothing keeps another run from writing it too" in caplog.text
 
 
 def hold(folder: Path, seconds: float) -> None:
