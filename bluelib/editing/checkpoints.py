@@ -47,6 +47,15 @@ class Progress:
     seconds: dict[str, float]
 
 
+def held(folder: str | Path) -> AbstractContextManager[None]:
+    """Hold a checkpoint's folder for this run alone.
+
+    Raises:
+        BlockingIOError: if another run is at work in it.
+    """
+    return locked(Path(folder) / MANIFEST, wait=False)
+
+
 class Checkpoint:
     """The checkpoint in ``folder`` of the run that ``identity`` describes."""
 
@@ -54,14 +63,6 @@ class Checkpoint:
         self.folder = Path(folder)
         self.identity = json.loads(json.dumps(identity))
         self.files: dict[str, str] = {}
-
-    def held(self) -> AbstractContextManager[None]:
-        """Hold the folder for this run alone.
-
-        Raises:
-            BlockingIOError: if another run is at work in it.
-        """
-        return locked(self.folder / MANIFEST, wait=False)
 
     def load(self) -> Progress | None:
         """Where the run stands, or None if it has not begun.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..io.timing import Timer, progress_bar
 from ..io.writing import check_writable
 from ..models.model import Model, Snapshot, check_finite
 from ..models.prompts import encode_target, locate
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, held
 from .conflicts import Conflict, resolve
 from .deltas import save_delta
 from .method import BatchResult, Method, describe
@@ -102,6 +102,8 @@ def check_sequence(
             ``on_conflict``, or conflicts that are to be refused.
         OSError: if ``checkpoint_dir`` cannot be written, or is a file.
     """
+    if not isinstance(editor, Method):
+        raise ValueError(f"an editor is needed, as get_editor returns it, not {editor!r}")
     if not records:
         raise ValueError("there are no records to edit")
     check_whole("batch_size", batch_size, 1, len(records), "the number of records")
@@ -158,11 +160,15 @@ def edit_sequence(
     _check_requests(model, records, editor)
     groups = _groups(len(records), size, skipped)
     timer = Timer()
-    originals, state = _prepare(model, editor, timer)
-    inputs = editor.inputs(model, state)
-    identity = _identity(model, records, editor, inputs, batch_size=batch_size, on_conflict=on_conflict)
-    with _gradients_as_before(), _held(checkpoint_dir, identity) as checkpoint:
-        batches = _resume(model, editor, state, checkpoint, timer)
+    with _gradients_as_before(), held(checkpoint_dir) if checkpoint_dir else nullcontext():
+        with model.restored_on_error(editor.layers) as originals:
+            model.edit_in_float32(editor.layers)
+            with timer("prepare"):
+                state = editor.prepare(model)
+            inputs = editor.inputs(model, state)
+            identity = _identity(model, records, editor, inputs, batch_size=batch_size, on_conflict=on_conflict)
+            checkpoint = Checkpoint(checkpoint_dir, identity) if checkpoint_dir else None
+            batches = _resume(model, editor, state, checkpoint, timer)
         made, total = sum(map(len, groups[: len(batches)])), sum(map(len, groups))
         with progress_bar(total=total, initial=made, desc=editor.name, unit="edit", show=progress) as bar:
             for group in groups[len(batches) :]:
@@ -206,15 +212,6 @@ def _groups(records: int, size: int, skipped: set[int]) -> list[list[int]]:
     return [group for group in groups if group]
 
 
-def _prepare(model: Model, editor: Method, timer: Timer) -> tuple[Snapshot, Any]:
-    """The weights before the first batch, and what the editor makes of the model before any; the layers are in float32
-    then. If that fails, the model is as it was."""
-    with model.restored_on_error(editor.layers) as originals:
-        model.edit_in_float32(editor.layers)
-        with timer("prepare"):
-            return originals, editor.prepare(model)
-
-
 @contextmanager
 def _gradients_as_before() -> Iterator[None]:
     """Ctrl-C on the way out of a no_grad block leaves gradients off, for whatever is run next in this process."""
@@ -223,17 +220,6 @@ def _gradients_as_before() -> Iterator[None]:
         yield
     finally:
         torch.set_grad_enabled(enabled)
-
-
-@contextmanager
-def _held(folder: str | Path | None, identity: dict[str, Any]) -> Iterator[Checkpoint | None]:
-    """The run's checkpoint, its folder held for this process alone; None without a folder."""
-    if folder is None:
-        yield None
-        return
-    checkpoint = Checkpoint(folder, identity)
-    with checkpoint.held():
-        yield checkpoint
 
 
 def _resume(

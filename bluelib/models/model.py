@@ -131,8 +131,12 @@ class Model:
             self.value_projection(layer).to(self.hf_model.dtype)
 
     def snapshot(self, layers: Iterable[int]) -> Snapshot:
-        """The value projections of ``layers`` as they are now, for :meth:`restore`."""
-        layers = tuple(layers)
+        """The value projections of ``layers`` as they are now, for :meth:`restore`.
+
+        Raises:
+            ValueError: if one is not a layer of this model.
+        """
+        layers = self.check_layers(layers)
         return Snapshot(
             {layer: self.weight(layer).clone() for layer in layers},
             frozenset(layer for layer in layers if layer in self._in_float32),
@@ -146,7 +150,7 @@ class Model:
 
     @contextmanager
     def restored_on_error(self, layers: Iterable[int]) -> Iterator[Snapshot]:
-        """If the block fails, the value projections of ``layers`` are what they were before it; yields them."""
+        """If the block fails, the value projections of ``layers`` are what they were before it. Yields the snapshot."""
         before = self.snapshot(layers)
         try:
             yield before

@@ -17,6 +17,7 @@ from bluelib.editing.second_moments import second_moments
 from bluelib.editing.sequence import edited
 from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.editing.targets import BUDGETS, default_token_budget
+from bluelib.io.locks import locked
 from bluelib.io.tensors import load_tensors, save_tensors
 from bluelib.models.model import Model, weights_hash
 from tests.support.small import ARCHITECTURES, RECORDS, editor, random_model
@@ -189,7 +190,7 @@ def hooks(model):
     return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules]
 
 
-def test_a_model_of_low_precision_has_its_types_back_whatever_happened():
+def test_a_model_of_low_precision_has_its_types_back_whatever_happened(tmp_path):
     """After runs that are reverted in turn, a block that is left, and a run that fails before its first batch."""
     model = random_model("pocket-gpt2")
     model = Model.of("low", model.hf_model.bfloat16(), model.tokenizer)
@@ -208,6 +209,21 @@ def test_a_model_of_low_precision_has_its_types_back_whatever_happened():
     with pytest.raises(ValueError, match="names no corpus"):
         edit_sequence(model, RECORDS[:2], replace(editor(), corpus=None), batch_size=2)
     assert weights_hash(model.hf_model) == revision and not any(hooks(model))
+    edit_sequence(model, RECORDS[:2], editor(), batch_size=2, checkpoint_dir=tmp_path).revert()
+    with pytest.raises(CheckpointError, match="another run"):
+        edit_sequence(model, RECORDS[2:4], editor(), batch_size=2, checkpoint_dir=tmp_path)
+    assert weights_hash(model.hf_model) == revision and not any(hooks(model))
+    with locked(tmp_path / "manifest.json"), pytest.raises(BlockingIOError, match="is in use by another process"):
+        edit_sequence(model, RECORDS[:2], editor(), batch_size=2, checkpoint_dir=tmp_path)
+    assert weights_hash(model.hf_model) == revision and not any(hooks(model))
+
+
+def test_a_layer_that_is_not_there_is_refused(any_model):
+    with (
+        pytest.raises(ValueError, match="not distinct layers"),
+        edited(any_model, RECORDS, editor(layers=(9,)), batch_size=2),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
