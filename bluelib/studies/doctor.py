@@ -59,6 +59,7 @@ class Findings:
     Attributes:
         memory: by editor, in GB (10⁹ bytes) and modelled: on ``disk``, on the ``host``, and on the ``device`` by size
             of batch.
+        unusable: by editor whose settings cannot be used, why.
         configured: whether there are settings for this model.
         configuration: where not, some to begin with, as YAML.
     """
@@ -68,6 +69,7 @@ class Findings:
     tokenizer: Mapping[str, str]
     checks: tuple[Check, ...]
     memory: Mapping[str, Mapping[str, float]]
+    unusable: Mapping[str, str]
     configured: bool
     configuration: str
 
@@ -88,7 +90,7 @@ def examine(model: Model) -> Findings:
         _facts(model),
         _tokenizer(model),
         tuple(_checks(model)),
-        memory(model),
+        *memory(model),
         configured,
         "" if configured else starter(model),
     )
@@ -111,7 +113,7 @@ def _facts(model: Model) -> dict[str, str]:
         "d_model, d_mlp": f"{d_model}, {d_mlp}",
         "MLP reads": model.adapter.mlp_norm or "the block's own norm (it stands beside attention)",
         "context": f"{model.max_positions} tokens",
-        "micro-batches": f"{default_token_budget(model):,} tokens of targets, by the memory that is free now",
+        "micro-batches": f"{default_token_budget(model):,} tokens of targets, by the model and its device",
         "critical layers": _critical(model),
         **({"offloaded": f"layers {', '.join(map(str, away))}: not measured, cannot be edited"} if away else {}),
     }
@@ -221,13 +223,18 @@ def _deviation(found: Tensor, wanted: Tensor) -> float:
     return ((found - wanted).norm() / wanted.norm()).item()
 
 
-def memory(model: Model) -> dict[str, dict[str, float]]:
-    """GB that each editor takes, by :meth:`.Method.memory`, with the model's settings, or those to begin with."""
+def memory(model: Model) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """GB that each editor takes, by :meth:`.Method.memory`, with the model's settings, or those to begin with; and of
+    editors whose settings cannot be used, why."""
     config, size = model_configs().get(model.name) or _beginning(model), Size.of(model)
-    found = {}
+    found, unusable = {}, {}
     for name in config["editors"]:
-        composed = composes(known(name).make())
-        method = editor_with(name, model, settings_in(config, name, shared=composed))
+        try:
+            composed = composes(known(name).make())
+            method = editor_with(name, model, settings_in(config, name, shared=composed))
+        except (ValueError, KeyError) as error:
+            unusable[name] = str(error) if isinstance(error, ValueError) else f"its settings lack {error}"
+            continue
         by_batch = {batch: method.memory(size, batch) for batch in BATCHES}
         any_batch = by_batch[BATCHES[0]]
         found[name] = {
@@ -235,7 +242,7 @@ def memory(model: Model) -> dict[str, dict[str, float]]:
             "host": any_batch.host / 1e9,
             **{f"device, {batch}": taken.device / 1e9 for batch, taken in by_batch.items()},
         }
-    return found
+    return found, unusable
 
 
 def _like(model: Model) -> str:
@@ -291,7 +298,7 @@ def report(findings: Findings) -> str:
     for check in findings.checks:
         told = "holds" if check.holds else "DOES NOT HOLD"
         lines.append(f"  {check.name:36} {check.deviation:.1e}  (up to {check.tolerance:.0e})  {told}")
-    columns = list(next(iter(findings.memory.values())))
+    columns = ["disk", "host", *(f"device, {batch}" for batch in BATCHES)]
     alike: dict[tuple[float, ...], list[str]] = {}
     for editor, sizes in findings.memory.items():
         alike.setdefault(tuple(sizes.values()), []).append(editor)
@@ -304,6 +311,8 @@ def report(findings: Findings) -> str:
             for sizes, names in alike.items()
         ),
     ]
+    if findings.unusable:
+        lines += ["", "settings that cannot be used", *(f"  {name}: {why}" for name, why in findings.unusable.items())]
     if not findings.configured:
         lines += [
             "",
