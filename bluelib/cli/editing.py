@@ -69,7 +69,8 @@ def evaluate(arguments: Namespace) -> Answer:
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="write what continuing needs after each batch, and continue from it when the same command is given again",
+        help="write what continuing needs after each batch, and continue from it when the same command is given again "
+        "(remove first what --save or --save-delta wrote)",
     ),
     Option(
         "--on-conflict",
@@ -223,6 +224,6 @@ def _check_new(target: Path) -> None:
     """
     from ..io.writing import check_writable
 
-    if target.exists():
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists already; remove it, or choose another name")
     check_writable(target)

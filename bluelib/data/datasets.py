@@ -117,6 +117,8 @@ def load_dataset(
             )
         if split is None or own == split:
             record = parse(entry, position)
+            if not isinstance(record, Record):
+                raise RecordError(f"record at position {position}: parse gave a {type(record).__name__}, not a Record")
             first = seen.setdefault(str(record.case_id), position)
             if first != position:
                 raise RecordError(

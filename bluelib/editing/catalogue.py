@@ -11,6 +11,7 @@ imported.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import re
@@ -92,7 +93,7 @@ class Entry:
         needs: of :data:`NEEDS`.
         factory: makes the editor: a function, or ``module:function``; None where nothing here does.
         variants: of :data:`VARIANTS`.
-        variant, plain: for a variant, which it is, and the name of the method that it is one of.
+        variant, plain: of a variant, its kind, and the plain method's name.
         axes: of the search for hyper-parameters; None for no search.
         like: the method whose settings it takes where a model has none under its own name.
     """
@@ -129,7 +130,12 @@ class Entry:
             return _of_variant(VARIANTS[self.variant], _METHODS[self.plain].make())
         if self.factory is None:
             raise ValueError(f"{self.label} is known by published figures only; nothing here makes it")
-        return _imported(self.factory) if isinstance(self.factory, str) else self.factory
+        if not isinstance(self.factory, str):
+            return self.factory
+        try:
+            return _imported(self.factory)
+        except (ImportError, AttributeError) as error:
+            raise ImportError(f"method {self.name!r} cannot be made by {self.factory}: {error}") from error
 
 
 def _imported(place: str) -> Callable[..., Any]:
@@ -149,8 +155,9 @@ def _of_variant(variant: Variant, make: Callable[..., Any]) -> Callable[..., Any
 _METHODS: dict[str, Entry] = {}
 
 
-def _add(entry: Entry) -> None:
-    """Add a row, and a row for each of its variants."""
+def _add(entry: Entry, *, inherits: bool) -> None:
+    """Add a row, and a row for each of its variants, which may inherit its settings where a model's file has none for
+    them."""
     rows = [entry]
     for step, name in enumerate(entry.variants, 1):
         variant = VARIANTS[name]
@@ -163,15 +170,15 @@ def _add(entry: Entry) -> None:
                 variants=(),
                 variant=name,
                 plain=entry.name,
-                like=entry.name,
+                like=entry.name if inherits else "",
             )
         )
     for row in rows:
         taken = [other.name for other in _METHODS.values() if other.label == row.label and other.name != row.name]
         if taken:
             raise ValueError(f"label {row.label!r} is taken, by {taken[0]}: give {row.name} another label")
-    for variant_before in [row.name for row in _METHODS.values() if row.plain == entry.name]:
-        del _METHODS[variant_before]
+    for before in [row.name for row in _METHODS.values() if entry.name in (row.name, row.plain)]:
+        del _METHODS[before]
     _METHODS.update((row.name, row) for row in rows)
 
 
@@ -222,7 +229,8 @@ for _number, (_name, _label, _colour, _marker, _paper, _reported, _needs, _varia
             None if _name in _PUBLISHED_ONLY else f"bluelib.editing.named:{_name}",
             _variants,
             axes=_axes,
-        )
+        ),
+        inherits=False,  # each has settings of its own
     )
 _SHIPPED = frozenset(_METHODS)
 
@@ -253,11 +261,12 @@ def register(
         label: for tables and plots; by default the name.
         family, colour, marker: for plots; by default a family of its own, grey, a circle. A family that is known lends
             its colour.
-        order: its place in tables and plots; by default at the end.
+        order: its place in plots, and in tables among the methods that the paper does not report; by default the last.
         paper: where it comes from.
-        needs: any of ``"second moments"``, ``"null space"``, ``"network"``: what the workflow measures beforehand.
+        needs: any of ``"second moments"``, ``"null space"``, ``"network"``; the workflow measures the first two
+            beforehand.
         variants: ``"blue"`` adds its BLUE variant, under ``<name>_blue``.
-        axes: of ``blue tune``: by hyper-parameter, the candidates.
+        axes: candidates by hyper-parameter, for ``blue tune``.
         like: a method whose settings it takes for models whose file has none under its own name.
 
     Raises:
@@ -268,12 +277,20 @@ def register(
         raise ValueError(f"a method's name has letters, digits, '_', '-' and '.' only, not {name!r}")
     if name in _SHIPPED:
         raise ValueError(f"{name!r} is a method of the project; register yours under another name")
-    needs, variants = frozenset(needs), tuple(variants)
+    _check_factory(name, factory)
+    _discover()  # so that a package's method of this name is replaced by this one, and not this one by it
+    needs = frozenset([needs] if isinstance(needs, str) else needs)
+    variants = (variants,) if isinstance(variants, str) else tuple(variants)
     for what, given, known in (("need", needs, NEEDS), ("variant", variants, VARIANTS)):
         if unknown := sorted(set(given) - set(known)):
             raise ValueError(f"no {what} is called {unknown[0]!r}; known: {', '.join(known)}")
     if like and like not in _METHODS:
         raise ValueError(f"no method is called {like!r}, to take settings from; known: {', '.join(names())}")
+    chain = like
+    while chain:
+        if chain == name:
+            raise ValueError(f"{name!r} cannot be like {like!r}, which is like {name!r} itself")
+        chain = entry(chain).like
     label = label or name
     relatives = [entry for entry in _METHODS.values() if family and entry.family == family]
     colour = colour or (relatives[0].colour if relatives else GREY)
@@ -291,8 +308,22 @@ def register(
             variants=variants,
             axes=axes,
             like=like,
-        )
+        ),
+        inherits=True,
     )
+
+
+def _check_factory(name: str, factory: Any) -> None:
+    """Refuse what makes no editor, as far as that can be told before it is called."""
+    if isinstance(factory, str) and re.fullmatch(r"[\w.]+:\w+", factory):
+        return
+    if not callable(factory):
+        raise ValueError(f"the factory of {name!r} must be a function, or 'module:function', not {factory!r}")
+    parameters = inspect.signature(factory).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise ValueError(f"the factory of {name!r} must name its hyper-parameters, in place of **keywords")
+    if "layers" not in {parameter.name for parameter in parameters}:
+        raise ValueError(f"the factory of {name!r} must take layers; it takes {', '.join(p.name for p in parameters)}")
 
 
 _discovered = False

@@ -60,6 +60,12 @@ class Editor(Method):
     name: str = "custom"
 
     def __post_init__(self) -> None:
+        parts = {"residual": Residual, "solver": Solver, "constraint": Constraint, "targets": TargetOptions}
+        for name, kind in parts.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{self.name}: {name} must be a {kind.__name__}, not {getattr(self, name)!r}")
+        if not isinstance(self.layers, (tuple, list)):
+            raise ValueError(f"{self.name}: layers must be a tuple of layers, not {self.layers!r}")
         for layer in self.layers:
             check_whole(f"{self.name}: a layer", layer, 0)
         if len(set(self.layers)) != len(self.layers) or not self.layers:

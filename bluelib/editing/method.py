@@ -56,10 +56,9 @@ class Size:
         return cls(d_model, d_mlp, weights, model.hf_model.dtype.itemsize)
 
     def copies(self, layers: int, each: int) -> int:
-        """Bytes of so many copies of each edited matrix, in float32 where the model is of lower precision, and of what
-        the matrix itself is larger by then."""
-        edited = max(4, self.itemsize)
-        return self.d_model * self.d_mlp * layers * (edited - self.itemsize + each * edited)
+        """Bytes of ``each`` copies of every edited matrix, in float32 where the model has less. (The first one,
+        from before the run, has the model's type; what that saves, the matrix itself takes once it is float32.)"""
+        return self.d_model * self.d_mlp * layers * each * max(4, self.itemsize)
 
 
 class Memory(NamedTuple):
@@ -104,7 +103,11 @@ class Method(ABC):
 
     @abstractmethod
     def edit(self, model: Model, requests: Sequence[Request], state: Any, timer: Timer) -> BatchResult:
-        """Edit one batch in place. ``state`` is not changed."""
+        """Edit one batch in place. ``state`` is not changed.
+
+        A method that draws random numbers takes them from a generator of its own, seeded by its settings: a run that is
+        continued shall end with the same weights.
+        """
 
     def remember(self, state: Any, keys: Mapping[int, Tensor]) -> None:
         """Advance ``state`` past a batch with these keys."""
@@ -115,8 +118,8 @@ class Method(ABC):
         return None
 
     def memory(self, size: Size, batch: int) -> Memory:
-        """What editing in batches of ``batch`` takes: here, the weights, and of each edited matrix what the run and the
-        batch begin with, and the update."""
+        """What editing in batches of ``batch`` takes. Here: the weights, and three copies of each edited matrix, from
+        before the run, from before the batch, and the update."""
         return Memory(0, 0, size.weights + size.copies(len(self.layers), 3))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from ..data.corpora import check_corpus
@@ -95,6 +95,8 @@ def get_editor(name: str, model: Model, *, corpus: str | None = None, **override
         ValueError: for an unknown editor, corpus or hyper-parameter, one that is out of its range, or a layer that the
             model does not have.
     """
+    if not isinstance(model, Model):
+        raise ValueError(f"get_editor needs a model, as load_model returns it, not {model!r}")
     make = known(name).make()
     if corpus and composes(make):
         overrides["corpus"] = corpus
@@ -109,7 +111,8 @@ def get_editor(name: str, model: Model, *, corpus: str | None = None, **override
     if "layers" not in settings:
         raise ValueError(
             f"no settings of editor {name!r} for model {model.name!r} (configured: {', '.join(model_configs())}); "
-            "pass layers and hyper-parameters as overrides, or add them to bluelib/configs"
+            "pass layers and hyper-parameters as overrides, or put them into a configuration; layers are shared with "
+            "other editors by those whose factory takes targets"
         )
     return editor_with(name, model, settings)
 
@@ -127,11 +130,19 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
         parts = {key: settings.pop(key) for key in _OF_ITSELF & set(settings)}
         settings["targets"] = TargetOptions(**{key: settings.pop(key) for key in _OF_TARGETS & set(settings)})
     try:
-        editor: Any = make(**settings)  # a frozen dataclass
+        inspect.signature(make).bind(**settings)
     except TypeError as error:
+        takes = ", ".join(sorted(_hyper_parameters(make)))
         raise ValueError(
-            f"editor {name!r}: {error}; set it in the configuration of {model.name}, or pass it"
+            f"editor {name!r} takes {takes}: {error}; its hyper-parameters come from what is passed, from the "
+            f"configuration of {model.name}, and from the method that it was registered to be like"
         ) from error
+    editor: Any = make(**settings)
+    if not (isinstance(editor, Method) and is_dataclass(editor)):
+        raise ValueError(
+            f"the factory of {name!r} must return an Editor or another Method that is a dataclass, "
+            f"not {type(editor).__name__}"
+        )
     return replace(editor, name=name, **parts)
 
 

@@ -22,6 +22,7 @@ from functools import cached_property
 from inspect import signature
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
@@ -148,12 +149,13 @@ def optimise_targets(
 
 
 #: By class of device, the tokens of a micro-batch at most, more of which would not be faster; and the bytes of
-#: activations that it may take on one device.
+#: activations that it may take on one device, unless a third of the device's memory is less.
 BUDGETS = {"cpu": (8192, 6 * 10**9), "cuda": (131_072, 16 * 10**9)}
 
 
 def default_token_budget(model: Model) -> int:
-    """Tokens of a micro-batch, by the model's shape and its class of device: a power of two.
+    """Tokens of a micro-batch, by the model's shape, and the class and size of its device: a power of two. It does not
+    depend on what is free at the moment, so that a run comes out the same when it is repeated.
 
     Counted as if every token of every block kept, for the backward pass, some 16 vectors of d_model and 6 of d_mlp,
     and every eighth token two rows of float32 logits. Of several devices each has to hold this for its own blocks,
@@ -165,12 +167,18 @@ def default_token_budget(model: Model) -> int:
     for layer in range(model.n_layers):
         per_token[_home(model, model.weight(layer))] += per_block
     most, allowed = BUDGETS.get(model.device.type, BUDGETS["cpu"])
-    return 1 << max(1, min(most, allowed // max(per_token.values()))).bit_length() - 1
+    room = min(min(allowed, _memory(device) // 3) // size for device, size in per_token.items())
+    return 1 << max(1, min(most, room)).bit_length() - 1
 
 
 def _home(model: Model, weight: Tensor) -> torch.device:
     """Where a weight is used; one that accelerate has offloaded is assumed to be brought to the embeddings' device."""
     return model.device if weight.is_meta else weight.device
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of a device's memory, used or not."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
 
 
 @dataclass(frozen=True)

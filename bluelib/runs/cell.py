@@ -24,7 +24,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Cell:
-    """A model's scores before and after a sequence of edits; :meth:`as_dict` is its JSON form."""
+    """A model's scores before and after a sequence of edits; ``result`` is its JSON form."""
 
     run: Run
     before: Scores

@@ -88,7 +88,7 @@ def run_ablation(
         if not any(place.items() <= run.items() for run in runs):
             runs = [run for run in runs if (run["choice"], run["mom2_update_weight"]) != (name, weight)]
             runs.append({**place, **_run(model, records, method, batch_size)})
-            write_json(path, {"identity": identity, "provenance": origin, "runs": runs})
+            write_json(path, {"identity": identity, "provenance": origin, "runs": runs}, sealed=True)
     return path
 
 

@@ -21,7 +21,9 @@ from bluelib.editing.editor import Editor
 from bluelib.editing.named import memit
 from bluelib.io.palette import GREY, ORANGE
 from bluelib.models.load import load_model
+from bluelib.models.model import Model
 from bluelib.studies.tuning import axes
+from tests.support.small import editor, random_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,3 +198,90 @@ def test_installed_packages_bring_methods(packages):
     said = python(code, packages)
     assert "['plain_one', 'labelled'] Labelled!\nFalse\n" in said
     assert "entry point broken of bluelib.editors brings no method: out of order" in said
+
+
+def test_a_chain_of_likeness_has_an_end(registered):
+    with pytest.raises(ValueError, match="'mine' cannot be like 'mine', which is like 'mine' itself"):
+        bluelib.register("mine", halved, like="mine")
+    bluelib.register("other", halved, like="mine")
+    with pytest.raises(ValueError, match="'mine' cannot be like 'other', which is like 'mine' itself"):
+        bluelib.register("mine", halved, like="other")
+
+
+def test_a_variant_of_the_project_s_own_has_its_own_settings(tmp_path, monkeypatch):
+    """MEMIT's λ is not MEMIT_BLUE's: where it is not set, it is asked for."""
+    text = "models: [random]\ncritical_layers: [0, 1]\ntargets: {}\neditors: {memit: {mom2_update_weight: 7}}\n"
+    (tmp_path / "random.yaml").write_text(text)
+    monkeypatch.setenv("BLUELIB_CONFIGS", str(tmp_path))
+    model = random_model("pocket-llama")
+    model = Model.of("random", model.hf_model, model.tokenizer)
+    assert get_editor("memit", model, corpus="pocket").solver.weight == 7
+    with pytest.raises(
+        ValueError, match=r"editor 'memit_blue' takes .*missing a required argument: 'mom2_update_weight'"
+    ):
+        get_editor("memit_blue", model, corpus="pocket")
+
+
+def without_layers(targets):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (5, "the factory of 'mine' must be a function, or 'module:function', not 5"),
+        ("nowhere", "the factory of 'mine' must be a function, or 'module:function', not 'nowhere'"),
+        (lambda layers, **others: None, r"must name its hyper-parameters, in place of \*\*keywords"),
+        (without_layers, "the factory of 'mine' must take layers; it takes targets"),
+    ],
+)
+def test_a_factory_that_cannot_make_an_editor_is_refused(factory, message):
+    with pytest.raises(ValueError, match=message):
+        bluelib.register("mine", factory)
+
+
+def test_what_a_factory_does_wrong_is_said(monkeypatch):
+    monkeypatch.setattr(catalogue, "_METHODS", dict(catalogue._METHODS))
+    model = load_model("pocket-llama")
+    for name, factory, like, message in (
+        ("none", lambda layers, targets, mom2_update_weight: None, "memit", "must return an Editor or another Method"),
+        ("less", lambda layers, targets: None, "memit", "unexpected keyword argument 'mom2_update_weight'; its hyper"),
+        ("more", lambda layers, targets, mu: None, "", "editor 'more' takes .*mu.*: missing a required argument: 'mu'"),
+        ("alone", lambda layers: None, "", "layers are shared with other editors by those whose factory takes targets"),
+    ):
+        bluelib.register(name, factory, like=like)
+        with pytest.raises(ValueError, match=message):
+            get_editor(name, model)
+    bluelib.register("wrong", lambda layers, targets: 1 + "x")
+    with pytest.raises(TypeError, match="unsupported operand"):
+        get_editor("wrong", model)
+    for place in ("bluelib.nowhere:mine", "bluelib.editing.named:nothing"):
+        bluelib.register("lost", place)
+        with pytest.raises(ImportError, match=f"method 'lost' cannot be made by {place}: "):
+            get_editor("lost", model)
+    with pytest.raises(ValueError, match="get_editor needs a model, as load_model returns it, not 'pocket-llama'"):
+        get_editor("memit", "pocket-llama")
+    with pytest.raises(ValueError, match="an editor is needed, as get_editor returns it, not 'memit'"):
+        bluelib.edit_sequence(model, [], "memit", batch_size=1)
+
+
+def test_one_need_and_one_variant_need_no_list(monkeypatch):
+    monkeypatch.setattr(catalogue, "_METHODS", dict(catalogue._METHODS))
+    for name in ("a", "b", "a"):
+        bluelib.register(name, halved, needs="second moments", variants="blue")
+    assert names()[-4:] == ["b", "b_blue", "a", "a_blue"] and known("a").needs == {"second moments"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"residual": "direct"}, "residual must be a Residual, not 'direct'"),
+        ({"solver": 100.0}, "solver must be a Solver, not 100.0"),
+        ({"constraint": None}, "constraint must be a Constraint, not None"),
+        ({"targets": {"steps": 3}}, "targets must be a TargetOptions, not"),
+        ({"layers": 3}, "layers must be a tuple of layers, not 3"),
+    ],
+)
+def test_an_editor_of_wrong_parts_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(editor(), **change)
