@@ -106,21 +106,7 @@ def test_interrupted_it_says_so_in_a_line(tmp_path, number):
     """Ctrl-C or SIGTERM in the middle of a sequence: one line, status 130, and what is on disk continues."""
     command = [
         sys.executable,
-        "-m",
-        "bluelib.cli",
-        "edit",
-        "--model",
-        "pocket-llama",
-        "--dataset",
-        "pocket-zsre",
-        "--editor",
-        "memit",
-        "--edits",
-        "40",
-        "--batch-size",
-        "1",
-        "--no-generate",
-        "--checkpoint",
+        *"-m bluelib.cli edit --model pocket-llama --dataset pocket-zsre --editor memit --edits 40 --batch-size 1 --no-generate --checkpoint".split(),
         str(tmp_path / "run"),
     ]
     process = subprocess.Popen(
@@ -151,20 +137,9 @@ def test_edit_prints_what_the_library_computes(dataset, capsys):
     assert (
         main(
             [
-                "edit",
-                "--model",
-                "pocket-llama",
-                "--dataset",
+                *"edit --model pocket-llama --dataset".split(),
                 dataset,
-                "--editor",
-                "memit_blue",
-                "--edits",
-                "3",
-                "--batch-size",
-                "2",
-                "--seed",
-                "1",
-                "--json",
+                *"--editor memit_blue --edits 3 --batch-size 2 --seed 1 --json".split(),
             ]
         )
         == 0
@@ -187,20 +162,7 @@ def test_edit_prints_what_the_library_computes(dataset, capsys):
 
 def test_an_edit_is_saved_and_applied_again(tmp_path, capsys):
     delta, saved, applied = tmp_path / "edit.safetensors", tmp_path / "saved", tmp_path / "applied"
-    command = [
-        "edit",
-        "--model",
-        "pocket-llama",
-        "--dataset",
-        "pocket-counterfact",
-        "--editor",
-        "memit",
-        "--edits",
-        "2",
-        "--batch-size",
-        "2",
-        "--no-generate",
-    ]
+    command = "edit --model pocket-llama --dataset pocket-counterfact --editor memit --edits 2 --batch-size 2 --no-generate".split()
     assert main([*command, "--save", str(saved), "--save-delta", str(delta)]) == 0
     assert main(["apply", str(delta), "--model", "pocket-llama", "--save", str(applied)]) == 0
     assert "pocket-llama with 2 edits" in capsys.readouterr().out
@@ -254,19 +216,7 @@ def test_edits_are_saved_before_they_are_evaluated(tmp_path, monkeypatch, capsys
     assert (
         main(
             [
-                "edit",
-                "--model",
-                "pocket-llama",
-                "--dataset",
-                "pocket-zsre",
-                "--editor",
-                "memit",
-                "--edits",
-                "2",
-                "--batch-size",
-                "2",
-                "--no-generate",
-                "--save-delta",
+                *"edit --model pocket-llama --dataset pocket-zsre --editor memit --edits 2 --batch-size 2 --no-generate --save-delta".split(),
                 str(delta),
             ]
         )
@@ -281,18 +231,9 @@ def test_every_editor_edits_a_pocket_model(editor, capsys):
     assert (
         main(
             [
-                "edit",
-                "--model",
-                "pocket-llama",
-                "--dataset",
-                "pocket-zsre",
-                "--editor",
+                *"edit --model pocket-llama --dataset pocket-zsre --editor".split(),
                 editor,
-                "--edits",
-                "4",
-                "--batch-size",
-                "2",
-                "--json",
+                *"--edits 4 --batch-size 2 --json".split(),
             ]
         )
         == 0

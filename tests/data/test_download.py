@@ -347,11 +347,7 @@ def test_a_killed_process_is_gone_on_from(server, tmp_path):
     server.pause = 0.01
     command = [
         sys.executable,
-        "-m",
-        "bluelib.cli",
-        "download",
-        "counterfact",
-        "--url",
+        *"-m bluelib.cli download counterfact --url".split(),
         server.url,
         "--sha256",
         sha(server.content),

@@ -280,21 +280,7 @@ def test_a_checkpoint_survives_a_full_disk(model, disk, solver):
 
 
 def test_the_command_line_says_in_one_line_what_could_not_be_written(disk, capsys, monkeypatch):
-    arguments = [
-        "edit",
-        "--model",
-        "pocket-llama",
-        "--dataset",
-        "pocket-zsre",
-        "--editor",
-        "ft",
-        "--edits",
-        "2",
-        "--batch-size",
-        "1",
-        "--no-generate",
-        "--json",
-    ]
+    arguments = "edit --model pocket-llama --dataset pocket-zsre --editor ft --edits 2 --batch-size 1 --no-generate --json".split()
     for option, name in (("--checkpoint", "c"), ("--save", "saved"), ("--save-delta", "edit.safetensors")):
         with disk.full(20_000):
             assert main([*arguments, option, str(disk.folder / name)]) == 2
@@ -1071,17 +1057,7 @@ def test_the_workflow_quotes_what_a_grid_names(tmp_path, monkeypatch, mark):
     (tmp_path / "evil.yaml").write_text(yaml.safe_dump(grid))
     command = [
         sys.executable,
-        "-m",
-        "bluelib.cli",
-        "reproduce",
-        "--grid",
-        "evil.yaml",
-        "--",
-        "--keep-going",
-        "--quiet",
-        "--until",
-        "statistics",
-        "before",
+        *"-m bluelib.cli reproduce --grid evil.yaml -- --keep-going --quiet --until statistics before".split(),
     ]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False

@@ -192,20 +192,11 @@ def edit(folder: Path, name: str, edits: int = 8) -> None:
     with redirect_stdout(printed):
         code = main(
             [
-                "edit",
-                "--model",
-                "pocket-llama",
-                "--dataset",
-                "pocket-zsre",
-                "--editor",
+                *"edit --model pocket-llama --dataset pocket-zsre --editor".split(),
                 name,
                 "--edits",
                 str(edits),
-                "--batch-size",
-                "2",
-                "--no-generate",
-                "--json",
-                "--checkpoint",
+                *"--batch-size 2 --no-generate --json --checkpoint".split(),
                 str(folder / "checkpoint"),
                 "--save-delta",
                 str(folder / "delta.safetensors"),

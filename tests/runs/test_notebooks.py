@@ -82,14 +82,7 @@ def test_a_notebook_gives_its_numbers(path, tmp_path):
     done = subprocess.run(
         [
             sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "--nbval-lax",
-            "--nbval-current-env",
-            "--nbval-sanitize-with",
+            *"-m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-sanitize-with".split(),
             str(ROOT / "tests" / "nbval_sanitize.cfg"),
             "--rootdir",
             str(tmp_path),
@@ -115,12 +108,7 @@ def test_nbval_would_notice_another_number(tmp_path):
     done = subprocess.run(
         [
             sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "--nbval-lax",
-            "--nbval-current-env",
-            "--nbval-sanitize-with",
+            *"-m pytest -q --nbval-lax --nbval-current-env --nbval-sanitize-with".split(),
             str(ROOT / "tests" / "nbval_sanitize.cfg"),
             "--rootdir",
             str(tmp_path),
