@@ -12,7 +12,7 @@ from bluelib import load_dataset, load_model
 from bluelib.data.provenance import records_hash
 from bluelib.editing.method import describe
 from bluelib.editing.solvers import Ridge
-from bluelib.io.formats import write_json
+from bluelib.io.formats import read_json, write_json
 from bluelib.metrics.editing import TEACHER_FORCED
 from bluelib.models.known import pocket_models
 from bluelib.studies.ablation import (
@@ -78,12 +78,12 @@ def test_a_stopped_ablation_goes_on(tmp_path, monkeypatch):
     few = {name: choice for name, choice in choices(model).items() if name in ("MEMIT", "layer 0")}
     monkeypatch.setattr("bluelib.studies.ablation.choices", lambda model: few)
     path = run_ablation(model, edits=2, batch_size=2, weights=(100,))
-    content = json.loads(path.read_text())
+    content = read_json(path)
     assert [run["choice"] for run in content["runs"]] == ["MEMIT", "layer 0"]
     content["runs"] = [{**content["runs"][0], "seconds_per_edit": -1.0}]  # as if it had been stopped after the first
     stale = {**content["runs"][0], "choice": "layer 0", "settings": {"name": "other"}}
     content["runs"].append(stale)  # and a run of other settings, which is made again
-    write_json(path, content)
+    write_json(path, content, sealed=True)
     runs = json.loads(run_ablation(model, edits=2, batch_size=2, weights=(100,)).read_text())["runs"]
     assert [run["seconds_per_edit"] < 0 for run in runs] == [True, False]
     found, origin = load_ablation("pocket-gpt2")
