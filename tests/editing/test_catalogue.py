@@ -216,9 +216,7 @@ def test_a_variant_of_the_project_s_own_has_its_own_settings(tmp_path, monkeypat
     model = random_model("pocket-llama")
     model = Model.of("random", model.hf_model, model.tokenizer)
     assert get_editor("memit", model, corpus="pocket").solver.weight == 7
-    with pytest.raises(
-        ValueError, match=r"editor 'memit_blue' takes .*missing a required argument: 'mom2_update_weight'"
-    ):
+    with pytest.raises(ValueError, match=r"editor 'memit_blue': missing a required argument: 'mom2_update_weight'"):
         get_editor("memit_blue", model, corpus="pocket")
 
 
@@ -246,7 +244,7 @@ def test_what_a_factory_does_wrong_is_said(monkeypatch):
     for name, factory, like, message in (
         ("none", lambda layers, targets, mom2_update_weight: None, "memit", "must return an Editor or another Method"),
         ("less", lambda layers, targets: None, "memit", "unexpected keyword argument 'mom2_update_weight'; its hyper"),
-        ("more", lambda layers, targets, mu: None, "", "editor 'more' takes .*mu.*: missing a required argument: 'mu'"),
+        ("more", lambda layers, targets, mu: None, "", "editor 'more': missing a required argument: 'mu'"),
         ("alone", lambda layers: None, "", "layers are shared with other editors by those whose factory takes targets"),
     ):
         bluelib.register(name, factory, like=like)
