@@ -134,7 +134,7 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
     except TypeError as error:
         takes = ", ".join(sorted(_hyper_parameters(make)))
         raise ValueError(
-            f"editor {name!r}: {error}; it takes {takes}, from what is passed, from the configuration of "
+            f"editor {name!r}: {error}; it takes {takes}; these come from what is passed, from the configuration of "
             f"{model.name}, and from the method that it was registered to be like"
         ) from error
     editor: Any = make(**settings)

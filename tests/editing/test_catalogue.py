@@ -243,7 +243,7 @@ def test_what_a_factory_does_wrong_is_said(monkeypatch):
     model = load_model("pocket-llama")
     for name, factory, like, message in (
         ("none", lambda layers, targets, mom2_update_weight: None, "memit", "must return an Editor or another Method"),
-        ("less", lambda layers, targets: None, "memit", "unexpected keyword argument 'mom2_update_weight'; its hyper"),
+        ("less", lambda layers, targets: None, "memit", "unexpected keyword argument 'mom2_update_weight'; it takes"),
         ("more", lambda layers, targets, mu: None, "", "editor 'more': missing a required argument: 'mu'"),
         ("alone", lambda layers: None, "", "layers are shared with other editors by those whose factory takes targets"),
     ):
