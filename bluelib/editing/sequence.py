@@ -166,8 +166,10 @@ def edit_sequence(
             with timer("prepare"):
                 state = editor.prepare(model)
             inputs = editor.inputs(model, state)
-            identity = _identity(model, records, editor, inputs, batch_size=batch_size, on_conflict=on_conflict)
-            checkpoint = Checkpoint(checkpoint_dir, identity) if checkpoint_dir else None
+            checkpoint = None
+            if checkpoint_dir:
+                how = {"batch_size": batch_size, "on_conflict": on_conflict}
+                checkpoint = Checkpoint(checkpoint_dir, _identity(model, records, editor, inputs, **how))
             batches = _resume(model, editor, state, checkpoint, timer)
         made, total = sum(map(len, groups[: len(batches)])), sum(map(len, groups))
         with progress_bar(total=total, initial=made, desc=editor.name, unit="edit", show=progress) as bar:
