@@ -33,7 +33,7 @@ def any_model(request) -> Iterator[Model]:
 def small_world(tmp_path, monkeypatch):
     """Statistics and contexts of the random models go to a folder of the test's own."""
     monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path))
-    monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda *_: PREFIXES)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..io.checks import check_real
+from ..models.choices import check_choice, published
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,16 @@ class Constraint:
 
     Attributes:
         once: whether :meth:`total` has anything to do.
+        restores: whether the layers of a batch are walked with the whole Δ, and :meth:`batch` acts when all are done:
+            each layer's W is put back then, and what is kept of its Δ added.
     """
 
     @property
     def once(self) -> bool:
+        return False
+
+    @property
+    def restores(self) -> bool:
         return False
 
     def batch(self, delta: Tensor, weight: Tensor) -> Tensor:
@@ -43,12 +50,16 @@ class Sparsify(Constraint):
         keep: the share of entries that is kept, in (0, 1].
         at_end: apply it once, to the sum of all updates and relative to the original W, and not to each batch's Δ
             relative to W before that batch (which is what the paper's own code does for each edit).
+        order: of a batch's layers: ``restored``, all are walked with the whole Δ first, as in the public code; or
+            ``in_turn``, each gets what is kept before the next one is solved. Where ``at_end``, it decides nothing.
     """
 
     keep: float = 0.4
     at_end: bool = False
+    order: str = published("order")
 
     def __post_init__(self) -> None:
+        check_choice("order", self.order)
         check_real("keep", self.keep)
         if self.keep > 1:
             raise ValueError(f"keep must be a share in (0, 1], not {self.keep}")
@@ -56,6 +67,10 @@ class Sparsify(Constraint):
     @property
     def once(self) -> bool:
         return self.at_end
+
+    @property
+    def restores(self) -> bool:
+        return self.order == "restored" and not self.at_end
 
     def batch(self, delta: Tensor, weight: Tensor) -> Tensor:
         return delta if self.at_end else self._largest(delta, weight)
@@ -78,11 +93,15 @@ class Damp(Constraint):
     log(s) − log(σ) + σ. The damped sum then replaces the sum.
 
     Attributes:
-        twice: add the damped sum to weights that already hold the undamped one, as two public code bases do.
+        twice: add the damped sum to weights that already hold the undamped one, as two public code bases do, and not to
+            the original weights, as the text says.
     """
 
-    twice: bool = False
+    twice: bool = published("twice")
     once = True
+
+    def __post_init__(self) -> None:
+        check_choice("twice", self.twice)
 
     def total(self, delta: Tensor, weight: Tensor) -> Tensor:
         limit = torch.linalg.matrix_norm(weight.double(), ord=2)

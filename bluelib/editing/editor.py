@@ -19,6 +19,7 @@ from torch import Tensor
 from ..data.corpora import corpus_hash
 from ..io.checks import check_whole
 from ..io.timing import Timer
+from ..models.choices import check_choice, published
 from ..models.contexts import context_prefixes
 from ..models.model import Model
 from ..models.prompts import Request
@@ -45,6 +46,8 @@ class Editor(Method):
         corpus, tokens: the text that second moments are measured on.
         max_batch: edits that are made together at most; None for whole batches.
         token_budget: tokens of a micro-batch of targets; None for that of the model on its device.
+        key_mean: how a key is averaged over the context prefixes, see :func:`.subject_keys`.
+        contexts: which context prefixes, see :func:`.context_prefixes`.
         name: for tables and provenance.
     """
 
@@ -57,6 +60,8 @@ class Editor(Method):
     tokens: int = TOKENS
     max_batch: int | None = None
     token_budget: int | None = None
+    key_mean: str = published("key_mean")
+    contexts: str = published("contexts")
     name: str = "custom"
 
     def __post_init__(self) -> None:
@@ -70,13 +75,15 @@ class Editor(Method):
             check_whole(f"{self.name}: a layer", layer, 0)
         if len(set(self.layers)) != len(self.layers) or not self.layers:
             raise ValueError(f"{self.name}: layers must be distinct, and at least one, not {list(self.layers)}")
+        check_choice("key_mean", self.key_mean)
+        check_choice("contexts", self.contexts)
         check_whole("tokens", self.tokens, 1)
         for name in ("max_batch", "token_budget"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
 
     def prefixes(self, model: Model) -> tuple[str, ...]:
-        return context_prefixes(model)
+        return context_prefixes(model, self.contexts)
 
     def prepare(self, model: Model) -> EditState:
         """What does not depend on a batch: context prefixes, and each layer's factored second moment.
@@ -121,7 +128,7 @@ class Editor(Method):
         """What the editor is about to do to each layer, from first to last, each seeing the updates before it.
 
         A step is yielded before its update is added to the weights; that happens when the next one is asked for, so
-        that whoever stops early leaves the rest undone.
+        that whoever stops early leaves the rest undone. Where the constraint restores, it acts after the last one.
 
         Raises:
             ArithmeticError: for a target, a key, a residual or a system that is not finite or cannot be solved; the
@@ -130,6 +137,8 @@ class Editor(Method):
         timer = timer or Timer()
         layers = model.check_layers(self.layers)
         targets: dict[int, Targets] = {}
+        before = {layer: model.weight(layer).clone() for layer in layers} if self.constraint.restores else {}
+        taken: list[Step] = []
         for position, layer in enumerate(layers):
             at = layer if self.residual.direct else layers[-1]
             if at not in targets:
@@ -138,27 +147,39 @@ class Editor(Method):
                         model, requests, at, state.prefixes, self.targets, token_budget=state.token_budget
                     )
             with timer("keys"):
-                keys = subject_keys(model, requests, layer, state.prefixes)
+                keys = subject_keys(model, requests, layer, state.prefixes, self.key_mean)
                 missing = targets[at].values - subject_hidden(model, requests, at, self.targets.component)
             for what, columns in (("key", keys), ("residual", missing)):
                 _check_columns(f"{self.name}, layer {layer}: the {what}", columns, requests)
             divisor = self.residual.divisor(len(layers) - position)
             solve = partial(self._solve, model, state, layer, keys, missing, divisor)
-            step = Step(layer, at, targets[at], keys, missing, divisor, solve)
+            keep = partial(self._keep, before.get(layer))
+            taken.append(step := Step(layer, at, targets[at], keys, missing, divisor, solve, keep))
             yield step
             with timer("solve"):
                 weight = model.weight(layer)
                 weight.add_(step.update.to(weight.dtype))
+        with timer("solve"):
+            for step in taken if self.constraint.restores else ():
+                weight = model.weight(step.layer)
+                weight.copy_(before[step.layer])
+                weight.add_(step.kept.to(weight.dtype))
 
     def _solve(
         self, model: Model, state: EditState, layer: int, keys: Tensor, missing: Tensor, divisor: float
     ) -> Tensor:
-        """What of Δ is applied, for the weights as they stand."""
+        """The update that is added while the layers are walked, for the weights as they stand."""
         weight = model.weight(layer)
         with _named(f"{self.name}, solving for layer {layer}"):
             solver = on_device(state.solvers[layer], weight.device)
             update = self.solver.solve(solver, keys, missing.to(weight.device) / divisor)
+            if self.constraint.restores:
+                return update.float()
             return self.constraint.batch(update.float(), weight.float())
+
+    def _keep(self, before: Tensor | None, update: Tensor) -> Tensor:
+        """What of a step's update stays when all layers are done; ``before`` is W before the batch, where it matters."""
+        return update if before is None else self.constraint.batch(update, before.float())
 
     def edit(self, model: Model, requests: Sequence[Request], state: EditState, timer: Timer) -> BatchResult:
         """Edit one batch, in place: take all :meth:`steps`.
@@ -169,7 +190,7 @@ class Editor(Method):
         taken = list(self.steps(model, requests, state, timer))
         targets = {step.at: step.targets for step in taken}
         return BatchResult(
-            {step.layer: step.update for step in taken},
+            {step.layer: step.kept for step in taken},
             {step.layer: step.keys for step in taken} if self.solver.remembers else {},
             targets,
             steps=sum(t.steps.float().mean().item() for t in targets.values()),
@@ -219,6 +240,7 @@ class Step:
         missing: the targets less what the model has at ``at`` now, ``(d_model, u)``.
         divisor: the layer's share of it is ``missing / divisor``.
         solve: computes the update from the weights as they stand.
+        keep: what of the update stays when all layers are done.
     """
 
     layer: int
@@ -228,11 +250,18 @@ class Step:
     missing: Tensor
     divisor: float
     solve: Callable[[], Tensor] = field(repr=False)
+    keep: Callable[[Tensor], Tensor] = field(repr=False)
 
     @cached_property
     def update(self) -> Tensor:
-        """What will be added to W, ``(d_model, d_mlp)`` float32: Δ under the constraint; solved when asked for."""
+        """What will be added to W, ``(d_model, d_mlp)`` float32: Δ under the constraint, unless that acts when all layers
+        are done; solved when asked for."""
         return self.solve()
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """What of :attr:`update` stays when all layers are done."""
+        return self.keep(self.update)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from ..data.corpora import check_corpus
+from ..models.choices import as_text, published
 from ..models.model import Model
 from .catalogue import known
 from .constraints import Damp, Sparsify
@@ -34,15 +35,25 @@ def memit_history(layers: Sequence[int], targets: TargetOptions, *, mom2_update_
 
 
 def rect(
-    layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, keep: float = 0.4, at_end: bool = False
+    layers: Sequence[int],
+    targets: TargetOptions,
+    *,
+    mom2_update_weight: float,
+    keep: float = 0.4,
+    at_end: bool = False,
+    order: str = published("order"),
 ) -> Editor:
     """RECT (Gu et al. 2024): MEMIT, of whose Δ only the entries with the largest |Δ / W| are kept, 40% of them."""
     return replace(
-        memit(layers, targets, mom2_update_weight=mom2_update_weight), name="rect", constraint=Sparsify(keep, at_end)
+        memit(layers, targets, mom2_update_weight=mom2_update_weight),
+        name="rect",
+        constraint=Sparsify(keep, at_end, order),
     )
 
 
-def prune(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, twice: bool = False) -> Editor:
+def prune(
+    layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, twice: bool = published("twice")
+) -> Editor:
     """PRUNE (Ma et al. 2025): MEMIT, and at the end singular values s > σ₁(W) of ΣΔ become log s − log σ₁ + σ₁."""
     return replace(memit(layers, targets, mom2_update_weight=mom2_update_weight), name="prune", constraint=Damp(twice))
 
@@ -52,13 +63,15 @@ def alphaedit(layers: Sequence[int], targets: TargetOptions, *, nullspace_thresh
     return Editor(tuple(layers), DISTRIBUTED, NullSpace(nullspace_threshold, l2), targets=targets, name="alphaedit")
 
 
-def pmet(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float) -> Editor:
+def pmet(
+    layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, relax: bool = published("relax")
+) -> Editor:
     """PMET (Li et al. 2024): MEMIT's Δ; targets of the MLP's output, optimised with one of attention's; R / √n."""
     return Editor(
         tuple(layers),
         DISTRIBUTED_SQRT,
         Ridge(mom2_update_weight),
-        targets=replace(targets, component="mlp"),
+        targets=replace(targets, component="mlp", relax=relax),
         name="pmet",
     )
 
@@ -80,16 +93,18 @@ def mend(layers: Sequence[int], *, network: str | None = None) -> Method:
     return Mend("mend", tuple(layers), network)
 
 
-def get_editor(name: str, model: Model, *, corpus: str | None = None, **overrides: Any) -> Method:
+def get_editor(name: str, model: Model, *, corpus: str | None = None, text: bool = False, **overrides: Any) -> Method:
     """The editor ``name`` with its hyper-parameters for ``model``.
 
     Args:
         name: of a method in the catalogue, see ``blue editors``.
         model: decides which configuration applies (``bluelib/configs``).
         corpus: the text of the second moments, if not the configuration's; methods that use none ignore it.
+        text: where the papers' text and the public code differ (:mod:`bluelib.models.choices`), take the text.
         overrides: hyper-parameters that replace those of the configuration: ``layers``; the method's own, which are
             the arguments of its factory; for a composition also those of its targets (the fields of
-            :class:`~bluelib.editing.targets.TargetOptions`), ``tokens`` and ``token_budget``.
+            :class:`~bluelib.editing.targets.TargetOptions`), ``tokens``, ``token_budget``, ``key_mean`` and
+            ``contexts``.
 
     Raises:
         ValueError: for an unknown editor, corpus or hyper-parameter, one that is out of its range, or a layer that the
@@ -107,7 +122,11 @@ def get_editor(name: str, model: Model, *, corpus: str | None = None, **override
             f"editor {name!r} has no hyper-parameter {', '.join(unknown)}; "
             f"it has {', '.join(sorted(_hyper_parameters(make)))}"
         )
-    settings = {**editor_settings(model.name, name, shared=composes(make)), **overrides}
+    settings = {
+        **editor_settings(model.name, name, shared=composes(make)),
+        **(as_text(_hyper_parameters(make)) if text else {}),
+        **overrides,
+    }
     if "layers" not in settings:
         raise ValueError(
             f"no settings of editor {name!r} for model {model.name!r} (configured: {', '.join(model_configs())}); "
@@ -128,7 +147,8 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
     parts = {}
     if composes(make):
         parts = {key: settings.pop(key) for key in _OF_ITSELF & set(settings)}
-        settings["targets"] = TargetOptions(**{key: settings.pop(key) for key in _OF_TARGETS & set(settings)})
+        of_targets = (_OF_TARGETS - set(inspect.signature(make).parameters)) & set(settings)
+        settings["targets"] = TargetOptions(**{key: settings.pop(key) for key in of_targets})
     try:
         inspect.signature(make).bind(**settings)
     except TypeError as error:
@@ -159,8 +179,8 @@ def get_composition(name: str, model: Model, **settings: Any) -> Editor:
 
 
 #: Hyper-parameters of a composition that are not its factory's: those of its targets, and the editor's own fields.
-_OF_TARGETS = {f.name for f in fields(TargetOptions)}
-_OF_ITSELF = {"corpus", "tokens", "token_budget"}
+_OF_TARGETS = {f.name for f in fields(TargetOptions)} - {"component", "relax"}  # which PMET's factory sets
+_OF_ITSELF = {"corpus", "tokens", "token_budget", "key_mean", "contexts"}
 
 
 def composes(make: Callable[..., Method]) -> bool:
@@ -170,4 +190,4 @@ def composes(make: Callable[..., Method]) -> bool:
 
 def _hyper_parameters(make: Callable[..., Method]) -> set[str]:
     own = set(inspect.signature(make).parameters)
-    return (own | _OF_TARGETS | _OF_ITSELF) - {"targets", "component"} if composes(make) else own
+    return (own | _OF_TARGETS | _OF_ITSELF) - {"targets"} if composes(make) else own

@@ -28,12 +28,15 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from ..io.checks import check_real, check_whole
+from ..models.choices import check_choice, published
 from ..models.model import Model
 from ..models.prompts import Request, by_length, encode_target, locate, pad
 from ..models.tracing import trace
 
 #: The prompt on which the model's view of the subject must not drift (ROME, Meng et al. 2022, Eq. 4).
 ESSENCE = "{} is a"
+#: What the NLL counts, and the weighted KL at which a request is finished, once the new object is the first choice.
+RELAXED, RELAXED_KL = 0.1, 0.01
 
 
 class TargetError(ArithmeticError):
@@ -45,7 +48,7 @@ class TargetOptions:
     """How δ is optimised, with Adam.
 
     loss = mean NLL of the new object's tokens, over its tokens and the context prefixes
-         + ``kl_factor`` · KL(edited ‖ original) of the next token after "{subject} is a" (ROME, Eq. 4)
+         + ``kl_factor`` · KL(edited ‖ original) of the next token's distribution on "{subject} is a"
          + ``weight_decay`` · ‖δ‖ / ‖h‖²
 
     Attributes:
@@ -57,6 +60,11 @@ class TargetOptions:
         weight_decay, kl_factor: as above.
         clamp: ‖δ‖ is kept at or under ``clamp`` · ‖h‖.
         early_stop: a request whose loss is under this is finished.
+        kl_at: where KL is read: at the ``subject``'s last token, as the public code does, or after the ``prompt``, as
+            the text says (ROME, Eq. 4).
+        relax: as PMET's public code: while the new object's tokens are the first choice behind all prefixes, the NLL
+            counts :data:`RELAXED` in the next step, and a request whose weighted KL is at most :data:`RELAXED_KL` is
+            finished.
     """
 
     steps: int = 25
@@ -66,8 +74,12 @@ class TargetOptions:
     clamp: float = 0.75
     early_stop: float = 0.05
     component: str = "block"
+    kl_at: str = published("kl_at")
+    relax: bool = False
 
     def __post_init__(self) -> None:
+        check_choice("kl_at", self.kl_at)
+        check_choice("relax", self.relax)
         if self.component not in ("block", "mlp"):
             raise ValueError(f"component must be block or mlp, not {self.component!r}")
         check_whole("steps", self.steps, 1)
@@ -127,7 +139,7 @@ def optimise_targets(
         raise ValueError("the first context prefix must be the empty one: h is measured on the bare prompt")
     if token_budget is not None:
         check_whole("token_budget", token_budget, 1)
-    prepared = [_Prepared.of(model, request, prefixes) for request in requests]
+    prepared = [_Prepared.of(model, request, prefixes, options.kl_at) for request in requests]
     sizes = [len(p.rows) * max(len(row.ids) for row in p.rows) for p in prepared]
     parts: dict[int, Targets] = {}
     for batch in by_length(sizes, token_budget or default_token_budget(model)):
@@ -185,7 +197,7 @@ def _memory(device: torch.device) -> int:
 class _Row:
     """One sequence to run, where δ enters it, and from where on which tokens are wanted of it.
 
-    An essence prompt wants none: its next token's whole distribution is read.
+    An essence prompt wants none: the whole distribution of the token behind ``read_from`` is read.
     """
 
     ids: tuple[int, ...]
@@ -208,7 +220,7 @@ class _Prepared:
     rows: tuple[_Row, ...]
 
     @classmethod
-    def of(cls, model: Model, request: Request, prefixes: Sequence[str]) -> _Prepared:
+    def of(cls, model: Model, request: Request, prefixes: Sequence[str], kl_at: str) -> _Prepared:
         target = encode_target(model.tokenizer, request.target)
         rows = []
         for prefix in prefixes:
@@ -216,7 +228,9 @@ class _Prepared:
             weight = 1 / (len(prefixes) * len(target))
             rows.append(_Row(place.ids + target[:-1], place.subject_last, len(place.ids) - 1, target, weight))
         place = locate(model.tokenizer, ESSENCE, request.subject)
-        rows.append(_Row(place.ids, place.subject_last, len(place.ids) - 1))
+        # What stands behind the token that is read cannot reach it.
+        read = place.subject_last if kl_at == "subject" else len(place.ids) - 1
+        rows.append(_Row(place.ids[: read + 1], place.subject_last, read))
         model.check_length(
             max(len(row.ids) for row in rows), f"{request.text[:80]!r} with a context prefix and its target"
         )
@@ -470,8 +484,9 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
     active = torch.ones(len(prepared), dtype=torch.bool, device=base.device)
     steps, last_loss = torch.zeros_like(active, dtype=torch.long), torch.zeros_like(norms[:, 0])
     original: Tensor | None = None
+    factor = torch.ones_like(last_loss)  # of each request's NLL
     for step in range(options.steps):
-        nll = kl = torch.zeros_like(last_loss, device=suffixes[0].reads.row.device)
+        nll = kl = missed = torch.zeros_like(last_loss, device=suffixes[0].reads.row.device)
         views = []
         for suffix in suffixes:
             reads = suffix.reads
@@ -481,18 +496,25 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
             of_target = log_probs[reads.target].gather(1, reads.token[reads.target, None])[:, 0]
             nll = nll.index_add(0, reads.owner[reads.target], -of_target * reads.weight[reads.target])
             views.append((reads.owner[reads.essence], log_probs[reads.essence]))
+            if options.relax:
+                wrong = log_probs[reads.target].argmax(-1) != reads.token[reads.target]
+                missed = missed.index_add(0, reads.owner[reads.target], wrong.to(missed.dtype))
         if original is None:  # δ is zero: the model's own view of each subject
             original = torch.cat([view.detach() for _, view in views])[torch.cat([who for who, _ in views]).argsort()]
         for who, view in views:
             kl = kl.index_add(0, who, (view.exp() * (view - original[who])).sum(1))
         length = torch.linalg.vector_norm(delta, dim=-1)
         nll, kl = nll.to(base.device), kl.to(base.device)
-        loss = nll + options.kl_factor * kl + options.weight_decay * (length / norms**2).sum(1)
+        loss = factor * nll + options.kl_factor * kl + options.weight_decay * (length / norms**2).sum(1)
 
         _check_finite(loss, active, prepared, layer, step)
         steps[active] = step + 1
         last_loss[active] = loss.detach()[active]
         finished = active & (loss.detach() < options.early_stop)
+        if options.relax:
+            first_choice = missed.to(base.device) == 0
+            finished |= active & first_choice & (options.kl_factor * kl.detach() <= RELAXED_KL)
+            factor = torch.where(first_choice, RELAXED, 1.0)
         active = active & ~finished
         if step == options.steps - 1 or not active.any():
             break

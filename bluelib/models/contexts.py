@@ -1,8 +1,7 @@
 """Context prefixes: short texts that stand before a prompt while keys are measured and targets are optimised.
 
-Six of them, as in the paper's code: none, and five that the model itself generates. All six weigh alike (MEMIT, Meng
-et al. 2023, Eq. 19); the family's public code gives the empty one half of the weight when it averages keys. They are
-made once per model as loaded; a pocket model's are shipped with it, another model's are kept in the user's cache.
+Six of them, as in the paper's code: none, and five that the model itself generates. They are made once per model as
+loaded; a pocket model's are shipped with it, another model's are kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from ..io.assets import check_shipped
 from ..io.formats import read_json, write_json
 from ..io.locks import make_once
 from ..io.paths import cache_dir
+from .choices import check_choice, published
 from .generation import SAMPLING
 from .known import pocket_models
 from .model import Model
@@ -25,21 +25,33 @@ LENGTH = 10
 FILE = "contexts.json"
 
 
-def context_prefixes(model: Model) -> tuple[str, ...]:
-    """The prefixes of a model: the empty one first, then five of about ten tokens, each ending with a space.
+def context_prefixes(model: Model, kind: str = published("contexts")) -> tuple[str, ...]:
+    """The prefixes of a model: the empty one first, then five, each ending with a space.
+
+    Args:
+        model: as loaded, if they are still to be made.
+        kind: ``ten_in_all``, texts of ten tokens with their opening and special tokens, as in the public code; or
+            ``ten_more``, ten tokens after each opening.
 
     Raises:
-        ValueError: for a file of them that is damaged.
+        ValueError: for another kind, or a file of them that is damaged.
     """
-    shipped = pocket_models().get(model.name)
-    path = shipped / FILE if shipped else cache_dir("contexts") / f"{model.cache_key}.json"
+    check_choice("contexts", kind)
+    path, openings = cache_dir("contexts") / f"{model.cache_key}-{kind}.json", OPENINGS
+    shipped = pocket_models()[model.name] / FILE if model.name in pocket_models() else None
     if shipped:
-        check_shipped(path)
-    make_once(path, lambda: make_prefixes(model, path))
-    return tuple(read_json(path, sealed=not shipped)["prefixes"])
+        check_shipped(shipped)
+        content = read_json(shipped)
+        if content["kind"] == kind:
+            return tuple(content["prefixes"])
+        openings = tuple(content["openings"])  # those that its training text has
+    make_once(path, lambda: make_prefixes(model, path, kind, openings))
+    return tuple(read_json(path, sealed=True)["prefixes"])
 
 
-def make_prefixes(model: Model, path: Path, openings: tuple[str, ...] = OPENINGS, seed: int = 0) -> tuple[str, ...]:
+def make_prefixes(
+    model: Model, path: Path, kind: str = published("contexts"), openings: tuple[str, ...] = OPENINGS, seed: int = 0
+) -> tuple[str, ...]:
     """Generate the prefixes (one per opening, sampled with a seed of their own) and write them to ``path``."""
     model.check_unedited("context prefixes")
     with torch.random.fork_rng():
@@ -50,12 +62,13 @@ def make_prefixes(model: Model, path: Path, openings: tuple[str, ...] = OPENINGS
             ids = model.hf_model.generate(
                 input_ids=opened,
                 attention_mask=torch.ones_like(opened),
-                max_new_tokens=LENGTH,
+                max_new_tokens=LENGTH if kind == "ten_more" else max(1, LENGTH - opened.shape[1]),
                 **SAMPLING,
                 eos_token_id=None,
                 pad_token_id=model.tokenizer.pad_token_id,
             )
             text = model.tokenizer.decode(ids[0], skip_special_tokens=True)
             prefixes.append(" ".join(text.split()).rstrip(".") + ". ")
-    write_json(path, {"openings": openings, "seed": seed, "prefixes": prefixes}, indent=1, sealed=True)
+    content = {"kind": kind, "openings": openings, "seed": seed, "prefixes": prefixes}
+    write_json(path, content, indent=1, sealed=True)
     return tuple(prefixes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .choices import check_choice, published
 from .model import Model
 from .prompts import Request, by_length, encode_prompt, locate, pad
 from .tracing import trace
@@ -14,16 +15,33 @@ from .tracing import trace
 TOKEN_BUDGET = 8192
 
 
-def subject_keys(model: Model, requests: Sequence[Request], layer: int, prefixes: Sequence[str]) -> Tensor:
+def subject_keys(
+    model: Model,
+    requests: Sequence[Request],
+    layer: int,
+    prefixes: Sequence[str],
+    mean: str = published("key_mean"),
+) -> Tensor:
     """Keys K of a layer, ``(d_mlp, u)`` float32: the MLP's inner activation at the subject's last token.
 
-    Each key is the mean over the context prefixes (MEMIT, Meng et al. 2023, Eq. 19).
+    Each key is a mean over the context prefixes: all alike (``equal``; MEMIT, Meng et al. 2023, Eq. 19), or with one
+    half for the first, which is the empty one, and the other half for the others together (``bare_half``), as the
+    public code has it.
+
+    Raises:
+        ValueError: for another mean, or prefixes of which the first is not the empty one.
     """
+    check_choice("key_mean", mean)
+    if not prefixes or prefixes[0]:
+        raise ValueError(f"the first context prefix must be the empty one, not {list(prefixes[:1])}")
+    n = len(prefixes)
+    weights = torch.full((n,), 1 / n) if mean == "equal" or n == 1 else torch.tensor([0.5, *[0.5 / (n - 1)] * (n - 1)])
     located = [(r, prefix) for r in requests for prefix in prefixes]
     module = model.value_projection(layer)
     vectors = _at_subject(model, located, {"inputs": {layer: module}}, layer)
     # contiguous: how numbers lie in memory decides how sums are rounded, and a checkpoint keeps them like this
-    return vectors.view(len(requests), len(prefixes), -1).mean(1).T.contiguous()
+    grouped = vectors.view(len(requests), n, -1)
+    return (grouped * weights.to(grouped)[None, :, None]).sum(1).T.contiguous()
 
 
 def subject_hidden(model: Model, requests: Sequence[Request], layer: int, component: str = "block") -> Tensor:

@@ -38,7 +38,7 @@ def make_model(name: str, output: Path | None = None, *, device: str = "cpu", re
 def document(folder: Path) -> dict[str, float]:
     """Write ``contexts.json``, ``recall.json`` and ``README.md`` beside a trained model's weights."""
     model = load_model(str(folder))
-    make_prefixes(model, folder / FILE, OPENINGS)
+    make_prefixes(model, folder / FILE, openings=OPENINGS)
     found = recall(model)
     training = read_json(folder / "training.json")
     _write(folder / "recall.json", json.dumps({"weights": model.revision, **found}, indent=1) + "\n")

@@ -56,11 +56,11 @@ class Residuals:
 def measure_residuals(model: Model, requests: Sequence[Request], layers: Sequence[int], editor: Editor) -> Residuals:
     """Optimise the targets of ``requests`` at every one of ``layers`` by the editor's options; measure their keys."""
     layers = model.check_layers(layers)
-    prefixes = context_prefixes(model)
+    prefixes = context_prefixes(model, editor.contexts)
     return Residuals(
         layers,
         {layer: optimise_targets(model, requests, layer, prefixes, editor.targets) for layer in layers},
-        {layer: subject_keys(model, requests, layer, prefixes) for layer in layers},
+        {layer: subject_keys(model, requests, layer, prefixes, editor.key_mean) for layer in layers},
     )
 
 

@@ -204,7 +204,7 @@ def test_what_cannot_be_edited_is_refused(any_model):
     with pytest.raises(ValueError, match="known: ft, mend, rome, memit, memit_blue, memit_history"):
         get_editor("nonsense", any_model)
     with pytest.raises(
-        ValueError, match=r"editor 'memit' has no hyper-parameter typo; it has clamp, corpus, early_stop"
+        ValueError, match=r"editor 'memit' has no hyper-parameter typo; it has clamp, contexts, corpus, early_stop"
     ):
         get_editor("memit", any_model, layers=[1], mom2_update_weight=1, typo=3)
     with pytest.raises(ValueError, match=r"editor 'memit': .*mom2_update_weight"):

@@ -139,7 +139,7 @@ def test_a_loss_that_is_not_finite_names_the_request(any_model):
 def test_whole_edits_equal_plain_ones(any_model, tmp_path, monkeypatch):
     """What the benchmark compares does the same: MEMIT by the library and from the normal equations."""
     monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path))
-    monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda *_: PREFIXES)
     editor = Editor((0, 2), DISTRIBUTED, Ridge(50.0), targets=OPTIONS, corpus="pocket", tokens=3000)
     state = editor.prepare(any_model)
     with any_model.preserved((0, 2)):

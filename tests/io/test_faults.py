@@ -943,7 +943,7 @@ def test_a_name_is_nothing_but_a_name(checkpoint_folder, corpus, tmp_path, monke
     model = load_model(str(inside / name))
     model = replace(model, name=name)
     method = replace(editor(), corpus=f"{name}.txt", tokens=1500)
-    monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda *_: PREFIXES)
     run = edit_sequence(model, RECORDS[:1], method, batch_size=1, checkpoint_dir=f"{name}.run")
     run.save_delta(f"{name}.delta")
     write_json(f"{name}.out", {"name": name}, sealed=True)

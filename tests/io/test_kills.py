@@ -226,7 +226,7 @@ def edit_small(folder: Path, solver: str) -> None:
     from tests.support.forked import MODEL
 
     os.environ["BLUELIB_CACHE"] = str(folder / "cache")
-    editors.context_prefixes = lambda model: PREFIXES
+    editors.context_prefixes = lambda *_: PREFIXES
     method = replace(editor(SOLVERS[solver], DIRECT), corpus=str(text(folder)), tokens=600)
     run = edit_sequence(MODEL, RECORDS, method, batch_size=1, progress=False, checkpoint_dir=folder / "checkpoint")
     run.save_delta(folder / "delta.safetensors")
@@ -643,7 +643,7 @@ def interrupt(folder: Path, number: int, moments: int) -> None:
     from tests.support.forked import MODEL
 
     os.environ["BLUELIB_CACHE"] = str(folder)
-    editors.context_prefixes = lambda model: PREFIXES
+    editors.context_prefixes = lambda *_: PREFIXES
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in what a shell starts behind itself
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))

@@ -177,7 +177,7 @@ def test_what_a_model_knows_is_found_whole_and_what_it_does_not_know_is_not():
 
 
 def test_a_text_beyond_the_context_is_refused(any_model, monkeypatch):
-    monkeypatch.setattr("bluelib.metrics.longform.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.metrics.longform.context_prefixes", lambda *_: PREFIXES)
     texts = [f"{prefix}{r.request.text} {r.target_new}" for prefix in PREFIXES for r in LONG]
     longest = max(len(any_model.tokenizer(text).input_ids) for text in texts)
     assert abs(check_length(any_model, LONG) - longest) <= 2 and longest < 60, "cut apart, a token may come or go"
@@ -186,7 +186,7 @@ def test_a_text_beyond_the_context_is_refused(any_model, monkeypatch):
 
 
 def test_editing_and_timing_leave_the_model(any_model, small_world, monkeypatch):
-    monkeypatch.setattr("bluelib.metrics.longform.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.metrics.longform.context_prefixes", lambda *_: PREFIXES)
     before = [any_model.weight(layer).clone() for layer in range(any_model.n_layers)]
     first = evaluate_long_form(any_model, LONG, OBJECTS)
     with edited(any_model, LONG, editor(), batch_size=2):

@@ -46,7 +46,7 @@ REQUESTS = [record.request for record in RECORDS]
 
 @pytest.fixture
 def world(any_model, small_world, monkeypatch):
-    monkeypatch.setattr("bluelib.studies.residuals.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.studies.residuals.context_prefixes", lambda *_: PREFIXES)
     return any_model, editor()
 
 
@@ -284,7 +284,7 @@ def test_an_editor_that_does_not_distribute_evenly_is_refused(world, unchanged):
 
 
 def test_updates_of_a_low_precision_model_are_not_lost(small_world, monkeypatch):
-    monkeypatch.setattr("bluelib.studies.residuals.context_prefixes", lambda model: PREFIXES)
+    monkeypatch.setattr("bluelib.studies.residuals.context_prefixes", lambda *_: PREFIXES)
     made = random_model("pocket-llama")
     model = Model.of("random-bfloat16", made.hf_model.to(torch.bfloat16), made.tokenizer)
     method = editor()
