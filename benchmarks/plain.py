@@ -82,8 +82,8 @@ def plain_target(
 def plain_keys(
     model: Model, requests: Sequence[Request], layer: int, prefixes: Sequence[str], mean: str = "bare_half"
 ) -> Tensor:
-    """K ``(d_mlp, u)``: one full forward pass per request; the mean over all prefixes, or that of the first prefix's key
-    and the others' mean."""
+    """K ``(d_mlp, u)``: one full forward pass per request; the mean over the prefixes, or of the first one's key and
+    the mean of the others'."""
     keys = []
     for request in requests:
         places = [locate(model.tokenizer, request.prompt, request.subject, prefix) for prefix in prefixes]
@@ -119,7 +119,7 @@ def plain_rect(
     keep: float,
     order: str,
 ) -> None:
-    """One batch of RECT, in place: of each layer's Δ the share ``keep`` with the largest |Δ / W|; the others' entries go
+    """One batch of RECT, in place: of each layer's Δ the share ``keep`` with the largest |Δ / W|; the other entries go
     before the next layer is solved (``in_turn``), or when all are done (``restored``)."""
     before = {layer: model.weight(layer).clone() for layer in layers}
 

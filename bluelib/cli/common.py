@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +89,32 @@ EVALUATION = (
     *PLACE,
     Option("--no-generate", action="store_true", help="skip fluency and consistency"),
     Option(
-        "--score-bos",
+        "--text",
         action="store_true",
-        help="zsRE: score a BOS token in every answer, as public code does for Llama",
+        help="where the papers' text and their public code differ, do as the text says (docs/as-published.md)",
     ),
 )
+
+
+def named_values(what: str, texts: Iterable[str]) -> dict[str, Any]:
+    """What a command line gives as ``NAME=VALUE``, the values in JSON or as plain strings.
+
+    Raises:
+        ValueError: for a text of another form, or a name that is given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"a {what} is NAME=VALUE, not {text!r}")
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            pass
+        if name in found:
+            raise ValueError(f"{what} {name} is given twice, as {found[name]!r} and as {value!r}")
+        found[name] = value
+    return found
 
 
 def written(paths: Iterable[Path]) -> Answer:

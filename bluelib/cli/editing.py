@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import CORPUS, EVALUATION, MODEL, PLACE, Answer, Gather, Option, command, scores_table
+from .common import CORPUS, EVALUATION, MODEL, PLACE, Answer, Gather, Option, command, named_values, scores_table
 
 if TYPE_CHECKING:
     from ..data.records import Record
@@ -37,6 +37,7 @@ def evaluate(arguments: Namespace) -> Answer:
     """Evaluate a model before any edit."""
     from ..data.provenance import provenance
     from ..io.timing import Timer
+    from ..metrics.editing import PUBLISHED, TEXT
     from ..runs.cell import evaluate_unedited, summary
 
     model, records = _load(arguments)
@@ -48,7 +49,7 @@ def evaluate(arguments: Namespace) -> Answer:
             records,
             seed=arguments.seed,
             generate=not arguments.no_generate,
-            score_bos=arguments.score_bos,
+            measures=TEXT if arguments.text else PUBLISHED,
             path=arguments.output,
         )
     result = {
@@ -65,6 +66,14 @@ def evaluate(arguments: Namespace) -> Answer:
     Option("--editor", required=True, help="see: blue editors"),
     Option("--corpus", help="the text of second moments, if not the configuration's: wikipedia, or a path"),
     Option("--batch-size", type=int, default=10, help="edits per batch"),
+    Option(
+        "--set",
+        nargs="+",
+        action=Gather,
+        default=[],
+        metavar="NAME=VALUE",
+        help="hyper-parameters of the editor in place of the configuration's; values in JSON, or plain strings",
+    ),
     Option(
         "--checkpoint",
         type=Path,
@@ -84,6 +93,7 @@ def evaluate(arguments: Namespace) -> Answer:
 def edit(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records, then evaluate it on them."""
     from ..editing.named import get_editor
+    from ..metrics.editing import PUBLISHED, TEXT
     from ..runs.cell import run_cell
 
     if arguments.save and arguments.save_delta and arguments.save.absolute() == arguments.save_delta.absolute():
@@ -91,7 +101,8 @@ def edit(arguments: Namespace) -> Answer:
     for target in filter(None, (arguments.save, arguments.save_delta)):
         _check_new(target)
     model, records = _load(arguments)
-    editor = get_editor(arguments.editor, model, corpus=arguments.corpus)
+    overrides = named_values("hyper-parameter", arguments.set)
+    editor = get_editor(arguments.editor, model, corpus=arguments.corpus, text=arguments.text, **overrides)
 
     def keep(run: Run) -> None:
         if arguments.save:
@@ -107,7 +118,7 @@ def edit(arguments: Namespace) -> Answer:
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         generate=not arguments.no_generate,
-        score_bos=arguments.score_bos,
+        measures=TEXT if arguments.text else PUBLISHED,
         checkpoint_dir=arguments.checkpoint,
         on_conflict=arguments.on_conflict,
         keep=keep,

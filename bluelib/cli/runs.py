@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
 
-from .common import GRID, Answer, Gather, Option, command, written
+from .common import GRID, Answer, Gather, Option, command, named_values, written
 
 
 @command(
@@ -30,23 +28,8 @@ def notebook(arguments: Namespace) -> Answer:
     """Run a notebook through papermill."""
     from ..runs.notebooks import run_notebook
 
-    parameters: dict[str, Any] = {}
-    for name, value in map(_parameter, arguments.parameters):
-        if name in parameters:
-            raise ValueError(f"parameter {name} is given twice, as {parameters[name]!r} and as {value!r}")
-        parameters[name] = value
-    run_notebook(arguments.name, parameters, arguments.executed)
+    run_notebook(arguments.name, named_values("parameter", arguments.parameters), arguments.executed)
     return written([arguments.executed])
-
-
-def _parameter(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"a parameter is NAME=VALUE, not {text!r}")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 @command(

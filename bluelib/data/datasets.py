@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..io.assets import ASSETS, check_shipped
 from ..io.checks import check_seed, check_whole
 from ..io.formats import decode_json
 from .benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre, reference_texts
-from .download import cached, downloaded, read_entries
+from .download import cached, downloaded, expected_hash, read_entries
 from .records import Record, RecordError, field
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,28 @@ def load_dataset(
     if all(record.kind == "counterfact" and not record.generation_prompts for record in records):
         _warn_without_generation()
     return records
+
+
+def reference_documents(name: str | Path) -> tuple[Iterable[str], str | None]:
+    """All reference texts of a dataset, of both splits, each once: what inverse document frequencies are counted in.
+
+    Args:
+        name: as for :func:`load_dataset`. For ``counterfact`` and ``multi-counterfact`` all texts of
+            ``attribute-snippets``, as in ROME's code, if that was fetched.
+
+    Returns:
+        The texts, and for the snippets, which are many, their file's SHA-256.
+    """
+    if BENCHMARKS.get(str(name)) is parse_counterfact:
+        if not cached("attribute-snippets").exists():
+            return (), None
+        snippets = read_entries(downloaded("attribute-snippets"))
+        texts = (sample["text"] for entry in snippets for sample in entry["samples"] if sample["text"].strip())
+        return texts, expected_hash("attribute-snippets")
+    found: dict[str, None] = {}
+    for record in load_dataset(name):
+        found.update(dict.fromkeys(record.reference_texts))
+    return found, None
 
 
 def _read(path: Path) -> list[Any]:

@@ -178,7 +178,7 @@ class Editor(Method):
             return self.constraint.batch(update.float(), weight.float())
 
     def _keep(self, before: Tensor | None, update: Tensor) -> Tensor:
-        """What of a step's update stays when all layers are done; ``before`` is W before the batch, where it matters."""
+        """What of a step's update stays when all layers are done; ``before`` is W before the batch if so."""
         return update if before is None else self.constraint.batch(update, before.float())
 
     def edit(self, model: Model, requests: Sequence[Request], state: EditState, timer: Timer) -> BatchResult:
@@ -254,8 +254,8 @@ class Step:
 
     @cached_property
     def update(self) -> Tensor:
-        """What will be added to W, ``(d_model, d_mlp)`` float32: Δ under the constraint, unless that acts when all layers
-        are done; solved when asked for."""
+        """What will be added to W, ``(d_model, d_mlp)`` float32: Δ, under the constraint unless that restores; solved
+        when asked for."""
         return self.solve()
 
     @cached_property

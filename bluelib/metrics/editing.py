@@ -10,16 +10,16 @@ fluency         n-gram entropy of generated text                    –
 consistency     TF-IDF cosine with reference texts                  –
 ==============  ==================================================  =====================================
 
-P is the mean log-probability per token of the object (teacher-forced), without BOS or other special tokens; a tie
-counts as a failure. All values are in the paper's units: per cent, entropy × 100, cosine × 100. Definitions: ROME
-(Meng et al. 2022), MEMIT (Meng et al. 2023).
+P is the mean log-probability per token of the object (teacher-forced); a tie counts as a failure. All values are in
+the paper's units: per cent, entropy × 100, cosine × 100. Definitions: ROME (Meng et al. 2022), MEMIT (Meng et al.
+2023).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import fmean, stdev
 from typing import Any
 
@@ -27,11 +27,36 @@ import pandas as pd
 
 from ..data import Record
 from ..io.checks import check_seed
+from ..models.choices import as_text, check_choice, published
 from ..models.generation import encode_openings
 from ..models.model import Model
 from ..models.prompts import encode_prompt, encode_target
 from ..models.scoring import TargetScore, score_targets
 from .text import generation_scores
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Where text and public code of the family differ about metrics (:mod:`bluelib.models.choices`), what is measured.
+
+    Attributes:
+        idf: inverse document frequencies of consistency: ``fixed``, or of the ``records`` at hand.
+        words: of fluency: ``nltk`` or ``regex``.
+        score_bos: for zsRE, score a BOS token at the start of every answer, where the tokenizer puts one before texts.
+    """
+
+    idf: str = published("idf")
+    words: str = published("words")
+    score_bos: bool = published("score_bos")
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_choice(name, value)
+
+
+#: What the published figures were measured by, and what the papers' text says.
+PUBLISHED = Measures()
+TEXT = Measures(**as_text({field.name for field in fields(Measures)}))
 
 METRICS = ("efficacy", "generalization", "specificity", "fluency", "consistency")
 #: Those that need no generated text.
@@ -67,7 +92,13 @@ class Scores:
 
 
 def evaluate(
-    model: Model, records: Sequence[Record], *, generate: bool = True, seed: int = 0, score_bos: bool = False
+    model: Model,
+    records: Sequence[Record],
+    *,
+    generate: bool = True,
+    seed: int = 0,
+    dataset: str = "",
+    measures: Measures = PUBLISHED,
 ) -> Scores:
     """Evaluate a model, edited or not, on all metrics of each record's benchmark.
 
@@ -76,8 +107,9 @@ def evaluate(
         records: what to evaluate on.
         generate: whether to generate text for fluency and consistency, where records have prompts for it.
         seed: of the sampling.
-        score_bos: for zsRE, score a BOS token at the start of every answer, where the tokenizer adds one (Llama's
-            does): what public code of this family does, and what published figures may depend on.
+        dataset: the name that the records were loaded by, for consistency: inverse document frequencies are those of
+            all its reference texts. Without it they are those of ``records``.
+        measures: what is measured where text and public code of the family differ; the code's by default.
 
     Raises:
         ValueError: for no records, or a seed that is not allowed; naming the record, for a prompt that with its target
@@ -87,30 +119,37 @@ def evaluate(
         raise ValueError("there are no records to evaluate")
     check_seed(seed)
     for record in records:
-        _check_lengths(model, record, generate)
+        _check_lengths(model, record, generate, _special(record, measures.score_bos))
     scored = {}  # by whether special tokens count
     for special in (False, True):
-        pairs = [pair for record in records if _special(record, score_bos) == special for pair in _pairs(record)]
+        pairs = [
+            pair for record in records if _special(record, measures.score_bos) == special for pair in _pairs(record)
+        ]
         scored[special] = iter(score_targets(model, pairs, special=special))
     results = [
         {
             "case_id": record.case_id,
-            **_editing_metrics(record, [next(scored[_special(record, score_bos)]) for _ in _pairs(record)]),
+            **_editing_metrics(record, [next(scored[_special(record, measures.score_bos)]) for _ in _pairs(record)]),
         }
         for record in records
     ]
     if generate:
-        for result, extra in zip(results, generation_scores(model, records, seed=seed), strict=True):
+        texts = generation_scores(model, records, seed=seed, dataset=dataset, words=measures.words, idf=measures.idf)
+        for result, extra in zip(results, texts, strict=True):
             result.update(extra)
     return Scores(tuple(results))
 
 
-def _check_lengths(model: Model, record: Record, generate: bool) -> None:
+def _check_lengths(model: Model, record: Record, generate: bool, special: bool) -> None:
     try:
         for prompt, target in _pairs(record):
             # Hardly a token has less than a byte; only what could be too long is tokenised twice.
             if len((prompt + target).encode()) >= model.max_positions // 4:
-                tokens = len(encode_prompt(model.tokenizer, prompt)) + len(encode_target(model.tokenizer, target)) - 1
+                tokens = (
+                    len(encode_prompt(model.tokenizer, prompt))
+                    + len(encode_target(model.tokenizer, target, special))
+                    - 1
+                )
                 model.check_length(tokens, f"{prompt[:80]!r} with its target")
         if generate:
             encode_openings(model, record.generation_prompts)

@@ -47,7 +47,7 @@ CHOICES = {
             "prompt",
             "the next-token distribution at the subject's last token",
             "the next-token distribution after the prompt",
-            "ROME, Eq. 4",
+            "ROME (Meng et al. 2022), Eq. 4",
         ),
         Choice(
             "key_mean",
@@ -57,7 +57,7 @@ CHOICES = {
             "equal",
             "the bare prompt has one half, the prefixed ones share the other",
             "all prefixes weigh alike",
-            "MEMIT, Eq. 19",
+            "MEMIT (Meng et al. 2023), Eq. 19",
         ),
         Choice(
             "contexts",
@@ -77,7 +77,7 @@ CHOICES = {
             "in_turn",
             "the layers are walked with the whole Δ, W is restored, and then each layer gets what is kept of its Δ",
             "each layer gets what is kept of its Δ before the next one is solved",
-            "RECT, Section 4",
+            "RECT (Gu et al. 2024)",
         ),
         Choice(
             "twice",
@@ -87,7 +87,7 @@ CHOICES = {
             False,
             "the weights that hold the undamped sum already",
             "the original weights",
-            "PRUNE, Section 5",
+            "PRUNE (Ma et al. 2025)",
         ),
         Choice(
             "relax",
@@ -127,7 +127,7 @@ CHOICES = {
             False,
             "the BOS is scored as a token of the answer",
             "accuracy of the answer's own tokens",
-            "MEMIT, Section 5.2.2",
+            "MEMIT (Meng et al. 2023)",
         ),
     )
 }

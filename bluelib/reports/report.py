@@ -13,6 +13,7 @@ from ..editing.catalogue import APPENDIX, label, label_pairs, labelled
 from ..io.formats import read_json, write_json
 from ..io.paths import project_path
 from ..io.writing import atomic_file
+from ..models.choices import CHOICES
 from ..runs.grid import Grid
 from ..studies import STUDIES, Study
 from .claims import LEGEND, MARKS, Verdict
@@ -122,15 +123,32 @@ def short_verdicts(found: Sequence[Finding], models: Sequence[str], folder: Path
 
 
 #: What of the committed results stands in which page of the project, by the name of its place: ``<!-- name -->``.
-SHOWN = {"README.md": ("main pocket-counterfact",), "docs/results.md": ("main pocket-zsre", "verdicts")}
+SHOWN = {
+    "README.md": ("main pocket-counterfact",),
+    "docs/results.md": ("main pocket-zsre", "verdicts"),
+    "docs/as-published.md": ("choices",),
+}
 
 
 def shown(grid: Grid) -> dict[Path, dict[str, str]]:
-    """The parts of each page that are made from a grid's results, by the names of their places."""
+    """The parts of each page that are made from a grid's results, or from the code, by the names of their places."""
     main = main_frame(load_cells(grid))
     parts = {f"main {dataset}": short_table(main[main.dataset == dataset]) for dataset in grid.datasets}
     parts["verdicts"] = short_verdicts(claims(grid), grid.models, project_path("docs"))
+    parts["choices"] = choices_table()
     return {project_path(page): {name: parts[name] for name in names} for page, names in SHOWN.items()}
+
+
+def choices_table() -> str:
+    """Where the papers' text and the public code differ, a row for each option, as Markdown."""
+    lines = ["| option | of | point | public code, the default | text | source of the text |", "|---" * 6 + "|"]
+    for choice in CHOICES.values():
+        code, text = (
+            f"`{value!r}`: {words}"
+            for value, words in ((choice.published, choice.code_does), (choice.text, choice.text_says))
+        )
+        lines.append(f"| `{choice.name}` | {choice.of} | {choice.point} | {code} | {text} | {choice.source} |")
+    return "\n".join(lines)
 
 
 def fill(text: str, parts: Mapping[str, str]) -> str:

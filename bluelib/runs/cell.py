@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..io.locks import make_once
 from ..io.timing import Timer
 from ..io.writing import check_new_file
 from ..metrics import Scores, evaluate
+from ..metrics.editing import PUBLISHED, Measures
 from ..models.model import Model
 
 SCHEMA = 2
@@ -45,7 +46,7 @@ def run_cell(
     batch_size: int,
     seed: int,
     generate: bool = True,
-    score_bos: bool = False,
+    measures: Measures = PUBLISHED,
     before: str | Path | None = None,
     keep: Callable[[Run], object] | None = None,
     **how: Any,
@@ -65,13 +66,13 @@ def run_cell(
     timer = Timer()
     with timer("evaluate_before"):
         unedited = evaluate_unedited(
-            model, dataset, records, seed=seed, generate=generate, score_bos=score_bos, path=before
+            model, dataset, records, seed=seed, generate=generate, measures=measures, path=before
         )
     run = edit_sequence(model, records, editor, batch_size=batch_size, **how)
     if keep:
         keep(run)
     with timer("evaluate_after"):
-        after = evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
+        after = evaluate(model, records, generate=generate, seed=seed, dataset=dataset, measures=measures)
     result = {
         "schema": SCHEMA,
         "model": model.name,
@@ -80,7 +81,7 @@ def run_cell(
         "edits": len(records),
         "batch_size": batch_size,
         "seed": seed,
-        "score_bos": score_bos,
+        "measures": asdict(measures),
         "before": summary(unedited),
         "after": summary(after),
         "scores": per_record(after),
@@ -103,7 +104,7 @@ def evaluate_unedited(
     *,
     seed: int,
     generate: bool = True,
-    score_bos: bool = False,
+    measures: Measures = PUBLISHED,
     path: str | Path | None = None,
 ) -> Scores:
     """The scores before editing, which all editors of a table have in common: read from ``path`` where it exists,
@@ -113,7 +114,7 @@ def evaluate_unedited(
         ValueError: if the model has been edited; if ``path`` holds scores of other weights, records or settings: the
             message names what differs.
     """
-    settings = {"dataset": dataset, "seed": seed, "generate": generate, "score_bos": score_bos}
+    settings = {"dataset": dataset, "seed": seed, "generate": generate, "measures": asdict(measures)}
     identity = {
         **settings,
         "model": model.name,
@@ -125,7 +126,7 @@ def evaluate_unedited(
     model.check_unedited("scores before editing")
 
     def measure() -> Scores:
-        return evaluate(model, records, generate=generate, seed=seed, score_bos=score_bos)
+        return evaluate(model, records, generate=generate, seed=seed, dataset=dataset, measures=measures)
 
     if path is None:
         return measure()
