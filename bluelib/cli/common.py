@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..metrics.editing import Measures
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,14 @@ EVALUATION = (
         action="store_true",
         help="where the papers' text and their public code differ, do as the text says (docs/as-published.md)",
     ),
+    Option(
+        "--measure",
+        nargs="+",
+        action=Gather,
+        default=[],
+        metavar="NAME=VALUE",
+        help="one of these options of metrics: idf, words, score_bos",
+    ),
 )
 
 
@@ -115,6 +126,20 @@ def named_values(what: str, texts: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"{what} {name} is given twice, as {found[name]!r} and as {value!r}")
         found[name] = value
     return found
+
+
+def measures_of(arguments: argparse.Namespace) -> Measures:
+    """What ``--text`` and ``--measure`` ask for.
+
+    Raises:
+        ValueError: for an option that metrics do not have, or a value that it does not have.
+    """
+    from ..metrics.editing import PUBLISHED, TEXT
+
+    given = named_values("measure", arguments.measure)
+    if unknown := sorted(given.keys() - vars(PUBLISHED)):
+        raise ValueError(f"metrics have no option {unknown[0]!r}; they have {', '.join(vars(PUBLISHED))}")
+    return replace(TEXT if arguments.text else PUBLISHED, **given)
 
 
 def written(paths: Iterable[Path]) -> Answer:

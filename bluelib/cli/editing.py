@@ -6,7 +6,19 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import CORPUS, EVALUATION, MODEL, PLACE, Answer, Gather, Option, command, named_values, scores_table
+from .common import (
+    CORPUS,
+    EVALUATION,
+    MODEL,
+    PLACE,
+    Answer,
+    Gather,
+    Option,
+    command,
+    measures_of,
+    named_values,
+    scores_table,
+)
 
 if TYPE_CHECKING:
     from ..data.records import Record
@@ -37,7 +49,6 @@ def evaluate(arguments: Namespace) -> Answer:
     """Evaluate a model before any edit."""
     from ..data.provenance import provenance
     from ..io.timing import Timer
-    from ..metrics.editing import PUBLISHED, TEXT
     from ..runs.cell import evaluate_unedited, summary
 
     model, records = _load(arguments)
@@ -49,7 +60,7 @@ def evaluate(arguments: Namespace) -> Answer:
             records,
             seed=arguments.seed,
             generate=not arguments.no_generate,
-            measures=TEXT if arguments.text else PUBLISHED,
+            measures=measures_of(arguments),
             path=arguments.output,
         )
     result = {
@@ -93,7 +104,6 @@ def evaluate(arguments: Namespace) -> Answer:
 def edit(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records, then evaluate it on them."""
     from ..editing.named import get_editor
-    from ..metrics.editing import PUBLISHED, TEXT
     from ..runs.cell import run_cell
 
     if arguments.save and arguments.save_delta and arguments.save.absolute() == arguments.save_delta.absolute():
@@ -118,7 +128,7 @@ def edit(arguments: Namespace) -> Answer:
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         generate=not arguments.no_generate,
-        measures=TEXT if arguments.text else PUBLISHED,
+        measures=measures_of(arguments),
         checkpoint_dir=arguments.checkpoint,
         on_conflict=arguments.on_conflict,
         keep=keep,

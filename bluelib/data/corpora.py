@@ -3,27 +3,33 @@
 A corpus is named by a string:
 
 - ``pocket``: the pocket training text; ``pocket-others``: the same without sentences about the benchmarks' subjects;
+- ``sampled``: what SmolLM2-135M-Instruct itself writes, which ships with the project (``scripts/sample_text.py``);
 - ``wikipedia``: English Wikipedia at a pinned snapshot, streamed from the hub by ``datasets``;
-- a path: a text file with one document per line; a Parquet, JSON Lines or CSV file, or a folder written by
-  ``Dataset.save_to_disk``, with the documents in a column called ``text``.
+- a path: a text file with one document per line, or one that xz has compressed (``.xz``); a Parquet, JSON Lines or CSV
+  file, or a folder written by ``Dataset.save_to_disk``, with the documents in a column called ``text``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import lzma
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..io.assets import ASSETS, check_shipped
 from ..io.tensors import file_hash
 from ..models.model import Model
 from ..models.prompts import encode_prompt
 
 POCKET_CORPORA = ("pocket", "pocket-others")
+#: Texts that ship, by name.
+SHIPPED = {"sampled": ASSETS / "texts" / "smollm2-135m.txt.xz"}
 #: Name on the hub, configuration and revision of the ``wikipedia`` corpus.
 WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en", "b04c8d1ceb2f5cd4588862100d08de323dccfbaa")
 #: Kinds of files that ``datasets`` reads, by suffix.
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+XZ = ".xz"
 #: A document is cut into pieces of at most so many tokens.
 LONGEST = 2048
 
@@ -56,6 +62,9 @@ def corpus_hash(corpus: str) -> str:
         return hashlib.sha256("@".join(WIKIPEDIA).encode()).hexdigest()
     path = _path(corpus)
     if path.is_file():
+        if path.suffix == XZ:  # by its text: the same text can be compressed in many ways
+            with lzma.open(path) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
         digest = file_hash(path)  # and how it is read, which its name decides
         return (
             hashlib.sha256(f"{READERS[path.suffix]}:{digest}".encode()).hexdigest()
@@ -83,10 +92,13 @@ def check_corpus(corpus: str) -> None:
 
 
 def _path(corpus: str) -> Path:
+    if corpus in SHIPPED:
+        check_shipped(SHIPPED[corpus])
+        return SHIPPED[corpus]
     if not Path(corpus).exists():
         raise ValueError(
-            f"no corpus is called {corpus!r}: it is {', '.join(POCKET_CORPORA)}, wikipedia, or the path of a text file "
-            "(one document per line), of a Parquet, JSON Lines or CSV file, or of a saved dataset"
+            f"no corpus is called {corpus!r}: it is {', '.join((*POCKET_CORPORA, *SHIPPED))}, wikipedia, or the path "
+            "of a text file (one document per line), of a Parquet, JSON Lines or CSV file, or of a saved dataset"
         )
     return Path(corpus)
 
@@ -94,7 +106,7 @@ def _path(corpus: str) -> Path:
 def _documents(corpus: str) -> Iterator[str]:
     path = None if corpus == "wikipedia" else _path(corpus)
     if path and path.is_file() and path.suffix not in READERS:
-        with open(path, encoding="utf-8") as file:
+        with lzma.open(path, "rt", encoding="utf-8") if path.suffix == XZ else open(path, encoding="utf-8") as file:
             yield from map(str.strip, file)
         return
     for row in _rows(corpus, path):

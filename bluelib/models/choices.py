@@ -24,6 +24,7 @@ class Choice:
         text: the value that the papers write.
         code_does, text_says: the two in words.
         source: where the text stands.
+        other: a further value, which neither has: that of a part of the public code.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Choice:
     code_does: str
     text_says: str
     source: str
+    other: Any = None
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """All values, the default first."""
+        return tuple(dict.fromkeys(v for v in (self.published, self.text, self.other) if v is not None))
 
 
 CHOICES = {
@@ -123,11 +130,12 @@ CHOICES = {
             "score_bos",
             "metrics",
             "zsRE's answers where the tokenizer puts BOS before a text (Llama)",
-            True,
             False,
-            "the BOS is scored as a token of the answer",
+            False,
+            "the BOS is taken off; MEMIT's own code, which knows no such tokenizer, scores it as a token of the answer",
             "accuracy of the answer's own tokens",
             "MEMIT (Meng et al. 2023)",
+            other=True,
         ),
     )
 }
@@ -144,16 +152,14 @@ def as_text(among: Collection[str]) -> dict[str, Any]:
 
 
 def check_choice(name: str, value: Any) -> None:
-    """Refuse a value that is neither the code's nor the text's.
+    """Refuse a value that an option does not have.
 
     Raises:
-        ValueError: naming the option, both values, and what each means.
+        ValueError: naming the option, its values, and what they mean.
     """
     choice = CHOICES[name]
-    if not any(
-        value is allowed or (isinstance(value, str) and value == allowed) for allowed in (choice.published, choice.text)
-    ):
+    if not any(type(value) is type(allowed) and value == allowed for allowed in choice.values):
         raise ValueError(
-            f"{name} must be {choice.published!r} (public code: {choice.code_does}) or {choice.text!r} "
-            f"(text: {choice.text_says}), not {value!r}"
+            f"{name} must be {' or '.join(map(repr, choice.values))}, not {value!r}; "
+            f"public code ({choice.published!r}): {choice.code_does}; text ({choice.text!r}): {choice.text_says}"
         )

@@ -11,7 +11,7 @@ import torch
 
 from bluelib import evaluate, load_dataset
 from bluelib.data import Probe, Record
-from bluelib.metrics.editing import PUBLISHED, TEACHER_FORCED, TEXT, Scores, _editing_metrics
+from bluelib.metrics.editing import PUBLISHED, TEACHER_FORCED, TEXT, Measures, Scores, _editing_metrics
 from bluelib.metrics.text import fixed_idf, ngram_entropy, words_of
 from bluelib.models.generation import continue_greedily, encode_openings, generate_texts
 from bluelib.models.prompts import encode_prompt, encode_target
@@ -111,7 +111,7 @@ def test_exchanging_the_objects_exchanges_success_and_failure(any_model):
         assert one[metric] + two[metric] == pytest.approx(100)
 
 
-def test_bos_is_scored_as_in_the_public_code_or_not(any_model):
+def test_bos_is_scored_only_when_asked_for(any_model):
     """Teacher-forced by hand: the target is BOS and the answer's tokens, for a tokenizer that adds BOS."""
     prompt = encode_prompt(any_model.tokenizer, ZSRE.request.text)
     answer = encode_target(any_model.tokenizer, ZSRE.target_new)
@@ -119,8 +119,9 @@ def test_bos_is_scored_as_in_the_public_code_or_not(any_model):
     target = bos + answer
     logits = any_model.hf_model(input_ids=torch.tensor([prompt + target[:-1]])).logits[0, len(prompt) - 1 :]
     expected = 100 * (logits.argmax(-1) == torch.tensor(target)).double().mean().item()
-    assert evaluate(any_model, [ZSRE]).records[0]["efficacy"] == pytest.approx(expected)
-    plain, both = (evaluate(any_model, [ZSRE, CF], generate=False, measures=measures) for measures in (TEXT, PUBLISHED))
+    scored = Measures(score_bos=True)
+    assert evaluate(any_model, [ZSRE], measures=scored).records[0]["efficacy"] == pytest.approx(expected)
+    plain, both = (evaluate(any_model, [ZSRE, CF], generate=False, measures=each) for each in (PUBLISHED, scored))
     own = 100 * reference_score(any_model, ZSRE.request.text, ZSRE.target_new)[1]
     assert plain.records[0]["efficacy"] == pytest.approx(own)
     assert plain.records[1] == both.records[1], "CounterFact is scored as ever"
@@ -129,7 +130,7 @@ def test_bos_is_scored_as_in_the_public_code_or_not(any_model):
 
 
 def test_zsre_metrics_are_token_accuracies(any_model):
-    scores = evaluate(any_model, [ZSRE], measures=TEXT).records[0]
+    scores = evaluate(any_model, [ZSRE]).records[0]
     assert scores["efficacy"] == pytest.approx(100 * reference_score(any_model, ZSRE.request.text, "Rio de Janeiro")[1])
     assert scores["generalization"] == pytest.approx(
         100 * reference_score(any_model, ZSRE.paraphrases[0], "Rio de Janeiro")[1]
@@ -305,7 +306,7 @@ def test_each_score_goes_into_its_metric(any_model, monkeypatch):
     counterfact = evaluate(any_model, [CF], generate=False).records[0]  # the new object is always the likelier one
     assert [counterfact[metric] for metric in TEACHER_FORCED] == [100, 100, 0]
     asked.clear()
-    evaluate(any_model, [ZSRE, CF], generate=False)
+    evaluate(any_model, [ZSRE, CF], generate=False, measures=Measures(score_bos=True))
     assert {special for (_, target), special in asked if target in ("Rio de Janeiro", "Lima")} == {True}
     assert {special for (_, target), special in asked if target in ("bassoon", "harp")} == {False}
 
@@ -323,12 +324,12 @@ def test_the_last_token_of_a_target_needs_no_room(any_model):
     while len(encode_prompt(any_model.tokenizer, words)) < any_model.max_positions + 1 - answer:
         words += " Peru"
     assert len(encode_prompt(any_model.tokenizer, words)) == any_model.max_positions + 1 - answer
-    evaluate(any_model, [replace(ZSRE, paraphrases=(words,))], measures=TEXT)
+    evaluate(any_model, [replace(ZSRE, paraphrases=(words,))])
     with pytest.raises(ValueError, match=r"^record 8: .*exceed random-pocket-.*'s context of 256"):
-        evaluate(any_model, [replace(ZSRE, paraphrases=(words + " Peru",))], measures=TEXT)
+        evaluate(any_model, [replace(ZSRE, paraphrases=(words + " Peru",))])
     if any_model.has_bos:  # which is one token more where it is scored
         with pytest.raises(ValueError, match=r"^record 8: .*exceed random-pocket-.*'s context of 256"):
-            evaluate(any_model, [replace(ZSRE, paraphrases=(words,))])
+            evaluate(any_model, [replace(ZSRE, paraphrases=(words,))], measures=Measures(score_bos=True))
 
 
 def test_what_is_not_generated_may_be_too_long_for_it(any_model):
