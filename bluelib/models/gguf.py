@@ -70,7 +70,7 @@ def gguf_file(name: str) -> Path | None:
             f"{name!r} holds {len(whole)} GGUF files; name the one that is meant: "
             f"{', '.join(str(path / file.name) for file in whole)}"
         )
-    return (whole or found or [None])[0]
+    return next(iter(whole or found), None)
 
 
 def read_gguf(
