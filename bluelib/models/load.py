@@ -95,22 +95,18 @@ def _check_there(name: str) -> None:
 
     Raises:
         OSError: for a path where nothing is.
-        ValueError: for a folder with what is no whole model.
+        ValueError: for a folder with an adapter and no model.
     """
     path = Path(name)
     is_file = path.suffix.lower() == ".gguf"
     if (path.is_absolute() or is_file) and not path.exists():
         raise OSError(f"there is no {'GGUF file' if is_file else 'checkpoint folder'} at {name}")
-    if not path.is_dir():
-        return
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise ValueError(
             f"{name!r} holds an adapter (adapter_config.json) and not the model that it belongs to: merge it first "
             "(peft: `AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)`), save the "
             "tokenizer beside it, and load that folder"
         )
-    if (path / "config.json").exists() and not any((path / file).exists() for file in _TOKENIZER_FILES):
-        raise ValueError(f"{name!r} {_NO_TOKENIZER}")
 
 
 def _read_checkpoint(
@@ -131,6 +127,8 @@ def _read_checkpoint(
         adapter_for(config["model_type"])  # refuse an unknown architecture before loading its weights
         if config.get("quantization_config"):
             raise ValueError(f"{name!r} {_quantised(config['quantization_config'])}")
+        if Path(source).is_dir() and not any((Path(source) / file).exists() for file in _TOKENIZER_FILES):
+            raise ValueError(f"{name!r} {_NO_TOKENIZER}")
         with _without_progress_bar(name in known_models()), _any_error_named():
             hf_model, found = AutoModelForCausalLM.from_pretrained(
                 source,
