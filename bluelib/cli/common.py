@@ -71,7 +71,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, [], False) else super()._get_help_string(action)
 
 
-MODEL = Option("--model", required=True, help="a pocket model, a local checkpoint folder, or a hub id")
+MODEL = Option(
+    "--model", required=True, help="see: blue models; or a local checkpoint folder, a GGUF file, or a hub id"
+)
 POCKET_MODEL = Option("--model", required=True, help="a pocket model")
 CORPUS = Option("--corpus", help="the text, if not the configuration's")
 GRID = Option("--grid", type=Path, default=Path("workflow/grid.yaml"), help="the grid file")

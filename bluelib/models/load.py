@@ -1,4 +1,4 @@
-"""Load a causal language model: shipped, from a folder, or from a hub."""
+"""Load a causal language model: shipped, fetched on first use, from a folder or a GGUF file, or from a hub."""
 
 from __future__ import annotations
 
@@ -13,34 +13,48 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import extract_commit_hash
 
 from ..io.assets import check_shipped
+from ..io.tensors import file_hash
 from .adapters import adapter_for
-from .known import pocket_models
+from .download import download_model
+from .gguf import gguf_file, read_gguf
+from .known import DOWNLOADS, known_models, pocket_models
 from .model import Model, check_finite
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: The files of which a folder with a tokenizer has one.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_NO_TOKENIZER = (
+    "has no tokenizer's files (tokenizer.json, or those of an older kind): copy them beside its config.json from where "
+    "the model comes from, or write them there with `AutoTokenizer.from_pretrained(…).save_pretrained(…)`"
+)
 
 
 def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Model:
-    """Load a causal language model: from safetensors files only, and without running code that comes with it.
+    """Load a causal language model: from safetensors or GGUF files only, and without running code that comes with it.
 
     Args:
-        name: a pocket model (see :func:`pocket_models`), a local checkpoint folder, or a hub id.
+        name: a pocket model (see :func:`pocket_models`); ``smollm2-135m``, which is fetched on first use (93 MB); a
+            local checkpoint folder; a GGUF file, or a folder that holds one and no ``config.json``; or a hub id. A
+            GGUF file's weights are dequantised, and the SHA-256 of the file is the model's revision.
         device: a torch device; or ``auto``, to spread the model over all there are (accelerate's
             ``device_map="auto"``).
         dtype: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
         ValueError: for an unknown dtype or device, an architecture without an adapter, or a checkpoint that lacks
-            weights, has them in other shapes, or has some that are not finite; for a shipped model that is not what
-            was shipped. Of another checkpoint no hash is known: what else is wrong with its numbers is not seen.
+            weights, has them in other shapes, quantised, or not finite, or that lacks a tokenizer; for a shipped or
+            downloaded model that is not what was shipped or made. Of another checkpoint no hash is known: what else is
+            wrong with its numbers is not seen. For a GGUF file, see :func:`~bluelib.models.gguf.read_gguf`.
         OSError: if the name is neither known, nor a folder, nor on the hub, if the hub does not hand it out, or if a
-            file is damaged; the message says what to do.
+            file is damaged or cannot be fetched; the message says what to do.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -51,11 +65,55 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
             f"model {name!r} is not shipped here; known: {', '.join(shipped) or 'none'}, "
             "or a local checkpoint folder, or a hub id"
         )
-    if Path(name).is_absolute() and not Path(name).is_dir():
-        raise OSError(f"there is no checkpoint folder at {name}")
+    revision = None
     if name in shipped:
         check_shipped(shipped[name])
-    source = str(shipped.get(name, name))
+        source = str(shipped[name])
+    elif name in DOWNLOADS:
+        source, revision = str(download_model(name)), f"sha256:{DOWNLOADS[name].gguf_sha256}"
+    else:
+        _check_there(name)
+        source = name
+    if file := gguf_file(source):
+        hf_model, tokenizer, found = read_gguf(file, DTYPES[dtype], device)
+        revision = f"sha256:{file_hash(file)}"
+    else:
+        hf_model, tokenizer, found, commit = _read_checkpoint(name, source, DTYPES[dtype], device)
+        revision = revision or commit
+    _check_complete(name, found)
+    hf_model = hf_model.eval().requires_grad_(False)
+    check_finite(name, hf_model)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a checkpoint without its files
+        raise ValueError(f"{name!r} {_NO_TOKENIZER}")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Model.of(name, hf_model, tokenizer, revision)
+
+
+def _check_there(name: str) -> None:
+    """Say what is wrong with a path that is no model's, before transformers takes it for a hub id.
+
+    Raises:
+        OSError: for a path where nothing is.
+        ValueError: for a folder with an adapter and no model.
+    """
+    path = Path(name)
+    is_file = path.suffix.lower() == ".gguf"
+    if (path.is_absolute() or is_file) and not path.exists():
+        raise OSError(f"there is no {'GGUF file' if is_file else 'checkpoint folder'} at {name}")
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise ValueError(
+            f"{name!r} holds an adapter (adapter_config.json) and not the model that it belongs to: merge it first "
+            "(peft: `AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)`), save the "
+            "tokenizer beside it, and load that folder"
+        )
+
+
+def _read_checkpoint(
+    name: str, source: str, dtype: torch.dtype, device: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any], str | None]:
+    """The model and tokenizer of a checkpoint folder or a hub id, transformers' ``output_loading_info``, and the hub's
+    commit."""
     try:
         config_file = cached_file(source, "config.json")
         commit = extract_commit_hash(config_file, None)  # None for a local folder
@@ -67,28 +125,37 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         if "model_type" not in config:
             raise ValueError(f"{name!r} has no config.json that names a model_type, as a checkpoint must")
         adapter_for(config["model_type"])  # refuse an unknown architecture before loading its weights
-        with _without_progress_bar(name in shipped), _any_error_named():
+        if config.get("quantization_config"):
+            raise ValueError(f"{name!r} {_quantised(config['quantization_config'])}")
+        if Path(source).is_dir() and not any((Path(source) / file).exists() for file in _TOKENIZER_FILES):
+            raise ValueError(f"{name!r} {_NO_TOKENIZER}")
+        with _without_progress_bar(name in known_models()), _any_error_named():
             hf_model, found = AutoModelForCausalLM.from_pretrained(
                 source,
-                dtype=DTYPES[dtype],
+                dtype=dtype,
                 use_safetensors=True,
                 device_map=None if device == "cpu" else device,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **pinned,
             )
-        _check_complete(name, found)
         with _any_error_named():
             tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
     except SafetensorError as error:
         raise OSError(_damaged(name, Path(config_file).parent, error)) from error
     except OSError as error:
         raise OSError(_why_not(name, error)) from error
-    hf_model = hf_model.eval().requires_grad_(False)
-    check_finite(name, hf_model)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return Model.of(name, hf_model, tokenizer, commit)
+    return hf_model, tokenizer, found, commit
+
+
+def _quantised(quantization: Any) -> str:
+    """What is said of a checkpoint with a ``quantization_config``."""
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return (
+        f"has quantised weights ({method or 'quantization_config in its config.json'}), and editing needs them in full "
+        "precision: take the checkpoint that it was made from, or dequantise it (transformers: "
+        "`model.dequantize()`, then `save_pretrained`) and load that folder"
+    )
 
 
 @contextmanager
@@ -164,7 +231,7 @@ def _why_not(name: str, error: OSError) -> str:
             f"docs/paper-scale.md shows how to convert a checkpoint ({said})"
         )
     return (
-        f"{name!r} cannot be loaded: {said} A model is a pocket model ({', '.join(pocket_models())}), a local "
+        f"{name!r} cannot be loaded: {said} A model is a known one ({', '.join(known_models())}), a GGUF file, a local "
         "checkpoint folder, or a hub id; without a connection, what the hub's cache holds; for a private one, log in "
         "(`hf auth login`, or set HF_TOKEN)"
     )
@@ -172,7 +239,7 @@ def _why_not(name: str, error: OSError) -> str:
 
 @contextmanager
 def _without_progress_bar(quiet: bool) -> Iterator[None]:
-    """Silence transformers' progress bar for models that load in no time."""
+    """Silence transformers' progress bar for models that load in a moment."""
     shown = hf_logging.is_progress_bar_enabled()
     if quiet:
         hf_logging.disable_progress_bar()

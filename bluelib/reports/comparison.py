@@ -12,7 +12,7 @@ from scipy import stats
 from ..editing.catalogue import MAIN_TABLE, VARIANTS, Entry, entry, label_pairs, labelled
 from ..metrics.editing import METRICS, TEACHER_FORCED
 from ..metrics.intervals import RESAMPLES, bootstrap_means, limits
-from ..models.known import scale_of
+from ..models.known import label_of_model, scale_of
 from .published import PUBLISHED_IMPROVEMENT, published
 
 #: Of the sign-flip tests.
@@ -148,7 +148,7 @@ def _of_seeds(scores: Mapping[tuple[str, str], pd.DataFrame]) -> str:
 
 def _scale(scores: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     models = list(dict.fromkeys(model for model, _ in scores))
-    return f"{scale_of(models[0]).capitalize()} scale ({', '.join(models)})."
+    return f"{scale_of(models[0]).capitalize()} scale ({', '.join(map(label_of_model, models))})."
 
 
 def families(scores: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:

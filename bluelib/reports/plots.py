@@ -17,6 +17,7 @@ from ..editing.catalogue import UNEDITED, VARIANTS, entry, in_order, labelled
 from ..io.palette import GREY
 from ..io.writing import atomic_file
 from ..metrics.editing import METRICS, TEACHER_FORCED
+from ..models.known import label_of_model
 from .published import counterpart
 
 UNITS = {
@@ -94,8 +95,8 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
                 label.set_horizontalalignment("right")
                 label.set_rotation_mode("anchor")
         figure.suptitle(
-            f"{first.model} on {first.dataset} ({first.scale} scale): {first.edits} edits in batches of "
-            f"{first.batch_size}; bars: mean ± standard error\n◇ published at paper scale ({first.published_model}, "
+            f"{label_of_model(first.model)} on {first.dataset} ({first.scale} scale): {first.edits} edits in batches "
+            f"of {first.batch_size}; bars: mean ± standard error\n◇ published at paper scale ({first.published_model}, "
             "2,000 edits in batches of 100): compare the pattern, not the size",
             fontsize=10,
         )
@@ -129,7 +130,7 @@ def plot_main(frame: pd.DataFrame) -> Figure:
                 _dumbbells(axis, rows, values)
                 axis.set(xlabel=UNITS[metric], ylabel="")
                 if metric == metrics[0]:
-                    axis.set_title(f"{model}\n(published: {counterpart(model)})", fontsize=10)
+                    axis.set_title(f"{label_of_model(model)}\n(published: {counterpart(model)})", fontsize=10)
         axes[0, 0].set_yticks(range(len(rows)), rows)
         axes[0, 0].invert_yaxis()
         figure.suptitle(

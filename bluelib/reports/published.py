@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..models.known import PAPER_MODELS
+from ..models.known import PAPER_MODELS, SMALL_MODELS
 
 _COUNTERPART = {
     "pocket-gpt2": "GPT2-XL",
     "pocket-gptj": "GPT-J-6B",
     "pocket-llama": "Llama3-8B-Instruct",
+    **dict.fromkeys(SMALL_MODELS, "Llama3-8B-Instruct"),
     **dict(zip(PAPER_MODELS, ("GPT2-XL", "GPT-J-6B", "Llama3-8B-Instruct"), strict=True)),
 }
 #: The average improvement in the paper's abstract, in per cent.

@@ -15,6 +15,7 @@ from ..io.formats import read_json
 from ..io.paths import plain
 from ..io.writing import atomic_file
 from ..metrics.editing import METRICS, TEACHER_FORCED
+from ..models.known import label_of_model
 from ..runs.cell import SCHEMA
 from ..runs.grid import Grid
 from .comparison import improvement, paired_table, record_scores
@@ -168,9 +169,9 @@ def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[
                 rows.append(["↳ replicated", *map(_theirs, theirs["replication"])])
         first = group.iloc[0]
         title = (
-            f"{model} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, {first.seeds} "
-            f"{'seed' if first.seeds == 1 else 'seeds'}. Published: {counterpart(model)} (paper scale), 2,000 edits in "
-            "batches of 100"
+            f"{label_of_model(model)} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, "
+            f"{first.seeds} {'seed' if first.seeds == 1 else 'seeds'}. Published: {counterpart(model)} (paper scale), "
+            "2,000 edits in batches of 100"
         )
         blocks.append(write(title, rows, ["method", *metrics]))
     return blocks

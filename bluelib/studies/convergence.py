@@ -27,7 +27,7 @@ from ..io.timing import progress_bar
 from ..io.writing import atomic_file
 from ..metrics.editing import TEACHER_FORCED, evaluate
 from ..models.contexts import context_prefixes
-from ..models.known import scale_of
+from ..models.known import label_of_model, scale_of
 from ..models.model import Model
 
 #: Tokens of the text, as shares of the largest number.
@@ -145,8 +145,9 @@ def write_convergence(model: Model, rows: pd.DataFrame, scores: pd.DataFrame, ed
         joined.to_csv(temporary, index=False, lineterminator="\n", float_format="%.5g")
     metrics = [name for name in TEACHER_FORCED if name in scores]
     lines = [
-        f"Second moments of shares of the text against the whole; {model.name} ({scale_of(model.name)} scale), "
-        f"d_mlp = {rows.d_mlp[0]}. C and Δ: relative change (Frobenius), the largest over the layers; rank: the least. "
+        "Second moments of shares of the text against the whole; "
+        f"{label_of_model(model.name)} ({scale_of(model.name)} scale), d_mlp = {rows.d_mlp[0]}. "
+        "C and Δ: relative change (Frobenius), the largest over the layers; rank: the least. "
         f"Scores after {edits} edits in one batch, in per cent; *none*: the system is singular and has no solution.",
         "",
         "| editor | tokens | share | rank of C | change of C | change of Δ | " + " | ".join(metrics) + " |",

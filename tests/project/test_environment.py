@@ -255,7 +255,12 @@ def test_binders_image_is_checked_and_made_ready(cuda, tmp_path):
         assert done.returncode == 1 and "AssertionError" in done.stderr and not ready
     else:
         assert done.returncode == 0, done.stderr
-        assert ready == [f"1: blue statistics --model {model} --editor memit" for model in pocket_models()]
+        fetched, *measured = ready
+        assert fetched.endswith("blue download smollm2-135m")
+        assert measured == [
+            *(f"1: blue statistics --model {model} --editor memit" for model in pocket_models()),
+            "1: blue statistics --model smollm2-135m --editor memit alphaedit",
+        ]
 
 
 def test_badges_open_what_is_there():

@@ -413,8 +413,9 @@ def test_the_average_improvement_needs_an_interval_above_zero():
 
 
 def test_scales_are_told_apart():
-    assert [scale_of(name) for name in ("pocket-llama", PAPER_MODELS[0], "/some/checkpoint")] == [
+    assert [scale_of(name) for name in ("pocket-llama", "smollm2-135m", PAPER_MODELS[0], "/some/checkpoint")] == [
         "pocket",
+        "small",
         "paper",
         "other",
     ]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ...editing.catalogue import entry
 from ...studies.capability import MEAN
 from ..plots import style
-from .common import Numbers, band, integers, panels, table
+from .common import Numbers, band, integers, panels, table, title
 
 
 def mean_capability(numbers: Numbers) -> Figure:
@@ -51,7 +51,7 @@ def task_capability(numbers: Numbers) -> Figure:
             scores, chance = table(found, "scores"), table(found, "chance").set_index("task").chance
             _by_editor(axis, scores[scores.task == task])
             axis.axhline(chance[task], color="black", linewidth=0.8, linestyle=":", label="guessing")
-            axis.set_title(f"{task}\n{model} ({found['provenance']['scale']} scale)", fontsize=9)
+            axis.set_title(f"{task}\n{title(model, found)}", fontsize=9)
             axis.set_ylim(0, 104)
         for axis in axes.flat[len(shown) :]:
             axis.set_axis_off()

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ...editing.catalogue import entry
 from ...io.palette import BLUE, ORANGE
+from ...models.known import label_of_model
 
 Numbers = Mapping[str, Mapping[str, Any]]
 
@@ -23,6 +24,12 @@ DISTRIBUTED, DIRECT = ORANGE, BLUE
 def table(numbers: Mapping[str, Any], name: str) -> pd.DataFrame:
     """One of a notebook's tables as a frame."""
     return pd.DataFrame(numbers[name])
+
+
+def title(model: str, found: Mapping[str, Any]) -> str:
+    """What a panel is called: its model, on two lines if its label is long, and the scale of its numbers."""
+    label = label_of_model(model).replace(", ", ",\n")
+    return f"{label} ({found['provenance']['scale']} scale)"
 
 
 def panels(numbers: Numbers, rows: int, height: float, width: float = 4.0, **how: Any) -> tuple[Figure, np.ndarray]:
@@ -36,7 +43,7 @@ def panels(numbers: Numbers, rows: int, height: float, width: float = 4.0, **how
         **how,
     )
     for axis, (model, found) in zip(axes[0], numbers.items(), strict=True):
-        axis.set_title(f"{model} ({found['provenance']['scale']} scale)")
+        axis.set_title(title(model, found))
     return figure, axes
 
 

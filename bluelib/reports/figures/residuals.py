@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ...io.palette import GREEN, GREY
 from ...metrics.editing import TEACHER_FORCED
+from ...models.known import label_of_model
 from ..plots import style
 from ..published import counterpart, published
 from .common import DIRECT, DISTRIBUTED, Numbers, band, bars, integers, panels, table
@@ -91,7 +92,9 @@ def radar(numbers: Numbers) -> Figure:
     metrics = TEACHER_FORCED
     sources = []
     for model, found in numbers.items():
-        sources.append((f"{model}\n({found['provenance']['scale']} scale)", table(found, "single_layer")))
+        sources.append(
+            (f"{label_of_model(model)}\n({found['provenance']['scale']} scale)", table(found, "single_layer"))
+        )
         theirs = published("single_layer_editing")
         theirs = theirs[theirs.model == counterpart(model)]
         if len(theirs):

@@ -16,7 +16,7 @@ from scipy import stats
 from ...editing.catalogue import entry
 from ...io.palette import SKY, VERMILION
 from ..plots import style
-from .common import Numbers, editor_points, editors_of, measure_panels, panels, table
+from .common import Numbers, editor_points, editors_of, measure_panels, panels, table, title
 
 BEFORE, AFTER = SKY, VERMILION
 
@@ -43,7 +43,7 @@ def hidden_states(numbers: Numbers) -> Figure:
                 )
                 top, middle = _joint(block, points, editor, limits)
                 top.set_title(f"{entry(editor).label}\nenergy distance {_short(energy[editor])}", fontsize=9)
-                whose = f"{model} ({found['provenance']['scale']} scale)\n{y}"
+                whose = f"{title(model, found)}\n{y}"
                 middle.set(xlabel=x, ylabel=whose if column == 0 else "")
         handles = [plt.Line2D([], [], color=colour, marker="o", linestyle="") for colour in (BEFORE, AFTER)]
         figure.legend(handles, ["before", "after"], loc="lower center", bbox_to_anchor=(0.5, 0.03), ncols=2)

@@ -1,0 +1,231 @@
+"""Read a GGUF file, as llama.cpp writes them: its weights, dequantised, and the tokenizer that it describes.
+
+transformers reads such a file and then holds its model for a quantised one, which it does not save. What comes from
+here is a model like any other: plain matrices of one type, which can be edited and saved.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from gguf import MODEL_ARCH_NAMES, GGUFReader, GGUFValueType, get_tensor_name_map
+from tokenizers import pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .adapters import ADAPTERS, adapter_for
+
+MAGIC = b"GGUF"
+#: The name of one of several files that make one model.
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF file says about itself before its weights.
+
+    Attributes:
+        architecture: llama.cpp's name for it; that of Mistral is ``llama``.
+        tensors: their names.
+        splits: the name of the rule by which texts are split before byte pairs are merged, or None.
+    """
+
+    architecture: str
+    tensors: tuple[str, ...]
+    splits: str | None
+
+
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file that a model's name means: the file itself, or the only one in a folder without ``config.json``.
+
+    Returns None for whatever is no such file or folder.
+
+    Raises:
+        ValueError: for a folder with several of them and no ``config.json``; the message lists them.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
+    whole = [file for file in found if not _PART.search(file.name)]
+    if len(whole) > 1:
+        raise ValueError(
+            f"{name!r} holds {len(whole)} GGUF files; name the one that is meant: "
+            f"{', '.join(str(path / file.name) for file in whole)}"
+        )
+    return next(iter(whole or found), None)
+
+
+def read_gguf(
+    path: Path, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Read a GGUF file's model into plain weights of a type, and its tokenizer.
+
+    Everything that decides whether the file can be used is read from its header, before any weight.
+
+    Args:
+        path: the file.
+        dtype: of the weights, once they are dequantised.
+        device: a torch device, or ``auto``.
+
+    Returns:
+        The model, the tokenizer, and which weights the file lacks or has in another shape (transformers'
+        ``output_loading_info``).
+
+    Raises:
+        ValueError: for an architecture without an adapter, or which transformers does not read from such files; for
+            one of several files of a model; for a file of something else than a model, without a tokenizer, or with
+            tensors that the model would be read without.
+        OSError: for a file that is no GGUF file, or is damaged.
+    """
+    path = path.absolute()
+    header = read_header(path)
+    with tempfile.TemporaryDirectory() as empty:  # in the file's own folder, transformers would read what else is there
+        where: dict[str, Any] = {"gguf_file": str(path)}
+        config = _config(path, header, empty, where)
+        with _file_named(path):
+            tokenizer = AutoTokenizer.from_pretrained(empty, **where)
+            if hasattr(transformers, "GgufConfig"):  # later versions keep the blocks where they can compute with them
+                where["quantization_config"] = transformers.GgufConfig(dequantize=True)
+            hf_model, found = AutoModelForCausalLM.from_pretrained(
+                empty,
+                config=config,
+                dtype=dtype,
+                device_map=None if device == "cpu" else device,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **where,
+            )
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(hf_model).pop(name, None)
+    vars(hf_model.config).pop("quantization_config", None)
+    hf_model.config.architectures = [type(hf_model).__name__]  # as a checkpoint's says
+    hf_model.config.name_or_path = tokenizer.name_or_path = str(path)
+    _check_all_read(path, header, hf_model)
+    if header.splits == "smollm":  # transformers has no rule of this name, and takes GPT-2's
+        digits, rest = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])
+    return hf_model, tokenizer, found
+
+
+def read_header(path: Path) -> Header:
+    """Read what a GGUF file says about itself, and check that it is one model's only file, with a tokenizer.
+
+    Raises:
+        ValueError: if it is not, or if its rotary positions are scaled, which transformers does not read.
+        OSError: for a file that is no GGUF file, or is damaged.
+    """
+    with open(path, "rb") as file:
+        begins = file.read(len(MAGIC))
+    if begins != MAGIC:
+        raise OSError(f"{path} is no GGUF file: it begins with {begins!r}, not with {MAGIC!r}")
+    try:
+        reader = GGUFReader(path)
+    except Exception as error:  # of any kind: the reader goes where the numbers in the file send it
+        raise OSError(
+            f"{path} is damaged or cut off: {type(error).__name__}: {error}; copy or download it again"
+        ) from error
+
+    def value(key: str) -> Any:
+        """The value of a key: text, or the first number; None if it is not there."""
+        field = reader.fields.get(key)
+        if field is None or not field.data:
+            return None
+        part = field.parts[field.data[0]]
+        is_text = field.types[-1] == GGUFValueType.STRING
+        return bytes(part).decode("utf-8", "replace") if is_text else part[0].item()
+
+    kind, architecture = value("general.type"), value("general.architecture")
+    if kind not in (None, "model"):
+        raise ValueError(f"{path} holds a GGUF {kind}, not a model; merge it into its model first, and load that")
+    if _PART.search(path.name) or (value("split.count") or 1) > 1:
+        raise ValueError(
+            f"{path} is one of several files of a model, which are not read: join them first "
+            "(llama.cpp's `llama-gguf-split --merge FIRST WHOLE.gguf`)"
+        )
+    if architecture is None:
+        raise ValueError(f"{path} has no general.architecture, as a model must")
+    if "tokenizer.ggml.model" not in reader.fields or "tokenizer.ggml.tokens" not in reader.fields:
+        raise ValueError(
+            f"{path} has no tokenizer (tokenizer.ggml.model and .tokens), without which no fact can be asked of it; "
+            "take a file that has one, or the checkpoint that it was made from"
+        )
+    tensors = tuple(tensor.name for tensor in reader.tensors)
+    scaling = value(f"{architecture}.rope.scaling.type")
+    if "rope_freqs.weight" in tensors or scaling not in (None, "none"):
+        raise ValueError(
+            f"{path} has scaled rotary positions ({scaling or 'rope_freqs.weight'}), which transformers does not read "
+            "from a GGUF file: what it computed would be another model. Take the checkpoint that it was made from"
+        )
+    return Header(architecture, tensors, value("tokenizer.ggml.pre"))
+
+
+def _config(path: Path, header: Header, folder: str, where: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration that transformers reads from the header.
+
+    Raises:
+        ValueError: if it does not know the architecture, or the architecture has no adapter.
+    """
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(folder, **where)
+    except Exception as error:
+        if header.architecture not in ADAPTERS:
+            adapter_for(header.architecture)
+        raise ValueError(
+            f"transformers {transformers.__version__} does not read {path}, of architecture {header.architecture!r}: "
+            f"{error} Take the checkpoint that it was made from"
+        ) from error
+    adapter_for(found["model_type"])
+    found.pop("_model_name_or_path", None)  # a title, such as a file of another quantisation may lack
+    return AutoConfig.for_model(**found)
+
+
+def _check_all_read(path: Path, header: Header, hf_model: nn.Module) -> None:
+    """Refuse a file with tensors that transformers passed over, such as biases that its configuration cannot name.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    weights = [name for name, _ in hf_model.named_parameters()]
+    if len(header.tensors) <= len(weights):
+        return
+    kind = next(key for key, name in MODEL_ARCH_NAMES.items() if name == header.architecture)
+    names = get_tensor_name_map(kind, len(header.tensors))
+    read = {names.get_name(name, try_suffixes=(".weight", ".bias")) for name in weights}
+    over = [name for name in header.tensors if name not in read]
+    more = f" and {len(over) - 3} more" if len(over) > 3 else ""
+    raise ValueError(
+        f"{path} has {', '.join(over[:3])}{more}, which transformers does not read into a "
+        f"{type(hf_model).__name__}: what it computed would be another model. Take the checkpoint that it was made from"
+    )
+
+
+@contextmanager
+def _file_named(path: Path) -> Iterator[None]:
+    """Errors of any kind come out of a file whose numbers do not fit; few say which file it was."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise OSError(
+            f"{path} is damaged, or transformers {transformers.__version__} cannot read it: "
+            f"{type(error).__name__}: {error}"
+        ) from error
