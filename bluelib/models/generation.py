@@ -86,12 +86,14 @@ def continue_greedily(
 
 
 def end_tokens(model: Model) -> list[int]:
-    """The tokens that end a text: the tokenizer's, and those of the model's generation settings, which for a chat model
-    has the end of a turn."""
+    """The tokens that end a text: the tokenizer's, one that begins the next text, and those of the model's generation
+    settings, which of a chat model name the end of a turn."""
     config = getattr(model.hf_model, "generation_config", None)
     found = getattr(config, "eos_token_id", None)
     listed = found if isinstance(found, list) else [found]
-    return sorted({token for token in (model.tokenizer.eos_token_id, *listed) if token is not None})
+    return sorted(
+        {token for token in (model.tokenizer.eos_token_id, model.tokenizer.bos_token_id, *listed) if token is not None}
+    )
 
 
 def _same_length(encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
