@@ -138,15 +138,18 @@ def _error(score: dict[str, Any]) -> str:
 
 
 def answers_table(rows: Sequence[dict[str, Any]]) -> str:
-    """What a model said before and after editing, a line a record: see :func:`bluelib.metrics.answers.compare`."""
-    cells = [("", "before", "after", "new object first", "after paraphrases")]
+    """What a model said before and after editing, a line a record: see :func:`bluelib.metrics.answers.compare`.
+
+    The last columns: whether the new object is its first choice after editing, and after how many paraphrases.
+    """
+    cells = [("", "before", "after", "first choice", "paraphrases")]
     for row in rows:
         after, of = row["after"], row["paraphrases"]
         cells.append(
             (
-                _shortened(row["prompt"], 46, end=True),
-                _shortened(row["before"]["says"], 28),
-                _shortened(after["says"], 28),
+                _shortened(row["prompt"], 44, end=True),
+                _shortened(row["before"]["says"], 24),
+                _shortened(after["says"], 24),
                 "yes" if after["first_choice"] else f"no ({row['target_new']})",
                 f"{after['first_choice_paraphrases']}/{of}" if of else "–",
             )

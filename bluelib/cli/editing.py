@@ -135,7 +135,6 @@ def edit(arguments: Namespace) -> Answer:
     how = {"checkpoint_dir": arguments.checkpoint, "on_conflict": arguments.on_conflict}
     batch_size = min(10, len(records)) if arguments.batch_size is None else arguments.batch_size
     check_sequence(records, editor, batch_size=batch_size, **how)
-    model.check_unedited("answers before editing")
     asked, prompts = records if arguments.facts else records[:SHOWN], unrelated(records)
     said, expected = ask_about(model, asked), next_tokens(model, prompts)
     cell = run_cell(
@@ -164,6 +163,7 @@ def edit(arguments: Namespace) -> Answer:
     Option("--save", type=Path, metavar="DIR", required=True, help="where to save the edited model"),
     Option("--dtype", default="float32", help="float32, bfloat16 or float16"),
     example="blue apply edit.safetensors --model pocket-llama --save edited/",
+    kept=begins_anew,
 )
 def apply(arguments: Namespace) -> Answer:
     """Put a saved edit into its model again, and save that."""

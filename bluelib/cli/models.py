@@ -26,6 +26,7 @@ def models(arguments: Namespace) -> Answer:
     Option("model", help="a pocket model, a local checkpoint folder, or a hub id"),
     *PLACE,
     example="blue doctor pocket-llama",
+    kept=begins_anew,
 )
 def doctor(arguments: Namespace) -> Answer:
     """Report what is found in a model, and check what is taken for granted, before anything is run."""

@@ -64,7 +64,7 @@ def test_the_answer_is_a_line_a_fact(facts, known, capsys, caplog):
     whole = {"target_true": known[0].target_true, "paraphrases": list(known[0].paraphrases), "neighbours": probes}
     assert edit(facts(whole, {}, {})) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["before", "after", "new", "object", "first", "after", "paraphrases"]
+    assert lines[0].split() == ["before", "after", "first", "choice", "paraphrases"]
     for line, record in zip(lines[1:4], known, strict=True):
         *prompt, before, after, first, _ = re.split(r" {2,}", line)
         assert prompt[0].lstrip("…") in record.request.text and prompt[0].endswith(record.request.text[-20:])

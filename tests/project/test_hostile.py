@@ -87,7 +87,7 @@ wrong = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
-    st.floats(),
+    st.floats(allow_nan=False, allow_infinity=False),  # JSON has no others
     st.lists(texts, max_size=2),
     st.just({"str": "x"}),
     st.just([[]]),
@@ -153,7 +153,10 @@ def written(entry):
         return text, rewrite["subject"], rewrite["target_new"]["str"], rewrite["target_true"]["str"]
     if "src" in entry:
         return entry["src"], entry["subject"], entry["answers"][0], None
-    return entry["prompt"], entry["subject"], entry["target_new"], entry.get("ground_truth")
+    true = entry.get("ground_truth")
+    while isinstance(true, list):  # the first of several
+        true = true[0] if true else None
+    return entry["prompt"], entry["subject"], entry["target_new"], true
 
 
 tokenizers = {bos: build_tokenizer(bos=bos) for bos in (False, True)}
