@@ -49,7 +49,7 @@ def lines(*entries):
         ("my.ndjson", lines(TOWER, CURIE).replace("\n", "\r\n\r\n") + "\n"),
         (
             "my.csv",
-            "prompt,subject,target_new\nThe Eiffel Tower is in,Eiffel Tower,Rome\n"
+            "prompt, subject,target_new\nThe Eiffel Tower is in, Eiffel Tower,Rome\n"
             "The mother tongue of Marie Curie is,Marie Curie,Swahili\n",
         ),
         (

@@ -102,10 +102,22 @@ def test_before_and_after_stand_side_by_side():
         compare(old, new[:1])
 
 
-def test_a_prompt_that_fills_the_context_is_refused_by_its_record(any_model):
-    words = "Peru is " * any_model.max_positions
-    with pytest.raises(ValueError, match=r"record 0: .* tokens exceed"):
-        ask_about(any_model, [replace(RECORDS[0], prompt="{} " + words)])
+def test_an_answer_ends_with_the_context_and_a_prompt_that_fills_it_is_refused(any_model, monkeypatch):
+    monkeypatch.setattr(type(any_model), "max_positions", 24)
+    prompt, room = "{} is", any_model.max_positions
+    while len(encode_prompt(any_model.tokenizer, prompt.format(RECORDS[0].subject))) < room - 1:
+        prompt += " is"
+    (said,) = ask_about(any_model, [replace(RECORDS[0], prompt=prompt)])
+    assert said.text == first_sentence(any_model.tokenizer.decode(greedy(any_model, said.prompt, 1)))
+    with pytest.raises(ValueError, match=rf"record 0: .* and an answer: {room + 1} tokens exceed"):
+        ask_about(any_model, [replace(RECORDS[0], prompt=prompt + " is")])
+
+
+def test_an_answer_ends_where_the_text_does(any_model, monkeypatch):
+    chosen = greedy(any_model, RECORDS[0].request.text, 3)
+    monkeypatch.setattr(any_model.hf_model.generation_config, "eos_token_id", chosen[0])
+    (said,) = ask_about(any_model, RECORDS[:1])
+    assert said.text == ""
 
 
 def test_divergence_by_hand():
@@ -139,4 +151,5 @@ def test_prompts_about_an_edited_subject_are_not_unrelated():
     everything = [replace(RECORDS[0], subject=" ".join(prompt.split()[:2])) for prompt in PROMPTS]
     nothing = unrelated(everything)
     assert nothing == []
-    assert drift(nothing, torch.empty(0, 3), torch.empty(0, 3))["mean_nats"] is None
+    none = drift(nothing, torch.empty(0, 3), torch.empty(0, 3))
+    assert none == {"prompts": 0, "mean_nats": None, "max_nats": None, "most_after": None}
