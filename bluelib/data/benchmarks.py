@@ -38,22 +38,6 @@ def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
     )
 
 
-def parse_counterfact_flat(entry: Mapping[str, Any], position: int) -> Record:
-    """CounterFact in the flat form of knowledge-editing toolkits: one paraphrase, one probe."""
-    case_id = record_id(entry, position, needed=True)
-    subject = field(entry, "subject", case_id)
-    return Record(
-        case_id=case_id,
-        kind="counterfact",
-        prompt=put_subject_out(field(entry, "prompt", case_id), subject, case_id, "prompt"),
-        subject=subject,
-        target_new=field(entry, "target_new", case_id),
-        target_true=field(entry, "ground_truth", case_id),
-        paraphrases=(field(entry, "rephrase_prompt", case_id),),
-        locality=(Probe(field(entry, "locality_prompt", case_id), field(entry, "locality_ground_truth", case_id)),),
-    )
-
-
 def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers") -> Record:
     """A record of ``zsre_mend_eval.json`` (Mitchell et al. 2022).
 

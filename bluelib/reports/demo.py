@@ -145,7 +145,7 @@ def _questions(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
     return [
         ("rewrite", last.request.text, new, true),
         *(("paraphrase", prompt, new, true) for prompt in last.paraphrases),
-        *(("neighbour", probe.prompt, new, probe.answer) for probe in last.locality),
+        *(("neighbour", probe.prompt, new, probe.answer) for probe in last.locality if probe.answer is not None),
         *(("earlier edit", record.request.text, record.target_new, _true_object(record)) for record in earlier),
     ]
 
