@@ -118,6 +118,7 @@ EVALUATION = (
         action="store_true",
         help="where the papers' text and their public code differ, do as the text says (docs/as-published.md)",
     ),
+    Option("--chat", action="store_true", help="put every prompt behind the tokenizer's chat template"),
     Option(
         "--measure",
         nargs="+",

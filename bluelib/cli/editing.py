@@ -66,6 +66,7 @@ def evaluate(arguments: Namespace) -> Answer:
             seed=arguments.seed,
             generate=not arguments.no_generate,
             measures=measures_of(arguments),
+            chat=arguments.chat,
             path=arguments.output,
         )
     result: dict[str, Any] = {
@@ -123,6 +124,7 @@ def _kept_edits(arguments: Namespace) -> str:
 )
 def edit(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records; say what it answers before and after, and evaluate it."""
+    from ..data.chat import in_chat
     from ..editing.named import get_editor
     from ..editing.sequence import check_sequence
     from ..metrics.answers import ask_about, compare
@@ -147,6 +149,7 @@ def edit(arguments: Namespace) -> Answer:
     batch_size = min(10, len(records)) if arguments.batch_size is None else arguments.batch_size
     check_sequence(records, editor, batch_size=batch_size, **how)
     asked, prompts = records if arguments.facts else records[:SHOWN], unrelated(records)
+    asked = in_chat(model, asked) if arguments.chat else asked
     said, expected = ask_about(model, asked), next_tokens(model, prompts)
     cell = run_cell(
         model,
@@ -157,6 +160,7 @@ def edit(arguments: Namespace) -> Answer:
         seed=arguments.seed,
         generate=not arguments.no_generate,
         measures=measures_of(arguments),
+        chat=arguments.chat,
         keep=keep,
         **how,
     )

@@ -35,7 +35,18 @@ _LISTS = ("paraphrases", "rephrase_prompt", "neighbours", "neighbors", "locality
 
 #: The fields of the flat form; others are passed over.
 FIELDS = frozenset(
-    {"case_id", "split", "subject", "prompt", "target_new", "locality", *_LISTS, *_NAMES, *sum(_NAMES.values(), ())}
+    {
+        "case_id",
+        "split",
+        "separator",
+        "subject",
+        "prompt",
+        "target_new",
+        "locality",
+        *_LISTS,
+        *_NAMES,
+        *sum(_NAMES.values(), ()),
+    }
     | {f"locality.{_KNOWEDIT}"}
 )
 
@@ -120,6 +131,7 @@ def parse_flat(entry: Mapping[str, Any], position: int) -> Record:
     ``target_true``            the old object, a string, or a list whose first is taken; also ``ground_truth``
     ``paraphrases``            other texts that the object shall follow, a string or a list; also ``rephrase_prompt``
     ``neighbours``             what must stay: a list of prompts, or of ``{"prompt": …, "answer": …}``
+    ``separator``              what stands between a prompt and its object, a space or ``""``, where the rule errs
     ``locality_prompt``        the same as strings, or lists of one length, with ``locality_ground_truth``
     ``locality``               the same as in KnowEdit (Zhang et al. 2024): ``{"Relation_Specificity": [{"prompt": …,
                                "ground_truth": …}]}``
@@ -141,8 +153,13 @@ def parse_flat(entry: Mapping[str, Any], position: int) -> Record:
         target_new=target,
         target_true=_first(entry.get(true), true, case_id),
         paraphrases=tuple(text.replace("{}", subject) for text in paraphrases),
+        separator=_separator(entry, case_id),
         locality=(*_neighbours(entry, case_id), *_flat_probes(entry, case_id), *_knowedit_probes(entry, case_id)),
     )
+
+
+def _separator(entry: Mapping[str, Any], case_id: object) -> str | None:
+    return None if entry.get("separator") is None else field(entry, "separator", case_id)
 
 
 def unread(entries: Sequence[Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
@@ -40,6 +40,12 @@ class Record:
         relation: the relation's id, where the benchmark has one.
         attribute_prompts: prompts about subjects that have the new object by nature.
         generation_prompts, reference_texts: for fluency and consistency; empty where the benchmark has none.
+        before: a text in front of the rewrite prompt, and of a context prefix too, see :func:`.in_chat`; the full
+            prompts have it in them.
+        separator: what stands between every prompt of the record and its target, a space or nothing; None for what
+            :func:`.joiner` says.
+
+    A space at the end of a prompt belongs to the target, and is taken off.
     """
 
     case_id: int | str
@@ -54,8 +60,13 @@ class Record:
     attribute_prompts: tuple[str, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
+    before: str = ""
+    separator: str | None = None
 
     def __post_init__(self) -> None:
+        self._take_spaces_off()
+        if self.separator not in (None, "", " "):
+            raise RecordError(f"record {self.case_id}: separator must be a space or empty, not {self.separator!r}")
         if self.kind not in ("counterfact", "zsre"):
             raise RecordError(f"record {self.case_id}: kind must be counterfact or zsre, not {self.kind!r}")
         needed = ("prompt", "subject", "target_new", "target_true")
@@ -86,7 +97,20 @@ class Record:
 
     @property
     def request(self) -> Request:
-        return Request(self.prompt, self.subject, self.target_new)
+        return Request(self.prompt, self.subject, self.target_new, self.before, self.separator)
+
+    def _take_spaces_off(self) -> None:
+        """Of every prompt that ends in a space or a tab; whatever is no text is left for the checks."""
+
+        def bare(value: Any) -> Any:
+            if isinstance(value, Probe):
+                return replace(value, prompt=bare(value.prompt))
+            if isinstance(value, (tuple, list)):
+                return type(value)(map(bare, value))
+            return value.rstrip(" \t") if isinstance(value, str) else value
+
+        for name in ("prompt", "paraphrases", "locality", "generation_prompts"):
+            object.__setattr__(self, name, bare(getattr(self, name)))
 
 
 _LISTS = ("paraphrases", "locality", "attribute_prompts", "generation_prompts", "reference_texts")

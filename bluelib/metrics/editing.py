@@ -27,11 +27,12 @@ from typing import Any
 import pandas as pd
 
 from ..data import Record
+from ..data.chat import in_chat
 from ..io.checks import check_seed
 from ..models.choices import as_text, check_choice, published
 from ..models.generation import encode_openings
 from ..models.model import Model
-from ..models.prompts import encode_prompt, encode_target
+from ..models.prompts import encode_answer, encode_prompt
 from ..models.scoring import TargetScore, score_targets
 from .text import generation_scores
 
@@ -100,6 +101,7 @@ def evaluate(
     seed: int = 0,
     dataset: str = "",
     measures: Measures = PUBLISHED,
+    chat: bool = False,
 ) -> Scores:
     """Evaluate a model, edited or not, on all metrics of each record's benchmark.
 
@@ -111,6 +113,7 @@ def evaluate(
         dataset: the name that the records were loaded by, for consistency: inverse document frequencies are those of
             all its reference texts. Without it they are those of ``records``.
         measures: what is measured where text and public code of the family differ; the code's by default.
+        chat: ask behind the tokenizer's chat template, see :func:`~bluelib.data.chat.in_chat`.
 
     Raises:
         ValueError: for no records, or a seed that is not allowed; naming the record, for a prompt that with its target
@@ -119,20 +122,17 @@ def evaluate(
     if not records:
         raise ValueError("there are no records to evaluate")
     check_seed(seed)
+    records = in_chat(model, records) if chat else records
     for record in records:
         _check_lengths(model, record, generate, _special(record, measures.score_bos))
-    scored = {}  # by whether special tokens count
-    for special in (False, True):
-        pairs = [
-            pair for record in records if _special(record, measures.score_bos) == special for pair in _pairs(record)
-        ]
-        scored[special] = iter(score_targets(model, pairs, special=special))
+    hows = [(_special(record, measures.score_bos), record.separator) for record in records]
+    scored = {}
+    for how in dict.fromkeys(hows):
+        pairs = [pair for record, own in zip(records, hows, strict=True) if own == how for pair in _pairs(record)]
+        scored[how] = iter(score_targets(model, pairs, special=how[0], separator=how[1]))
     results = [
-        {
-            "case_id": record.case_id,
-            **_editing_metrics(record, [next(scored[_special(record, measures.score_bos)]) for _ in _pairs(record)]),
-        }
-        for record in records
+        {"case_id": record.case_id, **_editing_metrics(record, [next(scored[how]) for _ in _pairs(record)])}
+        for record, how in zip(records, hows, strict=True)
     ]
     if generate:
         texts = generation_scores(model, records, seed=seed, dataset=dataset, words=measures.words, idf=measures.idf)
@@ -148,7 +148,7 @@ def _check_lengths(model: Model, record: Record, generate: bool, special: bool) 
             if len((prompt + target).encode()) >= model.max_positions // 4:
                 tokens = (
                     len(encode_prompt(model.tokenizer, prompt))
-                    + len(encode_target(model.tokenizer, target, special))
+                    + len(encode_answer(model.tokenizer, prompt, target, record.separator, special))
                     - 1
                 )
                 model.check_length(tokens, f"{prompt[:80]!r} with its target")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..io.checks import check_whole
 from .generation import continue_greedily
 from .model import Model
+from .prompts import chat_frame
 from .scoring import top_tokens
 
 
@@ -46,16 +47,8 @@ def ask(model: Model, prompt: str, *, chat: bool = False, tokens: int = 40, top:
     check_whole("tokens", tokens, 1)
     check_whole("top", top, 1, model.head.weight.shape[0], "the vocabulary")
     if chat:
-        prompt = _user_turn(model, prompt)
+        before, after = chat_frame(model.tokenizer)
+        prompt = before + prompt + after
     choices = top_tokens(model, prompt, top)
     (text,) = continue_greedily(model, [prompt], [tokens], until_end=True)
     return Reply(prompt, text, tuple(choices))
-
-
-def _user_turn(model: Model, prompt: str) -> str:
-    if not model.tokenizer.chat_template:
-        raise ValueError(
-            f"{model.name}'s tokenizer has no chat template; ask without chat, so that the text is continued"
-        )
-    turn = [{"role": "user", "content": prompt}]
-    return str(model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
