@@ -211,7 +211,7 @@ def answers_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _shortened(text: str, most: int, *, end: bool = False) -> str:
     """A text in one line of at most so many characters: its beginning, or its ``end``."""
-    text = " ".join(text.split())
+    text = " ".join(text.split()) or "(nothing)"
     if len(text) <= most:
         return text
     return "…" + text[1 - most :] if end else text[: most - 1] + "…"

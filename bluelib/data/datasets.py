@@ -122,7 +122,9 @@ def load_dataset(
         random.Random(seed).shuffle(positions)
     chosen, bad = _parsed(entries, positions, parse, most=limit or up_to, skip_bad=skip_bad)
     if bad and not skip_bad:
-        raise RecordError(_reasons(bad, f"{len(bad)} records of {path} cannot be used"))
+        raise RecordError(
+            _reasons(bad, f"{len(bad)} records of {path} cannot be used; skip_bad (--skip-bad-records) leaves them out")
+        )
     if bad:
         log.warning(
             _reasons(bad, f"{len(bad)} of {len(chosen) + len(bad)} records of {path} are left out", always=True)

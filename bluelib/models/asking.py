@@ -26,7 +26,8 @@ class Reply:
     top: tuple[tuple[str, float], ...]
 
     def __repr__(self) -> str:
-        return "\n".join([self.text, *(f"{100 * probability:6.2f} %  {token!r}" for token, probability in self.top)])
+        said = self.text or "(nothing: the text ends)"
+        return "\n".join([said, *(f"{100 * probability:6.2f} %  {token!r}" for token, probability in self.top)])
 
 
 def ask(model: Model, prompt: str, *, chat: bool = False, tokens: int = 40, top: int = 5) -> Reply:

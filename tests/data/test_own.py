@@ -284,7 +284,9 @@ def test_all_that_are_bad_are_named_at_once(write):
     with pytest.raises(RecordError) as refused:
         load_facts(write(entries))
     first, *reasons, more = str(refused.value).splitlines()
-    assert first.startswith("13 records of ") and first.endswith("my.json cannot be used:")
+    assert first.startswith("13 records of ") and first.endswith(
+        "my.json cannot be used; skip_bad (--skip-bad-records) leaves them out:"
+    )
     assert len(reasons) == NAMED and more == "  and 3 more"
     assert [line.partition(":")[0] for line in reasons] == ["  record 0", *(f"  record x{i}" for i in range(9))]
 

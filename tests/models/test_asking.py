@@ -25,6 +25,7 @@ def test_a_reply_is_the_continuation_and_the_first_choices(any_model):
 def test_a_reply_reads_as_text():
     reply = Reply("Rome is in", "Italy.", ((" Italy", 0.875), (" Peru", 0.00123)))
     assert str(reply) == repr(reply) == "Italy.\n 87.50 %  ' Italy'\n  0.12 %  ' Peru'"
+    assert str(Reply("Rome is in", "", ((" Italy", 0.875),))) == "(nothing: the text ends)\n 87.50 %  ' Italy'"
 
 
 def test_in_chat_the_prompt_is_a_users_turn(any_model, monkeypatch):
@@ -39,7 +40,7 @@ def test_in_chat_the_prompt_is_a_users_turn(any_model, monkeypatch):
 
 
 def test_what_cannot_be_asked_is_refused(any_model):
-    with pytest.raises(ValueError, match="has no chat template; ask without chat"):
+    with pytest.raises(ValueError, match="has no chat template; without chat"):
         any_model.ask("Peru is", chat=True)
     for name in ("tokens", "top"):
         with pytest.raises(ValueError, match=f"{name} must be "):
