@@ -34,14 +34,14 @@ from bluelib.editing.targets import ESSENCE, optimise_targets
 from bluelib.io.formats import write_json
 from bluelib.models.contexts import context_prefixes
 from bluelib.models.model import Model
-from bluelib.models.prompts import Request, encode_target, locate
+from bluelib.models.prompts import Request, encode_answer, locate
 
 
 def counted_work(model: Model, requests: Sequence[Request], layer: int, prefixes: Sequence[str], steps: int) -> float:
     """Token-blocks of the plain way over those of this way, from the definition of both, padding of neither."""
     plain = ours = 0
     for request in requests:
-        target = len(encode_target(model.tokenizer, request.target))
+        target = len(encode_answer(model.tokenizer, request.text, request.target))
         places = [locate(model.tokenizer, request.prompt, request.subject, prefix) for prefix in prefixes]
         essence = locate(model.tokenizer, ESSENCE, request.subject)
         rows = [(len(p.ids) + target - 1, p.subject_last) for p in places] + [(len(essence.ids), essence.subject_last)]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bluelib.editing.targets import TargetOptions
 from bluelib.models.model import Model
-from bluelib.models.prompts import Request, encode_target, locate, pad
+from bluelib.models.prompts import Request, encode_answer, locate, pad
 from bluelib.models.tracing import trace
 
 
@@ -23,9 +23,9 @@ def plain_target(
     model: Model, request: Request, layer: int, prefixes: Sequence[str], options: TargetOptions
 ) -> tuple[Tensor, int, float]:
     """z ``(d_model,)`` of one request, the loss evaluations made and the last loss."""
-    target = encode_target(model.tokenizer, request.target)
-    places = [locate(model.tokenizer, request.prompt, request.subject, prefix) for prefix in prefixes]
-    essence = locate(model.tokenizer, "{} is a", request.subject)
+    target = encode_answer(model.tokenizer, request.text, request.target, request.separator)
+    places = [locate(model.tokenizer, request.prompt, request.subject, prefix, request.before) for prefix in prefixes]
+    essence = locate(model.tokenizer, "{} is a", request.subject, before=request.before)
     inputs = pad([p.ids + target[:-1] for p in places] + [essence.ids], model.tokenizer.pad_token_id, model.device)
     at = torch.tensor([p.subject_last for p in [*places, essence]], device=model.device)
     rows = torch.arange(len(at), device=model.device)
@@ -86,7 +86,9 @@ def plain_keys(
     the mean of the others'."""
     keys = []
     for request in requests:
-        places = [locate(model.tokenizer, request.prompt, request.subject, prefix) for prefix in prefixes]
+        places = [
+            locate(model.tokenizer, request.prompt, request.subject, prefix, request.before) for prefix in prefixes
+        ]
         inputs = pad([p.ids for p in places], model.tokenizer.pad_token_id, model.device)
         with trace(inputs={0: model.value_projection(layer)}) as seen:
             model.hf_model(**inputs)
@@ -101,7 +103,7 @@ def plain_hidden(model: Model, requests: Sequence[Request], layer: int) -> Tenso
     """h ``(d_model, u)``: one full forward pass per request."""
     hidden = []
     for request in requests:
-        place = locate(model.tokenizer, request.prompt, request.subject)
+        place = locate(model.tokenizer, request.prompt, request.subject, before=request.before)
         with trace(outputs={0: model.blocks[layer]}) as seen:
             model.hf_model(**pad([place.ids], model.tokenizer.pad_token_id, model.device))
         hidden.append(seen[0][0, place.subject_last].float())

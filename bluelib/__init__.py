@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .data.datasets import load_dataset
+    from .data.datasets import load_dataset, load_facts
     from .editing.catalogue import register
     from .editing.deltas import apply_delta
     from .editing.editor import Editor, blue
@@ -23,6 +23,7 @@ __all__ = [
     "evaluate",
     "get_editor",
     "load_dataset",
+    "load_facts",
     "load_model",
     "register",
 ]
@@ -37,6 +38,7 @@ _HOME = {
     "evaluate": "metrics",
     "get_editor": "editing.named",
     "load_dataset": "data",
+    "load_facts": "data",
     "load_model": "models.load",
     "register": "editing.catalogue",
 }

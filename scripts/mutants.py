@@ -40,7 +40,7 @@ TESTS = {
         "tests/metrics/test_metrics.py",
         "tests/editing/test_methods.py::test_request_nll_is_the_models_own",
     ],
-    "metrics/editing": ["tests/metrics/test_metrics.py", "-k", "not gptj and not gpt2"],
+    "metrics/editing": ["tests/metrics/test_metrics.py", "tests/data/test_own.py", "-k", "not gptj and not gpt2"],
     "metrics/text": ["tests/metrics/test_metrics.py", "-k", "not gptj and not gpt2"],
     "models/generation": [
         "tests/metrics/test_metrics.py",
@@ -50,6 +50,9 @@ TESTS = {
     ],
     "metrics/longform": ["tests/metrics/test_longform.py", *ONE],
     "metrics/capability": ["tests/metrics/test_capability.py", *ONE],
+    "metrics/answers": ["tests/metrics/test_answers.py", *ONE],
+    "metrics/drift": ["tests/metrics/test_answers.py", *ONE],
+    "data/own": ["tests/data/test_own.py"],
     "studies/shift": ["tests/studies/test_shift.py", "-k", "not gptj and not llama and not pocket_world"],
 }
 

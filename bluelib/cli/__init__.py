@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("blue: interrupted; what was written is whole, and the same command goes on from it", file=sys.stderr)
+        print(f"blue: interrupted; {arguments.kept(arguments)}", file=sys.stderr)
         return 130
     except (ValueError, ArithmeticError, OSError, RuntimeError, ImportError) as error:
         print(f"blue: {error}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ class Command:
     function: Callable[[argparse.Namespace], Answer]
     options: tuple[Option, ...]
     example: str
+    kept: Callable[[argparse.Namespace], str]
 
     def add_to(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         parser = commands.add_parser(
@@ -45,15 +46,27 @@ class Command:
             epilog=f"example: {self.example}",
             formatter_class=_HelpFormatter,
         )
-        parser.set_defaults(command=self.function)
+        parser.set_defaults(command=self.function, kept=self.kept)
         parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         for option in self.options:
             parser.add_argument(*option.names, **option.settings)
 
 
-def command(*options: Option, example: str) -> Callable[[Callable[[argparse.Namespace], Answer]], Command]:
-    """Make a command of the function below: see :class:`Command`."""
-    return lambda function: Command(function, options, example)
+def goes_on(arguments: argparse.Namespace) -> str:
+    """What is left of a command that was interrupted, where the same command takes it up."""
+    return "what was written is whole, and the same command goes on from it"
+
+
+def begins_anew(arguments: argparse.Namespace) -> str:
+    """What is left of one that has nothing to keep."""
+    return "nothing was kept; the same command begins anew"
+
+
+def command(
+    *options: Option, example: str, kept: Callable[[argparse.Namespace], str] = goes_on
+) -> Callable[[Callable[[argparse.Namespace], Answer]], Command]:
+    """Make a command of the function below: see :class:`Command`. ``kept`` says what is left when it is interrupted."""
+    return lambda function: Command(function, options, example, kept)
 
 
 class Gather(argparse.Action):
@@ -74,7 +87,6 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 MODEL = Option(
     "--model", required=True, help="see: blue models; or a local checkpoint folder, a GGUF file, or a hub id"
 )
-POCKET_MODEL = Option("--model", required=True, help="a pocket model")
 CORPUS = Option("--corpus", help="the text, if not the configuration's")
 GRID = Option("--grid", type=Path, default=Path("workflow/grid.yaml"), help="the grid file")
 
@@ -87,9 +99,16 @@ PLACE = (
 #: A model, records, and how the one is evaluated on the others.
 EVALUATION = (
     MODEL,
-    Option("--dataset", required=True, help="see: blue datasets; or the path of a JSON file"),
-    Option("--split", default="report", help="tune or report"),
-    Option("--edits", type=int, default=100, help="number of records"),
+    Option("--dataset", help="see: blue datasets; or the path of a file"),
+    Option(
+        "--facts",
+        type=Path,
+        metavar="FILE",
+        help="facts of your own, in place of a dataset: JSON, JSON Lines or CSV with subject, prompt and target_new",
+    ),
+    Option("--split", help="tune or report; by default report, and all of a file of facts"),
+    Option("--edits", type=int, help="number of records; by default up to 100, and all of a file of facts"),
+    Option("--skip-bad-records", action="store_true", help="leave out, and name, records that cannot be used"),
     Option("--seed", type=int, default=0, help="0 keeps the dataset's order, others shuffle it"),
     *PLACE,
     Option("--no-generate", action="store_true", help="skip fluency and consistency"),
@@ -98,6 +117,7 @@ EVALUATION = (
         action="store_true",
         help="where the papers' text and their public code differ, do as the text says (docs/as-published.md)",
     ),
+    Option("--chat", action="store_true", help="put every prompt behind the tokenizer's chat template"),
     Option(
         "--measure",
         nargs="+",
@@ -153,6 +173,8 @@ def written(paths: Iterable[Path]) -> Answer:
 def scores_table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Scores by row and metric as text, each with its standard error."""
     metrics = list(next(iter(rows.values())))
+    if not metrics:
+        return "no editing metric can be measured of these records"
     lines = [f"{'':24}" + "".join(f"{metric:>20}" for metric in metrics)]
     for name, scores in rows.items():
         values = (f"{s['mean']:.2f} ± {_error(s)}" for s in (scores[m] for m in metrics))
@@ -162,3 +184,33 @@ def scores_table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 def _error(score: dict[str, Any]) -> str:
     return "–" if score["standard_error"] is None else f"{score['standard_error']:.2f}"
+
+
+def answers_table(rows: Sequence[dict[str, Any]]) -> str:
+    """What a model said before and after editing, a line a record: see :func:`bluelib.metrics.answers.compare`.
+
+    The last columns: whether the new object is its first choice after editing, and after how many paraphrases.
+    """
+    cells = [("", "before", "after", "first choice", "paraphrases")]
+    for row in rows:
+        after, of = row["after"], row["paraphrases"]
+        cells.append(
+            (
+                _shortened(row["prompt"], 44, end=True),
+                _shortened(row["before"]["says"], 24),
+                _shortened(after["says"], 24),
+                "yes" if after["first_choice"] else f"no ({row['target_new']})",
+                f"{after['first_choice_paraphrases']}/{of}" if of else "–",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return "\n".join(lines)
+
+
+def _shortened(text: str, most: int, *, end: bool = False) -> str:
+    """A text in one line of at most so many characters: its beginning, or its ``end``."""
+    text = " ".join(text.split()) or "(nothing)"
+    if len(text) <= most:
+        return text
+    return "…" + text[1 - most :] if end else text[: most - 1] + "…"

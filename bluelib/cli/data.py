@@ -23,7 +23,9 @@ def datasets(arguments: Namespace) -> Answer:
     for name, file in FILES.items():
         where = f"in {cached(name)}" if cached(name).exists() else f"to download, {size_of(file)}"
         lines.append(f"{name:20} {file.about}; {where}")
-    lines.append("or the path of a JSON file in the form of CounterFact, zsRE or flat CounterFact")
+    lines.append(
+        "or the path of a file, JSON, JSON Lines or CSV: in the form of CounterFact or zsRE, or facts of your own"
+    )
     files = {name: str(cached(name)) if cached(name).exists() else None for name in FILES}
     return Answer({"shipped": list(DATASETS), "downloaded": files}, "\n".join(lines))
 

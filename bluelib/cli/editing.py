@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .common import (
     CORPUS,
@@ -14,7 +15,10 @@ from .common import (
     Answer,
     Gather,
     Option,
+    answers_table,
+    begins_anew,
     command,
+    goes_on,
     measures_of,
     named_values,
     scores_table,
@@ -44,6 +48,7 @@ def editors(arguments: Namespace) -> Answer:
         help="where to write every record's scores; read from there if they are there already",
     ),
     example="blue evaluate --model pocket-gpt2 --dataset pocket-counterfact --edits 40",
+    kept=begins_anew,
 )
 def evaluate(arguments: Namespace) -> Answer:
     """Evaluate a model before any edit."""
@@ -56,15 +61,16 @@ def evaluate(arguments: Namespace) -> Answer:
     with timer("evaluate"):
         scores = evaluate_unedited(
             model,
-            arguments.dataset,
+            _source(arguments),
             records,
             seed=arguments.seed,
             generate=not arguments.no_generate,
             measures=measures_of(arguments),
+            chat=arguments.chat,
             path=arguments.output,
         )
-    result = {
-        "dataset": arguments.dataset,
+    result: dict[str, Any] = {
+        "dataset": _source(arguments),
         "scores": summary(scores),
         "seconds": timer.rounded(),
         "provenance": provenance(model, records),
@@ -72,12 +78,26 @@ def evaluate(arguments: Namespace) -> Answer:
     return Answer(result, scores_table({"before editing": result["scores"]}))
 
 
+#: How many records of a dataset are told of one by one.
+SHOWN = 5
+
+
+def _kept_edits(arguments: Namespace) -> str:
+    """What an interrupted edit leaves behind."""
+    saved = [str(path) for path in (arguments.save, arguments.save_delta) if path and path.exists()]
+    if saved:
+        return f"the edited model is saved ({', '.join(saved)}), and was not evaluated to the end"
+    if arguments.checkpoint:
+        return goes_on(arguments)
+    return "no edit was kept; with --checkpoint DIR, the same command goes on after the last whole batch"
+
+
 @command(
     *EVALUATION,
-    Option("--editor", required=True, help="see: blue editors"),
+    Option("--editor", default="memit_blue", help="see: blue editors"),
     Option("--corpus", help="the text of second moments, if not the configuration's: wikipedia, or a path"),
     Option("--tokens", type=int, help="how many tokens of that text, if not the configuration's"),
-    Option("--batch-size", type=int, default=10, help="edits per batch"),
+    Option("--batch-size", type=int, help="edits per batch; by default 10, or all if they are fewer"),
     Option(
         "--set",
         nargs="+",
@@ -101,10 +121,15 @@ def evaluate(arguments: Namespace) -> Answer:
     Option("--save", type=Path, metavar="DIR", help="save the edited model for transformers"),
     Option("--save-delta", type=Path, metavar="FILE", help="save only the changed matrices"),
     example="blue edit --model pocket-llama --dataset pocket-counterfact --editor memit_blue",
+    kept=_kept_edits,
 )
 def edit(arguments: Namespace) -> Answer:
-    """Edit a model with a sequence of records, then evaluate it on them."""
+    """Edit a model with a sequence of records; say what it answers before and after, and evaluate it."""
+    from ..data.chat import in_chat
     from ..editing.named import check_corpus_of, get_editor
+    from ..editing.sequence import check_sequence
+    from ..metrics.answers import ask_about, compare
+    from ..metrics.drift import drift, next_tokens, unrelated
     from ..runs.cell import run_cell
 
     if arguments.save and arguments.save_delta and arguments.save.absolute() == arguments.save_delta.absolute():
@@ -123,22 +148,32 @@ def edit(arguments: Namespace) -> Answer:
         if arguments.save_delta:
             run.save_delta(arguments.save_delta)
 
+    how = {"checkpoint_dir": arguments.checkpoint, "on_conflict": arguments.on_conflict}
+    batch_size = min(10, len(records)) if arguments.batch_size is None else arguments.batch_size
+    check_sequence(records, editor, batch_size=batch_size, **how)
+    editor.check(model)
+    asked, prompts = records if arguments.facts else records[:SHOWN], unrelated(records)
+    asked = in_chat(model, asked) if arguments.chat else asked
+    said, expected = ask_about(model, asked), next_tokens(model, prompts)
     cell = run_cell(
         model,
-        arguments.dataset,
+        _source(arguments),
         records,
         editor,
-        batch_size=arguments.batch_size,
+        batch_size=batch_size,
         seed=arguments.seed,
         generate=not arguments.no_generate,
         measures=measures_of(arguments),
-        checkpoint_dir=arguments.checkpoint,
-        on_conflict=arguments.on_conflict,
+        chat=arguments.chat,
         keep=keep,
+        **how,
     )
+    answers = compare(said, ask_about(model, asked))
+    moved = drift(prompts, expected, next_tokens(model, prompts))
     scores = scores_table({"before editing": cell.result["before"], f"after {editor.name}": cell.result["after"]})
     seconds = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in cell.result["seconds"].items())
-    return Answer(cell.result, f"{scores}\nseconds: {seconds}")
+    lines = [*_answers(answers, len(records)), _drift_line(moved), "", scores, f"seconds: {seconds}"]
+    return Answer({**cell.result, "answers": answers, "drift": moved}, "\n".join(lines))
 
 
 @command(
@@ -147,6 +182,7 @@ def edit(arguments: Namespace) -> Answer:
     Option("--save", type=Path, metavar="DIR", required=True, help="where to save the edited model"),
     Option("--dtype", default="float32", help="float32, bfloat16 or float16"),
     example="blue apply edit.safetensors --model pocket-llama --save edited/",
+    kept=begins_anew,
 )
 def apply(arguments: Namespace) -> Answer:
     """Put a saved edit into its model again, and save that."""
@@ -185,6 +221,7 @@ def apply(arguments: Namespace) -> Answer:
     *PLACE,
     Option("--output", type=Path, help="file to write; by default a pocket model's shipped one, or one in the cache"),
     example="blue train-mend --model pocket-llama",
+    kept=begins_anew,
 )
 def train_mend(arguments: Namespace) -> Answer:
     """Train MEND's network for a model."""
@@ -243,11 +280,43 @@ def statistics(arguments: Namespace) -> Answer:
     return Answer(found, "\n".join(lines))
 
 
+def _answers(rows: Sequence[dict[str, Any]], records: int) -> list[str]:
+    """The answers as lines: a table, and how often the new object is the first choice."""
+    counts = []
+    for state in ("before", "after"):
+        facts, wordings = (sum(row[state][key] for row in rows) for key in ("first_choice", "first_choice_paraphrases"))
+        of = sum(row["paraphrases"] for row in rows)
+        counts.append(f"{facts} of {len(rows)} {state}" + (f" ({wordings} of {of} after paraphrases)" if of else ""))
+    shown = f", in the first {len(rows)} of {records} records" if len(rows) < records else ""
+    return [answers_table(rows), "", f"new object is the first choice{shown}: {', '.join(counts)}"]
+
+
+def _drift_line(moved: dict[str, Any]) -> str:
+    if not moved["prompts"]:
+        return "unrelated prompts: each mentions an edited subject"
+    return (
+        f"next tokens after {moved['prompts']} unrelated prompts moved by {moved['mean_nats']:.4f} nats on average, "
+        f"{moved['max_nats']:.4f} at most (D_KL before ‖ after), after {moved['most_after']!r}"
+    )
+
+
+def _source(arguments: Namespace) -> str:
+    """Where the records come from, as results say it."""
+    return str(arguments.facts or arguments.dataset)
+
+
 def _load(arguments: Namespace) -> tuple[Model, list[Record]]:
-    from ..data.datasets import load_dataset
+    from ..data.datasets import load_dataset, load_facts
     from ..models.load import load_model
 
-    records = load_dataset(arguments.dataset, split=arguments.split, limit=arguments.edits, seed=arguments.seed)
+    if (arguments.facts is None) == (arguments.dataset is None):
+        raise ValueError("give --dataset NAME or --facts FILE, and only one of them")
+    chosen = {"limit": arguments.edits, "seed": arguments.seed, "skip_bad": arguments.skip_bad_records}
+    if arguments.facts:
+        records = load_facts(arguments.facts, split=arguments.split, **chosen)
+    else:
+        up_to = 100 if arguments.edits is None else None
+        records = load_dataset(arguments.dataset, split=arguments.split or "report", up_to=up_to, **chosen)
     return load_model(arguments.model, device=arguments.device, dtype=arguments.dtype), records
 
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
-from .common import PLACE, Answer, Option, command
+from .common import PLACE, Answer, Option, begins_anew, command
 
 
 @command(example="blue models")
@@ -33,6 +33,7 @@ def models(arguments: Namespace) -> Answer:
     Option("model", help="a known model (see: blue models), a local checkpoint folder, a GGUF file, or a hub id"),
     *PLACE,
     example="blue doctor pocket-llama",
+    kept=begins_anew,
 )
 def doctor(arguments: Namespace) -> Answer:
     """Report what is found in a model, and check what is taken for granted, before anything is run."""
@@ -41,6 +42,30 @@ def doctor(arguments: Namespace) -> Answer:
 
     findings = examine(load_model(arguments.model, device=arguments.device, dtype=arguments.dtype))
     return Answer(findings.as_dict(), report(findings), 0 if findings.healthy else 1)
+
+
+@command(
+    Option("model", help="a pocket model, a local checkpoint folder, or a hub id"),
+    Option("prompt", help="the text that the model is to continue, or, with --chat, what a user says to it"),
+    Option("--chat", action="store_true", help="put the prompt into a user's turn of the tokenizer's chat template"),
+    Option("--delta", type=Path, metavar="FILE", help="put an edit into the model first: what --save-delta wrote"),
+    Option("--tokens", type=int, default=40, help="how many tokens at most"),
+    Option("--top", type=int, default=5, help="how many of the most probable next tokens to list"),
+    *PLACE,
+    example='blue ask pocket-llama "The Eiffel Tower is in"',
+    kept=begins_anew,
+)
+def ask(arguments: Namespace) -> Answer:
+    """Let a model continue a prompt, and list the most probable next tokens."""
+    from ..editing.deltas import apply_delta
+    from ..models.load import load_model
+
+    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    if arguments.delta:
+        apply_delta(model, arguments.delta)
+    reply = model.ask(arguments.prompt, chat=arguments.chat, tokens=arguments.tokens, top=arguments.top)
+    top = [{"token": token, "probability": probability} for token, probability in reply.top]
+    return Answer({"model": model.name, "prompt": reply.prompt, "text": reply.text, "top": top}, str(reply))
 
 
 @command(

@@ -6,7 +6,7 @@ from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import MODEL, PLACE, Answer, Gather, Option, command, written
+from .common import MODEL, PLACE, Answer, Gather, Option, begins_anew, command, written
 
 if TYPE_CHECKING:
     from ..data.records import Record
@@ -41,13 +41,14 @@ def _batch_size(default: int) -> Option:
     Option("--output", type=Path, metavar="FILE", help="the settings file; by default one in your own folder of them"),
     Option("--force", action="store_true", help="replace the settings file if it exists"),
     example="blue locate pocket-llama --output settings.yaml",
+    kept=begins_anew,
 )
 def locate(arguments: Namespace) -> Answer:
     """Find the layers to edit and settings to begin with, and write them into a settings file."""
     from ..io.paths import project_path
     from ..models.load import load_model
     from ..reports.figures.locate import critical_layers
-    from ..reports.plots import save_figure
+    from ..reports.plots import save
     from ..studies.critical import explain, find, settings_target
 
     settings_target(arguments.model, arguments.output, force=arguments.force)
@@ -62,7 +63,7 @@ def locate(arguments: Namespace) -> Answer:
         tokens=arguments.tokens,
     )
     stem = project_path("results", "locate", model.stem)
-    numbers, picture = located.write(stem), save_figure(critical_layers(located.as_dict()), stem)
+    numbers, picture = located.write(stem), save(critical_layers(located.as_dict()), stem)[0]
     file = located.write_settings(target)
     found = {**located.as_dict(), "settings": str(file), "numbers": str(numbers), "picture": str(picture)}
     return Answer(found, f"{explain(located)}\n\nsettings: {file}\nnumbers: {numbers}\npicture: {picture}\n\n{_next(arguments)}")
@@ -163,6 +164,7 @@ def tune(arguments: Namespace) -> Answer:
     *TEXT,
     *PLACE,
     example="blue contributions --model pocket-gpt2",
+    kept=begins_anew,
 )
 def contributions(arguments: Namespace) -> Answer:
     """Measure what an edit of each layer alone contributes."""
@@ -220,7 +222,7 @@ def ablation(arguments: Namespace) -> Answer:
     return written([path])
 
 
-@command(MODEL, DATASET, SPLIT, _edits(100), *TEXT, *PLACE, example="blue nullspace --model pocket-gpt2")
+@command(MODEL, DATASET, SPLIT, _edits(100), *TEXT, *PLACE, example="blue nullspace --model pocket-gpt2", kept=begins_anew)
 def nullspace(arguments: Namespace) -> Answer:
     """Report what the null space of C keeps of edited subjects' keys."""
     from ..data.corpora import POCKET_CORPORA
@@ -253,6 +255,7 @@ def nullspace(arguments: Namespace) -> Answer:
     *TEXT,
     *PLACE,
     example="blue convergence --model pocket-gpt2",
+    kept=begins_anew,
 )
 def convergence(arguments: Namespace) -> Answer:
     """Report how much text second moments need."""

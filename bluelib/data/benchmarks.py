@@ -35,22 +35,7 @@ def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
         attribute_prompts=texts("attribute_prompts"),
         generation_prompts=texts("generation_prompts"),
         reference_texts=texts("reference_texts"),
-    )
-
-
-def parse_counterfact_flat(entry: Mapping[str, Any], position: int) -> Record:
-    """CounterFact in the flat form of knowledge-editing toolkits: one paraphrase, one probe."""
-    case_id = record_id(entry, position, needed=True)
-    subject = field(entry, "subject", case_id)
-    return Record(
-        case_id=case_id,
-        kind="counterfact",
-        prompt=put_subject_out(field(entry, "prompt", case_id), subject, case_id, "prompt"),
-        subject=subject,
-        target_new=field(entry, "target_new", case_id),
-        target_true=field(entry, "ground_truth", case_id),
-        paraphrases=(field(entry, "rephrase_prompt", case_id),),
-        locality=(Probe(field(entry, "locality_prompt", case_id), field(entry, "locality_ground_truth", case_id)),),
+        separator=field(entry, "separator", case_id, default=None),
     )
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..io.assets import ASSETS, check_shipped
 from ..io.checks import check_seed, check_whole
-from ..io.formats import decode_json
-from .benchmarks import parse_counterfact, parse_counterfact_flat, parse_zsre, reference_texts
+from . import own
+from .benchmarks import parse_counterfact, parse_zsre, reference_texts
 from .download import cached, downloaded, expected_hash, read_entries
 from .records import Record, RecordError, field
 
@@ -60,7 +60,7 @@ def choosing_split(name: str | Path) -> str:
     if str(name) in DATASETS:
         return "tune"
     try:
-        load_dataset(name, split="tune", limit=1)
+        load_dataset(name, split="tune", up_to=1)
     except SplitError:
         return "report"
     return "tune"
@@ -81,12 +81,12 @@ def records_to_choose_on(
         ValueError, OSError: as :func:`load_dataset`.
     """
     chosen = split or choosing_split(name)
-    records = load_dataset(name, split=chosen, limit=edits)
+    records = load_dataset(name, split=chosen, limit=edits, up_to=None if edits else up_to)
     about = {"split": chosen}
     if split is None and chosen != "tune":
         about["choosing_split"] = f"{name} has no split tune: all of it was chosen from"
         log.warning("%s; results reported on the same records flatter what is chosen here", about["choosing_split"])
-    return records[:up_to] if edits is None else records, about
+    return records, about
 
 
 def load_dataset(
@@ -94,24 +94,30 @@ def load_dataset(
     *,
     split: str | None = None,
     limit: int | None = None,
+    up_to: int | None = None,
     seed: int = 0,
+    skip_bad: bool = False,
     parse: Callable[[Mapping[str, Any], int], Record] | None = None,
 ) -> list[Record]:
-    """Load a benchmark.
+    """Load a benchmark, or facts of one's own.
 
     Args:
         name: a shipped dataset (:data:`DATASETS`); a benchmark that `blue download` has fetched (:data:`BENCHMARKS`);
-            or the path of a JSON file in the form of CounterFact (``counterfact.json``, ``multi_counterfact.json``),
-            of zsRE (``zsre_mend_eval.json``), or in the flat form of knowledge-editing toolkits. The reference texts
-            of ``counterfact`` and ``multi-counterfact`` come from ``attribute-snippets``, if that was fetched too;
-            the records have none otherwise, and their consistency is not measured. Of a record of CounterFact only its
+            or the path of a file, JSON, JSON Lines or CSV (:func:`.own.read_entries`), in the form of CounterFact
+            (``counterfact.json``, ``multi_counterfact.json``), of zsRE (``zsre_mend_eval.json``), or in the flat form
+            (:func:`.own.parse_flat`), which that of knowledge-editing toolkits and KnowEdit is. The reference texts of
+            ``counterfact`` and ``multi-counterfact`` come from ``attribute-snippets``, if that was fetched too; the
+            records have none otherwise, and their consistency is not measured. Of a record of CounterFact only its
             ``case_id`` and its edit are needed: what prompts that are missing would measure is left out. The edits of
             ``zsre`` install the right answer, as in MEMIT's code.
         split: ``tune`` or ``report``. A file whose records have no ``split`` field is all ``report``.
-        limit: how many records, the first of the split; None for all. The paper edits the first 2,000 in the file's
-            order; its public code takes them from ``multi-counterfact`` and ``zsre``.
+        limit: how many records, the first of the split; None for all. Those behind them are not looked at. The paper
+            edits the first 2,000 in the file's order; its public code takes them from ``multi-counterfact`` and
+            ``zsre``.
+        up_to: the same, but all records where there are fewer.
         seed: 0 keeps the benchmark's own order, as the paper does; any other shuffles the split with that seed
             before ``limit`` applies.
+        skip_bad: leave out records that cannot be used, say which and why, and take the next ones in their place.
         parse: reads a record, in place of the parser that the dataset's form asks for.
 
     Raises:
@@ -119,58 +125,109 @@ def load_dataset(
             file that is no JSON in UTF-8 or in none of the forms, or an empty result; for a shipped dataset that is not
             what was shipped.
         FileNotFoundError: if the path does not exist, or the benchmark was not downloaded.
-        RecordError: for a record that lacks a field, has the id of another one, or whose prompt, subject or target
-            cannot be used.
+        RecordError: for records that lack a field, have the id of another one, or whose prompt, subject or target
+            cannot be used: all of them at once.
     """
+    if limit is not None and up_to is not None:
+        raise ValueError("limit and up_to are two ways to say how many records; one of them is enough")
     if split is not None and split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    if limit is not None:
-        check_whole("limit", limit, 1)
+    for argument, value in (("limit", limit), ("up_to", up_to)):
+        if value is not None:
+            check_whole(argument, value, 1)
     check_seed(seed)
     shipped, benchmark = DATASETS.get(str(name)), BENCHMARKS.get(str(name))
     path = shipped.path if shipped else downloaded(str(name)) if benchmark else Path(name)
-    if not path.suffix:
+    if not path.suffix and not path.is_file():
         raise ValueError(
-            f"no dataset is called {str(name)!r}; known: {', '.join([*DATASETS, *BENCHMARKS])}, or the "
-            "path of a JSON file"
+            f"no dataset is called {str(name)!r}; known: {', '.join([*DATASETS, *BENCHMARKS])}, or the path of a file"
         )
     if shipped:
         check_shipped(path)
-    entries = _read(path)
-    parse = parse or (shipped.parse if shipped else benchmark or _parser_for(entries[0], path))
-    chosen = []
+    entries = own.read_entries(path)
+    parse = parse or (shipped.parse if shipped else benchmark or _parser_for(entries, path))
+    if parse is own.parse_flat and (ignored := own.unread(entries)):
+        log.warning("%s: fields that are not read: %s", path, ", ".join(ignored))
+    positions = [i for i, entry in enumerate(entries) if split is None or _split_of(entry) in (split, None)]
+    if not positions:
+        raise SplitError(f"{path} has no records in split {split!r}")
+    if seed:
+        random.Random(seed).shuffle(positions)
+    chosen, bad = _parsed(entries, positions, parse, most=limit or up_to, skip_bad=skip_bad)
+    if bad and not skip_bad:
+        raise RecordError(
+            _reasons(bad, f"{len(bad)} records of {path} cannot be used; skip_bad (--skip-bad-records) leaves them out")
+        )
+    if bad:
+        log.warning(
+            _reasons(bad, f"{len(bad)} of {len(chosen) + len(bad)} records of {path} are left out", always=True)
+        )
+    if not chosen or (limit is not None and limit > len(chosen)):
+        there = f"{name} has {len(chosen)} records" + (" that can be used" if bad else "")
+        raise ValueError(f"{there}{f' in split {split}' if split else ''}; {limit or 'some'} were asked for")
+    records = _with_references(chosen) if benchmark is parse_counterfact else [record for _, record in chosen]
+    _tell_unmeasured(records)
+    return records
+
+
+def load_facts(
+    path: str | Path,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+) -> list[Record]:
+    """Load facts of one's own from a file: :func:`load_dataset` of a path, whatever the file is called.
+
+    Args:
+        path: JSON, JSON Lines or CSV, see :mod:`bluelib.data.own`; a record needs ``subject``, ``prompt`` and
+            ``target_new``.
+        split, limit, seed, skip_bad: as for :func:`load_dataset`.
+
+    Raises:
+        FileNotFoundError: if there is no file at ``path``.
+        ValueError: from :func:`load_dataset`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is no file; facts are read from JSON, JSON Lines (.jsonl) or a table (.csv)")
+    return load_dataset(Path(path).absolute(), split=split, limit=limit, seed=seed, skip_bad=skip_bad)
+
+
+def _split_of(entry: Any) -> str | None:
+    """The split that a raw record says it is in; None for one that says something else, which is to be refused."""
+    own_split = entry.get("split", "report") if isinstance(entry, Mapping) else None
+    return own_split if own_split in SPLITS else None
+
+
+def _parsed(
+    entries: Sequence[Any],
+    positions: Sequence[int],
+    parse: Callable[[Mapping[str, Any], int], Record],
+    *,
+    most: int | None,
+    skip_bad: bool,
+) -> tuple[list[tuple[Mapping[str, Any], Record]], list[RecordError]]:
+    """The first ``most`` of these entries with their records, and why others have none. With ``skip_bad``, the first
+    that have one."""
+    chosen: list[tuple[Mapping[str, Any], Record]] = []
+    bad: list[RecordError] = []
     seen: dict[str, int] = {}
-    for position, entry in enumerate(entries):
-        if not isinstance(entry, Mapping):
-            raise RecordError(f"record at position {position}: must be an object, not {type(entry).__name__}")
-        own = entry.get("split", "report")
-        if own not in SPLITS:
-            raise RecordError(
-                f"record at position {position}: field 'split' must be one of {', '.join(SPLITS)}, not {own!r}"
-            )
-        if split is None or own == split:
-            record = parse(entry, position)
-            if not isinstance(record, Record):
-                raise RecordError(f"record at position {position}: parse gave a {type(record).__name__}, not a Record")
+    for position in positions:
+        if most is not None and len(chosen) + (0 if skip_bad else len(bad)) == most:
+            break
+        try:
+            record = _record(entries[position], position, parse)
             first = seen.setdefault(str(record.case_id), position)
             if first != position:
                 raise RecordError(
                     f"record {record.case_id}: field 'case_id' at position {position} must be another "
                     f"than at position {first}"
                 )
-            chosen.append((entry, record))
-    if not chosen:
-        raise SplitError(f"{path} has no records in split {split!r}")
-    if limit is not None and limit > len(chosen):
-        there = f"{name} has {len(chosen)} records" + (f" in split {split}" if split else "")
-        raise ValueError(f"{there}; {limit} were asked for")
-    if seed:
-        random.Random(seed).shuffle(chosen)
-    chosen = chosen[:limit]
-    records = _with_references(chosen) if benchmark is parse_counterfact else [record for _, record in chosen]
-    if all(record.kind == "counterfact" and not record.generation_prompts for record in records):
-        _warn_without_generation()
-    return records
+            chosen.append((entries[position], record))
+        except RecordError as error:
+            bad.append(error)
+    return chosen, bad
 
 
 def reference_documents(name: str | Path) -> tuple[Iterable[str], str | None]:
@@ -190,33 +247,34 @@ def reference_documents(name: str | Path) -> tuple[Iterable[str], str | None]:
         texts = (sample["text"] for entry in snippets for sample in entry["samples"] if sample["text"].strip())
         return texts, expected_hash("attribute-snippets")
     found: dict[str, None] = {}
-    for record in load_dataset(name):
+    for record in load_dataset(name, skip_bad=True):
         found.update(dict.fromkeys(record.reference_texts))
     return found, None
 
 
-def _read(path: Path) -> list[Any]:
-    """A file's JSON list; a byte order mark in front is passed over.
-
-    Raises:
-        ValueError: for any other content; of an object that has a field twice, no reader would take both.
-    """
-    try:
-        entries = decode_json(path.read_text(encoding="utf-8-sig"), _field_twice)
-    except RecordError as error:
-        raise RecordError(f"{path}, {error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be in UTF-8: {error}") from error
-    except ValueError as error:
-        lines = "; one list is read, not JSON Lines" if str(error).startswith("Extra data") else ""
-        raise ValueError(f"{path} is not JSON: {error}{lines}") from error
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path} must hold a JSON list of records")
-    return entries
+def _record(entry: Any, position: int, parse: Callable[[Mapping[str, Any], int], Record]) -> Record:
+    if not isinstance(entry, Mapping):
+        raise RecordError(f"record at position {position}: must be an object, not {type(entry).__name__}")
+    if _split_of(entry) is None:
+        raise RecordError(
+            f"record at position {position}: field 'split' must be one of {', '.join(SPLITS)}, not {entry['split']!r}"
+        )
+    record = parse(entry, position)
+    if not isinstance(record, Record):
+        raise RecordError(f"record at position {position}: parse gave a {type(record).__name__}, not a Record")
+    return record
 
 
-def _field_twice(found: dict[str, Any], name: str) -> RecordError:
-    return RecordError(f"record {found.get('case_id', 'without an id')}: field {name!r} is there twice")
+#: How many records are named, where many cannot be used.
+NAMED = 10
+
+
+def _reasons(bad: Sequence[RecordError], heading: str, *, always: bool = False) -> str:
+    """Why records cannot be used, a line each; of one alone its own message, unless the heading is ``always`` there."""
+    if len(bad) == 1 and not always:
+        return str(bad[0])
+    more = [f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+    return "\n  ".join([f"{heading}:", *map(str, bad[:NAMED]), *more])
 
 
 def _with_references(chosen: Sequence[tuple[Mapping[str, Any], Record]]) -> list[Record]:
@@ -240,20 +298,41 @@ def _warn_without_references() -> None:
     )
 
 
+def _tell_unmeasured(records: Sequence[Record]) -> None:
+    """Say which of CounterFact's metrics cannot be measured, and for want of what."""
+    if any(record.kind != "counterfact" for record in records):
+        return
+    without = sum(record.target_true is None for record in records)
+    if without:
+        who = "no record has" if without == len(records) else f"{without} of {len(records)} records have no"
+        _warn(f"{who} target_true: efficacy and generalization compare the new object with it, and are not measured")
+    probes = [probe for record in records for probe in record.locality]
+    unanswered = sum(probe.answer is None for probe in probes)
+    if unanswered:
+        who = (
+            "no neighbour has an" if unanswered == len(probes) else f"{unanswered} of {len(probes)} neighbours have no"
+        )
+        _warn(f"{who} answer: specificity asks whether it is kept, and is not measured")
+    if not any(record.generation_prompts for record in records):
+        _warn("no record has generation_prompts: fluency and consistency are not measured")
+
+
 @cache
-def _warn_without_generation() -> None:
-    log.warning("no record has generation_prompts: fluency and consistency are not measured")
+def _warn(message: str) -> None:
+    """Once in a process, for a file is often read again."""
+    log.warning(message)
 
 
-def _parser_for(entry: Any, path: Path) -> Callable[[Mapping[str, Any], int], Record]:
-    keys = set(entry) if isinstance(entry, Mapping) else set()
+def _parser_for(entries: Sequence[Any], path: Path) -> Callable[[Mapping[str, Any], int], Record]:
+    """By the first entry that is an object at all."""
+    keys = set(next((entry for entry in entries if isinstance(entry, Mapping)), {}))
     if "requested_rewrite" in keys:
         return parse_counterfact
-    if "src" in keys:
+    if keys & {"src", "loc_ans"}:
         return parse_zsre
-    if "prompt" in keys:
-        return parse_counterfact_flat
+    if keys & {"prompt", "subject", "target_new"}:
+        return own.parse_flat
     raise ValueError(
         f"{path} is in no known form: its first record has neither 'requested_rewrite' (CounterFact), "
-        "'src' (zsRE) nor 'prompt' (flat CounterFact)"
+        "'src' (zsRE) nor 'prompt', 'subject' and 'target_new'"
     )

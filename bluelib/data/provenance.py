@@ -45,11 +45,16 @@ def provenance(model: Model, records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
+#: Fields that records have not always had, with their defaults, which are left out of the hash: it is what it was then.
+_LATER = {"before": "", "separator": None}
+
+
 def records_hash(records: Sequence[Record]) -> str:
     """SHA-256 over the records as loaded."""
     digest = hashlib.sha256(b"[")  # the records as one JSON list, which is never whole in memory: texts can be long
     for position, record in enumerate(records):
-        text = json.dumps(asdict(record), sort_keys=True, ensure_ascii=False)
+        plain = {key: value for key, value in asdict(record).items() if key not in _LATER or value != _LATER[key]}
+        text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
         digest.update((", " * (position > 0) + text).encode())
     digest.update(b"]")
     return "sha256:" + digest.hexdigest()

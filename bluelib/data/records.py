@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any, Literal
 
 from ..models.prompts import Request, visible
@@ -17,10 +18,10 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Probe:
-    """A prompt about something that an edit must leave alone, with its true answer."""
+    """A prompt about something that an edit must leave alone, with its true answer; without one nothing is measured."""
 
     prompt: str
-    answer: str
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,19 @@ class Record:
         kind: which benchmark's metrics apply: ``counterfact`` compares the probabilities of two objects, ``zsre``
             counts tokens predicted right.
         prompt: the rewrite prompt, with ``{}`` for the subject.
-        subject, target_new, target_true: the edit. ``target_true`` is what the unedited model should say; zsRE's
-            metrics do not read it, and it may be None there.
+        subject, target_new, target_true: the edit. ``target_true`` is what the unedited model should say, or None:
+            zsRE's metrics do not read it, and CounterFact's that compare the two objects are left out then.
         paraphrases: full prompts that ask the same in other words.
         locality: probes about other subjects.
         relation: the relation's id, where the benchmark has one.
         attribute_prompts: prompts about subjects that have the new object by nature.
         generation_prompts, reference_texts: for fluency and consistency; empty where the benchmark has none.
+        before: a text in front of the rewrite prompt, and of a context prefix too, see :func:`.in_chat`; the full
+            prompts have it in them.
+        separator: what stands between every prompt of the record and its target, a space or nothing; None for what
+            :func:`.joiner` says.
+
+    A space at the end of a prompt belongs to the target, and is taken off.
     """
 
     case_id: int | str
@@ -53,13 +60,17 @@ class Record:
     attribute_prompts: tuple[str, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
+    before: str = ""
+    separator: str | None = None
 
     def __post_init__(self) -> None:
+        self._take_spaces_off()
+        if self.separator not in (None, "", " "):
+            raise RecordError(f"record {self.case_id}: separator must be a space or empty, not {self.separator!r}")
         if self.kind not in ("counterfact", "zsre"):
             raise RecordError(f"record {self.case_id}: kind must be counterfact or zsre, not {self.kind!r}")
         needed = ("prompt", "subject", "target_new", "target_true")
-        optional = self.kind == "zsre" and self.target_true is None
-        for field in needed[:3] if optional else needed:
+        for field in needed[:3] if self.target_true is None else needed:
             text = getattr(self, field)
             if wrong := _wrong(text):
                 raise RecordError(f"record {self.case_id}: {field} must be a {wrong}, not {text!r}")
@@ -67,7 +78,8 @@ class Record:
             raise RecordError(
                 f"record {self.case_id}: prompt must hold {{}} for the subject, and once, not {self.prompt!r}"
             )
-        if self.kind == "counterfact" and self.target_new.strip() == str(self.target_true).strip():
+        true = self.target_true
+        if self.kind == "counterfact" and true is not None and self.target_new.strip() == true.strip():
             raise RecordError(
                 f"record {self.case_id}: target_new must be another object than target_true; "
                 f"both are {self.target_new!r}"
@@ -76,7 +88,8 @@ class Record:
         for name, listed in texts.items():
             if not isinstance(listed, (tuple, list)):
                 raise RecordError(f"record {self.case_id}: {name} must be a tuple, not {listed!r}")
-        texts["locality"] = [text for probe in self.locality for text in (probe.prompt, probe.answer)]
+        answers = [probe.answer for probe in self.locality if probe.answer is not None]
+        texts["locality"] = [*(probe.prompt for probe in self.locality), *answers]
         for name, listed in texts.items():
             for text in listed:
                 if wrong := _wrong(text):
@@ -84,7 +97,20 @@ class Record:
 
     @property
     def request(self) -> Request:
-        return Request(self.prompt, self.subject, self.target_new)
+        return Request(self.prompt, self.subject, self.target_new, self.before, self.separator)
+
+    def _take_spaces_off(self) -> None:
+        """Of every prompt that ends in a space or a tab; whatever is no text is left for the checks."""
+
+        def bare(value: Any) -> Any:
+            if isinstance(value, Probe):
+                return replace(value, prompt=bare(value.prompt))
+            if isinstance(value, (tuple, list)):
+                return type(value)(map(bare, value))
+            return value.rstrip(" \t") if isinstance(value, str) else value
+
+        for name in ("prompt", "paraphrases", "locality", "generation_prompts"):
+            object.__setattr__(self, name, bare(getattr(self, name)))
 
 
 _LISTS = ("paraphrases", "locality", "attribute_prompts", "generation_prompts", "reference_texts")
@@ -118,7 +144,7 @@ def field(
     """Look up a dotted path in a raw record; a missing one has the ``default``, if there is any.
 
     Raises:
-        RecordError: naming the record and the field, if it is missing or of another type; a bool is no int.
+        RecordError: naming the record and the field, if it is missing, or of another type: see :func:`checked`.
     """
     value: Any = entry
     for key in path.split("."):
@@ -127,10 +153,24 @@ def field(
                 return default
             raise RecordError(f"record {case_id}: field {path!r} is missing")
         value = value[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-        raise RecordError(f"record {case_id}: field {path!r} must be {wanted}, not {type(value).__name__}")
-    return value
+    return checked(value, path, case_id, kind)
+
+
+def checked(value: Any, name: str, case_id: object, kind: type | tuple[type, ...] = str) -> Any:
+    """A value of a raw record, if it is of this type; a bool is no int.
+
+    Raises:
+        RecordError: naming the record and the field, if it is of another. A number is no string, for nothing says how
+            it is to be written.
+    """
+    if isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise RecordError(
+            f'record {case_id}: field {name!r} must be a string: write "{value}" with quotes, not the number {value}'
+        )
+    wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
+    raise RecordError(f"record {case_id}: field {name!r} must be {wanted}, not {type(value).__name__}")
 
 
 def record_id(entry: Mapping[str, Any], position: int, needed: bool = False) -> int | str:
@@ -161,12 +201,48 @@ def put_subject_out(prompt: str, subject: str, case_id: object, name: str) -> st
     starts = [match.start() for match in re.finditer(f"(?={re.escape(subject)})", prompt)]
     places = [at for at in starts if not _is_mark(prompt[at + len(subject) :][:1])]
     if not places:
-        raise RecordError(f"record {case_id}: field {name!r} does not mention the subject {subject!r}: {prompt!r}")
+        near = _nearest(prompt, subject)
+        raise RecordError(
+            f"record {case_id}: field {name!r} does not mention the subject {subject!r}: {prompt!r}"
+            + (f"; did you mean {near!r}? The subject must stand there letter for letter" if near else "")
+        )
     at = max(places, key=lambda at: (not _inside_word(prompt, at, at + len(subject)), at))
     template = prompt[:at] + "{}" + prompt[at + len(subject) :]
     if template.count("{}") != 1:
         raise RecordError(f"record {case_id}: field {name!r} holds {{}} besides the subject: {prompt!r}")
     return template
+
+
+def put_subject_in(prompt: str, subject: str, case_id: object, name: str) -> str:
+    """The template of a prompt that has ``{}`` already, or mentions the subject, see :func:`put_subject_out`.
+
+    A ``{}`` is the subject's place unless the prompt also mentions the subject as a word of its own.
+
+    Raises:
+        RecordError: for a prompt with neither, or with both.
+    """
+    mentions = re.finditer(f"(?={re.escape(subject)})", prompt) if subject.strip() else ()
+    alone = [m for m in mentions if not _inside_word(prompt, m.start(), m.start() + len(subject))]
+    return prompt if "{}" in prompt and not alone else put_subject_out(prompt, subject, case_id, name)
+
+
+#: How alike two texts must be, from 0 to 1, that one is suggested for the other.
+_ALIKE = 0.6
+
+
+def _nearest(prompt: str, subject: str) -> str | None:
+    """The words of a prompt that are most like the subject, if any are; capitals and accents make no difference."""
+
+    def bare(text: str) -> str:
+        split = unicodedata.normalize("NFKD", text)
+        return "".join(character for character in split if not _is_mark(character)).casefold()
+
+    words = [match.span() for match in re.finditer(r"\w\S*(?<=\w)", prompt)]
+    lengths = range(1, len(subject.split()) + 2)
+    found = [prompt[words[i][0] : words[i + n - 1][1]] for n in lengths for i in range(len(words) - n + 1)]
+    likeness = {text: SequenceMatcher(None, bare(text), bare(subject)).ratio() for text in found}
+    best = max(found, key=lambda text: likeness[text], default=None)
+    return best if best is not None and likeness[best] >= _ALIKE else None
 
 
 def _inside_word(text: str, start: int, end: int) -> bool:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ..data import Record
+from ..data.chat import in_chat
 from ..data.provenance import records_hash
 from ..io.checks import check_whole
 from ..io.timing import Timer, progress_bar
 from ..io.writing import check_writable
 from ..models.model import Model, Snapshot, check_finite
-from ..models.prompts import encode_target, locate
+from ..models.prompts import encode_answer, locate
 from .checkpoints import Checkpoint, held
 from .conflicts import Conflict, resolve
 from .deltas import save_delta
@@ -123,6 +124,7 @@ def edit_sequence(
     batch_size: int,
     checkpoint_dir: str | Path | None = None,
     on_conflict: str = "last",
+    chat: bool = False,
     progress: bool | None = None,
     after_batch: Callable[[int, BatchResult], None] | None = None,
 ) -> Run:
@@ -139,14 +141,16 @@ def edit_sequence(
             continues from it and ends, on the same machine with as many threads, with the same weights bit for bit.
         on_conflict: what to do about edits that get in each other's way, see :mod:`bluelib.editing.conflicts`:
             ``last``, ``keep`` or ``refuse``.
+        chat: edit behind the tokenizer's chat template, see :func:`~bluelib.data.chat.in_chat`; the run's records are
+            those then.
         progress: show a progress bar (default: on a terminal).
         after_batch: called after each batch with its number and result.
 
     Raises:
-        ValueError: for no records, or a batch size below 1 or above the number of records; for a record that cannot be
-            tokenised, or that with a context prefix is longer than the model's context; for a layer to edit that is not
-            in memory; for a checkpoint of another run; for conflicts that are to be refused; for weights that are not
-            finite.
+        ValueError: for no records, or a batch size below 1 or above the number of records; for ``chat`` where there is
+            no template; for a record that cannot be tokenised, or that with a context prefix is longer than the model's
+            context; for a layer to edit that is not in memory; for a checkpoint of another run; for conflicts that are
+            to be refused; for weights that are not finite.
         ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored, an update
             that overflows); the message names the batch's records, and the model is left as it was before that batch.
         OSError: if a checkpoint cannot be written; the model is left as before the batch, as the last checkpoint is.
@@ -156,6 +160,7 @@ def edit_sequence(
         records, editor, batch_size=batch_size, checkpoint_dir=checkpoint_dir, on_conflict=on_conflict
     )
     _tell(conflicts, skipped, records)
+    records = in_chat(model, records) if chat else records
     _check_model(model, editor, checkpointed=checkpoint_dir is not None)
     _check_requests(model, records, editor)
     groups = _groups(len(records), size, skipped)
@@ -301,8 +306,10 @@ def _check_requests(model: Model, records: Sequence[Record], editor: Method) -> 
     prefix = max(editor.prefixes(model), key=len)
     for record in records:
         try:
-            place = locate(model.tokenizer, record.prompt, record.subject, prefix)
-            tokens = len(place.ids) + len(encode_target(model.tokenizer, record.target_new)) - 1
+            request = record.request
+            place = locate(model.tokenizer, request.prompt, request.subject, prefix, request.before)
+            answer = encode_answer(model.tokenizer, request.text, request.target, request.separator)
+            tokens = len(place.ids) + len(answer) - 1
             model.check_length(tokens, "context prefix, prompt and target_new")
         except ValueError as error:
             raise ValueError(f"record {record.case_id}: {error}") from error

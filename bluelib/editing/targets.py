@@ -30,7 +30,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from ..io.checks import check_real, check_whole
 from ..models.choices import check_choice, published
 from ..models.model import Model
-from ..models.prompts import Request, by_length, encode_target, locate, pad
+from ..models.prompts import Request, by_length, encode_answer, locate, pad
 from ..models.tracing import trace
 
 #: The prompt on which the model's view of the subject must not drift (ROME, Meng et al. 2022, Eq. 4).
@@ -221,13 +221,13 @@ class _Prepared:
 
     @classmethod
     def of(cls, model: Model, request: Request, prefixes: Sequence[str], kl_at: str) -> _Prepared:
-        target = encode_target(model.tokenizer, request.target)
+        target = encode_answer(model.tokenizer, request.text, request.target, request.separator)
         rows = []
         for prefix in prefixes:
-            place = locate(model.tokenizer, request.prompt, request.subject, prefix)
+            place = locate(model.tokenizer, request.prompt, request.subject, prefix, request.before)
             weight = 1 / (len(prefixes) * len(target))
             rows.append(_Row(place.ids + target[:-1], place.subject_last, len(place.ids) - 1, target, weight))
-        place = locate(model.tokenizer, ESSENCE, request.subject)
+        place = locate(model.tokenizer, ESSENCE, request.subject, before=request.before)  # in chat, a user says it
         # What stands behind the token that is read cannot reach it.
         read = place.subject_last if kl_at == "subject" else len(place.ids) - 1
         rows.append(_Row(place.ids[: read + 1], place.subject_last, read))

@@ -5,14 +5,15 @@ metric          CounterFact                                         zsRE
 ==============  ==================================================  =====================================
 efficacy        P(new) > P(true) after the rewrite prompt           token accuracy of the new object there
 generalization  share of paraphrases with P(new) > P(true)          token accuracy after the rephrase
-specificity     share of neighbours with P(true) > P(new)           token accuracy of the unrelated answer
+specificity     share of neighbours with P(answer) > P(new)         token accuracy of the unrelated answer
 fluency         n-gram entropy of generated text                    –
 consistency     TF-IDF cosine with reference texts                  –
 ==============  ==================================================  =====================================
 
-P is the mean log-probability per token of the object (teacher-forced); a tie counts as a failure. All values are in
-the paper's units: per cent, entropy × 100, cosine × 100. Definitions: ROME (Meng et al. 2022), MEMIT (Meng et al.
-2023).
+P is the mean log-probability per token of the object (teacher-forced), without BOS or other special tokens; a tie
+counts as a failure. A record without a true object has no efficacy and generalization of CounterFact's kind, and a
+neighbour without an answer does not count. All values are in the paper's units: per cent, entropy × 100, cosine × 100.
+Definitions: ROME (Meng et al. 2022), MEMIT (Meng et al. 2023).
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from typing import Any
 import pandas as pd
 
 from ..data import Record
+from ..data.chat import in_chat
 from ..io.checks import check_seed
 from ..models.choices import as_text, check_choice, published
 from ..models.generation import encode_openings
 from ..models.model import Model
-from ..models.prompts import encode_prompt, encode_target
+from ..models.prompts import encode_answer, encode_prompt
 from ..models.scoring import TargetScore, score_targets
 from .text import generation_scores
 
@@ -99,6 +101,7 @@ def evaluate(
     seed: int = 0,
     dataset: str = "",
     measures: Measures = PUBLISHED,
+    chat: bool = False,
 ) -> Scores:
     """Evaluate a model, edited or not, on all metrics of each record's benchmark.
 
@@ -110,6 +113,7 @@ def evaluate(
         dataset: the name that the records were loaded by, for consistency: inverse document frequencies are those of
             all its reference texts. Without it they are those of ``records``.
         measures: what is measured where text and public code of the family differ; the code's by default.
+        chat: ask behind the tokenizer's chat template, see :func:`~bluelib.data.chat.in_chat`.
 
     Raises:
         ValueError: for no records, or a seed that is not allowed; naming the record, for a prompt that with its target
@@ -118,20 +122,17 @@ def evaluate(
     if not records:
         raise ValueError("there are no records to evaluate")
     check_seed(seed)
+    records = in_chat(model, records) if chat else records
     for record in records:
         _check_lengths(model, record, generate, _special(record, measures.score_bos))
-    scored = {}  # by whether special tokens count
-    for special in (False, True):
-        pairs = [
-            pair for record in records if _special(record, measures.score_bos) == special for pair in _pairs(record)
-        ]
-        scored[special] = iter(score_targets(model, pairs, special=special))
+    hows = [(_special(record, measures.score_bos), record.separator) for record in records]
+    scored = {}
+    for how in dict.fromkeys(hows):
+        pairs = [pair for record, own in zip(records, hows, strict=True) if own == how for pair in _pairs(record)]
+        scored[how] = iter(score_targets(model, pairs, special=how[0], separator=how[1]))
     results = [
-        {
-            "case_id": record.case_id,
-            **_editing_metrics(record, [next(scored[_special(record, measures.score_bos)]) for _ in _pairs(record)]),
-        }
-        for record in records
+        {"case_id": record.case_id, **_editing_metrics(record, [next(scored[how]) for _ in _pairs(record)])}
+        for record, how in zip(records, hows, strict=True)
     ]
     if generate:
         texts = generation_scores(model, records, seed=seed, dataset=dataset, words=measures.words, idf=measures.idf)
@@ -147,7 +148,7 @@ def _check_lengths(model: Model, record: Record, generate: bool, special: bool) 
             if len((prompt + target).encode()) >= model.max_positions // 4:
                 tokens = (
                     len(encode_prompt(model.tokenizer, prompt))
-                    + len(encode_target(model.tokenizer, target, special))
+                    + len(encode_answer(model.tokenizer, prompt, target, record.separator, special))
                     - 1
                 )
                 model.check_length(tokens, f"{prompt[:80]!r} with its target")
@@ -163,23 +164,28 @@ def _special(record: Record, score_bos: bool) -> bool:
 
 def _pairs(record: Record) -> list[tuple[str, str]]:
     """The (prompt, target) pairs that a record's metrics need: rewrite, paraphrases, locality."""
-    edited = [record.request.text, *record.paraphrases]
+    edited, known = _asked(record), [(p.prompt, p.answer) for p in record.locality if p.answer is not None]
     if record.kind == "zsre":
-        return [(prompt, record.target_new) for prompt in edited] + [(p.prompt, p.answer) for p in record.locality]
-    assert record.target_true is not None  # a record of CounterFact has one
-    pairs = [(prompt, target) for prompt in edited for target in (record.target_new, record.target_true)]
-    return pairs + [(p.prompt, target) for p in record.locality for target in (record.target_new, p.answer)]
+        return [(prompt, record.target_new) for prompt in edited] + known
+    compared = [(prompt, record.target_true) for prompt in edited if record.target_true is not None] + known
+    return [(prompt, target) for prompt, other in compared for target in (record.target_new, other)]
+
+
+def _asked(record: Record) -> list[str]:
+    """The prompts after which a record's new object is measured; none, if there is nothing to compare it with."""
+    comparable = record.kind == "zsre" or record.target_true is not None
+    return [record.request.text, *record.paraphrases] if comparable else []
 
 
 def _editing_metrics(record: Record, scores: list[TargetScore]) -> dict[str, float]:
-    n = 1 + len(record.paraphrases)
+    n = len(_asked(record))
     if record.kind == "zsre":
         values = [score.accuracy for score in scores]
     else:
-        new, true = scores[0::2], scores[1::2]
-        values = [float(a.log_prob > b.log_prob) for a, b in zip(new[:n], true[:n], strict=True)]
-        values += [float(b.log_prob > a.log_prob) for a, b in zip(new[n:], true[n:], strict=True)]
-    groups = {"efficacy": values[:1], "generalization": values[1:n], "specificity": values[n:]}
+        new, other = scores[0::2], scores[1::2]
+        values = [float(a.log_prob > b.log_prob) for a, b in zip(new[:n], other[:n], strict=True)]
+        values += [float(b.log_prob > a.log_prob) for a, b in zip(new[n:], other[n:], strict=True)]
+    groups = {"efficacy": values[: min(n, 1)], "generalization": values[1:n], "specificity": values[n:]}
     return {metric: 100 * fmean(group) for metric, group in groups.items() if group}
 
 

@@ -27,7 +27,7 @@ from ..data import Record
 from ..models.contexts import context_prefixes
 from ..models.generation import continue_greedily
 from ..models.model import Model
-from ..models.prompts import encode_prompt, encode_target
+from ..models.prompts import encode_answer, encode_prompt
 from ..models.scoring import score_targets
 
 MEASURES = ("rouge_l", "token_recall", "object_recall", "whole")
@@ -60,7 +60,7 @@ def evaluate_long_form(model: Model, records: Sequence[Record], objects: Sequenc
     found = iter(score_targets(model, pairs + [pair for some in mentions for pair in some]))
     recall = [100 * next(found).accuracy for _ in asked]
     of_object = [[100.0 * (next(found).accuracy == 1) for _ in some] for some in mentions]
-    lengths = [len(encode_target(model.tokenizer, target)) for target in targets]
+    lengths = [len(encode_answer(model.tokenizer, *pair)) for pair in pairs]
     texts = continue_greedily(model, [text for text, _ in pairs], lengths)
     rows = []
     for n, (i, prompt, _) in enumerate(asked):
@@ -89,7 +89,9 @@ def check_length(model: Model, records: Sequence[Record]) -> int:
     prefix = max(len(encode_prompt(model.tokenizer, text)) for text in context_prefixes(model))
     longest = 0
     for r in records:
-        own = len(encode_prompt(model.tokenizer, r.request.text)) + len(encode_target(model.tokenizer, r.target_new))
+        own = len(encode_prompt(model.tokenizer, r.request.text)) + len(
+            encode_answer(model.tokenizer, r.request.text, r.target_new, r.separator)
+        )
         model.check_length(prefix + own, f"record {r.case_id}: prefix, prompt and target")
         longest = max(longest, prefix + own)
     return longest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -61,10 +62,12 @@ def generate_texts(model: Model, prompts: Sequence[str], *, length: int = LENGTH
 
 
 @torch.no_grad()
-def continue_greedily(model: Model, prompts: Sequence[str], lengths: Sequence[int]) -> list[str]:
+def continue_greedily(
+    model: Model, prompts: Sequence[str], lengths: Sequence[int], *, until_end: bool = False
+) -> list[str]:
     """What follows each prompt, always the most probable token, as many tokens as ``lengths`` says for it.
 
-    An end-of-text token does not end a text.
+    An end-of-text token does not end a text, or, with ``until_end``, any of :func:`end_tokens` does.
 
     Raises:
         ValueError: for a prompt that with what follows is longer than the model's context.
@@ -72,13 +75,25 @@ def continue_greedily(model: Model, prompts: Sequence[str], lengths: Sequence[in
     encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
     for prompt, tokens, length in zip(prompts, encoded, lengths, strict=True):
         model.check_length(len(tokens) + length, f"{prompt[:80]!r} and {length} tokens to generate")
-    texts = [""] * len(prompts)
+    texts, ends = [""] * len(prompts), end_tokens(model) if until_end else []
     for batch in _same_length(encoded):
-        ids = _continue(model, [encoded[i] for i in batch], max(lengths[i] for i in batch), GREEDY)
+        ids = _continue(model, [encoded[i] for i in batch], max(lengths[i] for i in batch), GREEDY, ends)
         for i, row in zip(batch, ids.tolist(), strict=True):
             begin = len(encoded[i])
-            texts[i] = model.tokenizer.decode(row[begin : begin + lengths[i]], skip_special_tokens=True).strip()
+            said = takewhile(lambda token: token not in ends, row[begin : begin + lengths[i]])
+            texts[i] = model.tokenizer.decode(list(said), skip_special_tokens=True).strip()
     return texts
+
+
+def end_tokens(model: Model) -> list[int]:
+    """The tokens that end a text: the tokenizer's, one that begins the next text, and those of the model's generation
+    settings, which of a chat model name the end of a turn."""
+    config = getattr(model.hf_model, "generation_config", None)
+    found = getattr(config, "eos_token_id", None)
+    listed = found if isinstance(found, list) else [found]
+    return sorted(
+        {token for token in (model.tokenizer.eos_token_id, model.tokenizer.bos_token_id, *listed) if token is not None}
+    )
 
 
 def _same_length(encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -88,8 +103,10 @@ def _same_length(encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         yield from (same[first : first + BATCH] for first in range(0, len(same), BATCH))
 
 
-def _continue(model: Model, sequences: Sequence[Sequence[int]], tokens: int, how: Mapping[str, Any]) -> Tensor:
-    """Sequences of one length with so many tokens more, ``(n, length)``."""
+def _continue(
+    model: Model, sequences: Sequence[Sequence[int]], tokens: int, how: Mapping[str, Any], ends: Sequence[int] = ()
+) -> Tensor:
+    """Sequences of one length with so many tokens more, ``(n, length)``; fewer where each has had one of ``ends``."""
     ids = torch.tensor(sequences, device=model.device)
     if tokens < 1:
         return ids
@@ -98,6 +115,6 @@ def _continue(model: Model, sequences: Sequence[Sequence[int]], tokens: int, how
         attention_mask=torch.ones_like(ids),
         max_new_tokens=tokens,
         **how,
-        eos_token_id=None,
+        eos_token_id=list(ends) or None,
         pad_token_id=model.tokenizer.pad_token_id,
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from ..io.tensors import tensors_hash
 from ..io.writing import atomic_directory
 from .adapters import Adapter, adapter_for
 from .known import known_models
+
+if TYPE_CHECKING:
+    from .asking import Reply
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,12 @@ class Model:
             self.hf_model.save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
         return path
+
+    def ask(self, prompt: str, *, chat: bool = False, tokens: int = 40, top: int = 5) -> Reply:
+        """What the model says after a prompt, and its first choices there: see :func:`bluelib.models.asking.ask`."""
+        from .asking import ask  # which needs what a model is
+
+        return ask(self, prompt, chat=chat, tokens=tokens, top=top)
 
     @property
     def n_layers(self) -> int:

@@ -15,23 +15,46 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-#: A word that stands in for a prompt where a target is tokenised.
-ANCHOR = "a"
+#: What stands in for a prompt where a target is tokenised: a word, if a space follows; else the end of a line.
+ANCHORS = {" ": "a", "": "\n"}
 #: Unicode categories without a glyph: controls, formats such as a zero-width space, and spaces.
 INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
+#: The first and the last code point of blocks whose scripts are written without spaces: Thai and Lao, Tibetan, Burmese,
+#: Khmer, Kana and Han with their punctuation, and full-width forms.
+UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x0F00, 0x0FFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x2E80, 0x30FF),
+    (0x31C0, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0xFE30, 0xFE4F),
+    (0xFF00, 0xFF9F),
+    (0x20000, 0x3FFFF),
+)
+
+
 @dataclass(frozen=True)
 class Request:
-    """One edit to make: after ``prompt`` (with ``{}`` for the subject) the model shall say ``target``."""
+    """One edit to make: after ``prompt`` (with ``{}`` for the subject) the model shall say ``target``.
+
+    Attributes:
+        before: a text that stands in front even of a context prefix: a chat template up to the user's words.
+        separator: what stands between prompt and target, a space or nothing; None for what :func:`joiner` says.
+    """
 
     prompt: str
     subject: str
     target: str
+    before: str = ""
+    separator: str | None = None
 
     @property
     def text(self) -> str:
-        return fill(self.prompt, self.subject)
+        return self.before + fill(self.prompt, self.subject)
 
 
 def visible(text: str) -> bool:
@@ -53,8 +76,52 @@ class Located:
     subject_first: int
 
 
-def locate(tokenizer: PreTrainedTokenizerBase, template: str, subject: str, prefix: str = "") -> Located:
-    """Tokenise ``prefix + template`` with its subject filled in, and find the subject's last token.
+def joiner(prompt: str, target: str) -> str:
+    """What stands between a prompt and the target that follows it: a space, or nothing.
+
+    Nothing after whitespace (such as the newline at the end of a chat template's header), after an opening bracket or
+    quotation mark, and where the prompt's last character or the target's first belongs to a script that is written
+    without spaces (:data:`UNSPACED`), or to its punctuation.
+    """
+    last, first = prompt[-1:], target.strip()[:1]
+    if not last or not first:
+        return " "
+    opens = unicodedata.category(last) in ("Ps", "Pi") or (last in "\"'" and prompt[-2:-1].isspace())
+    return "" if last.isspace() or opens or _unspaced(last) or _unspaced(first) else " "
+
+
+def _unspaced(character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in UNSPACED)
+
+
+def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the tokenizer's chat template puts before and behind the words of a user whom the model is to answer. A
+    template may begin with a system prompt of its own.
+
+    Raises:
+        ValueError: for a tokenizer without a chat template, or one that does not show a user's words once.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template; without chat, a prompt is a text that "
+            "the model goes on with"
+        )
+    words = "USERS-WORDS"
+    turn = [{"role": "user", "content": words}]
+    rendered = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    if rendered.count(words) != 1:
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} must show a user's words once, as they "
+            f"are; it makes {rendered!r} of {words!r}"
+        )
+    before, after = rendered.split(words)
+    return before, after
+
+
+def locate(
+    tokenizer: PreTrainedTokenizerBase, template: str, subject: str, prefix: str = "", before: str = ""
+) -> Located:
+    """Tokenise ``before + prefix + template`` with its subject filled in, and find the subject's last token.
 
     That is the last token that holds any character of the subject, spaces at the subject's ends left out: of a letter
     spelt in bytes, the last byte; where one token holds the subject's end and what follows, that token. The subject is
@@ -71,8 +138,8 @@ def locate(tokenizer: PreTrainedTokenizerBase, template: str, subject: str, pref
         raise ValueError(f"prompt {template!r} has no {{}} for the subject")
     if not visible(subject):
         raise ValueError(f"subject {subject!r} has no visible character; it must have one, in prompt {template!r}")
-    text = prefix + fill(template, subject)
-    start = len(prefix) + template.index("{}") + len(subject) - len(subject.lstrip())
+    text = before + prefix + fill(template, subject)
+    start = len(before + prefix) + template.index("{}") + len(subject) - len(subject.lstrip())
     end = start + len(subject.strip())
     front, ids, offsets = _encode(tokenizer, text)
     inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and a < b]
@@ -100,8 +167,26 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, .
     return front + ids
 
 
-def encode_target(tokenizer: PreTrainedTokenizerBase, target: str, special: bool = False) -> tuple[int, ...]:
-    """Token ids of a target as it follows a prompt: after one space, without BOS or other special tokens.
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, separator: str | None = None, special: bool = False
+) -> tuple[int, ...]:
+    """Token ids of a target as it follows a prompt: see :func:`encode_target`.
+
+    Args:
+        tokenizer: a fast one.
+        prompt: the text in front.
+        target: what follows it.
+        separator: a space, nothing, or None for what :func:`joiner` says.
+        special: see there.
+    """
+    return encode_target(tokenizer, target, special, joiner(prompt, target) if separator is None else separator)
+
+
+def encode_target(
+    tokenizer: PreTrainedTokenizerBase, target: str, special: bool = False, separator: str = " "
+) -> tuple[int, ...]:
+    """Token ids of a target as it follows a prompt, without BOS or other special tokens: after one space, or, with no
+    separator, as at the beginning of a line.
 
     With ``special``, the special tokens that the tokenizer puts in front of a text come first.
 
@@ -111,13 +196,20 @@ def encode_target(tokenizer: PreTrainedTokenizerBase, target: str, special: bool
 
     Raises:
         ValueError: if the target has no token, if the tokenizer joins a word with the space behind it, so that a target
-            has no tokens of its own, or if it gives no character offsets.
+            has no tokens of its own, if it gives no character offsets, or for another separator.
     """
-    front, ids, offsets = _encode(tokenizer, f"{ANCHOR} {target.strip()}")
-    first = next((i for i, (start, _) in enumerate(offsets) if start >= len(ANCHOR)), len(ids))
-    if any(end > len(ANCHOR) for _, end in offsets[:first]):
+    if separator not in ANCHORS:
+        raise ValueError(f"what separates a prompt and its target is a space or nothing, not {separator!r}")
+    anchor = ANCHORS[separator]
+    front, ids, offsets = _encode(tokenizer, f"{anchor}{separator}{target.strip()}")
+    first = next((i for i, (start, _) in enumerate(offsets) if start >= len(anchor)), len(ids))
+    joined = next((i for i, (_, end) in enumerate(offsets[:first]) if end > len(anchor)), None)
+    if joined is not None and not separator and anchor not in tokenizer.decode([ids[joined]]):
+        first = joined  # a tokenizer to which a line's end is a space, or nothing
+    elif joined is not None:
+        what = "a word with the space behind it" if separator else "a line's end with what follows"
         raise ValueError(
-            f"{tokenizer.name_or_path or 'the tokenizer'} joins a word with the space behind it: target {target!r} has "
+            f"{tokenizer.name_or_path or 'the tokenizer'} joins {what}: target {target!r} has "
             "no tokens of its own; a tokenizer is needed whose tokens begin with the space, or at it"
         )
     if first == len(ids):
@@ -134,7 +226,7 @@ def _encode(
     encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids, offsets, added = (encoding[key] for key in ("input_ids", "offset_mapping", "special_tokens_mask"))
     # Of an empty text it does not show which of the special tokens are in front.
-    shown = added if 0 in added else tokenizer(ANCHOR, return_special_tokens_mask=True)["special_tokens_mask"]
+    shown = added if 0 in added else tokenizer(ANCHORS[" "], return_special_tokens_mask=True)["special_tokens_mask"]
     begin = shown.index(0)
     own = [i for i, special in enumerate(added) if not special]
     if own and tokenizer.bos_token_id in ids[:begin] and ids[own[0]] == tokenizer.bos_token_id:

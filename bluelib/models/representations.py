@@ -60,7 +60,9 @@ def prompt_hidden(model: Model, prompts: Sequence[str], layer: int) -> Tensor:
 
 
 def _at_subject(model: Model, texts: Sequence[tuple[Request, str]], modules: dict, layer: int) -> Tensor:
-    located = [locate(model.tokenizer, request.prompt, request.subject, prefix) for request, prefix in texts]
+    located = [
+        locate(model.tokenizer, request.prompt, request.subject, prefix, request.before) for request, prefix in texts
+    ]
     # What follows the subject's last token cannot reach it, so it is not run.
     return _at_last(model, [place.ids[: place.subject_last + 1] for place in located], modules, layer)
 

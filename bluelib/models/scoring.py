@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..io.timing import progress_bar
 from .model import Model
-from .prompts import Request, by_length, encode_prompt, encode_target, pad
+from .prompts import Request, by_length, encode_answer, encode_prompt, encode_target, joiner, pad
 
 TOKEN_BUDGET = 8192
 
@@ -30,8 +30,12 @@ class TargetScore:
 
 
 @torch.no_grad()
-def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bool = False) -> list[TargetScore]:
+def score_targets(
+    model: Model, pairs: Sequence[tuple[str, str]], *, special: bool = False, separator: str | None = None
+) -> list[TargetScore]:
     """Score each (prompt, target) pair; with ``special``, the tokenizer's special tokens count as part of a target.
+
+    Between the two stands ``separator``, or what :func:`~bluelib.models.prompts.joiner` says.
 
     Pairs that feed the same tokens to the model (the same prompt with two one-token targets, say) share a run, and
     logits are computed at the targets' positions only.
@@ -41,12 +45,15 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
         FloatingPointError: if what the model computes is not finite, which is no score; the message names the prompt.
     """
     prompts = {text: _prompt(model, text) for text in dict.fromkeys(prompt for prompt, _ in pairs)}
-    targets = {
-        text: encode_target(model.tokenizer, text, special) for text in dict.fromkeys(target for _, target in pairs)
+    joined = [joiner(*pair) if separator is None else separator for pair in pairs]
+    encoded = {
+        (target, between): encode_target(model.tokenizer, target, special, between)
+        for (_, target), between in zip(pairs, joined, strict=True)
     }
+    targets = [encoded[target, between] for (_, target), between in zip(pairs, joined, strict=True)]
     runs: dict[tuple[int, ...], list[int]] = {}
-    for index, (prompt, target) in enumerate(pairs):
-        runs.setdefault(prompts[prompt] + targets[target][:-1], []).append(index)
+    for index, (prompt, _) in enumerate(pairs):
+        runs.setdefault(prompts[prompt] + targets[index][:-1], []).append(index)
     sequences = list(runs)
     longest = max(sequences, key=len, default=())
     if longest:
@@ -59,7 +66,7 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, special: bo
             (row, index, len(prompts[pairs[index][0]]) - 1 + j, token)
             for row, i in enumerate(batch)
             for index in runs[sequences[i]]
-            for j, token in enumerate(targets[pairs[index][1]])
+            for j, token in enumerate(targets[index])
         ]
         rows, owners, columns, tokens = (list(column) for column in zip(*reads, strict=True))
         logits = _logits(model, [sequences[i] for i in batch], rows, columns)
@@ -89,7 +96,7 @@ def request_nll(model: Model, requests: Sequence[Request]) -> Tensor:
         ValueError: if a prompt has no token, or is with its target longer than the model's context.
     """
     prompts = [_prompt(model, request.text) for request in requests]
-    targets = [encode_target(model.tokenizer, request.target) for request in requests]
+    targets = [encode_answer(model.tokenizer, r.text, r.target, r.separator) for r in requests]
     reads = [
         (row, len(prompt) - 1 + j, token)
         for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True))

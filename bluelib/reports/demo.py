@@ -33,7 +33,7 @@ from ..editing.sequence import edited
 from ..editing.solvers import NullSpace
 from ..io.palette import GREY, SKY, VERMILION
 from ..models.model import Model
-from ..models.prompts import encode_target
+from ..models.prompts import encode_answer
 from ..models.scoring import next_token_log_probs, score_targets, top_tokens
 from .plots import style
 
@@ -145,7 +145,7 @@ def _questions(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
     return [
         ("rewrite", last.request.text, new, true),
         *(("paraphrase", prompt, new, true) for prompt in last.paraphrases),
-        *(("neighbour", probe.prompt, new, probe.answer) for probe in last.locality),
+        *(("neighbour", probe.prompt, new, probe.answer) for probe in last.locality if probe.answer is not None),
         *(("earlier edit", record.request.text, record.target_new, _true_object(record)) for record in earlier),
     ]
 
@@ -239,7 +239,8 @@ def plot_comparison(model: Model, comparison: Comparison) -> Figure:
 
 def _next_tokens(figure: Any, model: Model, comparison: Comparison) -> None:
     likely = {int(t): None for state in comparison.states for t in state.next_token.topk(4).indices}
-    first_new, first_true = (encode_target(model.tokenizer, target)[0] for target in comparison.questions[0][2:])
+    _, asked, *objects = comparison.questions[0]
+    first_new, first_true = (encode_answer(model.tokenizer, asked, target)[0] for target in objects)
     tokens = sorted(likely, key=lambda token: -comparison.states[0].next_token[token])
     labels = [model.tokenizer.decode([token]).strip() or "␣" for token in tokens]
     colours = [VERMILION if t == first_new else SKY if t == first_true else GREY for t in tokens]

@@ -47,15 +47,16 @@ def run_cell(
     seed: int,
     generate: bool = True,
     measures: Measures = PUBLISHED,
+    chat: bool = False,
     before: str | Path | None = None,
     keep: Callable[[Run], object] | None = None,
     **how: Any,
 ) -> Cell:
     """Evaluate ``records``, edit them in sequence, evaluate them again. The model stays edited; ``run.revert()``.
 
-    ``before`` is the file of the scores before editing, see :func:`evaluate_unedited`; ``keep`` is called with the run
-    before its edits are evaluated, to save them; ``how`` goes to :func:`~bluelib.edit_sequence`: ``checkpoint_dir``,
-    ``on_conflict``, ``progress``.
+    ``chat`` edits and evaluates behind the chat template; ``before`` is the file of the scores before editing, see
+    :func:`evaluate_unedited`; ``keep`` is called with the run before its edits are evaluated, to save them; ``how``
+    goes to :func:`~bluelib.edit_sequence`: ``checkpoint_dir``, ``on_conflict``, ``progress``.
     """
     check_sequence(
         records,
@@ -67,13 +68,13 @@ def run_cell(
     timer = Timer()
     with timer("evaluate_before"):
         unedited = evaluate_unedited(
-            model, dataset, records, seed=seed, generate=generate, measures=measures, path=before
+            model, dataset, records, seed=seed, generate=generate, measures=measures, chat=chat, path=before
         )
-    run = edit_sequence(model, records, editor, batch_size=batch_size, **how)
+    run = edit_sequence(model, records, editor, batch_size=batch_size, chat=chat, **how)
     if keep:
         keep(run)
     with timer("evaluate_after"):
-        after = evaluate(model, records, generate=generate, seed=seed, dataset=dataset, measures=measures)
+        after = evaluate(model, records, generate=generate, seed=seed, dataset=dataset, measures=measures, chat=chat)
     result = {
         "schema": SCHEMA,
         "model": model.name,
@@ -83,6 +84,7 @@ def run_cell(
         "batch_size": batch_size,
         "seed": seed,
         "measures": asdict(measures),
+        "chat": chat,
         "before": summary(unedited),
         "after": summary(after),
         "scores": per_record(after),
@@ -106,6 +108,7 @@ def evaluate_unedited(
     seed: int,
     generate: bool = True,
     measures: Measures = PUBLISHED,
+    chat: bool = False,
     path: str | Path | None = None,
 ) -> Scores:
     """The scores before editing, which all editors of a table have in common: read from ``path`` where it exists,
@@ -115,7 +118,7 @@ def evaluate_unedited(
         ValueError: if the model has been edited; if ``path`` holds scores of other weights, records or settings: the
             message names what differs.
     """
-    settings = {"dataset": dataset, "seed": seed, "generate": generate, "measures": asdict(measures)}
+    settings = {"dataset": dataset, "seed": seed, "generate": generate, "measures": asdict(measures), "chat": chat}
     identity = {
         **settings,
         "model": model.name,
@@ -127,7 +130,7 @@ def evaluate_unedited(
     model.check_unedited("scores before editing")
 
     def measure() -> Scores:
-        return evaluate(model, records, generate=generate, seed=seed, dataset=dataset, measures=measures)
+        return evaluate(model, records, generate=generate, seed=seed, dataset=dataset, measures=measures, chat=chat)
 
     if path is None:
         return measure()

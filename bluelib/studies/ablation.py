@@ -92,8 +92,7 @@ def run_ablation(
     """
     text = {"corpus": corpus, "tokens": tokens}
     tried = choices(model, **{name: value for name, value in text.items() if value is not None})
-    records = load_dataset(dataset, split=split, limit=edits)
-    records = records[:EDITS] if edits is None else records
+    records = load_dataset(dataset, split=split, limit=edits, up_to=None if edits else EDITS)
     batch_size = min(BATCH_SIZE, len(records)) if batch_size is None else batch_size
     check_whole("batch_size", batch_size, 1, len(records), "the number of records")
     if weights is None:

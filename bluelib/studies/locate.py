@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..models.model import Model
-from ..models.prompts import Request, encode_target, locate
+from ..models.prompts import Request, encode_answer, locate
 from ..models.tracing import trace
 from .layers import best_window
 
@@ -96,9 +96,9 @@ def causal_trace(
         raise ValueError(
             f"kinds must be from {tuple(KINDS)}, samples and window at least 1: {kinds}, {samples}, {window}"
         )
-    place = locate(model.tokenizer, request.prompt, request.subject)
+    place = locate(model.tokenizer, request.prompt, request.subject, before=request.before)
     first = place.subject_first
-    answer = encode_target(model.tokenizer, request.target)[0]
+    answer = encode_answer(model.tokenizer, request.text, request.target, request.separator)[0]
     t, n = len(place.ids), model.n_layers
     parts = {("hidden", layer): model.blocks[layer] for layer in range(n)}
     parts |= {(part, layer): model.part(layer, part) for part in ("mlp", "attention") for layer in range(n)}

@@ -84,7 +84,7 @@ def residual_contributions(model: Model, requests: Sequence[Request], found: Res
     P is the geometric mean over the new object's tokens.
     """
     rows = list(range(len(requests)))
-    columns = [locate(model.tokenizer, r.prompt, r.subject).subject_last for r in requests]
+    columns = [locate(model.tokenizer, r.prompt, r.subject, before=r.before).subject_last for r in requests]
 
     def probabilities(layer: int, added: Tensor) -> Tensor:
         def add(key: object, hidden: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def known_facts(model: Model, dataset: str, records: Sequence[Record], most: int
             facts = [fact for fact in read_entries(downloaded("known-facts")) if fact["subject"] not in subjects]
             found = {fact["prompt"]: Probe(fact["prompt"].rstrip(), fact["attribute"]) for fact in facts}
         else:
-            found = {probe.prompt: probe for record in records for probe in record.locality}
+            found = {probe.prompt: probe for record in records for probe in record.locality if probe.answer is not None}
         probes = [probe for prompt, probe in found.items() if not any(subject in prompt for subject in subjects)]
     draw.shuffle(probes)
     known = [probe for probe, right in zip(probes, recalled(model, probes), strict=True) if right][:most]
@@ -97,8 +97,9 @@ def known_facts(model: Model, dataset: str, records: Sequence[Record], most: int
 
 
 def recalled(model: Model, facts: Sequence[Probe]) -> list[bool]:
-    """Whether the model's first choice is right at every token of each answer."""
-    return [score.accuracy == 1 for score in score_targets(model, [(fact.prompt, fact.answer) for fact in facts])]
+    """Whether the model's first choice is right at every token of each fact's answer, which each must have."""
+    pairs = [(fact.prompt, fact.answer) for fact in facts if fact.answer is not None]
+    return [score.accuracy == 1 for score in score_targets(model, pairs)]
 
 
 def fact_states(model: Model, facts: Sequence[Probe], layer: int) -> np.ndarray:

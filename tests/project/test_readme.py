@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 
+from bluelib import load_facts
 from bluelib.cli import _parser
 from bluelib.data.datasets import DATASETS
 from bluelib.data.download import FILES
@@ -87,7 +88,9 @@ def is_a_target(folder: Path, program: str, target: str) -> None:
 def is_understood(folder: Path, program: str, *arguments: str) -> None:
     """A command of ``blue`` whose options, datasets, editors and grids there are."""
     parsed = vars(_parser().parse_args(arguments))
-    if "dataset" in parsed:
+    if parsed.get("facts"):  # the reader's own, as the README shows it
+        assert str(parsed["facts"]) == "my.json"
+    elif "dataset" in parsed:
         assert parsed["dataset"] in {*DATASETS, *FILES}
     if arguments[0] == "download":
         assert set(parsed["name"]) <= FILES.keys()
@@ -162,7 +165,7 @@ def test_a_command_that_no_check_knows_is_noticed():
 def test_blocks_are_of_known_languages():
     """Others would be read by nobody here; those without one are formulas and output."""
     for page, text in PAGES.items():
-        assert {language for language, _ in blocks(text)} <= {"bash", "python", ""}, page
+        assert {language for language, _ in blocks(text)} <= {"bash", "python", "json", ""}, page
         assert len(re.findall(r"^ *```", text, re.M)) == 2 * len(blocks(text)), page
 
 
@@ -172,6 +175,16 @@ def test_the_readmes_python_runs(number, tmp_path):
     python = [body for language, body in blocks(PAGES["README.md"]) if language == "python"]
     assert len(python) == 2 and FEWER[0] in python[0]
     run(tmp_path, sys.executable, "-c", python[number].replace(*FEWER))
+
+
+def test_the_readmes_facts_are_read(tmp_path):
+    (shown,) = [body for language, body in blocks(PAGES["README.md"]) if language == "json"]
+    (tmp_path / "my.json").write_text(shown, encoding="utf-8")
+    found = load_facts(tmp_path / "my.json")
+    assert [record.target_new for record in found] == ["Rome", "Russian", "botany"]
+    assert [record.request.text in PAGES["README.md"].partition("This is the answer")[2] for record in found] == [
+        True
+    ] * 3
 
 
 @pytest.mark.parametrize("page", PAGES)

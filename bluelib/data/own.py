@@ -1,0 +1,235 @@
+"""Facts of one's own: files that people write by hand or export, and the flat form of a record.
+
+A file is a JSON list, JSON Lines (``.jsonl``, ``.ndjson``) or CSV with a header row (``.csv``, ``.tsv``); all in UTF-8,
+with or without a byte order mark. A record needs ``subject``, ``prompt`` and ``target_new``; what else it may have is
+in :func:`parse_flat`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..io.formats import decode_json
+from .records import Probe, Record, RecordError, checked, field, put_subject_in, record_id
+
+#: How files that are not one JSON list are told, by suffix.
+LINES = (".jsonl", ".ndjson")
+TABLES = (".csv", ".tsv")
+
+#: What stands between the texts of one cell of a table.
+BETWEEN = " | "
+
+#: The one of KnowEdit's kinds of locality that asks what an edit must leave alone.
+_KNOWEDIT = "Relation_Specificity"
+#: Each field of the flat form with the other names that it goes by.
+_NAMES = {
+    "target_true": ("ground_truth",),
+    "paraphrases": ("rephrase_prompt",),
+    "neighbours": ("neighbors",),
+}
+_LISTS = ("paraphrases", "rephrase_prompt", "neighbours", "neighbors", "locality_prompt", "locality_ground_truth")
+
+#: The fields of the flat form; others are passed over.
+FIELDS = frozenset(
+    {
+        "case_id",
+        "split",
+        "separator",
+        "subject",
+        "prompt",
+        "target_new",
+        "locality",
+        *_LISTS,
+        *_NAMES,
+        *sum(_NAMES.values(), ()),
+    }
+    | {f"locality.{_KNOWEDIT}"}
+)
+
+
+def read_entries(path: Path) -> list[Any]:
+    """The raw records of a file: a JSON list, JSON Lines or a table, by its suffix.
+
+    A table's empty cells are absent. Cells of :data:`_LISTS` hold several texts with `` | `` between them.
+
+    Raises:
+        ValueError: naming the file and, where there is one, the line; of an object or a header that has a field twice,
+            no reader would take both.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be in UTF-8: {error}") from error
+    if path.suffix.lower() in TABLES:
+        entries: Any = list(_rows(text, path))
+    elif path.suffix.lower() in LINES:
+        lines = enumerate(text.split("\n"), 1)
+        entries = [_decoded(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    else:
+        entries = _decoded(text, str(path))
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(
+            f"{path} must hold a JSON list of records, or be JSON Lines (.jsonl) or a table (.csv) of them"
+        )
+    return entries
+
+
+def _decoded(text: str, where: str) -> Any:
+    def twice(found: dict[str, Any], name: str) -> RecordError:
+        return RecordError(f"record {found.get('case_id', 'without an id')}: field {name!r} is there twice")
+
+    try:
+        return decode_json(text, twice)
+    except RecordError as error:
+        raise RecordError(f"{where}, {error}") from error
+    except ValueError as error:
+        several = "; JSON Lines are read from a file that ends in .jsonl" if str(error).startswith("Extra data") else ""
+        raise ValueError(f"{where} is not JSON: {error}{several}") from error
+
+
+def _rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a table as objects. What separates its cells is told from the header: comma, semicolon or tab."""
+    header = text.partition("\n")[0]
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), skipinitialspace=True, strict=True
+    )
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if doubled := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{path}: column {doubled[0]!r} is there twice in the header")
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) > len(names):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells, and {len(names)} columns in the header; a "
+                    "text with a comma in it must stand in double quotes"
+                )
+            yield {
+                name: [part.strip() for part in cell.split(BETWEEN)] if name in _LISTS else cell
+                for name, cell in zip(names, cells, strict=False)
+                if cell.strip()
+            }
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: is no CSV: {error}") from error
+
+
+def parse_flat(entry: Mapping[str, Any], position: int) -> Record:
+    """A record in the flat form: an edit, and what is known besides.
+
+    =========================  ======================================================================================
+    field                      content
+    =========================  ======================================================================================
+    ``subject``                as it stands in the prompt, letter for letter
+    ``prompt``                 a text that the object shall follow, with the subject in it, or ``{}`` in its place
+    ``target_new``             the new object
+    ``case_id``                a number or a string; by default the position in the file
+    ``target_true``            the old object, a string, or a list whose first is taken; also ``ground_truth``
+    ``paraphrases``            other texts that the object shall follow, a string or a list; also ``rephrase_prompt``
+    ``neighbours``             what must stay: a list of prompts, or of ``{"prompt": …, "answer": …}``
+    ``separator``              what stands between a prompt and its object, a space or ``""``, where the rule errs
+    ``locality_prompt``        the same as strings, or lists of one length, with ``locality_ground_truth``
+    ``locality``               the same as in KnowEdit (Zhang et al. 2024): ``{"Relation_Specificity": [{"prompt": …,
+                               "ground_truth": …}]}``
+    =========================  ======================================================================================
+
+    ``null`` is the same as an absent field, but for ``case_id``. What needs an absent field is not measured.
+
+    Raises:
+        RecordError: naming the record and the field, and saying what would be right.
+    """
+    case_id = record_id(entry, position)
+    subject, prompt, target = (field(entry, name, case_id) for name in ("subject", "prompt", "target_new"))
+    true, paraphrases = _name(entry, "target_true", case_id), _texts(entry, "paraphrases", case_id)
+    return Record(
+        case_id=case_id,
+        kind="counterfact",
+        prompt=put_subject_in(prompt, subject, case_id, "prompt"),
+        subject=subject,
+        target_new=target,
+        target_true=_first(entry.get(true), true, case_id),
+        paraphrases=tuple(text.replace("{}", subject) for text in paraphrases),
+        separator=_separator(entry, case_id),
+        locality=(*_neighbours(entry, case_id), *_flat_probes(entry, case_id), *_knowedit_probes(entry, case_id)),
+    )
+
+
+def _separator(entry: Mapping[str, Any], case_id: object) -> str | None:
+    return None if entry.get("separator") is None else field(entry, "separator", case_id)
+
+
+def unread(entries: Sequence[Any]) -> list[str]:
+    """The fields of records in the flat form that nothing reads, in the order of their first record."""
+    found: dict[str, None] = {}
+    for entry in entries:
+        if isinstance(entry, Mapping):
+            locality = entry.get("locality")
+            kinds = [f"locality.{kind}" for kind in locality] if isinstance(locality, Mapping) else []
+            found.update(dict.fromkeys([*map(str, entry), *kinds]))
+    return [name for name in found if name not in FIELDS]
+
+
+def _name(entry: Mapping[str, Any], name: str, case_id: object) -> str:
+    """The name under which a record has a field; null is the same as absent."""
+    there = [known for known in (name, *_NAMES.get(name, ())) if entry.get(known) is not None]
+    if len(there) > 1:
+        raise RecordError(f"record {case_id}: fields {there[0]!r} and {there[1]!r} say the same; one of them is enough")
+    return there[0] if there else name
+
+
+def _texts(entry: Mapping[str, Any], name: str, case_id: object) -> tuple[str, ...]:
+    """A field that is a string or a list of them."""
+    name = _name(entry, name, case_id)
+    if entry.get(name) is None:
+        return ()
+    found = field(entry, name, case_id, (str, list))
+    texts = [found] if isinstance(found, str) else found
+    return tuple(checked(text, f"{name}[{number}]", case_id) for number, text in enumerate(texts))
+
+
+def _first(value: Any, name: str, case_id: object) -> str | None:
+    """An answer: a string, or the first of a list, which KnowEdit puts into a list once more; None without any."""
+    while isinstance(value, list):
+        value = value[0] if value else None
+    return None if value is None else checked(value, name, case_id)
+
+
+def _neighbours(entry: Mapping[str, Any], case_id: object) -> Iterator[Probe]:
+    name = _name(entry, "neighbours", case_id)
+    found = [] if entry.get(name) is None else field(entry, name, case_id, (str, list))
+    for number, item in enumerate([found] if isinstance(found, str) else found):
+        yield Probe(item) if isinstance(item, str) else _probe(item, f"{name}[{number}]", case_id)
+
+
+def _probe(item: Any, where: str, case_id: object) -> Probe:
+    if not isinstance(item, Mapping) or "prompt" not in item:
+        raise RecordError(
+            f"record {case_id}: field '{where}' must be a prompt, or an object with prompt and answer, not {item!r}"
+        )
+    answer = "ground_truth" if "ground_truth" in item else "answer"
+    return Probe(
+        checked(item["prompt"], f"{where}.prompt", case_id),
+        _first(item.get(answer), f"{where}.{answer}", case_id),
+    )
+
+
+def _flat_probes(entry: Mapping[str, Any], case_id: object) -> tuple[Probe, ...]:
+    prompts, answers = (_texts(entry, name, case_id) for name in ("locality_prompt", "locality_ground_truth"))
+    if answers and len(answers) != len(prompts):
+        raise RecordError(
+            f"record {case_id}: field 'locality_ground_truth' must have an answer for each 'locality_prompt', "
+            f"{len(prompts)}, not {len(answers)}"
+        )
+    return tuple(map(Probe, prompts, answers)) if answers else tuple(map(Probe, prompts))
+
+
+def _knowedit_probes(entry: Mapping[str, Any], case_id: object) -> Iterator[Probe]:
+    kinds = {} if entry.get("locality") is None else field(entry, "locality", case_id, dict)
+    if kinds.get(_KNOWEDIT) is not None:
+        where = f"locality.{_KNOWEDIT}"
+        for number, item in enumerate(checked(kinds[_KNOWEDIT], where, case_id, list)):
+            yield _probe(item, f"{where}[{number}]", case_id)

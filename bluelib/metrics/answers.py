@@ -1,0 +1,106 @@
+"""What a model says about the facts that are edited: its own words, before and after.
+
+The editing metrics compare probabilities, and can be perfect where the model says something else. Here it is asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data import Record
+from ..models.generation import continue_greedily
+from ..models.model import Model
+from ..models.prompts import encode_prompt
+from ..models.scoring import score_targets
+
+#: How many tokens of an answer are looked at.
+TOKENS = 12
+
+#: The end of a line, or of a sentence: not a point behind one or two letters, as in "St. Petersburg" and "J. Verne".
+_END = re.compile(r"\n|(?:(?<!\b\w)(?<!\b\w\w)\.|[!?])(?=\s|$)|[。！？]")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model says about one record.
+
+    Attributes:
+        case_id: the record's.
+        prompt: its rewrite prompt, with the subject.
+        target_new: the object that it shall say.
+        text: what it says after the prompt, always the most probable token, to the end of the sentence.
+        first_choice: whether every token of the new object is its first choice after the prompt.
+        paraphrases: the same after each paraphrase.
+    """
+
+    case_id: int | str
+    prompt: str
+    target_new: str
+    text: str
+    first_choice: bool
+    paraphrases: tuple[bool, ...]
+
+
+def ask_about(model: Model, records: Sequence[Record], *, tokens: int = TOKENS) -> list[Said]:
+    """Ask a model about each record, after the rewrite prompt and its paraphrases.
+
+    Args:
+        model: the model in its present state.
+        records: what to ask about.
+        tokens: how many of an answer to look at; fewer where the model's context ends.
+
+    Raises:
+        ValueError: naming the record, for a prompt that fills the model's context.
+    """
+    lengths = []
+    for record in records:
+        read = len(encode_prompt(model.tokenizer, record.request.text))
+        try:
+            model.check_length(read + 1, f"{record.request.text[:80]!r} and an answer")
+        except ValueError as error:
+            raise ValueError(f"record {record.case_id}: {error}") from error
+        lengths.append(min(tokens, model.max_positions - read))
+    texts = continue_greedily(model, [record.request.text for record in records], lengths, until_end=True)
+    asked = [(record.request.text, *record.paraphrases) for record in records]
+    pairs = [(prompt, record.target_new) for prompts, record in zip(asked, records, strict=True) for prompt in prompts]
+    scores = iter(score_targets(model, pairs))
+    chosen = [[next(scores).accuracy == 1 for _ in prompts] for prompts in asked]
+    return [
+        Said(record.case_id, record.request.text, record.target_new, first_sentence(text), first, tuple(others))
+        for record, text, (first, *others) in zip(records, texts, chosen, strict=True)
+    ]
+
+
+def first_sentence(text: str) -> str:
+    """A text up to the end of its first sentence or line."""
+    text = text.strip()
+    end = _END.search(text)
+    return text[: end.end()].strip() if end else text
+
+
+def compare(before: Sequence[Said], after: Sequence[Said]) -> list[dict[str, Any]]:
+    """What a model said of the same records before and after editing, as plain values, one object a record.
+
+    ``paraphrases`` is how many there are; ``first_choice_paraphrases`` after how many of them the new object is the
+    first choice.
+    """
+    return [
+        {
+            "case_id": old.case_id,
+            "prompt": old.prompt,
+            "target_new": old.target_new,
+            "paraphrases": len(old.paraphrases),
+            **{
+                state: {
+                    "says": said.text,
+                    "first_choice": said.first_choice,
+                    "first_choice_paraphrases": sum(said.paraphrases),
+                }
+                for state, said in (("before", old), ("after", new))
+            },
+        }
+        for old, new in zip(before, after, strict=True)
+    ]
