@@ -64,9 +64,12 @@ def locate(arguments: Namespace) -> Answer:
     )
     stem = project_path("results", "locate", model.stem)
     numbers, picture = located.write(stem), save(critical_layers(located.as_dict()), stem)[0]
+    assert target is not None  # of a model that is loaded
     file = located.write_settings(target)
     found = {**located.as_dict(), "settings": str(file), "numbers": str(numbers), "picture": str(picture)}
-    return Answer(found, f"{explain(located)}\n\nsettings: {file}\nnumbers: {numbers}\npicture: {picture}\n\n{_next(arguments)}")
+    return Answer(
+        found, f"{explain(located)}\n\nsettings: {file}\nnumbers: {numbers}\npicture: {picture}\n\n{_next(arguments)}"
+    )
 
 
 def _next(arguments: Namespace) -> str:
@@ -169,9 +172,10 @@ def tune(arguments: Namespace) -> Answer:
 def contributions(arguments: Namespace) -> Answer:
     """Measure what an edit of each layer alone contributes."""
     from ..editing.named import get_composition
+    from ..editing.settings import critical_layers
     from ..io.paths import project_path
     from ..io.writing import atomic_file
-    from ..studies.layers import layer_contributions, layers_by_editing, window_width
+    from ..studies.layers import layer_contributions, layers_by_editing
 
     model, records, about = _loaded(arguments, "memit", 40)
     editor = get_composition("memit", model, corpus=arguments.corpus, tokens=arguments.tokens)
@@ -180,11 +184,12 @@ def contributions(arguments: Namespace) -> Answer:
     path = project_path("results", "contributions", f"{model.stem}.csv")
     with atomic_file(path) as temporary:
         frame.round(4).to_csv(temporary, index=False, lineterminator="\n")
-    width = window_width(model.n_layers)
+    width = len(critical_layers(model))
     best = layers_by_editing(frame, width)
     return Answer(
         {"written": [str(path)], **about, "contributions": frame.round(4).to_dict("records"), "layers": best},
-        f"{frame.round(3).to_string(index=False)}\n{width} consecutive layers with the largest mean contribution: {best}",
+        f"{frame.round(3).to_string(index=False)}\n"
+        f"the {width} consecutive layers with the largest mean contribution: {best}",
     )
 
 
@@ -194,7 +199,9 @@ def contributions(arguments: Namespace) -> Answer:
     Option("--split", default="report", help="tune or report"),
     _edits(60),
     _batch_size(10),
-    Option("--weights", type=float, nargs="+", action=Gather, help="λ, if not ten times, once and a tenth of the settings'"),
+    Option(
+        "--weights", type=float, nargs="+", action=Gather, help="λ, if not ten times, once and a tenth of the settings'"
+    ),
     *TEXT,
     *PLACE,
     example="blue ablation --model pocket-gpt2",
@@ -222,7 +229,9 @@ def ablation(arguments: Namespace) -> Answer:
     return written([path])
 
 
-@command(MODEL, DATASET, SPLIT, _edits(100), *TEXT, *PLACE, example="blue nullspace --model pocket-gpt2", kept=begins_anew)
+@command(
+    MODEL, DATASET, SPLIT, _edits(100), *TEXT, *PLACE, example="blue nullspace --model pocket-gpt2", kept=begins_anew
+)
 def nullspace(arguments: Namespace) -> Answer:
     """Report what the null space of C keeps of edited subjects' keys."""
     from ..data.corpora import POCKET_CORPORA
@@ -298,7 +307,11 @@ def _table_stem(kind: str, model: Model) -> Path:
     from ..models.known import scale_of
 
     pocket = scale_of(model.name) == "pocket"
-    return project_path("figures", "pocket", f"{kind}_{model.stem}") if pocket else project_path("results", kind, model.stem)
+    return (
+        project_path("figures", "pocket", f"{kind}_{model.stem}")
+        if pocket
+        else project_path("results", kind, model.stem)
+    )
 
 
 def _table(stem: Path) -> Answer:

@@ -82,8 +82,8 @@ class Network(nn.Module):
 
 
 def network_path(model: Model) -> Path:
-    """Where a model's network is, unless another file is named: it ships with a pocket model, and is in the user's cache
-    for any other."""
+    """Where a model's network is, unless another file is named: a pocket model's ships with it, any other's is in the
+    user's cache."""
     folder = ASSETS / "mend" if scale_of(model.name) == "pocket" else cache_dir("mend")
     return folder / f"{model.stem}.safetensors"
 

@@ -113,7 +113,15 @@ def check_corpus_of(name: str, model: Model | str, corpus: str | None = None) ->
         check_corpus(corpus or str(configured))
 
 
-def get_editor(name: str, model: Model, *, corpus: str | None = None, tokens: int | None = None, text: bool = False, **overrides: Any) -> Method:
+def get_editor(
+    name: str,
+    model: Model,
+    *,
+    corpus: str | None = None,
+    tokens: int | None = None,
+    text: bool = False,
+    **overrides: Any,
+) -> Method:
     """The editor ``name`` with its hyper-parameters for ``model``.
 
     Args:
@@ -151,7 +159,11 @@ def get_editor(name: str, model: Model, *, corpus: str | None = None, tokens: in
     if "layers" not in settings:
         raise ValueError(
             f"no settings of editor {name!r}: "
-            + (no_settings(model.name) if settings_of(model) is None else f"those of {model.name} name no layers for it")
+            + (
+                no_settings(model.name)
+                if settings_of(model) is None
+                else f"those of {model.name} name no layers for it"
+            )
             + "; or pass layers and hyper-parameters as overrides; layers are shared with other editors by those whose "
             "factory takes targets"
         )

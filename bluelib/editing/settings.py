@@ -1,8 +1,8 @@
 """Hyper-parameters: one YAML file per model, with the critical layers and the settings of each editor.
 
 Files of the same form in the user's folders are read too, and go before those that are shipped: for models that are not
-configured here. ``blue locate MODEL`` writes one, ``blue tune MODEL`` improves it. The folders are, the later one first,
-that of ``$BLUELIB_CONFIGS`` and :func:`.config_dir`.
+configured here. ``blue locate MODEL`` writes one, ``blue tune MODEL`` improves it. The folders are that which
+``$BLUELIB_CONFIGS`` names, and, behind it, :func:`.config_dir`.
 
 A file belongs to a model by what its list ``models`` has: a name, or the path of the model's folder, however it is
 written; or by its ``revision``, the hash of the weights, wherever they lie.
@@ -119,7 +119,9 @@ def _checked(file: Path) -> dict[str, Any]:
                 f"{', '.join(wanted)}, and statistics where a text is configured"
             )
     if wrong := [name for name in config["models"] if not isinstance(name, str)]:
-        raise ValueError(f"{file}: models must be a list of names and paths; {wrong[0]!r} is no text: write it in quotes")
+        raise ValueError(
+            f"{file}: models must be a list of names and paths; {wrong[0]!r} is no text: write it in quotes"
+        )
     return config
 
 
@@ -167,9 +169,11 @@ def settings_text(config: Mapping[str, Any], comments: str = "") -> str:
     """A configuration as YAML, a line an entry and an editor, behind ``comments``, which are commented out."""
 
     def flow(value: Any) -> str:
-        return yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix(
-            "...\n"
-        ).strip()
+        return (
+            yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True)
+            .removesuffix("...\n")
+            .strip()
+        )
 
     lines = [f"# {line}".rstrip() for line in comments.splitlines()]
     lines += [f"{key}: {flow(value)}" for key, value in config.items() if key != "editors"]
@@ -185,8 +189,8 @@ def write_settings(path: Path, config: Mapping[str, Any], comments: str = "") ->
 
 
 def set_editor(file: Path, editor: str, settings: Mapping[str, Any]) -> None:
-    """Put settings of an editor into a user's file, beside those that it has there already. Of the file's comments, those
-    at its beginning are kept.
+    """Put settings of an editor into a user's file, beside those that it has there already. Of the file's comments,
+    those at its beginning are kept.
 
     Raises:
         ValueError: for a file that ships with the project.

@@ -156,7 +156,8 @@ def _run(model: Model, records: Sequence[Record], method: Editor, batch_size: in
 
 
 def load_ablation(model: Model | str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The runs of a model, or of one with such a name, one row each, and where they come from (``identity``: records, batches, λ).
+    """The runs of a model, or of the one with this name, one row each, and where they come from (``identity``: records,
+    batches, λ).
 
     Besides what is in the file, each metric's mean over records, ``success`` (per record the mean of efficacy and
     generalization) and its mean ``mean_success``.
@@ -166,7 +167,8 @@ def load_ablation(model: Model | str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """
     path = _path(model)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; make it with: blue ablation --model {model if isinstance(model, str) else model.name}")
+        name = model if isinstance(model, str) else model.name
+        raise FileNotFoundError(f"{path} does not exist; make it with: blue ablation --model {name}")
     content = read_json(path)
     frame = pd.DataFrame(content["runs"])
     frame["success"] = [

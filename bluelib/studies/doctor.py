@@ -22,7 +22,15 @@ from ..editing.catalogue import known
 from ..editing.method import Size
 from ..editing.named import composes, editor_with
 from ..editing.second_moments import enough_tokens
-from ..editing.settings import find_settings, model_configs, place_of, settings_in, settings_of, settings_text, user_folder
+from ..editing.settings import (
+    find_settings,
+    model_configs,
+    place_of,
+    settings_in,
+    settings_of,
+    settings_text,
+    user_folder,
+)
 from ..editing.targets import default_token_budget
 from ..models.known import scale_of
 from ..models.model import Model
@@ -249,12 +257,12 @@ def _like(model: Model) -> str:
     return LIKE.get(model.hf_model.config.model_type, OTHERWISE)
 
 
-def beginning(model: Model) -> dict[str, Any]:
-    """The settings of the paper's model that is most like this one, and a guess of the critical layers: the five (or as
-    many as there are) from an eighth of the depth on."""
+def beginning(model: Model, critical: list[int] | None = None) -> dict[str, Any]:
+    """The settings of the paper's model that is most like this one. Without ``critical`` layers, a guess of them: the
+    five (or as many as there are) from an eighth of the depth on."""
     like = model_configs()[_like(model)]
     first = model.n_layers // 8
-    critical = list(range(first, min(first + 5, model.n_layers)))
+    critical = critical or list(range(first, min(first + 5, model.n_layers)))
     editors = {}
     for name, settings in like["editors"].items():
         own = editors[name] = dict(settings)
@@ -305,8 +313,8 @@ def report(findings: Findings) -> str:
     if not findings.configured:
         lines += [
             "",
-            f"no settings for this model: `blue locate {findings.model}` finds some and writes them; or, to begin with, "
-            f"save this as a .yaml file in {user_folder()}:",
+            f"no settings for this model: `blue locate {findings.model}` finds some and writes them; or save these, to "
+            f"begin with, as a .yaml file in {user_folder()}:",
             "",
             findings.configuration.rstrip(),
         ]

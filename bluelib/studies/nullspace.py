@@ -71,8 +71,9 @@ def write_null_space_report(frame: pd.DataFrame, stem: Path) -> None:
     with atomic_file(stem.with_name(f"{stem.name}.csv")) as temporary:
         frame.round(6).to_csv(temporary, index=False, lineterminator="\n")
     lines = [
-        f"Shares in the null space of C, {label_of_model(frame.model[0])} ({scale_of(frame.model[0])} scale, d_mlp = {frame.d_mlp[0]}), in per cent: "
-        "*dimension / energy of edited subjects' keys / energy of C*. AlphaEdit's premise is a large first, a large "
+        f"Shares in the null space of C, {label_of_model(frame.model[0])} ({scale_of(frame.model[0])} scale, d_mlp = "
+        f"{frame.d_mlp[0]}), in per cent: *dimension / energy of edited subjects' keys / energy of C*. AlphaEdit's "
+        "premise is a large first, a large "
         "second and a negligible third number.",
         "",
         "| corpus | layer | " + " | ".join(f"< {threshold:g}" for threshold in THRESHOLDS) + " |",

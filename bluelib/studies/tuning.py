@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
@@ -95,7 +96,9 @@ def axes(model: Model, editor: str, which: str | None = None) -> dict[str, tuple
             candidates = tuple((targets if pocket else own)[axis] * factor for factor in candidates.factors)
         elif not pocket and all(isinstance(value, (int, float)) for value in candidates):
             if axis not in own:
-                raise ValueError(f"the settings of {editor} for {model.name} lack {axis}, which its search stands around")
+                raise ValueError(
+                    f"the settings of {editor} for {model.name} lack {axis}, which its search stands around"
+                )
             candidates = tuple(_rounded(own[axis] * value / candidates[0]) for value in candidates)
         found[axis] = candidates
     return found
@@ -134,7 +137,9 @@ def check_scored(records: Sequence[Record]) -> None:
     if records[0].kind == "zsre":  # whose metrics read no true object
         del wanted["target_true, which efficacy compares with"]
     if missing := [what for what, there in wanted.items() if not there]:
-        raise ValueError(f"no record has {missing[0]}; settings are chosen by all three, so take records that have them")
+        raise ValueError(
+            f"no record has {missing[0]}; settings are chosen by all three, so take records that have them"
+        )
 
 
 def tune(
@@ -173,9 +178,9 @@ def tune(
     dataset = dataset or default_dataset(model.name)
     records, about = records_to_choose_on(dataset, split=split, edits=edits, up_to=EDITS)
     check_scored(records)
-    text = {"corpus": corpus, "tokens": tokens}
+    make = partial(get_editor, editor, model, corpus=corpus, tokens=tokens)
     best = {axis: candidates[0] for axis, candidates in space.items()}
-    first = get_editor(editor, model, **text, **best)
+    first = make(**best)
     first.check(model)
     if batch_size is None:
         batch_size = min(BATCH_SIZE, len(records))
@@ -206,7 +211,7 @@ def tune(
             if trial["choice"] == choice:
                 return trial["score"]
         try:
-            method = get_editor(editor, model, **text, **choice)
+            method = make(**choice)
             with edited(model, records, method, batch_size=batch_size):
                 scores = evaluate(model, records, generate=False)
             trial = {
@@ -222,7 +227,9 @@ def tune(
         bar.update()
         return trial["score"]
 
-    bar = progress_bar(total=sum(map(len, space.values())), initial=len(trials), desc=f"{model.name} {editor}", unit="trial")
+    bar = progress_bar(
+        total=sum(map(len, space.values())), initial=len(trials), desc=f"{model.name} {editor}", unit="trial"
+    )
     for axis, candidates in space.items():
         best = max(({**best, axis: value} for value in candidates), key=attempt)
         for _ in range(2):
@@ -231,7 +238,7 @@ def tune(
                 break
             best, candidates = {**best, axis: value}, (*candidates, value)
     bar.close()
-    layers = get_editor(editor, model, **text, **best).layers
+    layers = make(**best).layers
     return write_json(path, {**result, "layers": layers, "best": best, "trials": trials}, indent=1)
 
 
@@ -272,13 +279,17 @@ def _kept(path: Path, result: dict[str, Any]) -> dict[str, Any] | None:
     found = read_json(path)
 
     def identity(content: dict[str, Any]) -> Any:
-        chosen = {key: content.get(key) for key in ("editor", "dataset", "split", "edits", "batch_size", "axes", "settings")}
+        chosen = {
+            key: content.get(key) for key in ("editor", "dataset", "split", "edits", "batch_size", "axes", "settings")
+        }
         origin = content.get("provenance", {})
         return json.loads(json.dumps([chosen, [origin.get(k) for k in ("model_revision", "dtype", "records_hash")]]))
 
     if identity(found) != identity(result):
         log.warning("%s is of another search, and is begun anew", path)
         return None
-    what = "was finished: delete it to search again" if found["best"] else f"goes on after {len(found['trials'])} trials"
+    what = (
+        "was finished: delete it to search again" if found["best"] else f"goes on after {len(found['trials'])} trials"
+    )
     log.warning("%s %s", path, what)
     return found
