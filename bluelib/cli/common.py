@@ -87,7 +87,6 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 MODEL = Option(
     "--model", required=True, help="see: blue models; or a local checkpoint folder, a GGUF file, or a hub id"
 )
-POCKET_MODEL = Option("--model", required=True, help="a pocket model")
 CORPUS = Option("--corpus", help="the text, if not the configuration's")
 GRID = Option("--grid", type=Path, default=Path("workflow/grid.yaml"), help="the grid file")
 

@@ -96,6 +96,7 @@ def _kept_edits(arguments: Namespace) -> str:
     *EVALUATION,
     Option("--editor", default="memit_blue", help="see: blue editors"),
     Option("--corpus", help="the text of second moments, if not the configuration's: wikipedia, or a path"),
+    Option("--tokens", type=int, help="how many tokens of that text, if not the configuration's"),
     Option("--batch-size", type=int, help="edits per batch; by default 10, or all if they are fewer"),
     Option(
         "--set",
@@ -125,7 +126,7 @@ def _kept_edits(arguments: Namespace) -> str:
 def edit(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records; say what it answers before and after, and evaluate it."""
     from ..data.chat import in_chat
-    from ..editing.named import get_editor
+    from ..editing.named import check_corpus_of, get_editor
     from ..editing.sequence import check_sequence
     from ..metrics.answers import ask_about, compare
     from ..metrics.drift import drift, next_tokens, unrelated
@@ -135,9 +136,11 @@ def edit(arguments: Namespace) -> Answer:
         raise ValueError(f"--save is a folder and --save-delta a file: both cannot be {arguments.save}")
     for target in filter(None, (arguments.save, arguments.save_delta)):
         _check_new(target)
-    model, records = _load(arguments)
     overrides = named_values("hyper-parameter", arguments.set)
-    editor = get_editor(arguments.editor, model, corpus=arguments.corpus, text=arguments.text, **overrides)
+    corpus, tokens = (overrides.pop(name, getattr(arguments, name)) for name in ("corpus", "tokens"))
+    check_corpus_of(arguments.editor, arguments.model, corpus)
+    model, records = _load(arguments)
+    editor = get_editor(arguments.editor, model, corpus=corpus, tokens=tokens, text=arguments.text, **overrides)
 
     def keep(run: Run) -> None:
         if arguments.save:
@@ -148,6 +151,7 @@ def edit(arguments: Namespace) -> Answer:
     how = {"checkpoint_dir": arguments.checkpoint, "on_conflict": arguments.on_conflict}
     batch_size = min(10, len(records)) if arguments.batch_size is None else arguments.batch_size
     check_sequence(records, editor, batch_size=batch_size, **how)
+    editor.check(model)
     asked, prompts = records if arguments.facts else records[:SHOWN], unrelated(records)
     asked = in_chat(model, asked) if arguments.chat else asked
     said, expected = ask_about(model, asked), next_tokens(model, prompts)
@@ -197,9 +201,13 @@ def apply(arguments: Namespace) -> Answer:
 @command(
     MODEL,
     Option(
-        "--dataset", nargs="+", action=Gather, default=["pocket-counterfact", "pocket-zsre"], help="what to train on"
+        "--dataset",
+        nargs="+",
+        action=Gather,
+        help="what to train on; by default the pocket datasets for a pocket model, and facts for another",
     ),
-    Option("--split", default="tune", help="tune or report"),
+    Option("--split", help="tune or report; by default tune, where the dataset has that"),
+    Option("--edits", type=int, help="records of each dataset; by default all"),
     Option(
         "--layers",
         type=int,
@@ -209,29 +217,36 @@ def apply(arguments: Namespace) -> Answer:
         "another",
     ),
     Option("--steps", type=int, default=800, help="training steps"),
-    Option("--batch-size", type=int, default=10, help="edits per step"),
-    Option("--device", default="cpu", help="a torch device"),
-    Option("--output", type=Path, help="file to write; by default the shipped one is replaced"),
+    Option("--batch-size", type=int, help="edits per step; by default up to 10"),
+    *PLACE,
+    Option("--output", type=Path, help="file to write; by default a pocket model's shipped one, or one in the cache"),
     example="blue train-mend --model pocket-llama",
+    kept=begins_anew,
 )
 def train_mend(arguments: Namespace) -> Answer:
     """Train MEND's network for a model."""
-    from ..data.datasets import load_dataset
-    from ..editing.mend import train
-    from ..editing.settings import model_configs
-    from ..io.assets import ASSETS
+    from ..data.datasets import records_to_choose_on
+    from ..editing.mend import network_path, train
+    from ..editing.settings import settings_of
+    from ..models.known import scale_of
     from ..models.load import load_model
 
-    model = load_model(arguments.model, device=arguments.device)
-    records = [r for dataset in arguments.dataset for r in load_dataset(dataset, split=arguments.split)]
-    critical = model_configs().get(model.name, {}).get("critical_layers", range(model.n_layers))
+    usual = ["pocket-counterfact", "pocket-zsre"] if scale_of(arguments.model) == "pocket" else ["facts"]
+    chosen = [
+        records_to_choose_on(dataset, split=arguments.split, edits=arguments.edits)
+        for dataset in arguments.dataset or usual
+    ]
+    records = [record for records, _ in chosen for record in records]
+    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    critical = (settings_of(model) or {}).get("critical_layers", range(model.n_layers))
     layers = arguments.layers or critical[-3:]
-    path = arguments.output or ASSETS / "mend" / f"{model.name}.safetensors"
-    losses = train(model, records, list(layers), path, steps=arguments.steps, batch_size=arguments.batch_size)
+    path = arguments.output or network_path(model)
+    batch_size = min(10, len(records)) if arguments.batch_size is None else arguments.batch_size
+    losses = train(model, records, list(layers), path, steps=arguments.steps, batch_size=batch_size)
     n = max(1, len(losses) // 20)
     first, last = sum(losses[:n]) / n, sum(losses[-n:]) / n
     return Answer(
-        {"written": str(path), "first_loss": first, "last_loss": last},
+        {"written": str(path), "layers": list(layers), "first_loss": first, "last_loss": last},
         f"{path}: loss {first:.4f} at first, {last:.4f} at last",
     )
 

@@ -1,83 +1,259 @@
-"""Commands that study a model: the search of hyper-parameters, and which layers and how much text editors need."""
+"""Commands that study a model: which layers and settings it should be edited with, and how much text editors need."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .common import CORPUS, MODEL, PLACE, POCKET_MODEL, Answer, Gather, Option, command, written
+from .common import MODEL, PLACE, Answer, Gather, Option, begins_anew, command, written
+
+if TYPE_CHECKING:
+    from ..data.records import Record
+    from ..models.model import Model
+
+DATASET = Option(
+    "--dataset", help="see: blue datasets; or a file; by default pocket-counterfact for a pocket model, else facts"
+)
+SPLIT = Option("--split", help="tune or report; by default tune, where the dataset has that")
+#: A text for second moments.
+TEXT = (
+    Option("--corpus", help="the text of second moments, if not the configuration's: wikipedia, or a path"),
+    Option("--tokens", type=int, help="how many tokens of it, if not the configuration's"),
+)
+
+
+def _edits(default: int) -> Option:
+    return Option("--edits", type=int, help=f"number of records; by default {default}, or as many as there are")
+
+
+def _batch_size(default: int) -> Option:
+    return Option("--batch-size", type=int, help=f"edits per batch; by default {default}, or all where there are fewer")
 
 
 @command(
-    POCKET_MODEL,
-    Option("--editor", required=True, nargs="+", action=Gather, help="one or more editors"),
-    example="blue tune --model pocket-gpt2 --editor memit",
+    Option("model", help="see: blue models; or a local checkpoint folder, a GGUF file, or a hub id"),
+    DATASET,
+    SPLIT,
+    Option("--edits", type=int, help="facts to trace, and to edit; by default 20 of 200, and 10"),
+    *TEXT,
+    *PLACE,
+    Option("--output", type=Path, metavar="FILE", help="the settings file; by default one in your own folder of them"),
+    Option("--force", action="store_true", help="replace the settings file if it exists"),
+    example="blue locate pocket-llama --output settings.yaml",
+    kept=begins_anew,
 )
-def tune(arguments: Namespace) -> Answer:
-    """Search an editor's hyper-parameters on the tune split."""
-    from ..models.load import load_model
-    from ..studies.tuning import axes, tune
-
-    model = load_model(arguments.model)
-    for editor in arguments.editor:  # before the first of them takes its hours
-        axes(model, editor)
-    return written([tune(model, editor) for editor in arguments.editor])
-
-
-@command(POCKET_MODEL, example="blue contributions --model pocket-gpt2")
-def contributions(arguments: Namespace) -> Answer:
-    """Measure what an edit of each layer alone contributes."""
-    from ..data.datasets import load_dataset
-    from ..editing.named import get_composition
+def locate(arguments: Namespace) -> Answer:
+    """Find the layers to edit and settings to begin with, and write them into a settings file."""
     from ..io.paths import project_path
-    from ..io.writing import atomic_file
     from ..models.load import load_model
-    from ..studies.layers import layer_contributions, layers_by_editing
+    from ..reports.figures.locate import critical_layers
+    from ..reports.plots import save
+    from ..studies.critical import explain, find, settings_target
 
-    model = load_model(arguments.model)
-    records = load_dataset("pocket-counterfact", split="tune", limit=40)
-    frame = layer_contributions(model, records, get_composition("memit", model), range(model.n_layers))
-    path = project_path("results", "contributions", f"{model.name}.csv")
-    with atomic_file(path) as temporary:
-        frame.round(4).to_csv(temporary, index=False, lineterminator="\n")
-    best = layers_by_editing(frame)
+    settings_target(arguments.model, arguments.output, force=arguments.force)
+    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    target = settings_target(model, arguments.output, force=arguments.force)
+    located = find(
+        model,
+        dataset=arguments.dataset,
+        split=arguments.split,
+        edits=arguments.edits,
+        corpus=arguments.corpus,
+        tokens=arguments.tokens,
+    )
+    stem = project_path("results", "locate", model.stem)
+    numbers, picture = located.write(stem), save(critical_layers(located.as_dict()), stem)[0]
+    assert target is not None  # of a model that is loaded
+    file = located.write_settings(target)
+    found = {**located.as_dict(), "settings": str(file), "numbers": str(numbers), "picture": str(picture)}
     return Answer(
-        {"written": [str(path)], "contributions": frame.round(4).to_dict("records"), "layers": best},
-        f"{frame.round(3).to_string(index=False)}\nfive consecutive layers with the largest mean contribution: {best}",
+        found, f"{explain(located)}\n\nsettings: {file}\nnumbers: {numbers}\npicture: {picture}\n\n{_next(arguments)}"
     )
 
 
-@command(POCKET_MODEL, example="blue ablation --model pocket-gpt2")
+def _next(arguments: Namespace) -> str:
+    """What to do with new settings."""
+    read = "" if arguments.output is None else f" (copy {arguments.output} into a folder that BLUELIB_CONFIGS names)"
+    return (
+        f"next{read}:\n  blue tune {arguments.model}\n"
+        f"  blue edit --model {arguments.model} --dataset facts --editor memit_blue --edits 10"
+    )
+
+
+@command(
+    Option("model", nargs="?", help="a model with settings: blue locate MODEL writes some"),
+    Option("--model", dest="named_model", metavar="MODEL", help="the same"),
+    Option(
+        "--editor",
+        nargs="+",
+        action=Gather,
+        default=["memit", "memit_blue", "alphaedit", "alphaedit_blue"],
+        help="one or more editors; see: blue editors",
+    ),
+    DATASET,
+    SPLIT,
+    _edits(60),
+    _batch_size(3),
+    Option(
+        "--axes",
+        choices=["solver", "all"],
+        help="what to search: the solver's parameters, or those of the targets too; by default all for a pocket model",
+    ),
+    *TEXT,
+    Option(
+        "--write",
+        action=BooleanOptionalAction,
+        default=None,
+        help="put the best into the settings file; by default if it is your own",
+    ),
+    *PLACE,
+    example="blue tune pocket-gpt2 --editor memit",
+)
+def tune(arguments: Namespace) -> Answer:
+    """Search editors' hyper-parameters on records that no result is reported on."""
+    from ..editing.named import check_corpus_of
+    from ..editing.settings import is_shipped, settings_file
+    from ..io.formats import read_json
+    from ..models.load import load_model
+    from ..studies.tuning import axes, keep_best, own_file, tune
+
+    if (arguments.model is None) == (arguments.named_model is None):
+        raise ValueError("name one model: blue tune MODEL")
+    name = arguments.model or arguments.named_model
+    for editor in arguments.editor:
+        check_corpus_of(editor, name, arguments.corpus)
+    model = load_model(name, device=arguments.device, dtype=arguments.dtype)
+    for editor in arguments.editor:  # before the first of them takes its hours
+        axes(model, editor, arguments.axes)
+    file = own_file(model) if arguments.write else settings_file(model)
+    writes = arguments.write is not False and file is not None and not is_shipped(file)
+    paths = [
+        tune(
+            model,
+            editor,
+            dataset=arguments.dataset,
+            split=arguments.split,
+            edits=arguments.edits,
+            batch_size=arguments.batch_size,
+            which=arguments.axes,
+            corpus=arguments.corpus,
+            tokens=arguments.tokens,
+        )
+        for editor in arguments.editor
+    ]
+    found = {}
+    for editor, path in zip(arguments.editor, paths, strict=True):
+        search = read_json(path)
+        best = max(trial["score"] for trial in search["trials"])
+        found[editor] = {"best": search["best"], "score": best, "trials": len(search["trials"])}
+    lines = [
+        f"{editor}: {', '.join(f'{axis} {value}' for axis, value in row['best'].items())}"
+        f" (score {row['score']:.1f}, {row['trials']} trials)"
+        for editor, row in found.items()
+    ]
+    files = [*paths, keep_best(model, paths)] if writes else paths
+    if not writes:
+        lines.append(f"not written into {file}")
+    answer = written(files)
+    return Answer({**answer.values, "best": found}, "\n".join([*lines, answer.text]))
+
+
+@command(
+    MODEL,
+    DATASET,
+    SPLIT,
+    _edits(40),
+    *TEXT,
+    *PLACE,
+    example="blue contributions --model pocket-gpt2",
+    kept=begins_anew,
+)
+def contributions(arguments: Namespace) -> Answer:
+    """Measure what an edit of each layer alone contributes."""
+    from ..editing.named import get_composition
+    from ..editing.settings import critical_layers
+    from ..io.paths import project_path
+    from ..io.writing import atomic_file
+    from ..studies.layers import layer_contributions, layers_by_editing
+
+    model, records, about = _loaded(arguments, "memit", 40)
+    editor = get_composition("memit", model, corpus=arguments.corpus, tokens=arguments.tokens)
+    editor.check(model)
+    frame = layer_contributions(model, records, editor, range(model.n_layers))
+    path = project_path("results", "contributions", f"{model.stem}.csv")
+    with atomic_file(path) as temporary:
+        frame.round(4).to_csv(temporary, index=False, lineterminator="\n")
+    width = len(critical_layers(model))
+    best = layers_by_editing(frame, width)
+    return Answer(
+        {"written": [str(path)], **about, "contributions": frame.round(4).to_dict("records"), "layers": best},
+        f"{frame.round(3).to_string(index=False)}\n"
+        f"the {width} consecutive layers with the largest mean contribution: {best}",
+    )
+
+
+@command(
+    MODEL,
+    DATASET,
+    Option("--split", default="report", help="tune or report"),
+    _edits(60),
+    _batch_size(10),
+    Option(
+        "--weights", type=float, nargs="+", action=Gather, help="λ, if not ten times, once and a tenth of the settings'"
+    ),
+    *TEXT,
+    *PLACE,
+    example="blue ablation --model pocket-gpt2",
+)
 def ablation(arguments: Namespace) -> Answer:
     """Edit with every choice of layers at several λ: which of them matter."""
+    from ..editing.named import check_corpus_of
     from ..models.load import load_model
     from ..studies.ablation import run_ablation
+    from ..studies.tuning import default_dataset
 
-    return written([run_ablation(load_model(arguments.model))])
+    for editor in ("memit", "memit_blue"):
+        check_corpus_of(editor, arguments.model, arguments.corpus)
+    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    path = run_ablation(
+        model,
+        dataset=arguments.dataset or default_dataset(model.name),
+        split=arguments.split,
+        edits=arguments.edits,
+        batch_size=arguments.batch_size,
+        weights=arguments.weights,
+        corpus=arguments.corpus,
+        tokens=arguments.tokens,
+    )
+    return written([path])
 
 
-@command(POCKET_MODEL, example="blue nullspace --model pocket-gpt2")
+@command(
+    MODEL, DATASET, SPLIT, _edits(100), *TEXT, *PLACE, example="blue nullspace --model pocket-gpt2", kept=begins_anew
+)
 def nullspace(arguments: Namespace) -> Answer:
     """Report what the null space of C keeps of edited subjects' keys."""
     from ..data.corpora import POCKET_CORPORA
-    from ..data.datasets import load_dataset
-    from ..editing.second_moments import TOKENS
-    from ..editing.settings import critical_layers
-    from ..models.load import load_model
+    from ..editing.named import get_composition
+    from ..models.known import scale_of
     from ..studies.nullspace import null_space_report, write_null_space_report
 
-    model = load_model(arguments.model)
-    records = load_dataset("pocket-counterfact", split="tune", limit=100)
-    layers = critical_layers(model.name)
-    stem = _table_stem("nullspace", model.name)
-    write_null_space_report(null_space_report(model, records, layers, POCKET_CORPORA, TOKENS), stem)
+    model, records, _ = _loaded(arguments, "alphaedit", 100)
+    editor = get_composition("alphaedit", model, corpus=arguments.corpus, tokens=arguments.tokens)
+    editor.check(model)
+    both = arguments.corpus is None and scale_of(model.name) == "pocket"
+    corpora = POCKET_CORPORA if both else (str(editor.corpus),)
+    stem = _table_stem("nullspace", model)
+    write_null_space_report(null_space_report(model, records, editor.layers, corpora, editor.tokens), stem)
     return _table(stem)
 
 
 @command(
     MODEL,
-    Option("--dataset", default="pocket-counterfact", help="of the sample edits"),
-    Option("--edits", type=int, default=50, help="sample edits"),
+    DATASET,
+    SPLIT,
+    Option("--edits", type=int, help="sample edits, in one batch; by default 50, or as many as there are"),
     Option(
         "--editor",
         nargs="+",
@@ -85,34 +261,57 @@ def nullspace(arguments: Namespace) -> Answer:
         default=["memit_blue", "alphaedit_blue"],
         help="one or more editors with second moments; see: blue editors",
     ),
-    Option("--tokens", type=int, help="of the whole text, if not the configuration's"),
-    CORPUS,
+    *TEXT,
     *PLACE,
     example="blue convergence --model pocket-gpt2",
+    kept=begins_anew,
 )
 def convergence(arguments: Namespace) -> Answer:
     """Report how much text second moments need."""
-    from ..data.datasets import choosing_split, load_dataset
     from ..editing.named import get_composition
-    from ..models.load import load_model
     from ..studies.convergence import convergence, write_convergence
 
-    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
-    records = load_dataset(arguments.dataset, split=choosing_split(arguments.dataset), limit=arguments.edits)
-    editors = [get_composition(name, model, corpus=arguments.corpus) for name in arguments.editor]
-    rows, scores = convergence(model, records, editors, arguments.tokens)
-    stem = _table_stem("convergence", model.name)
+    model, records, _ = _loaded(arguments, arguments.editor[0], 50)
+    editors = [
+        get_composition(name, model, corpus=arguments.corpus, tokens=arguments.tokens) for name in arguments.editor
+    ]
+    for editor in editors:
+        editor.check(model)
+    rows, scores = convergence(model, records, editors)
+    stem = _table_stem("convergence", model)
     write_convergence(model, rows, scores, len(records), stem)
     return _table(stem)
 
 
-def _table_stem(kind: str, model: str) -> Path:
+def _loaded(arguments: Namespace, editor: str, edits: int) -> tuple[Model, list[Record], dict[str, str]]:
+    """A model, and records to study it on: up to ``edits`` unless a number is given. What can be refused before the
+    model is loaded is."""
+    from ..data.datasets import records_to_choose_on
+    from ..editing.named import check_corpus_of
+    from ..models.load import load_model
+    from ..studies.tuning import default_dataset
+
+    check_corpus_of(editor, arguments.model, arguments.corpus)
+    records, about = records_to_choose_on(
+        arguments.dataset or default_dataset(arguments.model),
+        split=arguments.split,
+        edits=arguments.edits,
+        up_to=edits,
+    )
+    return load_model(arguments.model, device=arguments.device, dtype=arguments.dtype), records, about
+
+
+def _table_stem(kind: str, model: Model) -> Path:
     """Where a table about a model goes: beside the committed ones for a pocket model."""
-    from ..io.paths import plain, project_path, raw_path
+    from ..io.paths import project_path
     from ..models.known import scale_of
 
-    name = f"{kind}_{plain(model)}"
-    return project_path("figures", "pocket", name) if scale_of(model) == "pocket" else raw_path(name)
+    pocket = scale_of(model.name) == "pocket"
+    return (
+        project_path("figures", "pocket", f"{kind}_{model.stem}")
+        if pocket
+        else project_path("results", kind, model.stem)
+    )
 
 
 def _table(stem: Path) -> Answer:

@@ -52,6 +52,22 @@ def token_sequences(model: Model, corpus: str) -> Iterator[list[int]]:
         yield from (ids[i : i + longest] for i in range(0, len(ids), longest))
 
 
+def count_tokens(model: Model, corpus: str, most: int) -> int:
+    """How many tokens a corpus has, counted up to ``most``. Wikipedia, which is streamed, is taken to have as many.
+
+    Raises:
+        ValueError, ImportError: as :func:`token_sequences`.
+    """
+    if corpus == "wikipedia":
+        return most
+    found = 0
+    for sequence in token_sequences(model, corpus):
+        found += len(sequence)
+        if found >= most:
+            return most
+    return found
+
+
 def corpus_hash(corpus: str) -> str:
     """SHA-256 of a corpus by its content: of files, of the pocket text's sentences, of a snapshot's name."""
     if corpus in POCKET_CORPORA:

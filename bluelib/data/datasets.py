@@ -57,10 +57,43 @@ BENCHMARKS = {"counterfact": parse_counterfact, "multi-counterfact": parse_count
 SPLITS = ("tune", "report")
 
 
-def choosing_split(name: str) -> str:
+class SplitError(ValueError):
+    """A split that a dataset has no records in."""
+
+
+def choosing_split(name: str | Path) -> str:
     """The split that choices are made on: ``tune``, whose edits are disjoint from those reported, where the dataset has
-    one."""
-    return "tune" if name in DATASETS else "report"
+    one; else ``report``, which then is all of it."""
+    if str(name) in DATASETS:
+        return "tune"
+    try:
+        load_dataset(name, split="tune", up_to=1)
+    except SplitError:
+        return "report"
+    return "tune"
+
+
+def records_to_choose_on(
+    name: str | Path, *, split: str | None = None, edits: int | None = None, up_to: int | None = None
+) -> tuple[list[Record], dict[str, str]]:
+    """Records to make choices on, and which they are, for the result: ``split``, and ``choosing_split`` with a word on
+    a dataset that has no split for choices.
+
+    Args:
+        name: see :func:`load_dataset`.
+        split: if not that of :func:`choosing_split`.
+        edits: how many; by default all, but not more than ``up_to``.
+
+    Raises:
+        ValueError, OSError: as :func:`load_dataset`.
+    """
+    chosen = split or choosing_split(name)
+    records = load_dataset(name, split=chosen, limit=edits, up_to=None if edits else up_to)
+    about = {"split": chosen}
+    if split is None and chosen != "tune":
+        about["choosing_split"] = f"{name} has no split tune: all of it was chosen from"
+        log.warning("%s; results reported on the same records flatter what is chosen here", about["choosing_split"])
+    return records, about
 
 
 def load_dataset(
@@ -124,7 +157,7 @@ def load_dataset(
         log.warning("%s: fields that are not read: %s", path, ", ".join(ignored))
     positions = [i for i, entry in enumerate(entries) if split is None or _split_of(entry) in (split, None)]
     if not positions:
-        raise ValueError(f"{path} has no records in split {split!r}")
+        raise SplitError(f"{path} has no records in split {split!r}")
     if seed:
         random.Random(seed).shuffle(positions)
     chosen, bad = _parsed(entries, positions, parse, most=limit or up_to, skip_bad=skip_bad)

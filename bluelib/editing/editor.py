@@ -28,7 +28,7 @@ from .catalogue import VARIANTS
 from .constraints import Constraint
 from .method import BatchResult, Memory, Method, Size
 from .residuals import DIRECT, Residual
-from .second_moments import TOKENS, SecondMoment, second_moments
+from .second_moments import TOKENS, SecondMoment, check_text, second_moments
 from .solvers import Solver, SolverError, on_device
 from .targets import TargetOptions, Targets, default_token_budget, optimise_targets
 
@@ -85,6 +85,14 @@ class Editor(Method):
     def prefixes(self, model: Model) -> tuple[str, ...]:
         return context_prefixes(model, self.contexts)
 
+    def check(self, model: Model) -> None:
+        """Make sure that there is a text for second moments, and that it is long enough.
+
+        Raises:
+            ValueError: if not.
+        """
+        check_text(model, self.layers, self._corpus(model), self.tokens)
+
     def prepare(self, model: Model) -> EditState:
         """What does not depend on a batch: context prefixes, and each layer's factored second moment.
 
@@ -107,12 +115,15 @@ class Editor(Method):
         Raises:
             ValueError: if the editor names no corpus.
         """
+        return second_moments(model, layers, corpus=self._corpus(model), tokens=tokens)
+
+    def _corpus(self, model: Model) -> str:
         if self.corpus is None:
             raise ValueError(
                 f"{self.name} names no corpus for the second moments of {model.name}; "
                 "pass corpus='wikipedia' or a text's path (--corpus), or configure it"
             )
-        return second_moments(model, layers, corpus=self.corpus, tokens=tokens)
+        return self.corpus
 
     def inputs(self, model: Model, state: EditState) -> dict[str, Any]:
         """The text of the second moments by its content, the context prefixes, and the tokens of a micro-batch."""

@@ -30,9 +30,11 @@ from torch import Tensor, nn
 from ..data import Record
 from ..io.assets import ASSETS, shipped_hash, update_sums
 from ..io.checks import check_whole
+from ..io.paths import cache_dir
 from ..io.tensors import file_hash, load_tensors, save_tensors
 from ..io.timing import Timer, progress_bar
 from ..io.writing import check_new_file
+from ..models.known import scale_of
 from ..models.model import Model
 from ..models.prompts import Request
 from ..models.scoring import next_token_log_probs, request_nll
@@ -79,13 +81,20 @@ class Network(nn.Module):
         return -self.log_rate[position].exp() * new_gradients.T @ new_keys
 
 
+def network_path(model: Model) -> Path:
+    """Where a model's network is, unless another file is named: a pocket model's ships with it, any other's is in the
+    user's cache."""
+    folder = ASSETS / "mend" if scale_of(model.name) == "pocket" else cache_dir("mend")
+    return folder / f"{model.stem}.safetensors"
+
+
 @dataclass(frozen=True)
 class Mend(Method):
     """MEND with a trained network.
 
     Attributes:
         name, layers: see :class:`~bluelib.editing.method.Method`.
-        network: the network's file; None for the one shipped for a pocket model.
+        network: the network's file; None for that of :func:`network_path`.
     """
 
     name: str
@@ -94,7 +103,7 @@ class Mend(Method):
 
     def path(self, model: Model) -> Path:
         """The network's file for a model."""
-        return Path(self.network) if self.network else ASSETS / "mend" / f"{model.name}.safetensors"
+        return Path(self.network) if self.network else network_path(model)
 
     def inputs(self, model: Model, state: Network) -> dict[str, str]:
         return {"network": file_hash(self.path(model))}

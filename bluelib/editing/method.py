@@ -92,6 +92,14 @@ class Method(ABC):
         """Texts that stand before a prompt while it is edited, the empty one first."""
         return ("",)
 
+    def check(self, model: Model) -> None:
+        """Find out before long work what of its inputs is missing.
+
+        Raises:
+            ValueError: saying what.
+        """
+        return None
+
     def prepare(self, model: Model) -> Any:
         """What does not depend on a batch; from the model before any edit."""
         model.check_editable(self.layers)

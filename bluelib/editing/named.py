@@ -18,7 +18,7 @@ from .finetuning import FineTuning
 from .mend import Mend
 from .method import Method
 from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT
-from .settings import editor_settings, model_configs
+from .settings import editor_settings, no_settings, settings_in, settings_of
 from .solvers import Equality, NullSpace, Ridge
 from .targets import TargetOptions
 
@@ -93,18 +93,46 @@ def mend(layers: Sequence[int], *, network: str | None = None) -> Method:
     return Mend("mend", tuple(layers), network)
 
 
-def get_editor(name: str, model: Model, *, corpus: str | None = None, text: bool = False, **overrides: Any) -> Method:
+def check_corpus_of(name: str, model: Model | str, corpus: str | None = None) -> None:
+    """Make sure that an editor which needs a text has one, before a model is loaded: one that is named here, or in the
+    model's settings. Without settings under the model's name nothing is told.
+
+    Raises:
+        ValueError: if there is none, or it is neither a known corpus nor a path.
+    """
+    if not composes(known(name).make()):
+        return
+    config = settings_of(model)
+    configured = settings_in(config, name).get("corpus") if config else None
+    if config and not (corpus or configured):
+        raise ValueError(
+            f"{name} needs a text for second moments, and none is configured for "
+            f"{model if isinstance(model, str) else model.name}: name one with --corpus, wikipedia or a text's path"
+        )
+    if corpus or configured:
+        check_corpus(corpus or str(configured))
+
+
+def get_editor(
+    name: str,
+    model: Model,
+    *,
+    corpus: str | None = None,
+    tokens: int | None = None,
+    text: bool = False,
+    **overrides: Any,
+) -> Method:
     """The editor ``name`` with its hyper-parameters for ``model``.
 
     Args:
         name: of a method in the catalogue, see ``blue editors``.
         model: decides which configuration applies (``bluelib/configs``).
         corpus: the text of the second moments, if not the configuration's; methods that use none ignore it.
+        tokens: how many tokens of it, likewise.
         text: where the papers' text and the public code differ (:mod:`bluelib.models.choices`), take the text.
         overrides: hyper-parameters that replace those of the configuration: ``layers``; the method's own, which are
             the arguments of its factory; for a composition also those of its targets (the fields of
-            :class:`~bluelib.editing.targets.TargetOptions`), ``tokens``, ``token_budget``, ``key_mean`` and
-            ``contexts``.
+            :class:`~bluelib.editing.targets.TargetOptions`), ``token_budget``, ``key_mean`` and ``contexts``.
 
     Raises:
         ValueError: for an unknown editor, corpus or hyper-parameter, one that is out of its range, or a layer that the
@@ -113,9 +141,10 @@ def get_editor(name: str, model: Model, *, corpus: str | None = None, text: bool
     if not isinstance(model, Model):
         raise ValueError(f"get_editor needs a model, as load_model returns it, not {model!r}")
     make = known(name).make()
-    if corpus and composes(make):
-        overrides["corpus"] = corpus
-        check_corpus(corpus)
+    if composes(make):
+        overrides |= {key: value for key, value in (("corpus", corpus), ("tokens", tokens)) if value is not None}
+        if corpus is not None:
+            check_corpus(corpus)
     unknown = sorted(set(overrides) - _hyper_parameters(make))
     if unknown:
         raise ValueError(
@@ -123,15 +152,20 @@ def get_editor(name: str, model: Model, *, corpus: str | None = None, text: bool
             f"it has {', '.join(sorted(_hyper_parameters(make)))}"
         )
     settings = {
-        **editor_settings(model.name, name, shared=composes(make)),
+        **editor_settings(model, name, shared=composes(make)),
         **(as_text(_hyper_parameters(make)) if text else {}),
         **overrides,
     }
     if "layers" not in settings:
         raise ValueError(
-            f"no settings of editor {name!r} for model {model.name!r} (configured: {', '.join(model_configs())}); "
-            "pass layers and hyper-parameters as overrides, or put them into a configuration; layers are shared with "
-            "other editors by those whose factory takes targets"
+            f"no settings of editor {name!r}: "
+            + (
+                no_settings(model.name)
+                if settings_of(model) is None
+                else f"those of {model.name} name no layers for it"
+            )
+            + "; or pass layers and hyper-parameters as overrides; layers are shared with other editors by those whose "
+            "factory takes targets"
         )
     return editor_with(name, model, settings)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.corpora import corpus_hash, token_sequences
+from ..data.corpora import corpus_hash, count_tokens, token_sequences
 from ..io.checks import check_whole
 from ..io.locks import locked, make_once
 from ..io.paths import cache_dir, plain
@@ -30,6 +30,9 @@ from ..models.tracing import trace
 log = logging.getLogger(__name__)
 
 TOKENS = 100_000
+#: How many tokens of a text C takes for each dimension of a key; with fewer tokens than dimensions it is singular, and
+#: MEMIT has no solution (``blue convergence``).
+TOKENS_A_DIMENSION = 10
 #: Tokens that are sorted by length and measured between two moments at which a measurement can be continued.
 SHARD = 1 << 20
 #: Tokens in one run of the model, with padding: on a CPU, on a GPU.
@@ -101,6 +104,43 @@ def second_moments(
                 remove_leftovers(written)
     matrices = {layer: load_tensors(paths[layer])[0]["second_moment"] for layer in layers}
     return {layer: SecondMoment(matrix, layer, str(corpus), tokens) for layer, matrix in matrices.items()}
+
+
+def enough_tokens(d_mlp: int) -> int:
+    """How many tokens to begin with, in thousands: ten for each dimension of a key, and 20,000 at least."""
+    return max(20_000, -(-TOKENS_A_DIMENSION * d_mlp // 1000) * 1000)
+
+
+def check_text(model: Model, layers: Sequence[int], corpus: str | Path, tokens: int) -> None:
+    """Find out before long work whether a text is long enough for :func:`second_moments`; what is measured already is
+    not asked for again.
+
+    Raises:
+        ValueError: if it is not; the message says what it has, and whether that is enough.
+    """
+    check_whole("tokens", tokens, 1)
+    path = _paths(model, corpus, tokens)
+    if not all(path(layer).exists() for layer in model.check_layers(layers)):
+        found = count_tokens(model, str(corpus), tokens)
+        if found < tokens:
+            raise ValueError(_too_short(corpus, found, tokens, model.weight(layers[0]).shape[1]))
+
+
+def _too_short(corpus: str | Path, found: int, asked: int, d_mlp: int) -> str:
+    wanted = TOKENS_A_DIMENSION * d_mlp
+    if found >= wanted:
+        what = f"they are enough, {TOKENS_A_DIMENSION} or more for each of the {d_mlp} dimensions of a key: --tokens {found}"
+    elif found >= d_mlp:
+        what = (
+            f"about {wanted} are needed, {TOKENS_A_DIMENSION} for each of the {d_mlp} dimensions of a key: "
+            "take a longer text"
+        )
+    else:
+        what = (
+            f"with fewer tokens than the {d_mlp} dimensions of a key, MEMIT has no solution: take a text of about "
+            f"{wanted} tokens or more"
+        )
+    return f"corpus {str(corpus)!r} has {found} tokens; {asked} were asked for; {what}"
 
 
 #: A matrix of fewer rows is decomposed again rather than kept: that takes milliseconds.
@@ -195,7 +235,7 @@ def _measure(
                 written = time.monotonic()
             sequences = _shard(text, tokens - sums.tokens)
             if not sequences:
-                raise ValueError(f"corpus {str(corpus)!r} has {sums.tokens} tokens; {tokens} were asked for")
+                raise ValueError(_too_short(corpus, sums.tokens, tokens, len(next(iter(sums.totals.values())))))
             for batch in by_length([len(s) for s in sequences], budget):
                 inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
                 with trace(inputs=modules, stop=True) as keys:

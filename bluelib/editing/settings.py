@@ -1,7 +1,11 @@
 """Hyper-parameters: one YAML file per model, with the critical layers and the settings of each editor.
 
-Files of the same form in the folder that ``$BLUELIB_CONFIGS`` names are read too, and go before those that are shipped:
-for models that are not configured here. ``blue doctor MODEL`` prints one to begin with.
+Files of the same form in the user's folders are read too, and go before those that are shipped: for models that are not
+configured here. ``blue locate MODEL`` writes one, ``blue tune MODEL`` improves it. The folders are that which
+``$BLUELIB_CONFIGS`` names, and, behind it, :func:`.config_dir`.
+
+A file belongs to a model by what its list ``models`` has: a name, or the path of the model's folder, however it is
+written; or by its ``revision``, the hash of the weights, wherever they lie.
 """
 
 from __future__ import annotations
@@ -10,12 +14,20 @@ import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from ..io.formats import read_yaml
+from ..io.paths import config_dir
+from ..io.writing import atomic_file
 from .catalogue import entry
 
+if TYPE_CHECKING:
+    from ..models.model import Model
+
 USER_CONFIGS = "BLUELIB_CONFIGS"
+SUFFIXES = (".yaml", ".yml")
 
 
 def model_configs() -> dict[str, dict[str, Any]]:
@@ -27,19 +39,74 @@ def model_configs() -> dict[str, dict[str, Any]]:
     return {model: config for _, config in _files() for model in config["models"]}
 
 
-def settings_file(model: str) -> Path | None:
+def find_settings(model: Model | str) -> tuple[Path, dict[str, Any]] | None:
+    """The file of a model's settings and what is in it; None for a model without.
+
+    Args:
+        model: a model, or its name alone, which cannot be found by its weights' hash.
+
+    Raises:
+        ValueError: as :func:`model_configs`.
+    """
+    name, revision = (model, None) if isinstance(model, str) else (model.name, model.revision)
+    found = list(reversed(_files()))  # of two for one model the later counts
+    place = Path(name).resolve() if Path(name).exists() else None
+    by_name = (pair for pair in found if name in pair[1]["models"])
+    by_path = (pair for pair in found if place and place in map(_resolved, pair[1]["models"]))
+    by_weights = (pair for pair in found if revision and pair[1].get("revision") == revision)
+    return next(by_name, None) or next(by_path, None) or next(by_weights, None)
+
+
+def _resolved(name: str) -> Path | None:
+    return Path(name).expanduser().resolve() if Path(name).expanduser().exists() else None
+
+
+def place_of(name: str) -> str:
+    """What a settings file calls a model: the whole path of a folder or a file, any other name as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def settings_of(model: Model | str) -> dict[str, Any] | None:
+    """A model's settings, see :func:`find_settings`; None for a model without."""
+    found = find_settings(model)
+    return found[1] if found else None
+
+
+def settings_file(model: Model | str) -> Path | None:
     """The file that a model's settings come from; None for a model without."""
-    return next((file for file, config in reversed(_files()) if model in config["models"]), None)
+    found = find_settings(model)
+    return found[0] if found else None
+
+
+def user_folder() -> Path:
+    """Where a user's settings are written: the folder that ``$BLUELIB_CONFIGS`` names, or :func:`.config_dir`."""
+    return Path(os.environ.get(USER_CONFIGS) or config_dir())
+
+
+def is_shipped(file: Path) -> bool:
+    """Whether a file of settings comes with the project, and is nobody's to change."""
+    return file.parent == _shipped()
+
+
+def _shipped() -> Path:
+    return Path(str(files("bluelib"))) / "configs"
 
 
 def _files() -> list[tuple[Path, dict[str, Any]]]:
-    """All files with what is in them; of two for one model the later counts."""
-    folders = [Path(str(files("bluelib"))) / "configs"]
+    """All files with what is in them, the shipped ones first."""
+    folders = [_shipped()]
+    if config_dir().is_dir():
+        folders.append(config_dir())
     if own := os.environ.get(USER_CONFIGS):
         if not Path(own).is_dir():
             raise ValueError(f"{USER_CONFIGS} must name a folder of YAML files; {own} is none")
         folders.append(Path(own))
-    return [(file, _checked(file)) for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    return [
+        (file, _checked(file))
+        for folder in folders
+        for file in sorted(folder.iterdir())
+        if file.suffix in SUFFIXES and not file.name.startswith(".")
+    ]
 
 
 def _checked(file: Path) -> dict[str, Any]:
@@ -51,27 +118,36 @@ def _checked(file: Path) -> dict[str, Any]:
                 f"{file}: {key} must be a {'list' if kind is list else 'mapping'}; a configuration has "
                 f"{', '.join(wanted)}, and statistics where a text is configured"
             )
+    if wrong := [name for name in config["models"] if not isinstance(name, str)]:
+        raise ValueError(
+            f"{file}: models must be a list of names and paths; {wrong[0]!r} is no text: write it in quotes"
+        )
     return config
 
 
-def critical_layers(model: str) -> tuple[int, ...]:
-    """The critical layers of a configured model.
+def no_settings(name: str) -> str:
+    """What to say of a model without settings."""
+    return (
+        f"model {name!r} has no settings; `blue locate {name}` finds some and writes them into {user_folder()}, and "
+        f"`blue doctor {name}` prints some to begin with (configured: {', '.join(model_configs())})"
+    )
+
+
+def critical_layers(model: Model | str) -> tuple[int, ...]:
+    """The critical layers of a configured model, see :func:`find_settings`.
 
     Raises:
         ValueError: for a model without a configuration.
     """
-    configs = model_configs()
-    if model not in configs:
-        raise ValueError(
-            f"model {model!r} has no configuration (configured: {', '.join(configs)}); write one into the "
-            f"folder {USER_CONFIGS} names: `blue doctor {model}` prints it"
-        )
-    return tuple(configs[model]["critical_layers"])
+    config = settings_of(model)
+    if config is None:
+        raise ValueError(no_settings(model if isinstance(model, str) else model.name))
+    return tuple(config["critical_layers"])
 
 
-def editor_settings(model: str, editor: str, shared: bool = True) -> dict[str, Any]:
-    """The settings of an editor for a model; empty for a model without a configuration."""
-    config = model_configs().get(model)
+def editor_settings(model: Model | str, editor: str, shared: bool = True) -> dict[str, Any]:
+    """The settings of an editor for a model, see :func:`find_settings`; empty for a model without a configuration."""
+    config = settings_of(model)
     return {} if config is None else settings_in(config, editor, shared)
 
 
@@ -87,3 +163,45 @@ def settings_in(config: Mapping[str, Any], editor: str, shared: bool = True) -> 
     while own is None and editor:
         own, editor = config["editors"].get(editor), entry(editor).like
     return {**(common if shared else {}), **(own or {})}
+
+
+def settings_text(config: Mapping[str, Any], comments: str = "") -> str:
+    """A configuration as YAML, a line an entry and an editor, behind ``comments``, which are commented out."""
+
+    def flow(value: Any) -> str:
+        return (
+            yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True)
+            .removesuffix("...\n")
+            .strip()
+        )
+
+    lines = [f"# {line}".rstrip() for line in comments.splitlines()]
+    lines += [f"{key}: {flow(value)}" for key, value in config.items() if key != "editors"]
+    lines += ["editors:", *(f"  {name}: {flow(settings)}" for name, settings in config["editors"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def write_settings(path: Path, config: Mapping[str, Any], comments: str = "") -> Path:
+    """Write a configuration, see :func:`settings_text`, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(settings_text(config, comments), encoding="utf-8")
+    return path
+
+
+def set_editor(file: Path, editor: str, settings: Mapping[str, Any]) -> None:
+    """Put settings of an editor into a user's file, beside those that it has there already. Of the file's comments,
+    those at its beginning are kept.
+
+    Raises:
+        ValueError: for a file that ships with the project.
+    """
+    if is_shipped(file):
+        raise ValueError(f"{file} ships with the project; copy it into {user_folder()} to change it")
+    config = _checked(file)
+    config["editors"][editor] = {**(config["editors"].get(editor) or {}), **settings}
+    comments = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        comments.append(line.removeprefix("#").removeprefix(" "))
+    write_settings(file, config, "\n".join(comments))

@@ -37,6 +37,21 @@ def cache_dir(part: str) -> Path:
     return path
 
 
+def config_dir() -> Path:
+    """The folder of the user's settings files (``$BLUELIB_CONFIG_HOME``, or ``configs`` in the platform's folder for
+    configurations); it need not exist."""
+    root = os.environ.get("BLUELIB_CONFIG_HOME")
+    return Path(root) if root else platformdirs.user_config_path("bluelib") / "configs"
+
+
+def stem_of(name: str, revision: str) -> str:
+    """A model's name in names of results: of a path its last part and eight digits of the weights' hash, since many
+    folders are called ``model``; any other name as it is."""
+    if not Path(name).exists():
+        return plain(name)
+    return f"{plain(Path(name).resolve().name)}-{revision.removeprefix('sha256:')[:8]}"
+
+
 def project_path(*parts: str) -> Path:
     """A path in the project's checkout: the nearest folder upwards with a ``notebooks`` folder, or else here."""
     here = Path.cwd()

@@ -23,9 +23,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from ..io.paths import stem_of
 from ..io.tensors import tensors_hash
 from ..io.writing import atomic_directory
 from .adapters import Adapter, adapter_for
+from .known import known_models
 
 if TYPE_CHECKING:
     from .asking import Reply
@@ -92,6 +94,11 @@ class Model:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
         dtype = str(self.hf_model.dtype).removeprefix("torch.")
         return f"{self.revision.removeprefix('sha256:')[:16]}-{dtype}-{digest[:8]}"
+
+    @property
+    def stem(self) -> str:
+        """Its name in names of results, see :func:`.stem_of`."""
+        return self.name if self.name in known_models() else stem_of(self.name, self.revision)
 
     def check_unedited(self, purpose: str) -> None:
         """Make sure that what is kept on disk under this model's revision is measured on those weights.

@@ -44,11 +44,13 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Write ``stem.png`` and ``stem.svg``."""
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        with atomic_file(stem.with_suffix(suffix)) as temporary, style():
+def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write ``stem.png`` and ``stem.svg``, and return their paths."""
+    png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
+    for path, metadata in ((png, {"Software": None}), (svg, {"Date": None})):
+        with atomic_file(path) as temporary, style():
             figure.savefig(temporary, bbox_inches="tight", metadata=metadata)
+    return png, svg
 
 
 def plot_methods(frame: pd.DataFrame) -> Figure:

@@ -64,6 +64,7 @@ def run_cell(
         batch_size=batch_size,
         **{name: how[name] for name in ("checkpoint_dir", "on_conflict") if name in how},
     )
+    editor.check(model)
     timer = Timer()
     with timer("evaluate_before"):
         unedited = evaluate_unedited(

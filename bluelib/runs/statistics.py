@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 
@@ -28,6 +29,7 @@ def describe_statistics(
         if null_spaces and threshold is None:
             continue
         count = method.tokens if tokens is None else tokens
+        replace(method, tokens=count).check(model)
         for layer, moment in method.second_moments(model, method.layers, count).items():
             entry = found.setdefault(f"{method.corpus}, {count} tokens", {}).setdefault(str(layer), {})
             entry["d_mlp"], entry["energy"] = len(moment.matrix), round(moment.matrix.trace().item(), 6)

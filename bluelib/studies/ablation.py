@@ -26,12 +26,14 @@ from ..editing.named import get_composition
 from ..editing.residuals import DISTRIBUTED
 from ..editing.sequence import edited
 from ..editing.solvers import Ridge
+from ..io.checks import check_whole
 from ..io.formats import read_json, write_json
 from ..io.paths import plain, project_path
 from ..io.timing import progress_bar
 from ..metrics import evaluate
 from ..metrics.editing import TEACHER_FORCED
 from ..metrics.intervals import interval
+from ..models.known import scale_of
 from ..models.model import Model
 
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)
@@ -39,12 +41,13 @@ DATASET = "pocket-counterfact"
 BLUE = "BLUE"
 
 
-def choices(model: Model) -> dict[str, tuple[str, Editor]]:
+def choices(model: Model, **text: Any) -> dict[str, tuple[str, Editor]]:
     """By name, the family and the editor of each choice of layers and residual.
 
     MEMIT has its own settings; the others have those of MEMIT_BLUE, but for the layers and, where said, the residual.
+    ``text``: the ``corpus`` and the ``tokens`` of second moments, if not the settings'.
     """
-    memit, blue = get_composition("memit", model), get_composition("memit_blue", model)
+    memit, blue = (get_composition(name, model, **text) for name in ("memit", "memit_blue"))
     critical = memit.layers
     found = {"MEMIT": ("MEMIT", memit), BLUE: ("BLUE: first and last layer", blue)}
     for pair in combinations(critical, 2):
@@ -60,28 +63,58 @@ def choices(model: Model) -> dict[str, tuple[str, Editor]]:
 
 
 def run_ablation(
-    model: Model, *, edits: int = EDITS, batch_size: int = BATCH_SIZE, weights: Sequence[float] = WEIGHTS
+    model: Model,
+    *,
+    dataset: str | Path = DATASET,
+    split: str = "report",
+    edits: int | None = None,
+    batch_size: int | None = None,
+    weights: Sequence[float] | None = None,
+    corpus: str | None = None,
+    tokens: int | None = None,
 ) -> Path:
     """Run every choice at every λ and write ``results/ablation/<model>.json``; what is there already is kept.
 
     A file of another model's weights, other records or batches is begun anew, and a run of other settings is made
-    again. The model is left as it was.
+    again.
+
+    Args:
+        model: left as it was.
+        dataset, split: the records.
+        edits: how many; by default :data:`EDITS`, or as many as there are.
+        batch_size: edits per batch; by default :data:`BATCH_SIZE`, or all where there are fewer.
+        weights: λ; by default :data:`WEIGHTS` for a pocket model, and a tenth, once and ten times that of MEMIT_BLUE's
+            settings for another.
+        corpus, tokens: of second moments, if not the settings'.
+
+    Raises:
+        ValueError: as :func:`~bluelib.get_editor` and :func:`~bluelib.load_dataset`; for a text that is too short.
     """
-    records = load_dataset(DATASET, split="report", limit=edits)
+    text = {"corpus": corpus, "tokens": tokens}
+    tried = choices(model, **{name: value for name, value in text.items() if value is not None})
+    records = load_dataset(dataset, split=split, limit=edits, up_to=None if edits else EDITS)
+    batch_size = min(BATCH_SIZE, len(records)) if batch_size is None else batch_size
+    check_whole("batch_size", batch_size, 1, len(records), "the number of records")
+    if weights is None:
+        own = tried[BLUE][1].solver
+        assert isinstance(own, Ridge)
+        weights = WEIGHTS if scale_of(model.name) == "pocket" else [own.weight * factor for factor in (0.1, 1, 10)]
+    tried["MEMIT"][1].check(model)
     origin = provenance(model, records)
     identity = {
         "model": model.name,
-        "dataset": DATASET,
-        "edits": edits,
+        "dataset": str(dataset),
+        **({} if split == "report" else {"split": split}),
+        "edits": len(records),
         "batch_size": batch_size,
         **{key: origin[key] for key in ("model_revision", "records_hash")},
     }
-    path = _path(model.name)
+    path = _path(model)
     runs: list[dict[str, Any]] = []
     if path.exists():
         content = read_json(path)
         runs = content["runs"] if content["identity"] == identity else []
-    wanted = list(product(weights, choices(model).items()))
+    wanted = list(product(weights, tried.items()))
     for weight, (name, (family, editor)) in progress_bar(wanted, desc=model.name, unit="run"):
         method = replace(editor, solver=Ridge(weight))
         place = {"choice": name, "family": family, "mom2_update_weight": weight, "settings": describe(method)}
@@ -93,22 +126,23 @@ def run_ablation(
 
 
 def rerun(model: Model, choice: str, weight: float) -> dict[str, float]:
-    """Make one of the runs in ``results/ablation`` again, and return the means of its metrics.
+    """Make one of the runs in ``results/ablation`` again, with the settings' text, and return the means of its metrics.
 
     Raises:
         KeyError: for an unknown choice.
         FileNotFoundError: if the model has no ablation yet.
     """
-    _, origin = load_ablation(model.name)
+    _, origin = load_ablation(model)
     identity = origin["identity"]
-    records = load_dataset(identity["dataset"], split="report", limit=identity["edits"])
+    records = load_dataset(identity["dataset"], split=identity.get("split", "report"), limit=identity["edits"])
     method = replace(choices(model)[choice][1], solver=Ridge(weight))
     run = _run(model, records, method, identity["batch_size"])
     return {metric: fmean(run[metric]) for metric in TEACHER_FORCED}
 
 
-def _path(model: str) -> Path:
-    return project_path("results", "ablation", f"{plain(model)}.json")
+def _path(model: Model | str) -> Path:
+    stem = plain(model) if isinstance(model, str) else model.stem
+    return project_path("results", "ablation", f"{stem}.json")
 
 
 def _run(model: Model, records: Sequence[Record], method: Editor, batch_size: int) -> dict[str, Any]:
@@ -121,8 +155,9 @@ def _run(model: Model, records: Sequence[Record], method: Editor, batch_size: in
     }
 
 
-def load_ablation(model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The runs of a model, one row each, and where they come from (``identity``: records, batches, λ).
+def load_ablation(model: Model | str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The runs of a model, or of the one with this name, one row each, and where they come from (``identity``: records,
+    batches, λ).
 
     Besides what is in the file, each metric's mean over records, ``success`` (per record the mean of efficacy and
     generalization) and its mean ``mean_success``.
@@ -132,7 +167,8 @@ def load_ablation(model: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """
     path = _path(model)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; make it with: blue ablation --model {model}")
+        name = model if isinstance(model, str) else model.name
+        raise FileNotFoundError(f"{path} does not exist; make it with: blue ablation --model {name}")
     content = read_json(path)
     frame = pd.DataFrame(content["runs"])
     frame["success"] = [

@@ -141,7 +141,7 @@ def _scores(model: Model, records: Sequence[Record], editor: Editor) -> dict[str
 def write_convergence(model: Model, rows: pd.DataFrame, scores: pd.DataFrame, edits: int, stem: Path) -> None:
     """Write ``stem.csv``, all rows, and ``stem.md``, one line per editor and number of tokens."""
     joined = rows.merge(scores, on=["editor", "tokens", "share"])
-    with atomic_file(stem.with_suffix(".csv")) as temporary:
+    with atomic_file(stem.with_name(f"{stem.name}.csv")) as temporary:
         joined.to_csv(temporary, index=False, lineterminator="\n", float_format="%.5g")
     metrics = [name for name in TEACHER_FORCED if name in scores]
     lines = [
@@ -165,5 +165,5 @@ def write_convergence(model: Model, rows: pd.DataFrame, scores: pd.DataFrame, ed
             *("none" if math.isnan(group[name].iloc[0]) else f"{group[name].iloc[0]:.1f}" for name in metrics),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    with atomic_file(stem.with_suffix(".md")) as temporary:
+    with atomic_file(stem.with_name(f"{stem.name}.md")) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -16,13 +16,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from ..editing.catalogue import known
 from ..editing.method import Size
 from ..editing.named import composes, editor_with
-from ..editing.settings import USER_CONFIGS, model_configs, settings_file, settings_in
+from ..editing.second_moments import enough_tokens
+from ..editing.settings import (
+    find_settings,
+    model_configs,
+    place_of,
+    settings_in,
+    settings_of,
+    settings_text,
+    user_folder,
+)
 from ..editing.targets import default_token_budget
 from ..models.known import scale_of
 from ..models.model import Model
@@ -84,7 +92,7 @@ class Findings:
 
 def examine(model: Model) -> Findings:
     """Look at a model; its weights are afterwards what they were before."""
-    configured = model.name in model_configs()
+    configured = settings_of(model) is not None
     return Findings(
         model.name,
         _facts(model),
@@ -120,10 +128,10 @@ def _facts(model: Model) -> dict[str, str]:
 
 
 def _critical(model: Model) -> str:
-    config = model_configs().get(model.name)
-    if config is None:
+    found = find_settings(model)
+    if found is None:
         return "not configured, see below"
-    return f"{', '.join(map(str, config['critical_layers']))} (settings: {settings_file(model.name)})"
+    return f"{', '.join(map(str, found[1]['critical_layers']))} (settings: {found[0]})"
 
 
 def _tokenizer(model: Model) -> dict[str, str]:
@@ -226,7 +234,7 @@ def _deviation(found: Tensor, wanted: Tensor) -> float:
 def memory(model: Model) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """GB that each editor takes, by :meth:`.Method.memory`, with the model's settings, or those to begin with; and of
     editors whose settings cannot be used, why."""
-    config, size = model_configs().get(model.name) or _beginning(model), Size.of(model)
+    config, size = settings_of(model) or beginning(model), Size.of(model)
     found, unusable = {}, {}
     for name in config["editors"]:
         try:
@@ -249,44 +257,33 @@ def _like(model: Model) -> str:
     return LIKE.get(model.hf_model.config.model_type, OTHERWISE)
 
 
-def _beginning(model: Model) -> dict[str, Any]:
-    """The settings of the paper's model that is most like this one, and a guess of the critical layers: the five (or as
-    many as there are) from an eighth of the depth on."""
+def beginning(model: Model, critical: list[int] | None = None) -> dict[str, Any]:
+    """The settings of the paper's model that is most like this one. Without ``critical`` layers, a guess of them: the
+    five (or as many as there are) from an eighth of the depth on."""
     like = model_configs()[_like(model)]
     first = model.n_layers // 8
-    critical = list(range(first, min(first + 5, model.n_layers)))
+    critical = critical or list(range(first, min(first + 5, model.n_layers)))
     editors = {}
     for name, settings in like["editors"].items():
         own = editors[name] = dict(settings)
         if "layers" in own:
             own["layers"] = critical[:1] if len(own["layers"]) == 1 else critical[-len(own["layers"]) :]
     return {
-        "models": [model.name],
+        "models": [place_of(model.name)],
         "critical_layers": critical,
-        "statistics": dict(like.get("statistics", {})),
+        "statistics": {"tokens": enough_tokens(model.weight(0).shape[1])},
         "targets": dict(like["targets"]),
         "editors": editors,
     }
 
 
 def starter(model: Model) -> str:
-    """A configuration to begin with, as YAML: see :func:`_beginning`."""
-    config = _beginning(model)
-    editors = config.pop("editors")
-    return "\n".join(
-        [
-            f"# Settings of {_like(model)}; the critical layers are a guess (see notebook 01).",
-            "# Nothing here was searched for this model. Second moments need a text: corpus=wikipedia, or a path.",
-            *(f"{key}: {_flow(value)}" for key, value in config.items()),
-            "editors:",
-            *(f"  {name}: {_flow(settings)}" for name, settings in editors.items()),
-            "",
-        ]
+    """A configuration to begin with, as YAML: see :func:`beginning`."""
+    return settings_text(
+        beginning(model),
+        f"Settings of {_like(model)}; the critical layers are a guess (`blue locate {model.name}` finds them).\n"
+        "Nothing here was searched for this model. Second moments need a text: corpus=wikipedia, or a path.",
     )
-
-
-def _flow(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=10**6).strip()
 
 
 def report(findings: Findings) -> str:
@@ -316,8 +313,8 @@ def report(findings: Findings) -> str:
     if not findings.configured:
         lines += [
             "",
-            f"no settings for this model; to begin with, save this as a .yaml file in the folder that "
-            f"{USER_CONFIGS} names:",
+            f"no settings for this model: `blue locate {findings.model}` finds some and writes them; or save these, to "
+            f"begin with, as a .yaml file in {user_folder()}:",
             "",
             findings.configuration.rstrip(),
         ]

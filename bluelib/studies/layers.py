@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -34,24 +34,43 @@ def layer_contributions(model: Model, records: Sequence[Record], editor: Editor,
         Per layer the mean score over records after the rewrite prompt and after the paraphrases (P is the geometric
         mean over the new object's tokens).
     """
+    growth = growth_of_probability(model, records)
+    rows = []
+    for layer in progress_bar(model.check_layers(layers), desc="layers", unit="layer"):
+        method = replace(editor, layers=(layer,), residual=DIRECT)
+        with edited(model, records, method, batch_size=len(records)):
+            rows.append({"model": model.name, "layer": layer, **growth()})
+    return pd.DataFrame(rows)
+
+
+def growth_of_probability(model: Model, records: Sequence[Record]) -> Callable[[], dict[str, float]]:
+    """Measure how probable the model finds the new objects now; the function returned says how much has been added.
+
+    Returns:
+        A function without arguments, to be called on the edited model: the mean of s = P(new | edited) − P(new |
+        original) after the rewrite prompt, ``rewrite``, and after the paraphrases, ``paraphrase``.
+    """
     pairs = [(prompt, r.target_new) for r in records for prompt in (r.request.text, *r.paraphrases)]
 
     def probabilities() -> list[float]:
         return [math.exp(score.log_prob) for score in score_targets(model, pairs)]
 
     original = probabilities()
-    rows = []
-    for layer in progress_bar(model.check_layers(layers), desc="layers", unit="layer"):
-        method = replace(editor, layers=(layer,), residual=DIRECT)
-        with edited(model, records, method, batch_size=len(records)):
-            after = probabilities()
-        gains = iter([one - other for one, other in zip(after, original, strict=True)])
+
+    def growth() -> dict[str, float]:
+        gains = iter([one - other for one, other in zip(probabilities(), original, strict=True)])
         rewrite, paraphrase = [], []
         for record in records:
             rewrite.append(next(gains))
             paraphrase += [next(gains) for _ in record.paraphrases]
-        rows.append({"model": model.name, "layer": layer, "rewrite": fmean(rewrite), "paraphrase": fmean(paraphrase)})
-    return pd.DataFrame(rows)
+        return {"rewrite": fmean(rewrite), "paraphrase": fmean(paraphrase)}
+
+    return growth
+
+
+def window_width(n_layers: int) -> int:
+    """How many layers count as critical: five, as in MEMIT, or half of them in a model of fewer than ten."""
+    return min(5, n_layers // 2) or 1
 
 
 def layers_by_editing(contributions: pd.DataFrame, width: int = 5) -> list[int]:

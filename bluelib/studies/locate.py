@@ -76,6 +76,7 @@ def causal_trace(
     window: int = 1,
     seed: int = 0,
     kinds: Sequence[str] = tuple(KINDS),
+    at_subject: bool = False,
 ) -> CausalTrace:
     """Trace one fact.
 
@@ -87,6 +88,7 @@ def causal_trace(
         window: for ``mlp`` and ``attention``, how many layers around the given one are restored together.
         seed: of the noise.
         kinds: what to restore, from :data:`KINDS`.
+        at_subject: at the subject's last token only, which takes a fraction of the time; effects elsewhere are NaN.
 
     Raises:
         ValueError: for an unknown kind, or no samples.
@@ -131,7 +133,7 @@ def causal_trace(
     effects = {kind: torch.full((t, n), math.nan) for kind in kinds}
     for kind in kinds:
         tokens: Sequence[int] = range(first, t)
-        if KINDS[kind][1]:
+        if at_subject or KINDS[kind][1]:
             tokens = [place.subject_last]
         else:
             effects[kind][:first] = 0.0

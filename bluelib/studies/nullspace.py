@@ -17,6 +17,7 @@ from ..data import Record
 from ..editing.second_moments import second_moments
 from ..io.writing import atomic_file
 from ..models.contexts import context_prefixes
+from ..models.known import label_of_model, scale_of
 from ..models.model import Model
 from ..models.representations import subject_keys
 
@@ -67,11 +68,12 @@ def null_space_report(
 
 def write_null_space_report(frame: pd.DataFrame, stem: Path) -> None:
     """Write ``stem.csv``, and ``stem.md`` with one line per corpus and layer and one column per threshold."""
-    with atomic_file(stem.with_suffix(".csv")) as temporary:
+    with atomic_file(stem.with_name(f"{stem.name}.csv")) as temporary:
         frame.round(6).to_csv(temporary, index=False, lineterminator="\n")
     lines = [
-        f"Shares in the null space of C, {frame.model[0]} (pocket scale, d_mlp = {frame.d_mlp[0]}), in per cent: "
-        "*dimension / energy of edited subjects' keys / energy of C*. AlphaEdit's premise is a large first, a large "
+        f"Shares in the null space of C, {label_of_model(frame.model[0])} ({scale_of(frame.model[0])} scale, d_mlp = "
+        f"{frame.d_mlp[0]}), in per cent: *dimension / energy of edited subjects' keys / energy of C*. AlphaEdit's "
+        "premise is a large first, a large "
         "second and a negligible third number.",
         "",
         "| corpus | layer | " + " | ".join(f"< {threshold:g}" for threshold in THRESHOLDS) + " |",
@@ -83,5 +85,5 @@ def write_null_space_report(frame: pd.DataFrame, stem: Path) -> None:
             for r in rows.itertuples()
         )
         lines.append(f"| {corpus} | {layer} | " + " | ".join(cells) + " |")
-    with atomic_file(stem.with_suffix(".md")) as temporary:
+    with atomic_file(stem.with_name(f"{stem.name}.md")) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

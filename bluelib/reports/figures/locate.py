@@ -1,14 +1,19 @@
-"""Figures of ``01_locate``."""
+"""Figures of ``01_locate``, and of ``blue locate``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from ...studies.locate import ROLES
 from ..plots import style
-from .common import DIRECT, DISTRIBUTED, Numbers, band, integers, panels, table
+from .common import DIRECT, DISTRIBUTED, Numbers, band, integers, panels, table, title
 
 
 def causal_traces(numbers: Numbers) -> Figure:
@@ -67,4 +72,47 @@ def severed_paths(numbers: Numbers) -> Figure:
             integers(axis, effects.layer)
         axes[0, 0].set_ylabel("indirect effect")
         axes[0, -1].legend(fontsize=8)
+        return figure
+
+
+def critical_layers(found: Mapping[str, Any]) -> Figure:
+    """What an edit of each layer alone contributes, above the indirect effect at the subject's last token, with the
+    window that each of them chooses.
+
+    Args:
+        found: of one model, what :meth:`.Located.as_dict` gives.
+    """
+    contributions, tracing = table(found, "contributions"), table(found, "tracing")
+    rows = 2 if len(tracing) else 1
+    with style():
+        figure, axes = plt.subplots(
+            rows, 1, figsize=(6.4, 2.6 * rows), layout="constrained", squeeze=False, sharex=True
+        )
+        axes[0, 0].set_title(title(Path(found["model"]).name, found))
+        for column, label, colour, marker in (
+            ("paraphrase", "after paraphrases", DIRECT, "o"),
+            ("rewrite", "after the rewrite prompt", "black", "s"),
+        ):
+            axes[0, 0].plot(contributions.layer, contributions[column], label=label, color=colour, marker=marker)
+        axes[0, 0].set(ylabel="contribution of\nan edit of one layer")
+        if rows == 2:
+            for kind, label, colour, marker in (
+                ("hidden", "hidden state", "black", "o"),
+                ("mlp", "MLPs around the layer", DISTRIBUTED, "^"),
+            ):
+                band(axes[1, 0], tracing[tracing.kind == kind], "layer", label, color=colour, marker=marker)
+            axes[1, 0].set(ylabel="indirect effect at the\nsubject's last token")
+        for axis, name in zip(axes[:, 0], ("contributions", "tracing"), strict=False):
+            window = found["windows"][name]
+            axis.axvspan(
+                window[0] - 0.4,
+                window[-1] + 0.4,
+                color="grey",
+                alpha=0.15,
+                linewidth=0,
+                label="critical layers" if name == "contributions" else "layers by tracing",
+            )
+            axis.legend(fontsize=8)
+        axes[-1, 0].set(xlabel="layer")
+        integers(axes[-1, 0], range(0, found["n_layers"], 1 + found["n_layers"] // 16))
         return figure
