@@ -9,16 +9,27 @@ from .common import Answer, Option, command, written
 
 
 @command(
-    Option("--write", type=Path, metavar="DIR", help="generate their files anew into DIR"), example="blue datasets"
+    Option(
+        "--write",
+        type=Path,
+        metavar="DIR",
+        help="generate their files anew into DIR; which of the facts are known is asked of smollm2-135m",
+    ),
+    example="blue datasets",
 )
 def datasets(arguments: Namespace) -> Answer:
     """List the datasets that ship with the project, and those to download."""
     from ..data.datasets import DATASETS
     from ..data.download import FILES, cached, size_of
-    from ..pocket.datasets import write_datasets
 
     if arguments.write:
-        return written(write_datasets(arguments.write))
+        from ..data.facts import CARD, MODEL, PATH, write_facts
+        from ..models.load import load_model
+        from ..pocket.datasets import write_datasets
+
+        pocket = write_datasets(arguments.write)
+        facts = [arguments.write / path.name for path in (PATH, CARD)]
+        return written([*pocket, *write_facts(load_model(MODEL), *facts)])
     lines = [f"{name:20} {dataset.about}" for name, dataset in DATASETS.items()]
     for name, file in FILES.items():
         where = f"in {cached(name)}" if cached(name).exists() else f"to download, {size_of(file)}"

@@ -30,6 +30,11 @@ class Dataset:
 
 
 DATASETS = {
+    "facts": Dataset(
+        ASSETS / "datasets" / "facts.json",
+        parse_counterfact,
+        "real facts of 17 relations, in CounterFact's schema",
+    ),
     "pocket-counterfact": Dataset(
         ASSETS / "datasets" / "pocket-counterfact.json",
         parse_counterfact,
@@ -43,6 +48,8 @@ DATASETS = {
 }
 
 
+#: Those about the pocket world, which the pocket models know.
+POCKET_DATASETS = ("pocket-counterfact", "pocket-zsre")
 #: Datasets that `blue download` fetches, each with the parser of its file.
 BENCHMARKS = {"counterfact": parse_counterfact, "multi-counterfact": parse_counterfact, "zsre": parse_zsre}
 

@@ -40,6 +40,7 @@ class Record:
         relation: the relation's id, where the benchmark has one.
         attribute_prompts: prompts about subjects that have the new object by nature.
         generation_prompts, reference_texts: for fluency and consistency; empty where the benchmark has none.
+        questions: whole questions that the new object answers.
         before: a text in front of the rewrite prompt, and of a context prefix too, see :func:`.in_chat`; the full
             prompts have it in them.
         separator: what stands between every prompt of the record and its target, a space or nothing; None for what
@@ -60,6 +61,7 @@ class Record:
     attribute_prompts: tuple[str, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
     before: str = ""
     separator: str | None = None
 
@@ -113,7 +115,7 @@ class Record:
             object.__setattr__(self, name, bare(getattr(self, name)))
 
 
-_LISTS = ("paraphrases", "locality", "attribute_prompts", "generation_prompts", "reference_texts")
+_LISTS = ("paraphrases", "locality", "attribute_prompts", "generation_prompts", "reference_texts", "questions")
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
