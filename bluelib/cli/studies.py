@@ -35,7 +35,7 @@ def _batch_size(default: int) -> Option:
     Option("model", help="see: blue models; or a local checkpoint folder, a GGUF file, or a hub id"),
     DATASET,
     SPLIT,
-    Option("--edits", type=int, help="facts to trace, and to edit; by default 20 of 200, and 10"),
+    Option("--edits", type=int, help="records to edit one layer with; by default 8, or as many as there are"),
     *TEXT,
     *PLACE,
     Option("--output", type=Path, metavar="FILE", help="the settings file; by default one in your own folder of them"),
