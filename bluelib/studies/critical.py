@@ -408,14 +408,19 @@ class _Trier:
         """The value of a solver's setting with the best score after an edit of a layer, from ``start`` up and down the
         ladder."""
 
+        rows = trials.setdefault(name, [])
+
         def cost(value: float) -> float:
+            for row in rows:
+                if (row["layer"], row["value"]) == (layer, value):
+                    return -row["score"]
             try:
                 scores = self.after(layer, make(value), lambda: evaluate(self.model, self.records, generate=False))
                 found = round(score(scores), 3)
-                row = {metric: round(mean, 2) for metric, mean in scores.means.items()}
+                means = {metric: round(mean, 2) for metric, mean in scores.means.items()}
             except SolverError:
-                found, row = 0.0, {}
-            trials.setdefault(name, []).append({"layer": layer, "value": value, "score": found, **row})
+                found, means = 0.0, {}
+            rows.append({"layer": layer, "value": value, "score": found, **means})
             return -found
 
         return climb(ladder, start, cost)
@@ -520,7 +525,9 @@ def explain(located: Located, *, table: bool = True) -> str:
     config, trials = located.config, located.trials
 
     def tried(name: str, of: str) -> str:
-        rows = [row for row in trials[name] if row["layer"] == trials[name][-1]["layer"]]
+        rows = sorted(
+            (row for row in trials[name] if row["layer"] == trials[name][-1]["layer"]), key=lambda row: row["value"]
+        )
         return ", ".join(f"{row['value']:g}: {row[of]:g}" if of in row else f"{row['value']:g}: none" for row in rows)
 
     editors, edited = config["editors"], located.facts["edited"]
