@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bluelib.data.corpora import corpus_hash, token_sequences
+from bluelib.data.corpora import corpus_hash, count_tokens, token_sequences
 from bluelib.editing import second_moments as statistics
-from bluelib.editing.second_moments import second_moments
+from bluelib.editing.second_moments import check_text, enough_tokens, second_moments
 from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.models.model import Model
 from bluelib.models.tracing import trace
@@ -204,3 +204,58 @@ def test_convergence_compares_with_the_whole_text(model, tmp_path):
 def test_convergence_refuses_shares_without_the_whole(model):
     with pytest.raises(ValueError, match="shares must ascend from above 0 to 1"):
         convergence(model, RECORDS[:2], [editor()], 1000, shares=(0.1, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (1500, "they are enough, at least 10 for each of the 96 dimensions of a key: --tokens "),
+        (200, "about 960 are needed, 10 for each of the 96 dimensions of a key: take a longer text"),
+        (10, "with less than one for each dimension of a key MEMIT has no solution, and 960 are needed"),
+    ],
+)
+def test_of_a_short_text_is_told_whether_it_is_enough(words, told, tmp_path, monkeypatch):
+    monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path))
+    model = random_model("pocket-llama")
+    (tmp_path / "text.txt").write_text("harp\n" * words)
+    count = count_tokens(model, str(tmp_path / "text.txt"), 10**6)
+    with pytest.raises(ValueError) as found:
+        check_text(model, [0], tmp_path / "text.txt", 20000)
+    assert f"has {count} tokens; 20000 were asked for; {told}" in str(found.value)
+    check_text(model, [0], tmp_path / "text.txt", count)
+    if count >= 960:
+        assert str(found.value).endswith(f"--tokens {count}")
+
+
+def test_tokens_are_counted_no_further_than_they_are_needed(tmp_path, monkeypatch):
+    model = random_model("pocket-llama")
+    read = []
+
+    def sequences(model, corpus):
+        for i in range(100):
+            read.append(i)
+            yield [0] * 10
+
+    monkeypatch.setattr("bluelib.data.corpora.token_sequences", sequences)
+    assert count_tokens(model, "x", 35) == 35 and len(read) == 4
+    assert count_tokens(model, "x", 2000) == 1000
+    assert count_tokens(model, "wikipedia", 2000) == 2000 and len(read) == 104  # which is streamed
+
+
+def test_what_is_measured_needs_no_text_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path))
+    model = random_model("pocket-llama")
+    second_moments(model, [0, 1], tokens=500)
+
+    def counts(*_):
+        raise AssertionError("tokens are counted")
+
+    monkeypatch.setattr("bluelib.editing.second_moments.count_tokens", counts)
+    check_text(model, [0, 1], "pocket", 500)
+    with pytest.raises(AssertionError, match="tokens are counted"):
+        check_text(model, [0, 2], "pocket", 500)
+
+
+@pytest.mark.parametrize(("d_mlp", "tokens"), [(96, 20000), (1536, 20000), (2001, 21000), (14336, 144000)])
+def test_ten_tokens_for_each_dimension_are_enough(d_mlp, tokens):
+    assert enough_tokens(d_mlp) == tokens
