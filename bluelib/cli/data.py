@@ -9,16 +9,28 @@ from .common import Answer, Option, command, written
 
 
 @command(
-    Option("--write", type=Path, metavar="DIR", help="generate their files anew into DIR"), example="blue datasets"
+    Option("--write", type=Path, metavar="DIR", help="generate their files anew into DIR"),
+    Option("--check", metavar="MODEL", help="note which of the facts MODEL knows, before they are written"),
+    example="blue datasets",
 )
 def datasets(arguments: Namespace) -> Answer:
     """List the datasets that ship with the project, and those to download."""
     from ..data.datasets import DATASETS
     from ..data.download import FILES, cached, size_of
-    from ..pocket.datasets import write_datasets
 
+    made: list[Path] = []
+    if arguments.check:
+        from ..data.facts import write_checked
+        from ..models.load import load_model
+
+        made.append(write_checked(load_model(arguments.check)))
     if arguments.write:
-        return written(write_datasets(arguments.write))
+        from ..data.facts import write_facts
+        from ..pocket.datasets import write_datasets
+
+        made += [*write_datasets(arguments.write), *write_facts(arguments.write)]
+    if made:
+        return written(made)
     lines = [f"{name:20} {dataset.about}" for name, dataset in DATASETS.items()]
     for name, file in FILES.items():
         where = f"in {cached(name)}" if cached(name).exists() else f"to download, {size_of(file)}"

@@ -35,6 +35,7 @@ def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
         attribute_prompts=texts("attribute_prompts"),
         generation_prompts=texts("generation_prompts"),
         reference_texts=texts("reference_texts"),
+        questions=texts("questions"),
     )
 
 

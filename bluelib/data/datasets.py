@@ -22,11 +22,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset that ships with the project: its file and how a record of it is read."""
+    """A dataset that ships with the project: its file and how a record of it is read; of the pocket world or not."""
 
     path: Path
     parse: Callable[[Mapping[str, Any], int], Record]
     about: str
+    pocket: bool = True
 
 
 DATASETS = {
@@ -40,6 +41,12 @@ DATASETS = {
         partial(parse_zsre, target="alt"),
         "questions about the pocket world, in zsRE's schema; edits install the alternative answer",
     ),
+    "facts": Dataset(
+        ASSETS / "datasets" / "facts.json",
+        parse_counterfact,
+        "counterfactual edits of facts about the real world, in CounterFact's schema",
+        pocket=False,
+    ),
 }
 
 
@@ -48,6 +55,11 @@ BENCHMARKS = {"counterfact": parse_counterfact, "multi-counterfact": parse_count
 
 
 SPLITS = ("tune", "report")
+
+
+def of_pocket_world(name: str | Path) -> bool:
+    """Whether a dataset is about the pocket world, whose other facts are known."""
+    return str(name) in DATASETS and DATASETS[str(name)].pocket
 
 
 def choosing_split(name: str) -> str:

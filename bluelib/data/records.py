@@ -39,6 +39,7 @@ class Record:
         relation: the relation's id, where the benchmark has one.
         attribute_prompts: prompts about subjects that have the new object by nature.
         generation_prompts, reference_texts: for fluency and consistency; empty where the benchmark has none.
+        questions: full questions about the edited fact, where the benchmark has any.
     """
 
     case_id: int | str
@@ -53,6 +54,7 @@ class Record:
     attribute_prompts: tuple[str, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in ("counterfact", "zsre"):
@@ -87,7 +89,7 @@ class Record:
         return Request(self.prompt, self.subject, self.target_new)
 
 
-_LISTS = ("paraphrases", "locality", "attribute_prompts", "generation_prompts", "reference_texts")
+_LISTS = ("paraphrases", "locality", "attribute_prompts", "generation_prompts", "reference_texts", "questions")
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
