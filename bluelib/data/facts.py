@@ -339,11 +339,12 @@ from other relations: neighbours of "The capital of France" are sights of Paris.
 
 ## What {model} knows
 
-The tables hold facts that a small model has a chance to know: a fact was left out of them where {model} finds, after
-the rewrite prompt, more than a quarter of the other objects of its relation more probable than the true one. The
-records themselves were not chosen by what the model says to them. `known` in a record says whether the model, before
-any edit, finds the true object more probable than the new one after the rewrite prompt (mean log-probability per
-token); *first choice* is the share of records where every token of the true object is its first choice.
+No fact was chosen by what {model} says of it. Relations were: five of which it prefers the true object to a random
+other one in no more than three of four cases are not here (authors, composers, painters, instruments, sports), and of
+several rewrite prompts each relation has one of those after which it knows most. `known` in a record says whether the
+model, before any edit, finds the true object more probable than the new one after the rewrite prompt (mean
+log-probability per token); *first choice* is the share of records where every token of the true object is its first
+choice.
 
 | relation | tune | report | true objects | known (%) | first choice (%) |
 |---|---|---|---|---|---|
