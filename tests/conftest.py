@@ -8,6 +8,9 @@ from functools import lru_cache
 # Before torch is imported, and for every process that tests start: one thread, so that sums are rounded as in the kept
 # outputs of notebooks, and so that as many tests run at a time as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Nobody's own settings files; a test that writes one names a folder of its own.
+os.environ["BLUELIB_CONFIG_HOME"] = os.path.join(os.path.dirname(__file__), "no-settings")
+os.environ.pop("BLUELIB_CONFIGS", None)
 os.environ["TQDM_DISABLE"] = "1"  # for the notebooks that tests run: their outputs would keep the bars
 
 import pytest

@@ -128,18 +128,13 @@ def check_text(model: Model, layers: Sequence[int], corpus: str | Path, tokens: 
 
 def _too_short(corpus: str | Path, found: int, asked: int, d_mlp: int) -> str:
     wanted = TOKENS_A_DIMENSION * d_mlp
+    each = f"{TOKENS_A_DIMENSION} for each of the {d_mlp} dimensions of a key"
     if found >= wanted:
-        what = f"they are enough, {TOKENS_A_DIMENSION} or more for each of the {d_mlp} dimensions of a key: --tokens {found}"
+        what = f"they are enough, more than {each}: --tokens {found}"
     elif found >= d_mlp:
-        what = (
-            f"about {wanted} are needed, {TOKENS_A_DIMENSION} for each of the {d_mlp} dimensions of a key: "
-            "take a longer text"
-        )
+        what = f"about {wanted} are needed, {each}: take a longer text"
     else:
-        what = (
-            f"with fewer tokens than the {d_mlp} dimensions of a key, MEMIT has no solution: take a text of about "
-            f"{wanted} tokens or more"
-        )
+        what = f"with less than one for each dimension of a key MEMIT has no solution, and {wanted} are needed, {each}"
     return f"corpus {str(corpus)!r} has {found} tokens; {asked} were asked for; {what}"
 
 
