@@ -340,11 +340,11 @@ from other relations: neighbours of "The capital of France" are sights of Paris.
 ## What {model} knows
 
 No fact was chosen by what {model} says of it. Relations were: five of which it prefers the true object to a random
-other one in no more than three of four cases are not here (authors, composers, painters, instruments, sports), and of
-several rewrite prompts each relation has one of those after which it knows most. `known` in a record says whether the
-model, before any edit, finds the true object more probable than the new one after the rewrite prompt (mean
-log-probability per token); *first choice* is the share of records where every token of the true object is its first
-choice.
+other one in no more than about three of four cases are not here (authors, composers, painters, instruments, sports);
+the bar was set after measuring. Rewrite prompts were chosen by hand, with an eye on what it knows after each, on
+samples of both splits: the shares below flatter it a little. `known` in a record says whether the model, before any
+edit, finds the true object more probable than the new one after the rewrite prompt (mean log-probability per token);
+*first choice* is the share of records where every token of the true object is its first choice.
 
 | relation | tune | report | true objects | known (%) | first choice (%) |
 |---|---|---|---|---|---|

@@ -25,6 +25,7 @@ from bluelib.data.facts import (
     write_facts,
 )
 from bluelib.io.assets import ASSETS
+from bluelib.io.formats import read_json
 from bluelib.metrics import evaluate
 from bluelib.studies.shift import known_facts
 from tests.support.small import random_model
@@ -236,3 +237,13 @@ def test_the_command_writes_it(tmp_path, capsys):
     names = [path.rpartition("/")[2] for path in json.loads(capsys.readouterr().out)["written"]]
     assert names == ["pocket-counterfact.json", "pocket-zsre.json", "facts.json", "README.md"]
     assert (tmp_path / "facts.json").read_bytes() == (SHIPPED / "facts.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_what_is_marked_as_known_is_what_the_model_says(smollm2):
+    """The kept verdicts, of the weights they name, made again."""
+    model, checked = read_checked()
+    assert model == smollm2.name and read_json(module.CHECKED)["weights"] == smollm2.revision
+    again = check_facts(smollm2)
+    differing = [place for place, verdict in again.items() if verdict != checked[place]]
+    assert again.keys() == checked.keys() and not differing
