@@ -35,7 +35,7 @@ def _batch_size(default: int) -> Option:
     Option("model", help="see: blue models; or a local checkpoint folder, a GGUF file, or a hub id"),
     DATASET,
     SPLIT,
-    Option("--edits", type=int, help="facts to trace, and to edit; by default 20 of 200, and 10"),
+    Option("--edits", type=int, help="records to edit one layer with; by default 8, or as many as there are"),
     *TEXT,
     *PLACE,
     Option("--output", type=Path, metavar="FILE", help="the settings file; by default one in your own folder of them"),
@@ -45,7 +45,8 @@ def _batch_size(default: int) -> Option:
 )
 def locate(arguments: Namespace) -> Answer:
     """Find the layers to edit and settings to begin with, and write them into a settings file."""
-    from ..io.paths import project_path
+    from ..editing.settings import USER_CONFIGS, user_folder
+    from ..io.paths import config_dir, project_path
     from ..models.load import load_model
     from ..reports.figures.locate import critical_layers
     from ..reports.plots import save
@@ -66,19 +67,16 @@ def locate(arguments: Namespace) -> Answer:
     numbers, picture = located.write(stem), save(critical_layers(located.as_dict()), stem)[0]
     assert target is not None  # of a model that is loaded
     file = located.write_settings(target)
-    found = {**located.as_dict(), "settings": str(file), "numbers": str(numbers), "picture": str(picture)}
-    return Answer(
-        found, f"{explain(located)}\n\nsettings: {file}\nnumbers: {numbers}\npicture: {picture}\n\n{_next(arguments)}"
-    )
-
-
-def _next(arguments: Namespace) -> str:
-    """What to do with new settings."""
-    read = "" if arguments.output is None else f" (copy {arguments.output} into a folder that BLUELIB_CONFIGS names)"
-    return (
-        f"next{read}:\n  blue tune {arguments.model}\n"
-        f"  blue edit --model {arguments.model} --dataset facts --editor memit_blue --edits 10"
-    )
+    paths = {"settings": str(file), "numbers": str(numbers), "picture": str(picture)}
+    commands = [
+        f"blue tune {arguments.model}",
+        f"blue edit --model {arguments.model} --dataset {located.dataset['name']} --editor memit_blue --edits 10",
+    ]
+    lines = [explain(located), "", *(f"{name}: {path}" for name, path in paths.items()), ""]
+    if file.parent not in (user_folder(), config_dir()):
+        lines.append(f"settings are read from {user_folder()}: put {file} there, or let {USER_CONFIGS} name its folder")
+    lines += ["next:", *(f"  {line}" for line in commands)]
+    return Answer({**located.as_dict(), **paths, "next": commands}, "\n".join(lines))
 
 
 @command(

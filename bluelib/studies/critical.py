@@ -4,7 +4,7 @@ Nothing here is known of the model beforehand, so every choice is measured on it
 
 - *layers*: the consecutive ones whose edits alone contribute most after paraphrases. Causal tracing, of facts that the
   model knows, is shown beside them; where the two disagree, contributions decide, since editing is what is wanted (Hase
-  et al. 2023 found that the two need not agree). In a model of many layers every second one of the first two thirds is
+  et al. 2023 found that the two need not agree). In a model of many layers every third one of the first two thirds is
   edited, then those around the best;
 - *Adam's rate*, which is in units of hidden states: the one with which targets come nearest to the new objects, and of
   those that come as near, soonest; *the clamp*: the smallest that costs hardly anything;
@@ -64,13 +64,13 @@ from .locate import causal_trace, effects_frame, layers_by_tracing
 from .tuning import check_scored, default_dataset, score
 
 #: Facts that are asked, those that are traced, fewer than which tell nothing, and edits to measure with.
-ASKED, TRACED, FEWEST, EDITS = 200, 20, 5, 10
+ASKED, TRACED, FEWEST, EDITS = 100, 10, 5, 8
 #: Edits whose targets are optimised to try rates and clamps.
-TARGETS = 8
+TARGETS = 5
 #: Noise samples of a trace.
-SAMPLES = 6
-#: Steps of a target, as in the settings that are written.
-STEPS = 20
+SAMPLES = 4
+#: Steps of a target, as in the settings that are written; and where layers are compared.
+STEPS, QUICK = 20, 10
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 CLAMPS = (0.75, 1.5, 4)
 #: The loss that a smaller clamp may cost, in nats.
@@ -79,8 +79,8 @@ WEIGHTS = tuple(10**k for k in range(-1, 8))
 L2 = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
 #: The share of C's dimensions that its null space is to have: with the published 0.02, what Llama 3's and others' have.
 NULL_SHARE = 0.85
-#: A model of more layers has them edited in two passes.
-FEW_LAYERS = 12
+#: A model of more layers has them edited in two passes: every so many of the first two thirds, then those around.
+FEW_LAYERS, STRIDE = 12, 3
 #: Bytes of second moments that are measured in one pass of the text.
 MOMENTS_BYTES = 2e9
 
@@ -193,7 +193,8 @@ def find(
     with timer("solver"):
         weight = trier.best("mom2_update_weight", middle, Ridge, WEIGHTS, 1000, trials)
     with timer("contributions"):
-        contributions = _contributions(model, trier, weight, width)
+        quick = _Trier(model, edited, replace(targets, steps=QUICK), corpus, tokens)
+        contributions = _contributions(model, quick, weight, width)
     curve = contributions.set_index("layer").paraphrase
     window = best_window(curve, width)
     middle, best = window[width // 2], int(curve.loc[window].idxmax())
@@ -346,7 +347,9 @@ def target_options(
     widest = TargetOptions(steps=STEPS, clamp=CLAMPS[-1])
     rate = climb(RATES, start, lambda value: tried("learning_rate", replace(widest, learning_rate=value)))
     best = replace(widest, learning_rate=rate)
-    costs = {clamp: tried("clamp", replace(best, clamp=clamp))[0] for clamp in CLAMPS}
+    costs = {clamp: tried("clamp", replace(best, clamp=clamp))[0] for clamp in CLAMPS[:-1]}
+    costs[CLAMPS[-1]] = min(row.get("loss", math.inf) for row in trials["learning_rate"] if row["value"] == rate)
+    trials["clamp"].append({"layer": layer, "value": CLAMPS[-1], "loss": costs[CLAMPS[-1]]})
     if not math.isfinite(costs[CLAMPS[-1]]):
         raise FloatingPointError(f"no rate from {RATES[0]} to {RATES[-1]} gives finite targets in {model.name}")
     return replace(best, clamp=next(clamp for clamp in CLAMPS if costs[clamp] <= costs[CLAMPS[-1]] + TOLERATED))
@@ -405,22 +408,27 @@ class _Trier:
         """The value of a solver's setting with the best score after an edit of a layer, from ``start`` up and down the
         ladder."""
 
+        rows = trials.setdefault(name, [])
+
         def cost(value: float) -> float:
+            for row in rows:
+                if (row["layer"], row["value"]) == (layer, value):
+                    return -row["score"]
             try:
                 scores = self.after(layer, make(value), lambda: evaluate(self.model, self.records, generate=False))
                 found = round(score(scores), 3)
-                row = {metric: round(mean, 2) for metric, mean in scores.means.items()}
+                means = {metric: round(mean, 2) for metric, mean in scores.means.items()}
             except SolverError:
-                found, row = 0.0, {}
-            trials.setdefault(name, []).append({"layer": layer, "value": value, "score": found, **row})
+                found, means = 0.0, {}
+            rows.append({"layer": layer, "value": value, "score": found, **means})
             return -found
 
         return climb(ladder, start, cost)
 
 
 def _contributions(model: Model, trier: _Trier, weight: float, width: int) -> pd.DataFrame:
-    """Contributions of all layers of a model of few, or of every second one in the first two thirds and of those in and
-    around the best window."""
+    """Contributions of all layers of a model of few, or of every third one in the first two thirds and of those in the
+    best window and beside it. Targets have half the steps."""
     growth = growth_of_probability(model, trier.records)
     rows: dict[int, dict[str, float]] = {}
 
@@ -437,8 +445,8 @@ def _contributions(model: Model, trier: _Trier, weight: float, width: int) -> pd
     if n <= FEW_LAYERS:
         measure(range(n))
     else:
-        best = best_window(measure(range(0, 2 * n // 3 + 1, 2)), width)
-        measure(range(max(0, best[0] - 2), min(n, best[-1] + 3)))
+        best = best_window(measure(range(0, 2 * n // 3 + 1, STRIDE)), width)
+        measure(range(max(0, best[0] - 1), min(n, best[-1] + 2)))
     frame = pd.DataFrame.from_dict(rows, orient="index").sort_index()
     return frame.rename_axis("layer").reset_index()
 
@@ -517,7 +525,9 @@ def explain(located: Located, *, table: bool = True) -> str:
     config, trials = located.config, located.trials
 
     def tried(name: str, of: str) -> str:
-        rows = [row for row in trials[name] if row["layer"] == trials[name][-1]["layer"]]
+        rows = sorted(
+            (row for row in trials[name] if row["layer"] == trials[name][-1]["layer"]), key=lambda row: row["value"]
+        )
         return ", ".join(f"{row['value']:g}: {row[of]:g}" if of in row else f"{row['value']:g}: none" for row in rows)
 
     editors, edited = config["editors"], located.facts["edited"]
