@@ -130,7 +130,7 @@ def _too_short(corpus: str | Path, found: int, asked: int, d_mlp: int) -> str:
     wanted = TOKENS_A_DIMENSION * d_mlp
     each = f"{TOKENS_A_DIMENSION} for each of the {d_mlp} dimensions of a key"
     if found >= wanted:
-        what = f"they are enough, more than {each}: --tokens {found}"
+        what = f"they are enough, at least {each}: --tokens {found}"
     elif found >= d_mlp:
         what = f"about {wanted} are needed, {each}: take a longer text"
     else:

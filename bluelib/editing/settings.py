@@ -177,7 +177,8 @@ def settings_text(config: Mapping[str, Any], comments: str = "") -> str:
 
     lines = [f"# {line}".rstrip() for line in comments.splitlines()]
     lines += [f"{key}: {flow(value)}" for key, value in config.items() if key != "editors"]
-    lines += ["editors:", *(f"  {name}: {flow(settings)}" for name, settings in config["editors"].items())]
+    editors = [f"  {name}: {flow(settings)}" for name, settings in config["editors"].items()]
+    lines += ["editors:", *editors] if editors else ["editors: {}"]
     return "\n".join(lines) + "\n"
 
 
