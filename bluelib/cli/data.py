@@ -9,12 +9,8 @@ from .common import Answer, Option, command, written
 
 
 @command(
-    Option(
-        "--write",
-        type=Path,
-        metavar="DIR",
-        help="generate their files anew into DIR; which of the facts are known is asked of smollm2-135m",
-    ),
+    Option("--write", type=Path, metavar="DIR", help="generate their files anew into DIR"),
+    Option("--check", metavar="MODEL", help="note which of the facts MODEL knows, before they are written"),
     example="blue datasets",
 )
 def datasets(arguments: Namespace) -> Answer:
@@ -22,14 +18,19 @@ def datasets(arguments: Namespace) -> Answer:
     from ..data.datasets import DATASETS
     from ..data.download import FILES, cached, size_of
 
-    if arguments.write:
-        from ..data.facts import CARD, MODEL, PATH, write_facts
+    made: list[Path] = []
+    if arguments.check:
+        from ..data.facts import write_checked
         from ..models.load import load_model
+
+        made.append(write_checked(load_model(arguments.check)))
+    if arguments.write:
+        from ..data.facts import write_facts
         from ..pocket.datasets import write_datasets
 
-        pocket = write_datasets(arguments.write)
-        facts = [arguments.write / path.name for path in (PATH, CARD)]
-        return written([*pocket, *write_facts(load_model(MODEL), *facts)])
+        made += [*write_datasets(arguments.write), *write_facts(arguments.write)]
+    if made:
+        return written(made)
     lines = [f"{name:20} {dataset.about}" for name, dataset in DATASETS.items()]
     for name, file in FILES.items():
         where = f"in {cached(name)}" if cached(name).exists() else f"to download, {size_of(file)}"

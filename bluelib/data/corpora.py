@@ -53,12 +53,13 @@ def token_sequences(model: Model, corpus: str) -> Iterator[list[int]]:
 
 
 def count_tokens(model: Model, corpus: str, most: int) -> int:
-    """How many tokens a corpus has, counted up to ``most``. Wikipedia, which is streamed, is taken to have as many.
+    """How many tokens a corpus has, counted up to ``most``. Wikipedia, which is streamed, and the pocket text, which is
+    made whole each time, are taken to have as many.
 
     Raises:
         ValueError, ImportError: as :func:`token_sequences`.
     """
-    if corpus == "wikipedia":
+    if corpus in ("wikipedia", *POCKET_CORPORA):
         return most
     found = 0
     for sequence in token_sequences(model, corpus):

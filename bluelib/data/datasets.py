@@ -22,19 +22,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset that ships with the project: its file and how a record of it is read."""
+    """A dataset that ships with the project: its file and how a record of it is read; of the pocket world or not."""
 
     path: Path
     parse: Callable[[Mapping[str, Any], int], Record]
     about: str
+    pocket: bool = True
 
 
 DATASETS = {
-    "facts": Dataset(
-        ASSETS / "datasets" / "facts.json",
-        parse_counterfact,
-        "real facts of 17 relations, in CounterFact's schema",
-    ),
     "pocket-counterfact": Dataset(
         ASSETS / "datasets" / "pocket-counterfact.json",
         parse_counterfact,
@@ -45,11 +41,15 @@ DATASETS = {
         partial(parse_zsre, target="alt"),
         "questions about the pocket world, in zsRE's schema; edits install the alternative answer",
     ),
+    "facts": Dataset(
+        ASSETS / "datasets" / "facts.json",
+        parse_counterfact,
+        "counterfactual edits of facts about the real world, in CounterFact's schema",
+        pocket=False,
+    ),
 }
 
 
-#: Those about the pocket world, which the pocket models know.
-POCKET_DATASETS = ("pocket-counterfact", "pocket-zsre")
 #: Datasets that `blue download` fetches, each with the parser of its file.
 BENCHMARKS = {"counterfact": parse_counterfact, "multi-counterfact": parse_counterfact, "zsre": parse_zsre}
 
@@ -59,6 +59,11 @@ SPLITS = ("tune", "report")
 
 class SplitError(ValueError):
     """A split that a dataset has no records in."""
+
+
+def of_pocket_world(name: str | Path) -> bool:
+    """Whether a dataset is about the pocket world, whose other facts are known."""
+    return str(name) in DATASETS and DATASETS[str(name)].pocket
 
 
 def choosing_split(name: str | Path) -> str:

@@ -1,258 +1,380 @@
-"""``facts``: real facts as edits in CounterFact's schema, written by this project and shipped with it.
+"""``facts``: edits of real facts, in CounterFact's schema, written for this project.
 
-The facts are in ``lore/facts.yaml``; everything else follows from them and a seed. A record's new object is another
-object of its relation. Its neighbours are other subjects of which the true object is true. A subject is in one split
-alone, so that settings are chosen on other subjects than those reported on. Whether a model prefers the true object
-before editing was measured (:func:`check_facts`) and stands in each record as ``known``.
+The tables in ``lore/`` say what is true, one file a relation: its wordings, and the subjects of each object. Everything
+here but :func:`check_facts` is a pure function of them.
+
+Of what is said of each object, a part is kept back: no record edits it, and the neighbours of records are about it. A
+subject that is kept back is so in all relations, so that no neighbour is about a subject that any record edits. A
+subject that is edited in several relations belongs to one split with all of them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..io.assets import ASSETS, update_sums
-from ..io.formats import read_yaml
+import yaml
+
+from ..io.assets import update_sums
+from ..io.formats import read_json, write_json
 from ..io.writing import atomic_file
 from ..models.model import Model
-from ..models.scoring import score_targets
-from .benchmarks import parse_counterfact
-from .records import Record
+from ..models.scoring import TargetScore, score_targets
 
-PATH = ASSETS / "datasets" / "facts.json"
-CARD = ASSETS / "datasets" / "README.md"
-#: The model that ``known`` speaks of.
-MODEL = "smollm2-135m"
-SEED = 0
-NEIGHBOURS, ATTRIBUTES = 10, 5
-#: A relation of which the model knows a smaller share loses the records that it does not know.
-LEAST_KNOWN = 0.8
-#: What stands before the second paraphrase.
-UNRELATED = (
-    "The bus was ten minutes late this morning.",
-    "She closed the window because of the rain.",
-    "We have run out of coffee again.",
-    "The old clock in the hall had stopped.",
-    "Nobody knew who had left the umbrella there.",
-    "The children were building a tower of bricks.",
-    "It took him an hour to find his keys.",
-    "The bread was still warm.",
-    "Two of the chairs need to be repaired.",
-    "They had painted the fence green.",
-    "The meeting lasted longer than expected.",
-    "A dog barked somewhere down the street.",
-    "The letter arrived on a Tuesday.",
-    "He put the book back on the shelf.",
-    "The garden looks best in early summer.",
-    "There was no more room in the suitcase.",
-)
+LORE = Path(__file__).parent / "lore"
+CHECKED = LORE / "checked.json"
+#: Which share of the subjects goes to ``tune``.
+TUNE_SHARE = 1 / 3
+#: Of the subjects that share an object, this share is kept back, and at least so many.
+KEPT_SHARE, MIN_KEPT = 0.3, 3
+NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
 class Relation:
-    """What facts of one kind have in common: their wordings, and the subjects by object; see ``lore/facts.yaml``."""
+    """A relation with its wordings; in each, ``{}`` is the subject.
+
+    Attributes:
+        name: of its file, and the ``relation_id`` of its records.
+        kind: of its objects. Where relations share one, an object is the same in all of them.
+        statements: the rewrite prompt, then three rewordings; the object follows.
+        questions, openings: full questions, and openings of a text about the subject.
+        also: by subject, the objects that are true of it besides the one in the table.
+    """
 
     name: str
-    prompt: str
-    paraphrase: str
-    behind: str
+    kind: str
+    statements: tuple[str, ...]
     questions: tuple[str, ...]
     openings: tuple[str, ...]
-    objects: Mapping[str, tuple[str, ...]]
-    more: str = ""
-    left_out: frozenset[str] = frozenset()
-
-    def facts(self) -> Iterator[tuple[str, str]]:
-        """Pairs of a subject and its object."""
-        for found, subjects in self.objects.items():
-            yield from ((subject, found) for subject in subjects)
+    also: Mapping[str, Sequence[str]]
 
 
-def relations() -> dict[str, Relation]:
-    """The relations by name, in the file's order."""
-    content = read_yaml(Path(str(files("bluelib"))) / "data" / "lore" / "facts.yaml")
-    return {
-        name: Relation(
-            name,
-            fields["prompt"],
-            fields["paraphrase"],
-            fields["behind"],
-            tuple(fields["questions"]),
-            tuple(fields["openings"]),
-            {found: tuple(subjects) for found, subjects in fields["objects"].items()},
-            fields.get("more", ""),
-            frozenset(fields.get("left_out", ())),
+@dataclass(frozen=True)
+class Fact:
+    """A (subject, relation, object) triple of the tables."""
+
+    subject: str
+    relation: str
+    object: str
+
+
+@dataclass(frozen=True)
+class Lore:
+    """All tables, and the sentences that stand before paraphrases."""
+
+    relations: Mapping[str, Relation]
+    facts: tuple[Fact, ...]
+    unrelated: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What an unedited model makes of a record.
+
+    Attributes:
+        new: the new object of the record it was made on.
+        known: whether the model finds the true object more probable than the new one after the rewrite prompt.
+        first: whether each token of the true object is the model's first choice there.
+    """
+
+    new: str
+    known: bool
+    first: bool
+
+
+@cache
+def read_lore() -> Lore:
+    """Read the tables.
+
+    Raises:
+        ValueError: naming the file, for a wording without one ``{}``, too few wordings, a subject that is there twice,
+            or an ``also`` that says nothing of the table's subjects and objects.
+    """
+    relations, facts = {}, []
+    for path in sorted(LORE.glob("*.yaml")):
+        if path.stem == "unrelated":
+            continue
+        entry = yaml.safe_load(path.read_text(encoding="utf-8"))
+        own = [Fact(subject, path.stem, value) for value, subjects in entry["facts"].items() for subject in subjects]
+        relations[path.stem] = Relation(
+            name=path.stem,
+            kind=entry["object"],
+            statements=(entry["prompt"], *entry["rewordings"]),
+            questions=tuple(entry["questions"]),
+            openings=tuple(entry["openings"]),
+            also=entry.get("also", {}),
         )
-        for name, fields in content.items()
-    }
+        _check_relation(relations[path.stem], own)
+        facts += own
+    unrelated = yaml.safe_load((LORE / "unrelated.yaml").read_text(encoding="utf-8"))
+    return Lore(relations, tuple(facts), tuple(unrelated))
 
 
-def say(template: str, subject: str) -> str:
-    """A wording with its subject, whose article is small inside the sentence and large at its beginning."""
-    return template.replace("{}", named(template, subject), 1)
+def _check_relation(relation: Relation, facts: Sequence[Fact]) -> None:
+    where = f"{relation.name}.yaml"
+    wordings = (relation.statements, relation.questions, relation.openings)
+    for template in (template for templates in wordings for template in templates):
+        if template.count("{}") != 1 or template != template.strip():
+            raise ValueError(
+                f"{where}: {template!r} must hold {{}} for the subject, once, and neither start nor end blank"
+            )
+    if len(set(relation.statements)) != 4 or not relation.questions or len(relation.openings) < 2:
+        raise ValueError(f"{where} must have a prompt, 3 other rewordings, a question or more, and 2 openings or more")
+    times = Counter(subject_key(fact.subject) for fact in facts)
+    if twice := [subject for subject, count in times.items() if count > 1]:
+        raise ValueError(f"{where}: {twice[0]!r} is there twice; other objects that are true of it belong under 'also'")
+    subjects, objects = {fact.subject for fact in facts}, {fact.object for fact in facts}
+    for subject, others in relation.also.items():
+        if subject not in subjects or not set(others) <= objects:
+            raise ValueError(f"{where}: 'also' of {subject!r} must be about a subject and objects of the table")
 
 
-def named(template: str, subject: str) -> str:
-    """The subject as it stands in a wording."""
-    if template.startswith("{}"):
-        return subject[:1].upper() + subject[1:]
-    return subject[:1].lower() + subject[1:] if subject.startswith("The ") else subject
+def subject_key(subject: str) -> str:
+    """A subject without its article and without capitals: what says whether two are the same."""
+    return subject.casefold().removeprefix("the ")
 
 
-def tuning_subjects() -> frozenset[str]:
-    """The subjects of the ``tune`` split, a third of them all, in small letters."""
-    subjects = sorted({subject.lower() for relation in relations().values() for subject, _ in relation.facts()})
-    random.Random(SEED).shuffle(subjects)
-    return frozenset(subjects[: len(subjects) // 3])
+def build_facts() -> list[dict[str, Any]]:
+    """Build all records, ``tune`` first, as JSON-ready dictionaries.
+
+    The paraphrases are two of the three rewordings, one of them behind an unrelated sentence. Neighbours are wordings
+    of facts that are kept back and whose object is the record's true one: of the same relation first, then of others.
+
+    Raises:
+        ValueError: for a record that was not checked with its new object; see :func:`write_checked`.
+    """
+    _, checked = read_checked()
+    records = _unchecked()
+    for record in records:
+        rewrite = record["requested_rewrite"]
+        found = checked.get((rewrite["relation_id"], rewrite["subject"]))
+        if found is None or found.new != rewrite["target_new"]["str"]:
+            raise ValueError(
+                f"{CHECKED.name} says nothing of {rewrite['subject']!r} in {rewrite['relation_id']} with "
+                f"{rewrite['target_new']['str']!r}; `blue datasets --check MODEL` writes it again"
+            )
+        record["known"] = found.known
+    return records
 
 
-def build_facts(*, whole: bool = False) -> list[dict[str, Any]]:
-    """The records in CounterFact's schema, without ``known``, in an order in which relations alternate; the ``whole``
-    set has those that the lore leaves out too."""
-    found, tuned = relations(), tuning_subjects()
-    entries = []
-    for relation in found.values():
-        draw = random.Random(f"{SEED} {relation.name}")
-        for subject, true in relation.facts():
-            objects = [other for other in relation.objects if other != true]
-            entry = _entry(found, relation, subject, true, draw.choice(objects), draw)
-            if whole or subject not in relation.left_out:
-                entries.append(entry)
-    random.Random(SEED).shuffle(entries)
-    for case_id, entry in enumerate(entries):
-        entry["case_id"] = case_id
-        entry["split"] = "tune" if entry["requested_rewrite"]["subject"].lower() in tuned else "report"
-    return entries
+def _unchecked() -> list[dict[str, Any]]:
+    """The records without ``known``."""
+    lore = read_lore()
+    kept = _kept_back(lore)
+    untouched: dict[tuple[str, str], list[Fact]] = {}
+    for fact in lore.facts:
+        if subject_key(fact.subject) in kept:
+            untouched.setdefault((lore.relations[fact.relation].kind, fact.object), []).append(fact)
+    edited = [fact for fact in lore.facts if subject_key(fact.subject) not in kept]
+    edited.sort(key=lambda fact: (_split(fact.subject) != "tune", _chance("order", fact.relation, fact.subject)))
+    return [_record(case_id, fact, lore, untouched) for case_id, fact in enumerate(edited)]
 
 
-def _entry(
-    found: Mapping[str, Relation], relation: Relation, subject: str, true: str, new: str, draw: random.Random
+def _record(
+    case_id: int, fact: Fact, lore: Lore, untouched: Mapping[tuple[str, str], Sequence[Fact]]
 ) -> dict[str, Any]:
+    relation = lore.relations[fact.relation]
+    rng = random.Random(f"bluelib-facts:{fact.relation}:{fact.subject}")
+    others = {other.object for other in lore.facts if other.relation == fact.relation}
+    others -= {fact.object, *relation.also.get(fact.subject, ())}
+    new = rng.choice(sorted(others))
+    behind, plain = rng.sample(relation.statements[1:], 2)
+
+    def prompts(value: str) -> list[str]:
+        facts = untouched.get((relation.kind, value), [])
+        own = [other for other in facts if other.relation == fact.relation]
+        rest = [other for other in facts if other.relation != fact.relation]
+        return [*_prompts(own, lore, rng), *_prompts(rest, lore, rng)][:NEIGHBOURS]
+
     return {
-        "case_id": 0,
-        "split": "",
+        "case_id": case_id,
+        "split": _split(fact.subject),
         "requested_rewrite": {
-            "prompt": relation.prompt,
-            "relation_id": relation.name,
-            "subject": named(relation.prompt, subject),
-            "target_new": {"str": new},
-            "target_true": {"str": true},
+            "prompt": relation.statements[0],
+            "relation_id": fact.relation,
+            "target_new": {"str": new, "id": _object_id(relation, new)},
+            "target_true": {"str": fact.object, "id": _object_id(relation, fact.object)},
+            "subject": fact.subject,
         },
         "paraphrase_prompts": [
-            say(relation.paraphrase, subject),
-            f"{draw.choice(UNRELATED)} {say(relation.behind, subject)}",
+            f"{rng.choice(lore.unrelated)} {behind.format(fact.subject)}",
+            plain.format(fact.subject),
         ],
-        "neighborhood_prompts": _about(found, relation, true, subject, NEIGHBOURS, draw),
-        "attribute_prompts": _about(found, relation, new, subject, ATTRIBUTES, draw),
-        "generation_prompts": [say(opening, subject) for opening in relation.openings],
-        "questions": [say(question, subject) for question in relation.questions],
+        "neighborhood_prompts": prompts(fact.object),
+        "attribute_prompts": prompts(new),
+        "generation_prompts": [opening.format(fact.subject) for opening in relation.openings],
+        "questions": [question.format(fact.subject) for question in relation.questions],
     }
 
 
-def _about(
-    found: Mapping[str, Relation], relation: Relation, true: str, besides: str, most: int, draw: random.Random
-) -> list[str]:
-    """Prompts about other subjects that have an object: first each in the relation's own wording, then in another."""
-    related = [relation, *([found[relation.more]] if relation.more else [])]
-    subjects = [(r, other) for r in related for other in r.objects.get(true, ()) if other != besides]
-    draw.shuffle(subjects)
-    prompts = [say(r.prompt, other) for r, other in subjects] + [say(r.paraphrase, other) for r, other in subjects]
-    return prompts[:most]
-
-
-def check_facts(model: Model, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, bool]]:
-    """Whether a model prefers each record's true object to its new one (``known``), and would say it (``first_choice``:
-    all its tokens are the model's first choices)."""
-    records = [parse_counterfact(entry, position) for position, entry in enumerate(entries)]
-    pairs = [(r.request.text, str(target)) for r in records for target in (r.target_true, r.target_new)]
-    scores = score_targets(model, pairs)
+def _prompts(facts: Sequence[Fact], lore: Lore, rng: random.Random) -> list[str]:
+    """Each fact in each wording, in an order in which every fact has had its turn before one has its next."""
+    shuffled = rng.sample(facts, len(facts))
+    wordings = [rng.sample(lore.relations[fact.relation].statements, 4) for fact in shuffled]
     return [
-        {"known": true.log_prob > new.log_prob, "first_choice": true.accuracy == 1}
-        for true, new in zip(scores[::2], scores[1::2], strict=True)
+        templates[turn].format(fact.subject)
+        for turn in range(4)
+        for fact, templates in zip(shuffled, wordings, strict=True)
     ]
 
 
-def unknown_subjects(model: Model) -> dict[str, list[str]]:
-    """By relation, the subjects to leave out: those of which a model prefers the wrong object, in relations of which it
-    knows less than :data:`LEAST_KNOWN`."""
-    entries = build_facts(whole=True)
-    found: dict[str, list[tuple[str, bool]]] = {name: [] for name in relations()}
-    for entry, checked in zip(entries, check_facts(model, entries), strict=True):
-        rewrite = entry["requested_rewrite"]
-        found[rewrite["relation_id"]].append((rewrite["subject"], checked["known"]))
+def _kept_back(lore: Lore) -> set[str]:
+    """The subjects that no record edits: of each object some, first of those that are the subjects of fewest facts."""
+    uses = Counter(subject_key(fact.subject) for fact in lore.facts)
+    groups: dict[tuple[str, str], set[str]] = {}
+    for fact in lore.facts:
+        groups.setdefault((lore.relations[fact.relation].kind, fact.object), set()).add(subject_key(fact.subject))
+    kept: set[str] = set()
+    for _, subjects in sorted(groups.items()):
+        ranked = sorted(subjects, key=lambda subject: (subject not in kept, uses[subject], _chance("kept", subject)))
+        kept.update(ranked[: max(MIN_KEPT, math.ceil(KEPT_SHARE * len(ranked)))])
+    return kept
+
+
+def _split(subject: str) -> str:
+    return "tune" if _chance("split", subject_key(subject)) < TUNE_SHARE else "report"
+
+
+def _chance(*about: str) -> float:
+    """A number in [0, 1) that is the same whenever it is asked for, and does not change when facts are added."""
+    return random.Random("bluelib-facts:" + ":".join(about)).random()
+
+
+def _object_id(relation: Relation, value: str) -> str:
+    return f"facts:{relation.kind}:{value}".replace(" ", "_")
+
+
+def check_facts(model: Model) -> dict[tuple[str, str], Checked]:
+    """Score the true and the new object of every record after its rewrite prompt, on an unedited model.
+
+    Returns:
+        What was found, by relation and subject.
+
+    Raises:
+        ValueError: for an edited model.
+    """
+    model.check_unedited("facts")
+    rewrites = [record["requested_rewrite"] for record in _unchecked()]
+    pairs = [
+        (r["prompt"].format(r["subject"]), r[target]["str"])
+        for r in rewrites
+        for target in ("target_true", "target_new")
+    ]
+    scores = score_targets(model, pairs)
+
+    def verdict(rewrite: Mapping[str, Any], true: TargetScore, new: TargetScore) -> Checked:
+        return Checked(rewrite["target_new"]["str"], true.log_prob > new.log_prob, true.accuracy == 1)
+
     return {
-        name: sorted(subject for subject, known in rows if not known)
-        for name, rows in found.items()
-        if sum(known for _, known in rows) < LEAST_KNOWN * len(rows)
+        (rewrite["relation_id"], rewrite["subject"]): verdict(rewrite, true, new)
+        for rewrite, true, new in zip(rewrites, scores[0::2], scores[1::2], strict=True)
     }
 
 
-def write_facts(model: Model, path: Path = PATH, card: Path = CARD) -> list[Path]:
-    """Build the records, measure what the model knows of them, and write them with their card."""
-    entries = build_facts()
-    found = check_facts(model, entries)
-    lines = [
-        json.dumps({**entry, "known": checked["known"]}, ensure_ascii=False)
-        for entry, checked in zip(entries, found, strict=True)
+def write_checked(model: Model, path: Path = CHECKED) -> Path:
+    """Write what :func:`check_facts` finds to where :func:`build_facts` reads it, with the model's name and weights."""
+    found = check_facts(model)
+    rows = [
+        {"relation": relation, "subject": subject, **asdict(found[relation, subject])} for relation, subject in found
     ]
-    with atomic_file(path) as temporary:
-        temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-    with atomic_file(card) as temporary:
-        temporary.write_text(_card(entries, found), encoding="utf-8")
-    update_sums(path)
-    return [path, card]
+    rows.sort(key=lambda row: (row["relation"], row["subject"]))
+    return write_json(path, {"model": model.name, "weights": model.revision, "facts": rows})
 
 
-def neighbours_edited(records: Sequence[Record]) -> float:
-    """The share of neighbours' prompts that mention a subject which one of these records edits."""
-    subjects = {record.subject.lower().removeprefix("the ") for record in records}
-    prompts = [probe.prompt.lower() for record in records for probe in record.locality]
-    return sum(any(subject in prompt for subject in subjects) for prompt in prompts) / max(1, len(prompts))
+def read_checked() -> tuple[str, dict[tuple[str, str], Checked]]:
+    """The name of the model that was checked, and what it makes of each record, by relation and subject."""
+    content = read_json(CHECKED)
+    return content["model"], {
+        (row["relation"], row["subject"]): Checked(row["new"], row["known"], row["first"]) for row in content["facts"]
+    }
 
 
-def _card(entries: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, bool]]) -> str:
-    def share(name: str, rows: Sequence[int]) -> str:
-        return f"{100 * sum(found[i][name] for i in rows) / len(rows):.1f} %"
+def write_facts(folder: Path) -> list[Path]:
+    """Write ``facts.json`` and its card into ``folder``; returns their paths."""
+    records = build_facts()
+    texts = {"facts.json": json.dumps(records, indent=1, ensure_ascii=False) + "\n", "README.md": _card(records)}
+    for name, text in texts.items():
+        with atomic_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    update_sums(folder)
+    return [folder / name for name in texts]
 
-    names = list(relations())
-    by_name = {n: [i for i, e in enumerate(entries) if e["requested_rewrite"]["relation_id"] == n] for n in names}
-    by_name["all"] = list(range(len(entries)))
-    split = {s: [e for e in entries if e["split"] == s] for s in ("tune", "report")}
-    least = min(len(entry["neighborhood_prompts"]) for entry in entries)
-    ten = sum(len(entry["neighborhood_prompts"]) == NEIGHBOURS for entry in entries)
-    report = [parse_counterfact(entry, 0) for entry in split["report"]]
-    lines = [
-        "# facts",
-        "",
-        f"{len(entries)} real facts of {len(names)} relations as edits in CounterFact's schema, written by this "
-        f"project: {len(split['tune'])} in `tune`, {len(split['report'])} in `report`; no subject is in both. "
-        "MIT licence.",
-        "",
-        f"Of each: two paraphrases, the second behind an unrelated sentence; {NEIGHBOURS} neighbours in {ten} records, "
-        f"and at least {least} in the others, about other subjects of which the true object is true; questions; "
-        "openings for generated text. Made by `bluelib/data/facts.py` from `bluelib/data/lore/facts.yaml`; `known` "
-        f"says whether {MODEL} prefers the true object to the new one before editing.",
-        "",
-        f"Of {', '.join(name for name, relation in relations().items() if relation.left_out)} the model knows less "
-        f"than {100 * LEAST_KNOWN:.0f} %: what it does not know of them is no record, and only a neighbour of others. "
-        "Of the other relations every fact is a record, known or not.",
-        "",
-        f"If all of `report` is edited at once, {100 * neighbours_edited(report):.0f} % of its neighbours are about a "
-        "subject that is edited as well. The measure is of the unedited model:",
-        "",
-        "| relation | records | P(true) > P(new) | the true object is the first choice | such as |",
-        "|---|---|---|---|---|",
-    ]
-    for name, rows in by_name.items():
-        shown = entries[rows[0]]["requested_rewrite"]
-        example = f"{shown['prompt'].replace('{}', shown['subject'])} *{shown['target_true']['str']}*"
-        lines.append(
-            f"| {name} | {len(rows)} | {share('known', rows)} | {share('first_choice', rows)} | "
-            f"{'' if name == 'all' else example} |"
-        )
-    return "\n".join([*lines, ""])
+
+def _card(records: Sequence[Mapping[str, Any]]) -> str:
+    model, checked = read_checked()
+    rows = [(name, [record for record in records if _relation(record) == name]) for name in read_lore().relations]
+    table = "\n".join(_row(name, own, checked) for name, own in [*rows, ("**all**", records)])
+    neighbours = [len(record["neighborhood_prompts"]) for record in records]
+    full = sum(count == NEIGHBOURS for count in neighbours) / len(neighbours)
+    mentioned = _share_mentioning(records)
+    return f"""---
+license: mit
+language: en
+tags: [model-editing]
+---
+# facts
+
+{len(records)} edits of facts about the real world, in CounterFact's schema. The facts and their wordings were written
+for this project; no benchmark's text was copied. `load_dataset("facts", split="report")` reads them. They are made to
+show, on a small model, how it is edited; a table of results for a paper belongs to CounterFact and zsRE.
+
+Each record has a rewrite prompt, two paraphrases (the first behind an unrelated sentence), neighbours, prompts about
+subjects that have the new object by nature, openings for generated text, and questions. The new object is drawn from
+the other objects of the relation, less those that are true of the subject too.
+
+`tune` and `report` share no subject. Neighbours are about subjects that no record of either split edits, in any
+relation, and their true answer is the record's true object; {100 * mentioned:.1f} % of them mention an edited subject
+all the same (as "Venice Beach" does with "Venice"). {100 * full:.1f} % of the records have {NEIGHBOURS} neighbours; the
+fewest that one has are {min(neighbours)}. Where a relation says too little of an object, as with capitals, they come
+from other relations: neighbours of "The capital of France" are sights of Paris.
+
+## What {model} knows
+
+No fact was chosen by what {model} says of it. Relations were: five of which it prefers the true object to a random
+other one in no more than about three of four cases are not here (authors, composers, painters, instruments, sports);
+the bar was set after measuring. Rewrite prompts were chosen by hand, with an eye on what it knows after each, on
+samples of both splits: the shares below flatter it a little. `known` in a record says whether the model, before any
+edit, finds the true object more probable than the new one after the rewrite prompt (mean log-probability per token);
+*first choice* is the share of records where every token of the true object is its first choice.
+
+| relation | tune | report | true objects | known (%) | first choice (%) |
+|---|---|---|---|---|---|
+{table}
+
+Written by `blue datasets --write DIR` from the tables in `bluelib/data/lore/`; `blue datasets --check MODEL` scores a
+model and notes what it knows.
+"""
+
+
+def _row(name: str, records: Sequence[Mapping[str, Any]], checked: Mapping[tuple[str, str], Checked]) -> str:
+    splits = Counter(record["split"] for record in records)
+    objects = {record["requested_rewrite"]["target_true"]["str"] for record in records}
+    found = [checked[_relation(record), record["requested_rewrite"]["subject"]] for record in records]
+    shares = [100 * sum(values) / len(found) for values in ([f.known for f in found], [f.first for f in found])]
+    cells = [name, splits["tune"], splits["report"], len(objects), *(f"{share:.1f}" for share in shares)]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _relation(record: Mapping[str, Any]) -> str:
+    return record["requested_rewrite"]["relation_id"]
+
+
+def _share_mentioning(records: Iterable[Mapping[str, Any]]) -> float:
+    """The share of the neighbours in which the name of a subject of any record stands as words of their own."""
+    subjects = {record["requested_rewrite"]["subject"] for record in records}
+    prompts = Counter(prompt for record in records for prompt in record["neighborhood_prompts"])
+    hits = sum(times for prompt, times in prompts.items() if any(_mentions(prompt, subject) for subject in subjects))
+    return hits / prompts.total()
+
+
+def _mentions(prompt: str, subject: str) -> bool:
+    return subject in prompt and re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt) is not None

@@ -11,7 +11,7 @@ from typing import Any
 from ..pocket.world import SEEN_STATEMENTS, build_world
 from . import Record, RecordError
 from .benchmarks import parse_counterfact
-from .datasets import POCKET_DATASETS, load_dataset
+from .datasets import load_dataset, of_pocket_world
 from .records import field, put_subject_out, record_id
 
 SENTENCES = 3
@@ -34,7 +34,7 @@ def load_long_form(
         ValueError: as from :func:`~bluelib.load_dataset`; for a number of sentences that the pocket world has not.
     """
     chosen: dict[str, Any] = {"split": split, "limit": limit, "seed": seed}
-    if str(name) in POCKET_DATASETS:
+    if of_pocket_world(name):
         return [pocket_long_form(record, sentences) for record in load_dataset(name, **chosen)]
     records = load_dataset(name, **chosen)
     if all(_several_sentences(record.target_new) for record in records):

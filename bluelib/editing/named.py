@@ -142,8 +142,10 @@ def get_editor(
         raise ValueError(f"get_editor needs a model, as load_model returns it, not {model!r}")
     make = known(name).make()
     if composes(make):
-        overrides |= {key: value for key, value in (("corpus", corpus), ("tokens", tokens)) if value is not None}
-        if corpus is not None:
+        if tokens is not None:
+            overrides["tokens"] = tokens
+        if corpus:  # a notebook's parameter is an empty string where none is named
+            overrides["corpus"] = corpus
             check_corpus(corpus)
     unknown = sorted(set(overrides) - _hyper_parameters(make))
     if unknown:

@@ -41,7 +41,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from ..data import Probe, Record
-from ..data.datasets import POCKET_DATASETS
+from ..data.datasets import of_pocket_world
 from ..data.download import cached, downloaded, read_entries
 from ..metrics.intervals import intervals_by
 from ..models.model import Model
@@ -73,7 +73,7 @@ def known_facts(model: Model, dataset: str, records: Sequence[Record], most: int
     """
     model.check_unedited("known facts")
     draw = random.Random(seed)
-    if dataset in POCKET_DATASETS:
+    if of_pocket_world(dataset):
         edited = edited_subjects()
         untouched = [facts for subject, facts in build_world().by_subject().items() if subject not in edited]
         chosen = [draw.choice(facts) for facts in untouched]

@@ -56,6 +56,9 @@ FLAT = {
 }
 
 
+POCKET = ("pocket-counterfact", "pocket-zsre")
+
+
 @pytest.fixture
 def write(tmp_path):
     def write(content):
@@ -72,6 +75,9 @@ def test_counterfact(write):
     assert record.request.text == "The mother tongue of Ilvane Quillbrook is"
     assert (record.target_new, record.target_true) == ("Dutch", "Polish")
     assert record.locality[0].answer == "Polish"
+    assert record.questions == ()
+    (asked,) = load_dataset(write([{**COUNTERFACT, "questions": ["What does Ilvane Quillbrook speak?"]}]))
+    assert asked == replace(record, questions=("What does Ilvane Quillbrook speak?",))
 
 
 #: What a record of CounterFact must have.
@@ -139,12 +145,12 @@ def test_flat_counterfact(write):
 
 
 def test_pocket_datasets_have_disjoint_splits_of_distinct_subjects():
-    for name in DATASETS:
+    for name in POCKET:
         tune, report = (load_dataset(name, split=split) for split in ("tune", "report"))
         subjects = [record.subject for record in tune + report]
         assert len(tune) == 400 and len(report) == 800
         assert len(set(subjects)) == len(subjects)
-    both = [{r.subject for r in load_dataset(name, split="tune")} for name in DATASETS]
+    both = [{r.subject for r in load_dataset(name, split="tune")} for name in POCKET]
     assert both[0] == both[1]
 
 

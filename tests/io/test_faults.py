@@ -513,12 +513,12 @@ def test_what_ships_is_listed_with_its_hash():
     listed = (ASSETS / "SHA256SUMS").read_text().splitlines()
     there = {
         p.relative_to(ASSETS).as_posix()
-        for part in ("datasets", "mend", "models")
+        for part in ("datasets", "mend", "models", "texts")
         for p in (ASSETS / part).rglob("*")
         if p.is_file() and p.suffix != ".md"
     }
     assert {line.split("  ")[1] for line in listed} == there
-    for part in ("datasets", "mend", "models"):
+    for part in ("datasets", "mend", "models", "texts"):
         check_shipped(ASSETS / part)
 
 
@@ -547,7 +547,7 @@ def test_a_shipped_file_that_is_another_is_refused(assets, monkeypatch):
             with pytest.raises(DamagedError, match=file.name):
                 load()
             assert damage
-    (assets / "models" / "pocket-llama" / FILE).write_text('{"prefixes": [""]}')
+    (assets / "models" / "pocket-llama" / FILE).write_text('{"kind": "ten_in_all", "prefixes": [""]}')
     with pytest.raises(DamagedError, match=FILE):
         context_prefixes(lm)
     update_sums(assets / "models" / "pocket-llama")

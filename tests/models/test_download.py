@@ -221,7 +221,8 @@ def test_an_interrupted_download_leaves_no_model(number, left, index, server):
     process.communicate(timeout=60)
     assert not cached_model("tiny").exists()
     if left == 0:
-        assert process.returncode == 130 and in_cache() == [] and not pip.is_running()
+        assert process.returncode == 130 and in_cache() == []
+        assert not pip.is_running() or pip.status() == psutil.STATUS_ZOMBIE
     else:
         pip.kill()
         assert all(name.startswith(".tiny.") for name in in_cache())

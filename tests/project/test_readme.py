@@ -90,12 +90,12 @@ def is_understood(folder: Path, program: str, *arguments: str) -> None:
     parsed = vars(_parser().parse_args(arguments))
     if parsed.get("facts"):  # the reader's own, as the README shows it
         assert str(parsed["facts"]) == "my.json"
-    elif "dataset" in parsed:
+    elif parsed.get("dataset"):  # or the model decides
         assert parsed["dataset"] in {*DATASETS, *FILES}
     if arguments[0] == "download":
         assert set(parsed["name"]) <= FILES.keys()
-    for editor in {parsed.get("editor")} - {None}:
-        assert editor in catalogue.names()
+    asked = parsed.get("editor") or []
+    assert {*([asked] if isinstance(asked, str) else asked)} <= {*catalogue.names()}
     if "grid" in parsed and parsed["grid"] != Path("my-grid.yaml"):  # the reader's own
         Grid.load(ROOT / parsed["grid"])
 
