@@ -366,15 +366,10 @@ def test_what_cannot_work_is_refused_before_anything_long_begins(command, messag
     assert not printed.out and not list(folder.iterdir()) and file.read_text() == "a: [1"
 
 
-def test_a_model_without_settings_has_no_search(tmp_path, capsys):
+def test_a_model_without_a_configuration_has_no_search(tmp_path, capsys):
     load_model("pocket-llama").save(tmp_path / "edited")
     assert main(["tune", "--model", str(tmp_path / "edited"), "--editor", "memit"]) == 2
-<<<<<<< HEAD
-    said = capsys.readouterr().err
-    assert f"blue locate {tmp_path / 'edited'}" in said and "(configured: " in said
-=======
     assert "has no settings; `blue locate" in capsys.readouterr().err
->>>>>>> main
 
 
 def test_no_bar_is_left_in_a_notebook_that_runs_unattended(tmp_path, monkeypatch):
