@@ -23,12 +23,12 @@ TEXT = (
 )
 
 
-def _edits(default: int) -> Option:
-    return Option("--edits", type=int, help=f"number of records; by default {default}, or as many as there are")
+def _edits(default: int | str) -> Option:
+    return Option("--edits", type=int, help=f"number of records; by default {default}; all where there are fewer")
 
 
-def _batch_size(default: int) -> Option:
-    return Option("--batch-size", type=int, help=f"edits per batch; by default {default}, or all where there are fewer")
+def _batch_size(default: int | str) -> Option:
+    return Option("--batch-size", type=int, help=f"edits per batch; by default {default}; all where there are fewer")
 
 
 @command(
@@ -86,13 +86,13 @@ def locate(arguments: Namespace) -> Answer:
         "--editor",
         nargs="+",
         action=Gather,
-        default=["memit", "memit_blue", "alphaedit", "alphaedit_blue"],
+        default=["memit_blue"],
         help="one or more editors; see: blue editors",
     ),
     DATASET,
     SPLIT,
-    _edits(60),
-    _batch_size(3),
+    _edits("20, of a pocket model 60"),
+    _batch_size("10, of a pocket model 3"),
     Option(
         "--axes",
         choices=["solver", "all"],

@@ -32,7 +32,7 @@ PACKAGES = ("bluelib", "torch", "transformers", "tokenizers", "numpy", "scikit-l
 def provenance(model: Model, records: Sequence[Record]) -> dict[str, Any]:
     """What a result depends on besides its parameters, as plain values."""
     return {
-        "scale": scale_of(model.name),
+        "scale": scale_of(model.name, model.revision),
         "model": model.name,
         "model_revision": model.revision,
         "dtype": str(model.hf_model.dtype).removeprefix("torch."),

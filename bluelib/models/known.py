@@ -56,8 +56,15 @@ DOWNLOADS = {
 SMALL_MODELS = (*DOWNLOADS, "HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
-def scale_of(name: str) -> str:
-    """The scale that results of a model belong to: ``pocket``, ``small``, ``paper``, or ``other`` for any other one."""
+def scale_of(name: str, revision: str = "") -> str:
+    """The scale that results of a model belong to: ``pocket``, ``small``, ``paper``, or ``other`` for any other one.
+
+    Args:
+        name: of the model, or its path.
+        revision: of its weights; a file that is fetched for a name is known wherever it lies.
+    """
+    if revision in {f"sha256:{known.gguf_sha256}" for known in DOWNLOADS.values()}:
+        return "small"
     scales = {"pocket": pocket_models(), "small": SMALL_MODELS, "paper": PAPER_MODELS}
     return next((scale for scale, names in scales.items() if name in names), "other")
 

@@ -111,7 +111,7 @@ def _facts(model: Model) -> dict[str, str]:
     away = [layer for layer in range(model.n_layers) if model.weight(layer).is_meta]
     return {
         "architecture": f"{type(model.hf_model).__name__} ({model.hf_model.config.model_type})",
-        "scale": scale_of(model.name),
+        "scale": scale_of(model.name, model.revision),
         "weights": f"{sum(p.numel() for p in model.hf_model.parameters()) / 1e6:,.2f} million, {model.hf_model.dtype}, "
         f"on {', '.join(devices)}",
         "revision": model.revision,
@@ -271,7 +271,7 @@ def beginning(model: Model, critical: list[int] | None = None) -> dict[str, Any]
     return {
         "models": [place_of(model.name)],
         "critical_layers": critical,
-        "statistics": {"tokens": enough_tokens(model.weight(0).shape[1])},
+        "statistics": {"corpus": "sampled", "tokens": enough_tokens(model.weight(0).shape[1])},
         "targets": dict(like["targets"]),
         "editors": editors,
     }
@@ -282,7 +282,8 @@ def starter(model: Model) -> str:
     return settings_text(
         beginning(model),
         f"Settings of {_like(model)}; the critical layers are a guess (`blue locate {model.name}` finds them).\n"
-        "Nothing here was searched for this model. Second moments need a text: corpus=wikipedia, or a path.",
+        "Nothing here was searched for this model. Second moments are of the text that ships;\n"
+        "corpus: wikipedia, or a path, names another.",
     )
 
 

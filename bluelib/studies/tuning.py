@@ -48,7 +48,8 @@ from ..models.model import Model
 
 log = logging.getLogger(__name__)
 
-EDITS, BATCH_SIZE = 60, 3
+#: Edits of a trial, and edits per batch: of a pocket model, and of any other, whose search takes minutes on a laptop.
+POCKET_SIZE, SIZE = (60, 3), (20, 10)
 #: Which axes are searched: those of the solver alone, or all of them.
 AXES = ("solver", "all")
 
@@ -56,6 +57,11 @@ AXES = ("solver", "all")
 def default_dataset(model: str) -> str:
     """The dataset that choices about a model are made on, unless another is named."""
     return "pocket-counterfact" if scale_of(model) == "pocket" else "facts"
+
+
+def default_size(model: str) -> tuple[int, int]:
+    """How many records a trial edits, and how many per batch, unless told."""
+    return POCKET_SIZE if scale_of(model) == "pocket" else SIZE
 
 
 def axes(model: Model, editor: str, which: str | None = None) -> dict[str, tuple]:
@@ -166,8 +172,8 @@ def tune(
         folder: in place of ``results/tuning``.
         dataset: by default :func:`default_dataset`.
         split: by default ``tune``, where the dataset has that.
-        edits: how many records; by default :data:`EDITS`, or as many as there are.
-        batch_size: edits per batch; by default :data:`BATCH_SIZE`, or all where there are fewer.
+        edits: how many records; by default :func:`default_size`'s, or as many as there are.
+        batch_size: edits per batch; by default :func:`default_size`'s, or all where there are fewer.
         which: see :func:`axes`.
         corpus, tokens: of second moments, if not the settings'.
 
@@ -176,14 +182,15 @@ def tune(
     """
     space = axes(model, editor, which)
     dataset = dataset or default_dataset(model.name)
-    records, about = records_to_choose_on(dataset, split=split, edits=edits, up_to=EDITS)
+    usual, usual_batch = default_size(model.name)
+    records, about = records_to_choose_on(dataset, split=split, edits=edits, up_to=usual)
     check_scored(records)
     make = partial(get_editor, editor, model, corpus=corpus, tokens=tokens)
     best = {axis: candidates[0] for axis, candidates in space.items()}
     first = make(**best)
     first.check(model)
     if batch_size is None:
-        batch_size = min(BATCH_SIZE, len(records))
+        batch_size = min(usual_batch, len(records))
     check_whole("batch_size", batch_size, 1, len(records), "the number of records")
     origin = {k: v for k, v in provenance(model, records).items() if k != "case_ids"}
     result: dict[str, Any] = {

@@ -299,6 +299,7 @@ def test_what_cannot_be_asked_for_is_said_before_anything_is_fetched(command, me
 
 def test_names_scales_and_labels():
     assert scale_of("smollm2-135m") == scale_of("HuggingFaceTB/SmolLM2-135M-Instruct") == "small"
+    assert scale_of("any/where.gguf", f"sha256:{DOWNLOADS['smollm2-135m'].gguf_sha256}") == "small"
     assert label_of_model("smollm2-135m") == "SmolLM2-135M-Instruct, 4-bit weights dequantised"
     assert label_of_model("pocket-gpt2") == "pocket-gpt2"
     with pytest.raises(ValueError, match="model 'pocket-gpt2' cannot be downloaded; known: smollm2-135m"):

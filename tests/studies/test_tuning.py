@@ -87,6 +87,10 @@ def test_axes_of_another_model_stand_around_its_settings(model, editor, of_solve
     assert axes(model, editor, "all") == {**of_solver, **of_targets}
 
 
+def test_a_search_is_larger_for_a_model_that_is_edited_in_seconds(model):
+    assert tuning.default_size("pocket-llama") == (60, 3) and tuning.default_size(model.name) == (20, 10)
+
+
 def test_axes_that_there_are_none_of(model):
     for editor, which, message in (
         ("memit", None, "the settings of memit for .*mine lack mom2_update_weight"),
