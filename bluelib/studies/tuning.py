@@ -126,7 +126,7 @@ def further(candidates: tuple, best: Any) -> Any | None:
     numbers = sorted(c for c in candidates if isinstance(c, (int, float)))
     if len(numbers) < 3 or best not in (numbers[0], numbers[-1]):
         return None
-    return best * best / (numbers[1] if best == numbers[0] else numbers[-2])
+    return _rounded(best * best / (numbers[1] if best == numbers[0] else numbers[-2]))
 
 
 def check_scored(records: Sequence[Record]) -> None:

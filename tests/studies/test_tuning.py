@@ -87,6 +87,11 @@ def test_axes_of_another_model_stand_around_its_settings(model, editor, of_solve
     assert axes(model, editor, "all") == {**of_solver, **of_targets}
 
 
+def test_an_axis_goes_on_in_numbers_that_can_be_read():
+    assert tuning.further((10.0, 1.0, 100.0), 1.0) == 0.1 and tuning.further((1.0, 0.1, 10.0), 0.1) == 0.01
+    assert tuning.further((10.0, 1.0, 100.0), 10.0) is None and tuning.further((0.75, 1.5), 1.5) is None
+
+
 def test_a_search_is_larger_for_a_model_that_is_edited_in_seconds(model):
     assert tuning.default_size("pocket-llama") == (60, 3) and tuning.default_size(model.name) == (20, 10)
 
