@@ -15,9 +15,9 @@ from scipy import stats
 from bluelib import load_model
 from bluelib.editing import catalogue
 from bluelib.editing.settings import editor_settings, model_configs
-from bluelib.io.formats import write_json
+from bluelib.io.formats import read_json, write_json
 from bluelib.metrics.intervals import bootstrap_means, limits
-from bluelib.models.known import PAPER_MODELS, pocket_models, scale_of
+from bluelib.models.known import DOWNLOADS, PAPER_MODELS, pocket_models, scale_of
 from bluelib.pocket.pretrain import RECIPES
 from bluelib.pocket.recall import short_of_bar
 from bluelib.pocket.text import text_hash
@@ -36,7 +36,7 @@ from bluelib.reports.report import claims, fill, shown, write_report
 from bluelib.reports.tables import load_cells, main_frame, results_frame, short_table, write_tables
 from bluelib.runs.cell import SCHEMA
 from bluelib.runs.grid import Grid
-from bluelib.studies.layers import layers_by_editing
+from bluelib.studies.layers import best_window, layers_by_editing
 from bluelib.studies.nullspace import THRESHOLDS, energy_shares
 
 ROOT = Path(__file__).parents[2]
@@ -481,22 +481,37 @@ def test_energy_shares_by_hand():
     assert sorted(THRESHOLDS) == list(THRESHOLDS)
 
 
-def test_settings_of_the_pocket_models_are_those_the_search_found():
+def test_settings_are_those_the_search_found():
     """Each file in results/tuning is what the configuration says, and records its whole search."""
     found = sorted((ROOT / "results" / "tuning").glob("*.json"))
     configs = model_configs()  # MEND has a trained network in place of settings
-    assert {path.stem for path in found} == {
+    assert {path.stem for path in found if path.stem.startswith("pocket-")} == {
         f"{model}-{editor}" for model in pocket_models() for editor in configs[model]["editors"] if editor != "mend"
     }
+    sizes = {}
     for path in found:
         search = json.loads(path.read_text())
-        settings = editor_settings(search["model"], search["editor"], shared=search["editor"] != "ft")
+        model, editor = search["model"], search["editor"]
+        assert path.stem == f"{model}-{editor}"
+        settings = editor_settings(model, editor, shared=editor != "ft")
         assert settings.items() >= search["best"].items(), path.name
         best = max(trial["score"] for trial in search["trials"])
         (trial,) = [trial for trial in search["trials"] if trial["choice"] == search["best"]]
         assert trial["score"] == best
-        assert search["split"] == "tune"
-        assert search["provenance"]["model_revision"] == weights_revision(search["model"])
+        assert search["split"] == "tune" or "choosing_split" in search
+        assert search["provenance"]["model_revision"] == weights_revision(model)
+        sizes.setdefault(model, set()).add((search["dataset"], search["edits"], search["batch_size"]))
+    assert all(len(of_model) == 1 for of_model in sizes.values()), "each method's search must be of the same records"
+
+
+def test_layers_and_targets_of_the_small_model_are_those_that_were_located():
+    (name,) = DOWNLOADS
+    located, config = read_json(ROOT / "results" / "locate" / f"{name}.json"), model_configs()[name]
+    assert located["provenance"]["model_revision"] == weights_revision(name) == config["revision"]
+    assert config["critical_layers"] == located["windows"]["contributions"]
+    assert config["targets"] == located["config"]["targets"]
+    curve = pd.DataFrame(located["contributions"]).set_index("layer").paraphrase
+    assert config["critical_layers"] == best_window(curve, 5)
 
 
 def test_critical_layers_are_those_that_contribute_most():
@@ -506,6 +521,8 @@ def test_critical_layers_are_those_that_contribute_most():
 
 
 def weights_revision(name):
+    if name in DOWNLOADS:
+        return f"sha256:{DOWNLOADS[name].gguf_sha256}"
     return json.loads((pocket_models()[name] / "recall.json").read_text())["weights"]
 
 
