@@ -26,9 +26,10 @@ def datasets(arguments: Namespace) -> Answer:
         made.append(write_checked(load_model(arguments.check)))
     if arguments.write:
         from ..data.facts import write_facts
+        from ..data.facts_ripple import write_facts_ripple
         from ..pocket.datasets import write_datasets
 
-        made += [*write_datasets(arguments.write), *write_facts(arguments.write)]
+        made += [*write_datasets(arguments.write), *write_facts(arguments.write), write_facts_ripple(arguments.write)]
     if made:
         return written(made)
     lines = [f"{name:20} {dataset.about}" for name, dataset in DATASETS.items()]
@@ -36,7 +37,8 @@ def datasets(arguments: Namespace) -> Answer:
         where = f"in {cached(name)}" if cached(name).exists() else f"to download, {size_of(file)}"
         lines.append(f"{name:20} {file.about}; {where}")
     lines.append(
-        "or the path of a file, JSON, JSON Lines or CSV: in the form of CounterFact or zsRE, or facts of your own"
+        "or the path of a file, JSON, JSON Lines or CSV: in the form of CounterFact, zsRE, KnowEdit, RippleEdits or "
+        "MQuAKE, or facts of your own"
     )
     files = {name: str(cached(name)) if cached(name).exists() else None for name in FILES}
     return Answer({"shipped": list(DATASETS), "downloaded": files}, "\n".join(lines))
@@ -44,7 +46,7 @@ def datasets(arguments: Namespace) -> Answer:
 
 @command(
     Option("name", nargs="+", help="what to fetch; see: blue datasets, blue models"),
-    Option("--url", help="the folder of a mirror, if not the pages of ROME and MEMIT, nor $BLUELIB_DATA_URL"),
+    Option("--url", help="the folder of a mirror, if not the benchmark's own page, nor $BLUELIB_DATA_URL"),
     Option("--sha256", metavar="HEX", help="accept a file with this hash, if not the one that is known"),
     example="blue download multi-counterfact smollm2-135m",
 )

@@ -16,6 +16,7 @@ from . import own
 from .benchmarks import parse_counterfact, parse_zsre, reference_texts
 from .download import cached, downloaded, expected_hash, read_entries
 from .records import Record, RecordError, field
+from .ripples import parse_mquake, parse_ripple_edits
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +48,40 @@ DATASETS = {
         "counterfactual edits of facts about the real world, in CounterFact's schema",
         pocket=False,
     ),
+    "pocket-ripple": Dataset(
+        ASSETS / "datasets" / "pocket-ripple.json",
+        parse_counterfact,
+        "edits of the pocket world with what follows from them, in RippleEdits' groups",
+    ),
+    "facts-ripple": Dataset(
+        ASSETS / "datasets" / "facts-ripple.json",
+        parse_counterfact,
+        "edits of real facts with what follows from them, in RippleEdits' groups",
+        pocket=False,
+    ),
 }
 
 
-#: Datasets that `blue download` fetches, each with the parser of its file.
-BENCHMARKS = {"counterfact": parse_counterfact, "multi-counterfact": parse_counterfact, "zsre": parse_zsre}
+#: What reads a raw record, which stands at a position in its file: as one edit, or as several that belong together.
+Parser = Callable[[Mapping[str, Any], int], Record | list[Record]]
 
+#: Datasets that `blue download` fetches, each with the parser of its file.
+BENCHMARKS: dict[str, Parser] = {
+    "counterfact": parse_counterfact,
+    "multi-counterfact": parse_counterfact,
+    "zsre": parse_zsre,
+    "ripple-edits": parse_ripple_edits,
+    "ripple-edits-random": parse_ripple_edits,
+    "ripple-edits-recent": parse_ripple_edits,
+    "mquake": parse_mquake,
+}
+
+
+#: What has to be known beside a score.
+MQUAKE_ERRORS = (
+    "MQuAKE-Remastered (ICLR 2025) found up to 33 % or 76 % of MQuAKE's cases to be wrong, by version and by how many "
+    "are edited together: say so beside a score"
+)
 
 SPLITS = ("tune", "report")
 
@@ -109,15 +138,16 @@ def load_dataset(
     up_to: int | None = None,
     seed: int = 0,
     skip_bad: bool = False,
-    parse: Callable[[Mapping[str, Any], int], Record] | None = None,
+    parse: Parser | None = None,
 ) -> list[Record]:
     """Load a benchmark, or facts of one's own.
 
     Args:
         name: a shipped dataset (:data:`DATASETS`); a benchmark that `blue download` has fetched (:data:`BENCHMARKS`);
             or the path of a file, JSON, JSON Lines or CSV (:func:`.own.read_entries`), in the form of CounterFact
-            (``counterfact.json``, ``multi_counterfact.json``), of zsRE (``zsre_mend_eval.json``), or in the flat form
-            (:func:`.own.parse_flat`), which that of knowledge-editing toolkits and KnowEdit is. The reference texts of
+            (``counterfact.json``, ``multi_counterfact.json``), of zsRE (``zsre_mend_eval.json``), of RippleEdits, of
+            MQuAKE, or in the flat form (:func:`.own.parse_flat`), which that of knowledge-editing toolkits and KnowEdit
+            is. A case of MQuAKE is as many records as it has edits. The reference texts of
             ``counterfact`` and ``multi-counterfact`` come from ``attribute-snippets``, if that was fetched too; the
             records have none otherwise, and their consistency is not measured. Of a record of CounterFact only its
             ``case_id`` and its edit are needed: what prompts that are missing would measure is left out. The edits of
@@ -178,6 +208,8 @@ def load_dataset(
         there = f"{name} has {len(chosen)} records" + (" that can be used" if bad else "")
         raise ValueError(f"{there}{f' in split {split}' if split else ''}; {limit or 'some'} were asked for")
     records = _with_references(chosen) if benchmark is parse_counterfact else [record for _, record in chosen]
+    if parse is parse_mquake:
+        _warn(MQUAKE_ERRORS)
     _tell_unmeasured(records)
     return records
 
@@ -215,7 +247,7 @@ def _split_of(entry: Any) -> str | None:
 def _parsed(
     entries: Sequence[Any],
     positions: Sequence[int],
-    parse: Callable[[Mapping[str, Any], int], Record],
+    parse: Parser,
     *,
     most: int | None,
     skip_bad: bool,
@@ -229,14 +261,16 @@ def _parsed(
         if most is not None and len(chosen) + (0 if skip_bad else len(bad)) == most:
             break
         try:
-            record = _record(entries[position], position, parse)
-            first = seen.setdefault(str(record.case_id), position)
-            if first != position:
-                raise RecordError(
-                    f"record {record.case_id}: field 'case_id' at position {position} must be another "
-                    f"than at position {first}"
-                )
-            chosen.append((entries[position], record))
+            records = _records(entries[position], position, parse)
+            for record in records:
+                first = seen.setdefault(str(record.case_id), position)
+                if first != position:
+                    raise RecordError(
+                        f"record {record.case_id}: field 'case_id' at position {position} must be another "
+                        f"than at position {first}"
+                    )
+            room = None if most is None else most - len(chosen) - (0 if skip_bad else len(bad))
+            chosen += [(entries[position], record) for record in records[:room]]
         except RecordError as error:
             bad.append(error)
     return chosen, bad
@@ -264,17 +298,19 @@ def reference_documents(name: str | Path) -> tuple[Iterable[str], str | None]:
     return found, None
 
 
-def _record(entry: Any, position: int, parse: Callable[[Mapping[str, Any], int], Record]) -> Record:
+def _records(entry: Any, position: int, parse: Parser) -> list[Record]:
     if not isinstance(entry, Mapping):
         raise RecordError(f"record at position {position}: must be an object, not {type(entry).__name__}")
     if _split_of(entry) is None:
         raise RecordError(
             f"record at position {position}: field 'split' must be one of {', '.join(SPLITS)}, not {entry['split']!r}"
         )
-    record = parse(entry, position)
-    if not isinstance(record, Record):
-        raise RecordError(f"record at position {position}: parse gave a {type(record).__name__}, not a Record")
-    return record
+    found = parse(entry, position)
+    records = found if isinstance(found, list) else [found]
+    for record in records:
+        if not isinstance(record, Record):
+            raise RecordError(f"record at position {position}: parse gave a {type(record).__name__}, not a Record")
+    return records
 
 
 #: How many records are named, where many cannot be used.
@@ -335,16 +371,19 @@ def _warn(message: str) -> None:
     log.warning(message)
 
 
-def _parser_for(entries: Sequence[Any], path: Path) -> Callable[[Mapping[str, Any], int], Record]:
+def _parser_for(entries: Sequence[Any], path: Path) -> Parser:
     """By the first entry that is an object at all."""
-    keys = set(next((entry for entry in entries if isinstance(entry, Mapping)), {}))
+    first = next((entry for entry in entries if isinstance(entry, Mapping)), {})
+    keys = set(first)
     if "requested_rewrite" in keys:
-        return parse_counterfact
+        return parse_mquake if isinstance(first["requested_rewrite"], list) else parse_counterfact
+    if "edit" in keys:
+        return parse_ripple_edits
     if keys & {"src", "loc_ans"}:
         return parse_zsre
     if keys & {"prompt", "subject", "target_new"}:
         return own.parse_flat
     raise ValueError(
         f"{path} is in no known form: its first record has neither 'requested_rewrite' (CounterFact), "
-        "'src' (zsRE) nor 'prompt', 'subject' and 'target_new'"
+        "'src' (zsRE), 'edit' (RippleEdits) nor 'prompt', 'subject' and 'target_new'"
     )

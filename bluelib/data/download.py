@@ -1,10 +1,11 @@
 """The benchmarks' own files, fetched on request into the user's cache: :func:`download`; nothing else downloads.
 
-They come from the project pages of ROME and MEMIT (Meng et al. 2022, 2023), and are not part of this project. A file is
-kept under its own name in ``cache_dir("datasets")``; one that was put there by hand is as good. Either must have the
-SHA-256 of :data:`FILES`, every time it is read. Those pages publish no hashes: these are what other public projects
-report for the files that they had from there, two or more of them independently, or one
-(``multi_counterfact.json``; ``attribute_snippets.json``, whose size a second one reports).
+They come from the project pages of ROME and MEMIT (Meng et al. 2022, 2023) and the repositories of RippleEdits and
+MQuAKE, and are not part of this project. A file is kept in ``cache_dir("datasets")``; one that was put there by hand is
+as good. Either must have the SHA-256 of :data:`FILES`, every time it is read. Those pages publish no hashes: these are
+what other public projects report for the files that they had from there, two or more of them independently, or one
+(``multi_counterfact.json``; ``attribute_snippets.json``, whose size a second one reports; RippleEdits' and MQuAKE's).
+RippleEdits' repository says itself by which git id it has its files: a file with that id is right too.
 A file with another hash is used only if the user has said so (``sha256``), which is kept beside it in ``FILE.sha256``.
 
 This module fetches by itself because pooch (1.9) begins an interrupted download anew: ``attribute_snippets.json`` has
@@ -14,6 +15,7 @@ This module fetches by itself because pooch (1.9) begins an interrupted download
 from __future__ import annotations
 
 import errno
+import hashlib
 import http.client
 import json
 import os
@@ -33,6 +35,9 @@ from ..io.tensors import file_hash
 from ..io.timing import progress_bar
 from ..io.writing import WriteError, atomic_file
 
+_GITHUB = "https://raw.githubusercontent.com"
+RIPPLE_EDITS = f"{_GITHUB}/edenbiran/RippleEdits/54f3b88af4895a3aacb580ec63ce7ae857185040/data/benchmark"
+MQUAKE = f"{_GITHUB}/princeton-nlp/MQuAKE/main/datasets"
 ROME = "https://rome.baulab.info/data/dsets"
 MEMIT = "https://memit.baulab.info/data/dsets"
 MIRROR = "BLUELIB_DATA_URL"
@@ -48,13 +53,15 @@ class File:
     """A file of a project page.
 
     Attributes:
-        name: its name there, and in the cache.
+        name: its name in the cache, and in a mirror's folder.
         about: what is in it.
         size: in bytes, None where no public source was found that says it.
         sha256: in hexadecimal digits.
         fields: what each of its entries has.
         entries: how many they are, None where that is not known.
         page: the folder that has the file.
+        there: its name there, if that is another.
+        git_id: the id of the file's content in a git repository, in hexadecimal digits, where one is known.
     """
 
     name: str
@@ -64,6 +71,12 @@ class File:
     fields: tuple[str, ...]
     entries: int | None = None
     page: str = ROME
+    there: str = ""
+    git_id: str = ""
+
+    def source(self, folder: str) -> str:
+        """The file's URL in a folder: of its page, or of a mirror."""
+        return f"{folder.rstrip('/')}/{(self.there if folder == self.page else '') or self.name}"
 
 
 _COUNTERFACT = ("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
@@ -107,6 +120,48 @@ FILES = {
         "61daca55318bb5260c1e62e133debef9102c7b278bbc7b19dd2ac655543f333a",
         ("subject", "attribute", "prompt"),
         1_209,
+    ),
+    "ripple-edits": File(
+        "ripple_edits_popular.json",
+        "what follows from edits of facts about popular subjects (RippleEdits)",
+        11_152_451,
+        "fe668f11871d3e1df8039be89124d5d39a443db0e9d1ded623d190f9e6a3296e",
+        ("edit",),
+        885,
+        RIPPLE_EDITS,
+        "popular.json",
+        "67a707cc7fb57d83456fe62f767c968d51e4f2e0",
+    ),
+    "ripple-edits-random": File(
+        "ripple_edits_random.json",
+        "the same of facts drawn at random",
+        11_584_388,
+        "f99e625e6b00225498d4843f4e3a688b391cdd98e6f9ee85608f72a1e28c2d40",
+        ("edit",),
+        None,
+        RIPPLE_EDITS,
+        "random.json",
+        "9da7717ed33c09da181c2dd93fe765c31f97aac2",
+    ),
+    "ripple-edits-recent": File(
+        "ripple_edits_recent.json",
+        "the same of facts that were new in 2022",
+        19_658_316,
+        "bc71807ea72280e2587bd1974fc79ae7e23aa24b1d5887bcdced40d448910547",
+        ("edit",),
+        None,
+        RIPPLE_EDITS,
+        "recent.json",
+        "cbfd85c428ba5d1c5d227ec91717a0b855033759",
+    ),
+    "mquake": File(
+        "MQuAKE-CF-3k-v2.json",
+        "questions over several edits (MQuAKE)",
+        15_383_628,
+        "f82091cbb668cef8f2537f79f1768af1840184450b347ff8c344336090ddc71e",
+        ("requested_rewrite", "questions", "new_answer", "new_single_hops"),
+        3_000,
+        MQUAKE,
     ),
 }
 
@@ -244,19 +299,28 @@ def _memory(path: Path) -> Path:
 def _by_hand(name: str, url: str) -> str:
     file = FILES[name]
     return (
-        f"put {url.rstrip('/')}/{file.name} ({size_of(file)}, SHA-256 {file.sha256}) by hand at {cached(name)}, "
+        f"put {file.source(url)} ({size_of(file)}, SHA-256 {file.sha256}) by hand at {cached(name)}, "
         "where it is checked like a download"
     )
 
 
 def _check(path: Path, file: File, sha256: str) -> None:
     found, size = file_hash(path), path.stat().st_size
-    if found != sha256:
+    if found != sha256 and not (sha256 == file.sha256 and file.git_id and _git_id(path) == file.git_id):
         known = f" and {file.size:,} bytes" if file.size and sha256 == file.sha256 else ""
         raise ValueError(
             f"{path} has SHA-256 {found} and {size:,} bytes, where {file.name} should have "
             f"{sha256}{known}; to use it all the same, give --sha256 {found}"
         )
+
+
+def _git_id(path: Path) -> str:
+    """The id by which git knows a file's content."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _check_here(name: str, sha256: str | None = None) -> None:
@@ -290,7 +354,7 @@ def _remove_part(part: Path) -> None:
 
 def _fetch(name: str, part: Path, url: str, progress: bool | None) -> None:
     """Fetch what ``part`` lacks of a file: it is then as long as the server's file."""
-    source = f"{url.rstrip('/')}/{FILES[name].name}"
+    source = FILES[name].source(url)
     _check_url(source, source)
     try:
         plan = read_json(_plan(part), sealed=True)

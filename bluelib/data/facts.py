@@ -101,7 +101,7 @@ def read_lore() -> Lore:
     """
     relations, facts = {}, []
     for path in sorted(LORE.glob("*.yaml")):
-        if path.stem == "unrelated":
+        if path.stem in ("unrelated", "ripples"):
             continue
         entry = yaml.safe_load(path.read_text(encoding="utf-8"))
         own = [Fact(subject, path.stem, value) for value, subjects in entry["facts"].items() for subject in subjects]

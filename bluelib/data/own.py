@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..io.formats import decode_json
-from .records import Probe, Record, RecordError, checked, field, put_subject_in, record_id
+from .consequences import parse_consequences
+from .records import Consequence, Probe, Record, RecordError, checked, field, put_subject_in, record_id
 
 #: How files that are not one JSON list are told, by suffix.
 LINES = (".jsonl", ".ndjson")
@@ -23,8 +24,9 @@ TABLES = (".csv", ".tsv")
 #: What stands between the texts of one cell of a table.
 BETWEEN = " | "
 
-#: The one of KnowEdit's kinds of locality that asks what an edit must leave alone.
+#: The one of KnowEdit's kinds of locality that asks what an edit must leave alone, and all of them.
 _KNOWEDIT = "Relation_Specificity"
+_KEPT = (_KNOWEDIT, "Relation_Specifity", "Forgetfulness")
 #: Each field of the flat form with the other names that it goes by.
 _NAMES = {
     "target_true": ("ground_truth",),
@@ -43,11 +45,12 @@ FIELDS = frozenset(
         "prompt",
         "target_new",
         "locality",
+        "portability",
         *_LISTS,
         *_NAMES,
         *sum(_NAMES.values(), ()),
     }
-    | {f"locality.{_KNOWEDIT}"}
+    | {f"locality.{kind}" for kind in _KEPT}
 )
 
 
@@ -134,7 +137,10 @@ def parse_flat(entry: Mapping[str, Any], position: int) -> Record:
     ``separator``              what stands between a prompt and its object, a space or ``""``, where the rule errs
     ``locality_prompt``        the same as strings, or lists of one length, with ``locality_ground_truth``
     ``locality``               the same as in KnowEdit (Zhang et al. 2024): ``{"Relation_Specificity": [{"prompt": …,
-                               "ground_truth": …}]}``
+                               "ground_truth": …}]}``; these, and ``Forgetfulness``, are portability too: what must
+                               stay of the same subject
+    ``portability``            what follows from the edit, as in KnowEdit: ``{"Reasoning": [{"prompt": …,
+                               "ground_truth": …}], …}``, see :func:`.consequences.parse_consequences`
     =========================  ======================================================================================
 
     ``null`` is the same as an absent field, but for ``case_id``. What needs an absent field is not measured.
@@ -154,8 +160,21 @@ def parse_flat(entry: Mapping[str, Any], position: int) -> Record:
         target_true=_first(entry.get(true), true, case_id),
         paraphrases=tuple(text.replace("{}", subject) for text in paraphrases),
         separator=_separator(entry, case_id),
+        portability=_portability(entry, case_id),
         locality=(*_neighbours(entry, case_id), *_flat_probes(entry, case_id), *_knowedit_probes(entry, case_id)),
     )
+
+
+def _portability(entry: Mapping[str, Any], case_id: object) -> dict[str, tuple[Consequence, ...]]:
+    """KnowEdit's groups: what follows, and what must stay, which counts where it was there."""
+    follows, kinds = (
+        {} if entry.get(name) is None else field(entry, name, case_id, dict) for name in ("portability", "locality")
+    )
+    kept = {kind: items for kind, items in kinds.items() if kind in _KEPT}
+    return {
+        **parse_consequences(follows, "portability", case_id),
+        **parse_consequences(kept, "locality", case_id, kept=True),
+    }
 
 
 def _separator(entry: Mapping[str, Any], case_id: object) -> str | None:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
@@ -25,6 +26,34 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Query:
+    """A prompt with what answers it.
+
+    Attributes:
+        prompt: a full prompt.
+        answers: what has to be named, all of it, each by any of its names.
+    """
+
+    prompt: str
+    answers: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Consequence:
+    """What follows from an edit, or stays as it was: a test of RippleEdits (Cohen et al. 2024).
+
+    Attributes:
+        queries: what is asked after editing.
+        every: whether all of them have to be answered right, or any one.
+        conditions: what has to be answered right before editing, all of it; else nothing can be told.
+    """
+
+    queries: tuple[Query, ...]
+    every: bool = False
+    conditions: tuple[Query, ...] = ()
+
+
+@dataclass(frozen=True)
 class Record:
     """An edit with everything it is evaluated on.
 
@@ -41,6 +70,7 @@ class Record:
         attribute_prompts: prompts about subjects that have the new object by nature.
         generation_prompts, reference_texts: for fluency and consistency; empty where the benchmark has none.
         questions: whole questions that the new object answers.
+        portability: what follows from the edit, in named groups.
         before: a text in front of the rewrite prompt, and of a context prefix too, see :func:`.in_chat`; the full
             prompts have it in them.
         separator: what stands between every prompt of the record and its target, a space or nothing; None for what
@@ -62,6 +92,7 @@ class Record:
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
+    portability: Mapping[str, tuple[Consequence, ...]] = dataclass_field(default_factory=dict)
     before: str = ""
     separator: str | None = None
 
@@ -92,6 +123,7 @@ class Record:
                 raise RecordError(f"record {self.case_id}: {name} must be a tuple, not {listed!r}")
         answers = [probe.answer for probe in self.locality if probe.answer is not None]
         texts["locality"] = [*(probe.prompt for probe in self.locality), *answers]
+        texts["portability"] = [text for listed in self.portability.values() for one in listed for text in _said(one)]
         for name, listed in texts.items():
             for text in listed:
                 if wrong := _wrong(text):
@@ -116,6 +148,12 @@ class Record:
 
 
 _LISTS = ("paraphrases", "locality", "attribute_prompts", "generation_prompts", "reference_texts", "questions")
+
+
+def _said(consequence: Consequence) -> list[str]:
+    """Every text of a consequence."""
+    queries = (*consequence.queries, *consequence.conditions)
+    return [text for query in queries for text in (query.prompt, *(name for names in query.answers for name in names))]
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

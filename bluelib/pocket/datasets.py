@@ -1,4 +1,4 @@
-"""The pocket benchmarks: edits of the pocket world in the schemas of CounterFact and zsRE.
+"""The pocket benchmarks: edits of the pocket world in the schemas of CounterFact and zsRE, and what follows from them.
 
 One record per subject at most, and an edited subject belongs to one split for good: hyper-parameters are chosen on
 ``tune`` and never edit a subject of ``report``. Locality probes are drawn for both splits from all facts that no record
@@ -98,10 +98,65 @@ def build_zsre(seed: int = SEED) -> list[dict[str, Any]]:
     return records
 
 
+#: A country, described by a subject of each relation that has one for its object.
+_DESCRIBED = {
+    "citizenship": "the country that {} is a citizen of",
+    "company_country": "the country that {} comes from",
+    "place_country": "the country that {} lies in",
+}
+#: What is asked of a country.
+_ASKED = {
+    "capital": "The capital of {} is",
+    "continent": "The continent of {} is",
+    "official_language": "The official language of {} is",
+    "currency": "The currency of {} is the",
+}
+_OF_RECORDS = ("case_id", "split", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts")
+
+
+def build_ripple(seed: int = SEED) -> list[dict[str, Any]]:
+    """``pocket-ripple``: records of ``pocket-counterfact`` with what follows from their edits, in two of RippleEdits'
+    groups (Cohen et al. 2024).
+
+    ``Relation_Specificity``: the subject's other facts, which must stay. ``Compositionality_I``, of countries: a fact
+    about the new one, described by the subject; it counts where the model can say the same of the old one, described
+    so, and knows the fact itself. The training text describes nothing so: what was never learned is not executed.
+    """
+    world = build_world(seed)
+    by_subject, by_relation = world.by_subject(), world.by_relation()
+    of_country = {name: {fact.subject: fact for fact in by_relation[name]} for name in _ASKED}
+    records = []
+    for record in build_counterfact(seed):
+        rewrite = record["requested_rewrite"]
+        subject, relation = rewrite["subject"], rewrite["relation_id"]
+        others = [_asked_of(fact) for fact in by_subject[subject] if fact.relation.name != relation]
+        composed = []
+        for name, wording in _ASKED.items() if relation in _DESCRIBED else ():
+            facts = of_country[name]
+            old, new = (facts.get(rewrite[target]["str"]) for target in ("target_true", "target_new"))
+            if old and new and old.object != new.object:
+                prompt = wording.format(_DESCRIBED[relation].format(subject))
+                conditions = [{"prompt": prompt, "answer": old.object}, _asked_of(new)]
+                composed.append({"prompt": prompt, "answer": new.object, "conditions": conditions})
+        groups = {
+            "Relation_Specificity": [{**item, "conditions": [item]} for item in others],
+            "Compositionality_I": composed,
+        }
+        portability = {name: items for name, items in groups.items() if items}
+        if portability:
+            records.append({**{name: record[name] for name in _OF_RECORDS}, "portability": portability})
+    return records
+
+
+def _asked_of(fact: Fact) -> dict[str, str]:
+    return {"prompt": fact.seen_statements[0].format(fact.subject), "answer": fact.object}
+
+
 def write_datasets(folder: Path, seed: int = SEED) -> list[Path]:
-    """Write both benchmarks as JSON files into ``folder``; returns their paths."""
+    """Write the benchmarks as JSON files into ``folder``; returns their paths."""
     paths = []
-    for name, build in (("pocket-counterfact", build_counterfact), ("pocket-zsre", build_zsre)):
+    builders = {"pocket-counterfact": build_counterfact, "pocket-zsre": build_zsre, "pocket-ripple": build_ripple}
+    for name, build in builders.items():
         paths.append(folder / f"{name}.json")
         with atomic_file(paths[-1]) as temporary:
             text = json.dumps(build(seed), indent=1, ensure_ascii=False)

@@ -128,7 +128,8 @@ def test_interrupted_it_says_so_in_a_line(tmp_path, number):
 
 def test_datasets_can_be_written(tmp_path, capsys):
     assert main(["datasets", "--write", str(tmp_path)]) == 0
-    written = ["README.md", "facts.json", "pocket-counterfact.json", "pocket-zsre.json"]
+    names = ("facts-ripple", "facts", "pocket-counterfact", "pocket-ripple", "pocket-zsre")
+    written = ["README.md", *(f"{name}.json" for name in names)]
     assert sorted(p.name for p in tmp_path.iterdir()) == written
     assert write_datasets(tmp_path)[0].exists()
 

@@ -219,7 +219,7 @@ def test_it_is_loaded_by_its_name():
     assert (record.relation, record.subject) == edit(entry)
     assert {probe.answer for probe in record.locality} == {record.target_true}
     assert choosing_split("facts") == "tune"
-    assert [name for name in DATASETS if not of_pocket_world(name)] == ["facts"]
+    assert [name for name in DATASETS if not of_pocket_world(name)] == ["facts", "facts-ripple"]
 
 
 def test_known_facts_of_it_are_its_neighbours(monkeypatch):
@@ -235,7 +235,14 @@ def test_known_facts_of_it_are_its_neighbours(monkeypatch):
 def test_the_command_writes_it(tmp_path, capsys):
     assert main(["datasets", "--write", str(tmp_path), "--json"]) == 0
     names = [path.rpartition("/")[2] for path in json.loads(capsys.readouterr().out)["written"]]
-    assert names == ["pocket-counterfact.json", "pocket-zsre.json", "facts.json", "README.md"]
+    assert names == [
+        "pocket-counterfact.json",
+        "pocket-zsre.json",
+        "pocket-ripple.json",
+        "facts.json",
+        "README.md",
+        "facts-ripple.json",
+    ]
     assert (tmp_path / "facts.json").read_bytes() == (SHIPPED / "facts.json").read_bytes()
 
 

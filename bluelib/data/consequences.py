@@ -1,0 +1,91 @@
+"""What follows from an edit, as records have it: named groups of prompts with answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .records import Consequence, Query, RecordError, checked, field
+
+#: How some copies spell a group's name.
+SPELT = {"Relation_Specifity": "Relation_Specificity"}
+
+
+def parse_consequences(
+    groups: Mapping[str, Any], where: str, case_id: object, *, kept: bool = False
+) -> dict[str, tuple[Consequence, ...]]:
+    """Named groups of prompts with answers: KnowEdit's ``portability`` and ``locality``, and this project's own.
+
+    An item is ``{"prompt": …, "ground_truth": …}``, with ``answer`` for the same, and may have ``conditions``, a list
+    of further items, which have to be answered right before editing. An answer is a text; a list of texts, which are
+    names of one thing; or a list of such lists, all of which have to be named, each by one of its names.
+
+    Args:
+        groups: from a record.
+        where: the field's name, for messages.
+        case_id: the record's.
+        kept: whether the items say what must stay: each is then its own condition. An item without any answer is, in
+            any case, for nothing can be told of it.
+
+    Raises:
+        RecordError: naming the record and the field.
+    """
+    found = {}
+    for group, items in groups.items():
+        name = f"{where}.{group}"
+        entries = [] if items is None else checked(items, name, case_id, list)
+        parsed = (_consequence(item, f"{name}[{i}]", case_id, kept) for i, item in enumerate(entries))
+        found[SPELT.get(group, group)] = tuple(parsed)
+    return {group: listed for group, listed in found.items() if listed}
+
+
+def _consequence(item: Any, where: str, case_id: object, kept: bool) -> Consequence:
+    asked = query(item, where, case_id)
+    further = checked(item.get("conditions", []), f"{where}.conditions", case_id, list)
+    conditions = [query(one, f"{where}.conditions[{i}]", case_id) for i, one in enumerate(further)]
+    if (kept or not asked.answers) and asked not in conditions:
+        conditions.append(asked)
+    return Consequence((asked,), conditions=tuple(conditions))
+
+
+def query(item: Any, where: str, case_id: object) -> Query:
+    """A prompt with its answer, see :func:`parse_consequences`.
+
+    Raises:
+        RecordError: naming the record and the field.
+    """
+    if not isinstance(item, Mapping):
+        raise RecordError(f"record {case_id}: field {where!r} must be an object with prompt and answer, not {item!r}")
+    answer = next((name for name in ("ground_truth", "answer", "answers") if name in item), "answer")
+    prompt = checked(item.get("prompt"), f"{where}.prompt", case_id)
+    return Query(_prompt(prompt, f"{where}.prompt", case_id), _answers(item.get(answer), f"{where}.{answer}", case_id))
+
+
+def _prompt(text: str, where: str, case_id: object) -> str:
+    if not text.strip():
+        raise RecordError(f"record {case_id}: field {where!r} must be a non-empty string, not {text!r}")
+    return text.rstrip(" \t")
+
+
+def _answers(value: Any, where: str, case_id: object) -> tuple[tuple[str, ...], ...]:
+    """What has to be named, each with its names; nothing for an empty answer."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return ((value,),) if value.strip() else ()
+    listed = checked(value, where, case_id, list)
+    if all(isinstance(name, str) for name in listed):
+        return (names_of(listed),) if names_of(listed) else ()
+    found = []
+    for i, one in enumerate(listed):
+        at = f"{where}[{i}]"
+        if isinstance(one, Mapping):  # RippleEdits'
+            one = [field(one, "value", f"{case_id}, {at}"), *field(one, "aliases", f"{case_id}, {at}", list, [])]
+        names = [one] if isinstance(one, str) else checked(one, at, case_id, list)
+        found.append(names_of([checked(name, f"{at}[{j}]", case_id) for j, name in enumerate(names)]))
+    return tuple(names for names in found if names)
+
+
+def names_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """The names of one thing, each once, without blank ones."""
+    return tuple(dict.fromkeys(text for text in texts if text.strip()))

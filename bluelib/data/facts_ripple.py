@@ -1,0 +1,154 @@
+"""``facts-ripple``: records of ``facts`` with what follows from their edits, in the groups of RippleEdits (Cohen et al.
+2024), written for this project.
+
+=======================  ==========================================  =========================================
+group                    what is asked                               what has to be right before editing
+=======================  ==========================================  =========================================
+``Relation_Specificity`` another fact about the subject               the same
+``Subject_Aliasing``     the edit, under another name of its subject  the old object, under that name
+``Compositionality_I``   a fact about the new object, which is        the same about the old object; and the fact
+                         described by the subject                     itself, about the new object
+``Forgetfulness``        an object that the subject has besides       the same
+=======================  ==========================================  =========================================
+
+Everything here is a pure function of the tables in ``lore/``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..io.assets import update_sums
+from ..io.writing import atomic_file
+from .facts import LORE, build_facts, read_lore, subject_key
+
+#: What of a record of ``facts`` is kept.
+FIELDS = ("case_id", "split", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "questions", "known")
+
+
+def build_facts_ripple() -> list[dict[str, Any]]:
+    """The records of ``facts`` from whose edits something follows, as JSON-ready dictionaries."""
+    records = []
+    for record in build_facts():
+        groups = _groups(record["requested_rewrite"])
+        if groups:
+            records.append({**{name: record[name] for name in FIELDS}, "portability": groups})
+    return records
+
+
+def write_facts_ripple(folder: Path) -> Path:
+    """Write ``facts-ripple.json`` into ``folder``; returns its path."""
+    path = folder / "facts-ripple.json"
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(build_facts_ripple(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    update_sums(folder)
+    return path
+
+
+@cache
+def _ripples() -> Mapping[str, Any]:
+    """The tables of ``ripples.yaml``.
+
+    Raises:
+        ValueError: for an alias of what no table has, or a relation that there is not.
+    """
+    tables = yaml.safe_load((LORE / "ripples.yaml").read_text(encoding="utf-8"))
+    lore = read_lore()
+    known = {subject_key(name) for fact in lore.facts for name in (fact.subject, fact.object)}
+    relations = {*tables["described"], *tables["besides"], *(name for pair in tables["bound"] for name in pair)}
+    relations |= {name for asked in tables["asked"].values() for name in asked}
+    strangers = [name for name in tables["aliases"] if subject_key(name) not in known]
+    strangers += sorted(relations - lore.relations.keys())
+    if strangers:
+        raise ValueError(f"ripples.yaml: {strangers[0]!r} is in no table")
+    return tables
+
+
+def _groups(rewrite: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    relation, subject = rewrite["relation_id"], rewrite["subject"]
+    new, old = rewrite["target_new"]["str"], rewrite["target_true"]["str"]
+    groups = {
+        "Relation_Specificity": [*_others(relation, subject)],
+        "Subject_Aliasing": [*_aliased(rewrite["prompt"], subject, old, new)],
+        "Compositionality_I": [*_composed(relation, subject, old, new)],
+        "Forgetfulness": [*_besides(relation, subject, old, new)],
+    }
+    return {name: items for name, items in groups.items() if items}
+
+
+@cache
+def _facts() -> dict[str, dict[str, tuple[str, str]]]:
+    """By relation and subject: the subject as its table has it, and the object."""
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for fact in read_lore().facts:
+        found.setdefault(fact.relation, {})[subject_key(fact.subject)] = (fact.subject, fact.object)
+    return found
+
+
+def _item(prompt: str, answers: Sequence[str], *conditions: Mapping[str, Any]) -> dict[str, Any]:
+    aliases = _ripples()["aliases"]
+    names = list(dict.fromkeys(name for answer in answers for name in (answer, aliases.get(answer)) if name))
+    asked: dict[str, Any] = {"prompt": prompt[0].upper() + prompt[1:], "answer": names}
+    return {**asked, "conditions": [*conditions]} if conditions else asked
+
+
+def _kept(prompt: str, answers: Sequence[str]) -> dict[str, Any]:
+    """What must stay, and so have been there."""
+    return _item(prompt, answers, _item(prompt, answers))
+
+
+def _stated(relation: str, subject: str, value: str) -> dict[str, Any]:
+    """A fact as its table words it."""
+    return _item(read_lore().relations[relation].statements[0].format(subject), [value])
+
+
+def _others(relation: str, subject: str) -> Iterator[dict[str, Any]]:
+    for other, facts in _facts().items():
+        bound = any({relation, other} <= set(pair) for pair in _ripples()["bound"])
+        if other != relation and not bound and subject_key(subject) in facts:
+            own, value = facts[subject_key(subject)]
+            item = _stated(other, own, value)
+            yield {**item, "conditions": [item]}
+
+
+def _aliased(prompt: str, subject: str, old: str, new: str) -> Iterator[dict[str, Any]]:
+    alias = _ripples()["aliases"].get(subject)
+    if alias:
+        yield _item(prompt.format(alias), [new], _item(prompt.format(alias), [old]))
+
+
+def _composed(relation: str, subject: str, old: str, new: str) -> Iterator[dict[str, Any]]:
+    tables = _ripples()
+    if relation not in tables["described"]:
+        return
+    described = tables["described"][relation].format(subject)
+    for second, wording in tables["asked"].get(read_lore().relations[relation].kind, {}).items():
+        facts = _second(second)
+        before, after = facts.get(subject_key(old)), facts.get(subject_key(new))
+        if before and after and before[1] != after[1]:
+            prompt = wording.format(described)
+            yield _item(prompt, [after[1]], _item(prompt, [before[1]]), _stated(*after[2:], after[1]))
+
+
+@cache
+def _second(relation: str) -> dict[str, tuple[str, str, str, str]]:
+    """By an object that is a subject here: it, what the relation says of it, and the relation and subject to ask by. A
+    capital lies in its country."""
+    found = {key: (subject, value, relation, subject) for key, (subject, value) in _facts()[relation].items()}
+    if relation == "city_country":
+        for country, city in _facts()["capital"].values():
+            found.setdefault(subject_key(city), (city, country, relation, city))
+    return found
+
+
+def _besides(relation: str, subject: str, old: str, new: str) -> Iterator[dict[str, Any]]:
+    also = read_lore().relations[relation].also.get(subject, ())
+    wording = _ripples()["besides"].get(relation)
+    if wording and also:
+        yield _kept(wording.format(subject, new), [old, *also])
