@@ -34,6 +34,11 @@ from ..models.generation import encode_openings
 from ..models.model import Model
 from ..models.prompts import encode_answer, encode_prompt
 from ..models.scoring import TargetScore, score_targets
+from .before import COMPARING, Before
+from .generated import CONTEXTS, ask_all, measured
+from .locality import locality
+from .negation import negation
+from .portability import portability
 from .text import generation_scores
 
 
@@ -60,6 +65,10 @@ class Measures:
 PUBLISHED = Measures()
 TEXT = Measures(**as_text({field.name for field in fields(Measures)}))
 
+#: What can be measured: the metrics of the benchmarks; whether the new object is the first choice; what the model says
+#: (:mod:`.generated`); how far it moved elsewhere (:mod:`.locality`); what follows from an edit (:mod:`.portability`);
+#: whether it says so after "is not" too (:mod:`.negation`).
+GROUPS = ("editing", "argmax", "generated", "locality", "portability", "negation")
 METRICS = ("efficacy", "generalization", "specificity", "fluency", "consistency")
 #: Those that need no generated text.
 TEACHER_FORCED = METRICS[:3]
@@ -79,9 +88,15 @@ class Scores:
         return [record[metric] for record in self.records if metric in record]
 
     @property
+    def metrics(self) -> list[str]:
+        """What any record has: the metrics of the benchmarks first, then others as they come."""
+        there = dict.fromkeys(name for record in self.records for name in record if name != "case_id")
+        return [name for name in METRICS if name in there] + [name for name in there if name not in METRICS]
+
+    @property
     def means(self) -> dict[str, float]:
         """The mean over records of each metric that any record has."""
-        return {metric: fmean(self.values(metric)) for metric in METRICS if self.values(metric)}
+        return {metric: fmean(self.values(metric)) for metric in self.metrics}
 
     @property
     def standard_errors(self) -> dict[str, float]:
@@ -102,8 +117,11 @@ def evaluate(
     dataset: str = "",
     measures: Measures = PUBLISHED,
     chat: bool = False,
+    metrics: Sequence[str] = ("editing",),
+    contexts: Sequence[str] = ("bare",),
+    before: Before | None = None,
 ) -> Scores:
-    """Evaluate a model, edited or not, on all metrics of each record's benchmark.
+    """Evaluate a model, edited or not, on all metrics of each record's benchmark, or on others too.
 
     Args:
         model: the model in its present state.
@@ -114,15 +132,25 @@ def evaluate(
             all its reference texts. Without it they are those of ``records``.
         measures: what is measured where text and public code of the family differ; the code's by default.
         chat: ask behind the tokenizer's chat template, see :func:`~bluelib.data.chat.in_chat`.
+        metrics: which groups of :data:`GROUPS`.
+        contexts: in which of :data:`.generated.CONTEXTS` a model is asked for ``generated`` and ``portability``.
+        before: what the model said before it was edited, which ``locality`` and ``portability`` compare with.
 
     Raises:
-        ValueError: for no records, or a seed that is not allowed; naming the record, for a prompt that with its target
-            is longer than the model's context, or that leaves nothing to generate.
+        ValueError: for no records, a seed that is not allowed, an unknown group or context, or a group that compares
+            without what it compares with; naming the record, for a prompt that with its target is longer than the
+            model's context, or that leaves nothing to generate.
     """
     if not records:
         raise ValueError("there are no records to evaluate")
     check_seed(seed)
-    records = in_chat(model, records) if chat else records
+    check_groups(metrics, contexts)
+    if before is None and (comparing := [group for group in COMPARING if group in metrics]):
+        raise ValueError(
+            f"{comparing[0]} compares with what the model said before it was edited: pass before=Before.of(model, "
+            "records), taken then"
+        )
+    bare, records = records, in_chat(model, records) if chat else records
     for record in records:
         _check_lengths(model, record, generate, _special(record, measures.score_bos))
     hows = [(_special(record, measures.score_bos), record.separator) for record in records]
@@ -130,15 +158,41 @@ def evaluate(
     for how in dict.fromkeys(hows):
         pairs = [pair for record, own in zip(records, hows, strict=True) if own == how for pair in _pairs(record)]
         scored[how] = iter(score_targets(model, pairs, special=how[0], separator=how[1]))
-    results = [
-        {"case_id": record.case_id, **_editing_metrics(record, [next(scored[how]) for _ in _pairs(record)])}
-        for record, how in zip(records, hows, strict=True)
-    ]
-    if generate:
+    results: list[dict[str, Any]] = []
+    for record, how in zip(records, hows, strict=True):
+        scores = [next(scored[how]) for _ in _pairs(record)]
+        of_benchmark = _editing_metrics(record, scores) if "editing" in metrics else {}
+        results.append(
+            {"case_id": record.case_id, **of_benchmark, **(_argmax(record, scores) if "argmax" in metrics else {})}
+        )
+    further = [measured(ask_all(model, bare, context=context)) for context in contexts if "generated" in metrics]
+    if "negation" in metrics:
+        further.append(negation(model, bare, chat=chat))
+    if before is not None and before.reference is not None and "locality" in metrics:
+        further.append(locality(model, records, before.reference))
+    if before is not None and "portability" in metrics:
+        further += [portability(model, bare, before.held.get(context, {}), context=context) for context in contexts]
+    for rows in further:
+        for result, of_record in zip(results, rows, strict=True):
+            result.update(of_record)
+    if generate and "editing" in metrics:
         texts = generation_scores(model, records, seed=seed, dataset=dataset, words=measures.words, idf=measures.idf)
         for result, extra in zip(results, texts, strict=True):
             result.update(extra)
     return Scores(tuple(results))
+
+
+def check_groups(metrics: Sequence[str], contexts: Sequence[str] = ("bare",)) -> None:
+    """Make sure that there are such groups of metrics, and such contexts.
+
+    Raises:
+        ValueError: naming one that there is not; for no group, or no context.
+    """
+    for what, given, known in (("group", metrics, GROUPS), ("context", contexts, CONTEXTS)):
+        if not given or isinstance(given, str):
+            raise ValueError(f"{what}s must be a list of at least one of {', '.join(known)}, not {given!r}")
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"there is no {what} {unknown[0]!r}; known: {', '.join(known)}")
 
 
 def _check_lengths(model: Model, record: Record, generate: bool, special: bool) -> None:
@@ -167,25 +221,42 @@ def _pairs(record: Record) -> list[tuple[str, str]]:
     edited, known = _asked(record), [(p.prompt, p.answer) for p in record.locality if p.answer is not None]
     if record.kind == "zsre":
         return [(prompt, record.target_new) for prompt in edited] + known
-    compared = [(prompt, record.target_true) for prompt in edited if record.target_true is not None] + known
-    return [(prompt, target) for prompt, other in compared for target in (record.target_new, other)]
+    of_edit = [(prompt, target) for prompt in edited for target in (record.target_new, record.target_true) if target]
+    return of_edit + [(prompt, target) for prompt, answer in known for target in (record.target_new, answer)]
 
 
 def _asked(record: Record) -> list[str]:
-    """The prompts after which a record's new object is measured; none, if there is nothing to compare it with."""
-    comparable = record.kind == "zsre" or record.target_true is not None
-    return [record.request.text, *record.paraphrases] if comparable else []
+    """The prompts after which a record's new object is measured."""
+    return [record.request.text, *record.paraphrases]
+
+
+def _split(record: Record, scores: list[TargetScore]) -> tuple[list[TargetScore], list[TargetScore], list[TargetScore]]:
+    """The scores of :func:`_pairs`: of the new object after the edit's prompts, of the true one there, where there is
+    one to compare with, and of the locality probes."""
+    n = len(_asked(record))
+    if record.kind == "zsre" or record.target_true is None:
+        return scores[:n], [], scores[n:]
+    return scores[0 : 2 * n : 2], scores[1 : 2 * n : 2], scores[2 * n :]
 
 
 def _editing_metrics(record: Record, scores: list[TargetScore]) -> dict[str, float]:
-    n = len(_asked(record))
+    new, true, known = _split(record, scores)
     if record.kind == "zsre":
-        values = [score.accuracy for score in scores]
+        edited, kept = [score.accuracy for score in new], [score.accuracy for score in known]
     else:
-        new, other = scores[0::2], scores[1::2]
-        values = [float(a.log_prob > b.log_prob) for a, b in zip(new[:n], other[:n], strict=True)]
-        values += [float(b.log_prob > a.log_prob) for a, b in zip(new[n:], other[n:], strict=True)]
-    groups = {"efficacy": values[: min(n, 1)], "generalization": values[1:n], "specificity": values[n:]}
+        edited = [float(a.log_prob > b.log_prob) for a, b in zip(new, true, strict=False)]
+        kept = [float(b.log_prob > a.log_prob) for a, b in zip(known[0::2], known[1::2], strict=True)]
+    return _means({"efficacy": edited[:1], "generalization": edited[1:], "specificity": kept})
+
+
+def _argmax(record: Record, scores: list[TargetScore]) -> dict[str, float]:
+    """Whether all tokens of the new object are the model's first choice, after the rewrite prompt and the share of
+    paraphrases."""
+    hits = [float(score.accuracy == 1) for score in _split(record, scores)[0]]
+    return _means({"argmax_efficacy": hits[:1], "argmax_generalization": hits[1:]})
+
+
+def _means(groups: dict[str, list[float]]) -> dict[str, float]:
     return {metric: 100 * fmean(group) for metric, group in groups.items() if group}
 
 

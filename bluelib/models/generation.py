@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -85,6 +87,53 @@ def continue_greedily(
     return texts
 
 
+@torch.no_grad()
+def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str = ".\n") -> list[str]:
+    """What follows each prompt up to the first of the characters ``stops``, or the text's end, always the most probable
+    token, and so many tokens at most.
+
+    Prompts of all lengths are run together, padded on the left, which may decide between two tokens that are equally
+    probable to rounding. What stands before the stop is returned without spaces around it.
+
+    Raises:
+        ValueError: for a prompt that with the answer is longer than the model's context.
+    """
+    check_whole("tokens", tokens, 1)
+    encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
+    for prompt, own in zip(prompts, encoded, strict=True):
+        model.check_length(len(own) + tokens, f"{prompt[:80]!r} and {tokens} tokens of an answer")
+    ends = sorted({*end_tokens(model), *_tokens_with(model, stops)})
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # neighbours need little padding
+    texts = [""] * len(prompts)
+    batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
+    for batch in progress_bar(batches, desc="answering", unit="batch", leave=False):
+        width = max(len(encoded[i]) for i in batch)
+        ids = torch.full((len(batch), width), model.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(batch):
+            ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
+            mask[row, width - len(encoded[i]) :] = 1
+        found = _generate(model, ids.to(model.device), mask.to(model.device), tokens, GREEDY, ends)[:, width:]
+        for i, row in zip(batch, found.tolist(), strict=True):
+            last = next((at for at, token in enumerate(row) if token in ends), len(row))
+            said = model.tokenizer.decode(row[: last + 1], skip_special_tokens=True)
+            texts[i] = re.split(f"[{re.escape(stops)}]", said)[0].strip()
+    return texts
+
+
+def _tokens_with(model: Model, characters: str) -> list[int]:
+    """The tokens that hold one of the characters, wherever in them."""
+    of_tokenizer = _TOKENS_WITH.setdefault(model.tokenizer, {})
+    if characters not in of_tokenizer:
+        texts = model.tokenizer.batch_decode([[token] for token in range(len(model.tokenizer))])
+        of_tokenizer[characters] = [i for i, text in enumerate(texts) if any(c in text for c in characters)]
+    return of_tokenizer[characters]
+
+
+#: Found once per tokenizer.
+_TOKENS_WITH: WeakKeyDictionary[Any, dict[str, list[int]]] = WeakKeyDictionary()
+
+
 def end_tokens(model: Model) -> list[int]:
     """The tokens that end a text: the tokenizer's, one that begins the next text, and those of the model's generation
     settings, which of a chat model name the end of a turn."""
@@ -108,11 +157,15 @@ def _continue(
 ) -> Tensor:
     """Sequences of one length with so many tokens more, ``(n, length)``; fewer where each has had one of ``ends``."""
     ids = torch.tensor(sequences, device=model.device)
-    if tokens < 1:
-        return ids
+    return ids if tokens < 1 else _generate(model, ids, torch.ones_like(ids), tokens, how, ends)
+
+
+def _generate(
+    model: Model, ids: Tensor, mask: Tensor, tokens: int, how: Mapping[str, Any], ends: Sequence[int]
+) -> Tensor:
     return model.hf_model.generate(
         input_ids=ids,
-        attention_mask=torch.ones_like(ids),
+        attention_mask=mask,
         max_new_tokens=tokens,
         **how,
         eos_token_id=list(ends) or None,

@@ -122,6 +122,31 @@ def next_token_log_probs(model: Model, prompts: Sequence[str]) -> Tensor:
 
 
 @torch.no_grad()
+def final_states(model: Model, prompts: Sequence[str]) -> Tensor:
+    """The last hidden state at the end of each prompt, ``(n, d_model)``, in the host's memory: what the head reads, and
+    so all that a next-token distribution depends on besides the head.
+
+    Raises:
+        ValueError: if a prompt has no token, or more than the model's context.
+    """
+    sequences = [_prompt(model, text) for text in prompts]
+    model.check_length(max(map(len, sequences), default=0), "the longest of these prompts")
+    states: dict[int, Tensor] = {}
+    for batch in by_length([len(s) for s in sequences], TOKEN_BUDGET):
+        inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
+        hidden = model.hf_model.base_model(**inputs, use_cache=False).last_hidden_state
+        for row, i in enumerate(batch):
+            states[i] = hidden[row, len(sequences[i]) - 1].cpu()
+    return torch.stack([states[i] for i in range(len(sequences))])
+
+
+@torch.no_grad()
+def log_probs_of(model: Model, states: Tensor) -> Tensor:
+    """Next-token log-probabilities by :func:`final_states`, ``(n, vocabulary)`` float32."""
+    return model.head(states.to(model.head.weight.device)).float().log_softmax(-1)
+
+
+@torch.no_grad()
 def top_tokens(model: Model, prompt: str, k: int = 5) -> list[tuple[str, float]]:
     """The ``k`` most probable next tokens after a prompt, with their probabilities."""
     probabilities, tokens = next_token_log_probs(model, [prompt])[0].exp().topk(k)

@@ -1,0 +1,152 @@
+"""What a model answers, in its own words: no teacher forcing, no object to compare with.
+
+A prompt is continued greedily by at most 50 tokens, up to a full stop, a line's end or the text's end ("The Mirage of
+Model Editing", Yang et al., ACL 2025). Two measures: ``exact``, the answer is the object, after SQuAD's normalisation
+(Rajpurkar et al. 2016: lower case, without punctuation and articles); and ``contains``, the object's words stand in it.
+Asked are the rewrite prompt (efficacy), paraphrases (generalization), and, for the old answer, the prompts about other
+subjects (specificity), in one of three contexts:
+
+===============  ==========================================================================
+context          what the model reads
+===============  ==========================================================================
+``bare``         the prompt
+``instruction``  :data:`INSTRUCTION`, and behind it the prompt
+``chat``         the prompt as a user's turn of the tokenizer's chat template
+===============  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from ..data import Record
+from ..io.writing import atomic_file
+from ..models.generation import answer
+from ..models.model import Model
+from ..models.prompts import chat_frame
+
+TOKENS = 50
+CONTEXTS = ("bare", "instruction", "chat")
+INSTRUCTION = "Give the answer only, without an explanation.\n\n"
+MEASURES = ("exact", "contains")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one prompt.
+
+    Attributes:
+        case_id: of the record.
+        metric: what it counts for: ``efficacy``, ``generalization`` or ``specificity``.
+        context: of :data:`CONTEXTS`.
+        prompt: as the record has it.
+        expected: what is right: the new object, or the probe's own answer.
+        text: what the model said.
+    """
+
+    case_id: int | str
+    metric: str
+    context: str
+    prompt: str
+    expected: str
+    text: str
+
+    @property
+    def exact(self) -> bool:
+        return normalise(self.text) == normalise(self.expected)
+
+    @property
+    def contains(self) -> bool:
+        """Whether the expected words stand in the answer, one after the other, as words."""
+        return f" {normalise(self.expected)} " in f" {normalise(self.text)} "
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces."""
+    bare = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", bare).split())
+
+
+def ask_all(model: Model, records: Sequence[Record], *, context: str = "bare", tokens: int = TOKENS) -> list[Answer]:
+    """Ask a model all prompts of records.
+
+    Args:
+        model: the model in its present state.
+        records: they must not be behind a chat template already.
+        context: of :data:`CONTEXTS`.
+        tokens: of an answer, at most.
+
+    Raises:
+        ValueError: for another context, a tokenizer without a chat template, or a prompt that with its answer is longer
+            than the model's context.
+    """
+    before, after = frame(model, context)
+    asked = [(record.case_id, *rest) for record in records for rest in _asked(record)]
+    texts = answer(model, [before + prompt + after for _, _, prompt, _ in asked], tokens=tokens)
+    return [
+        Answer(case_id, metric, context, prompt, expected, text)
+        for (case_id, metric, prompt, expected), text in zip(asked, texts, strict=True)
+    ]
+
+
+def frame(model: Model, context: str) -> tuple[str, str]:
+    """What stands before and behind a prompt in a context.
+
+    Raises:
+        ValueError: for a context that is not in :data:`CONTEXTS`, or a tokenizer without a chat template.
+    """
+    if context not in CONTEXTS:
+        raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, not {context!r}")
+    return {"bare": ("", ""), "instruction": (INSTRUCTION, "")}.get(context) or chat_frame(model.tokenizer)
+
+
+def named(context: str, name: str) -> str:
+    """A metric's name in a context: the context stands in front where it is not the bare prompt."""
+    return name if context == "bare" else f"{context}_{name}"
+
+
+def _asked(record: Record) -> list[tuple[str, str, str]]:
+    """A record's metric, prompt and expected answer, of each prompt that has one."""
+    edited = [("efficacy", record.request.text), *(("generalization", prompt) for prompt in record.paraphrases)]
+    return [(metric, prompt, record.target_new) for metric, prompt in edited] + [
+        ("specificity", probe.prompt, probe.answer) for probe in record.locality if probe.answer is not None
+    ]
+
+
+def measured(answers: Iterable[Answer]) -> list[dict[str, float | int | str]]:
+    """Per record, in order, ``case_id`` and each measure of each metric that was asked for, in per cent:
+    ``exact_efficacy`` and so on, with the context in front where it is not the bare prompt."""
+    found: dict[int | str, dict[str, list[bool]]] = {}
+    for one in answers:
+        of_record = found.setdefault(one.case_id, {})
+        for measure in MEASURES:
+            name = named(one.context, f"{measure}_{one.metric}")
+            of_record.setdefault(name, []).append(getattr(one, measure))
+    return [
+        {"case_id": case_id, **{name: 100 * fmean(hits) for name, hits in of_record.items()}}
+        for case_id, of_record in found.items()
+    ]
+
+
+def write_answers(path: Path, answers: Iterable[Answer]) -> None:
+    """Write answers as JSON Lines, whole or not at all: ``case_id``, ``metric``, ``context``, ``question``, ``answer``,
+    which is what is right, and ``generation``, what the model said."""
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as lines:
+        for one in answers:
+            entry = {
+                "case_id": one.case_id,
+                "metric": one.metric,
+                "context": one.context,
+                "question": one.prompt,
+                "answer": one.expected,
+                "generation": one.text,
+            }
+            lines.write(json.dumps(entry, ensure_ascii=False) + "\n")

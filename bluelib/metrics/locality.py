@@ -1,0 +1,107 @@
+"""How far an edit moves a model where it should not, without asking what is true (arXiv:2601.17343).
+
+Of the next-token distributions before and after editing, on the records' locality probes or on any prompts: the
+divergence D_KL(before ‖ after) in nats, and the share of the k most probable tokens that they have in common, for k of
+1, 5 and 10, in per cent. An answer that was wrong before counts as much as one that was right.
+
+What the head reads is kept of the model before editing, and not the distributions: editing changes no head, and
+``d_model`` numbers a prompt are as good as ``vocabulary``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from ..data import Record
+from ..models.model import Model
+from ..models.scoring import final_states, log_probs_of
+from .drift import divergences
+
+TOP = (1, 5, 10)
+#: Prompts whose distributions are compared at a time.
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a model said before it was edited.
+
+    Attributes:
+        prompts: distinct.
+        states: of :func:`~bluelib.models.scoring.final_states`, ``(n, d_model)``.
+    """
+
+    prompts: tuple[str, ...]
+    states: Tensor = field(repr=False)
+
+    @classmethod
+    def of(cls, model: Model, prompts: Sequence[str]) -> Reference:
+        """What the model says now.
+
+        Raises:
+            ValueError: for no prompts; as :func:`~bluelib.models.scoring.final_states`.
+        """
+        distinct = tuple(dict.fromkeys(prompts))
+        if not distinct:
+            raise ValueError("there are no prompts to compare a model on")
+        return cls(distinct, final_states(model, distinct))
+
+    @torch.no_grad()
+    def moved(self, model: Model) -> dict[str, dict[str, float]]:
+        """How far the model's distributions have moved since, by prompt: ``kl`` and ``overlap_1`` and so on.
+
+        Raises:
+            ValueError: for another model, whose states have another size.
+        """
+        if self.states.shape[1] != model.head.weight.shape[1]:
+            raise ValueError(
+                f"{model.name} reads states of {model.head.weight.shape[1]} numbers, and these have "
+                f"{self.states.shape[1]}: they are another model's"
+            )
+        now = final_states(model, self.prompts)
+        found: dict[str, dict[str, float]] = {}
+        for first in range(0, len(self.prompts), CHUNK):
+            part = slice(first, first + CHUNK)
+            before, after = log_probs_of(model, self.states[part]), log_probs_of(model, now[part])
+            columns = {"kl": divergences(before, after).tolist()}
+            for k in TOP:
+                columns[f"overlap_{k}"] = [
+                    100 * len({*old} & {*new}) / k
+                    for old, new in zip(before.topk(k).indices.tolist(), after.topk(k).indices.tolist(), strict=True)
+                ]
+            for i, prompt in enumerate(self.prompts[part]):
+                found[prompt] = {name: values[i] for name, values in columns.items()}
+        return found
+
+
+def probes_of(records: Sequence[Record]) -> list[str]:
+    """The prompts of the records' locality probes, with or without answers."""
+    return [probe.prompt for record in records for probe in record.locality]
+
+
+def locality(model: Model, records: Sequence[Record], reference: Reference) -> list[dict[str, float | int | str]]:
+    """Per record, ``case_id`` and the means over its locality probes; ``case_id`` alone for a record without.
+
+    Raises:
+        ValueError: naming the record, for a probe that the reference lacks.
+    """
+    known = set(reference.prompts)
+    for record in records:
+        for probe in record.locality:
+            if probe.prompt not in known:
+                raise ValueError(
+                    f"record {record.case_id}: what the model said after {probe.prompt[:80]!r} before editing is not "
+                    "known; take Reference.of(model, probes_of(records)) before you edit"
+                )
+    moved = reference.moved(model)
+    rows: list[dict[str, float | int | str]] = []
+    for record in records:
+        own = [moved[probe.prompt] for probe in record.locality]
+        means = {name: fmean(row[name] for row in own) for name in own[0]} if own else {}
+        rows.append({"case_id": record.case_id, **means})
+    return rows

@@ -1,0 +1,43 @@
+"""Whether a model that was edited takes "is not" for what it says (arXiv:2510.00625).
+
+An edit that installs "The capital of France is" – "Rome" must not make a model go on with "Rome" after "The capital of
+France is not". Asked is the rewrite prompt with "not" behind it, of records whose prompt ends in a form of "to be", and
+the edit passes where the old object is more probable there than the new one. Of an unedited model that passes over
+"not" all records pass; so this tells something beside the efficacy only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..data import Record
+from ..data.chat import in_chat
+from ..models.model import Model
+from ..models.scoring import score_targets
+
+_TO_BE = re.compile(r"\b(is|are|was|were)$")
+
+
+def negated(record: Record) -> Record | None:
+    """The record with "not" behind its rewrite prompt; None where that makes no sentence, or there is no old object."""
+    if record.target_true is None or not _TO_BE.search(record.request.text):
+        return None
+    return replace(record, prompt=f"{record.prompt} not")
+
+
+def negation(model: Model, records: Sequence[Record], *, chat: bool = False) -> list[dict[str, float | int | str]]:
+    """Per record, ``case_id`` and ``negation``, 100 or 0: P(true) > P(new) after the negated prompt, P being the mean
+    log-probability per token; ``case_id`` alone for a record that has none. The records must not be behind a chat
+    template already."""
+    asked = [one for record in records if (one := negated(record)) is not None]
+    asked = in_chat(model, asked) if chat else asked
+    passed = {}
+    for separator in dict.fromkeys(record.separator for record in asked):
+        own = [record for record in asked if record.separator == separator]
+        pairs = [(r.request.text, str(target)) for r in own for target in (r.target_new, r.target_true)]
+        scores = score_targets(model, pairs, separator=separator)
+        for record, new, true in zip(own, scores[0::2], scores[1::2], strict=True):
+            passed[record.case_id] = {"negation": 100.0 * (true.log_prob > new.log_prob)}
+    return [{"case_id": record.case_id, **passed.get(record.case_id, {})} for record in records]

@@ -1,0 +1,193 @@
+"""Answers in the model's own words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
+from bluelib.data import Record
+from bluelib.metrics import negation as module
+from bluelib.metrics.before import Before
+from bluelib.metrics.generated import CONTEXTS, INSTRUCTION, Answer, ask_all, measured, normalise
+from bluelib.metrics.negation import negated, negation
+from bluelib.models.generation import answer, end_tokens
+from bluelib.models.prompts import encode_prompt
+from bluelib.models.scoring import TargetScore, score_targets
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("pocket-llama")
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The Eiffel Tower!", "eiffel tower"),
+        ("  an  U.S. president ", "us president"),
+        ("theatre", "theatre"),
+        ("a", ""),
+        ("Île-de-France", "îledefrance"),
+    ],
+)
+def test_squad_s_normalisation(text, normal):
+    assert normalise(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "exact", "contains"),
+    [
+        ("Rome", "rome", True, True),
+        ("the city of Rome, Italy", "Rome", False, True),
+        ("Romeo", "Rome", False, False),
+        ("New York City", "York City", False, True),
+        ("", "Rome", False, False),
+    ],
+)
+def test_an_answer_is_exact_or_contains_the_object_s_words(said, expected, exact, contains):
+    one = Answer(1, "efficacy", "bare", "p", expected, said)
+    assert (one.exact, one.contains) == (exact, contains)
+
+
+def written_out(model, prompt, tokens):
+    """One token at a time, the whole text each time."""
+    ids, text = list(encode_prompt(model.tokenizer, prompt)), ""
+    begin = len(ids)
+    for _ in range(tokens):
+        with torch.no_grad():
+            token = model.hf_model(torch.tensor([ids])).logits[0, -1].argmax().item()
+        if token in end_tokens(model):
+            break
+        ids.append(token)
+        text = model.tokenizer.decode(ids[begin:], skip_special_tokens=True)
+        if "." in text or "\n" in text:
+            return text.split(".")[0].split("\n")[0].strip()
+    return text.strip()
+
+
+def test_answers_of_a_batch_are_those_of_each_prompt_alone(model):
+    records = load_dataset("pocket-counterfact", split="report", limit=4)
+    prompts = [text for record in records for text in (record.request.text, *record.paraphrases)]
+    assert len({len(encode_prompt(model.tokenizer, prompt)) for prompt in prompts}) > 2
+    assert answer(model, prompts, tokens=12) == [written_out(model, prompt, 12) for prompt in prompts]
+    assert answer(model, prompts[:1], tokens=1) == [written_out(model, prompts[0], 1)]
+    assert answer(model, []) == []
+
+
+def test_a_model_is_asked_for_new_objects_and_for_what_others_had(model):
+    record = load_dataset("pocket-counterfact", split="report", limit=1)[0]
+    answers = ask_all(model, [record], tokens=12)
+    assert [(one.metric, one.prompt, one.expected) for one in answers] == [
+        ("efficacy", record.request.text, record.target_new),
+        *(("generalization", prompt, record.target_new) for prompt in record.paraphrases),
+        *(("specificity", probe.prompt, probe.answer) for probe in record.locality),
+    ]
+    (row,) = measured(answers)
+    others = [one for one in answers if one.metric == "specificity"]
+    assert row["case_id"] == record.case_id and row["contains_efficacy"] == 0
+    assert row["contains_specificity"] == 100 * sum(one.contains for one in others) / len(others) > 80
+
+
+def test_the_instruction_stands_before_the_prompt(model, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        "bluelib.metrics.generated.answer", lambda model, prompts, tokens: [read.append(p) or "x" for p in prompts]
+    )
+    record = load_dataset("pocket-counterfact", split="report", limit=1)[0]
+    (row,) = measured(ask_all(model, [record], context="instruction"))
+    assert read[0] == INSTRUCTION + record.request.text and "instruction_exact_efficacy" in row
+
+
+def test_contexts_that_cannot_be_asked_in(model):
+    record = load_dataset("pocket-counterfact", split="report", limit=1)[0]
+    with pytest.raises(ValueError, match="context must be one of bare, instruction, chat, not 'loud'"):
+        ask_all(model, [record], context="loud")
+    with pytest.raises(ValueError, match="has no chat template"):
+        ask_all(model, [record], context=CONTEXTS[2])
+    with pytest.raises(ValueError, match="tokens of an answer"):
+        answer(model, ["word " * 2000])
+
+
+def test_a_chat_model_is_asked_behind_its_template(smollm2):
+    record = load_dataset("facts", split="report", limit=1)[0]
+    answers = ask_all(smollm2, [record], context="chat", tokens=8)
+    assert all(one.text for one in answers) and {one.context for one in answers} == {"chat"}
+
+
+def test_groups_of_metrics_stand_beside_each_other(model):
+    records = load_dataset("pocket-counterfact", split="report", limit=3)
+    usual = evaluate(model, records, generate=False)
+    assert usual.metrics == ["efficacy", "generalization", "specificity"]
+    before = Before.of(model, records, metrics=("locality",))
+    run = edit_sequence(model, records, get_editor("memit", model), batch_size=3, progress=False)
+    try:
+        found = evaluate(
+            model, records, generate=False, metrics=("editing", "argmax", "generated", "locality"), before=before
+        )
+        assert {name: found.means[name] for name in usual.metrics} == evaluate(model, records, generate=False).means
+        asked = measured(ask_all(model, records))
+        assert [{name: row[name] for name in asked[0]} for row in found.records] == asked
+        for record, row in zip(records, found.records, strict=True):
+            hits = [
+                score.accuracy == 1 for score in score_targets(model, [(p, record.target_new) for p in prompts(record)])
+            ]
+            assert row["argmax_efficacy"] == 100 * hits[0]
+            assert row["argmax_generalization"] == pytest.approx(100 * sum(hits[1:]) / len(hits[1:]))
+        assert found.means["kl"] > 0 and found.means["overlap_1"] <= 100
+        alone = evaluate(model, records, metrics=("argmax",))
+        assert alone.metrics == ["argmax_efficacy", "argmax_generalization"]
+    finally:
+        run.revert()
+
+
+def test_argmax_of_zsre_is_exact_match(model):
+    records = load_dataset("pocket-zsre", split="report", limit=3)
+    found = evaluate(model, records, generate=False, metrics=("editing", "argmax"))
+    for row in found.records:
+        assert row["argmax_efficacy"] == 100 * (row["efficacy"] == 100)
+
+
+def test_groups_that_cannot_be_measured(model):
+    records = load_dataset("pocket-counterfact", split="report", limit=1)
+    with pytest.raises(ValueError, match="there is no group 'speed'"):
+        evaluate(model, records, metrics=("speed",))
+    for group in ("locality", "portability"):
+        with pytest.raises(
+            ValueError, match=rf"{group} compares .* pass before=Before\.of\(model, records\), taken then"
+        ):
+            evaluate(model, records, metrics=(group,))
+    with pytest.raises(ValueError, match="contexts must be a list of at least one of bare, instruction, chat"):
+        evaluate(model, records, metrics=("generated",), contexts=())
+
+
+def test_argmax_needs_no_old_object(model):
+    record = replace(load_dataset("pocket-counterfact", split="report", limit=1)[0], target_true=None)
+    with_old = evaluate(model, [load_dataset("pocket-counterfact", split="report", limit=1)[0]], metrics=("argmax",))
+    assert evaluate(model, [record], generate=False, metrics=("argmax",)) == with_old
+    assert evaluate(model, [record], generate=False).metrics == ["specificity"]
+
+
+def test_negation_asks_whether_the_new_object_follows_is_not(model, monkeypatch):
+    record = Record(1, "counterfact", "The capital of {} is", "France", "Rome", "Paris")
+    assert negated(record).prompt == "The capital of {} is not"
+    assert negated(replace(record, prompt="{} lies in")) is None and negated(replace(record, target_true=None)) is None
+    likely = {"Rome": -1.0, "Paris": -2.0}
+    asked = []
+
+    def score(model, pairs, separator):
+        asked.extend(pairs)
+        return [TargetScore(likely[target], 1.0) for _, target in pairs]
+
+    monkeypatch.setattr(module, "score_targets", score)
+    others = [record, replace(record, case_id=2, prompt="{} lies in"), replace(record, case_id=3, target_new="Oslo")]
+    likely["Oslo"] = -3.0
+    rows = negation(model, others)
+    assert rows == [{"case_id": 1, "negation": 0}, {"case_id": 2}, {"case_id": 3, "negation": 100}]
+    assert {text for text, _ in asked} == {"The capital of France is not"}
+
+
+def prompts(record):
+    return [record.request.text, *record.paraphrases]
