@@ -96,8 +96,8 @@ PLACE = (
     Option("--dtype", default="float32", help="float32, bfloat16 or float16"),
 )
 
-#: A model, records, and how the one is evaluated on the others.
-EVALUATION = (
+#: A model, and records.
+RECORDS = (
     MODEL,
     Option("--dataset", help="see: blue datasets; or the path of a file"),
     Option(
@@ -111,6 +111,19 @@ EVALUATION = (
     Option("--skip-bad-records", action="store_true", help="leave out, and name, records that cannot be used"),
     Option("--seed", type=int, default=0, help="0 keeps the dataset's order, others shuffle it"),
     *PLACE,
+)
+CONTEXTS = Option(
+    "--contexts",
+    nargs="+",
+    action=Gather,
+    default=["bare"],
+    metavar="CONTEXT",
+    help="how to ask for answers: bare, instruction, chat",
+)
+
+#: And how the one is evaluated on the others.
+EVALUATION = (
+    *RECORDS,
     Option("--no-generate", action="store_true", help="skip fluency and consistency"),
     Option(
         "--text",
@@ -126,6 +139,15 @@ EVALUATION = (
         metavar="NAME=VALUE",
         help="one of these options of metrics: idf, words, score_bos",
     ),
+    Option(
+        "--metrics",
+        nargs="+",
+        action=Gather,
+        default=["editing"],
+        metavar="GROUP",
+        help="what to measure: editing, argmax, generated, locality, portability, negation (docs/metrics.md)",
+    ),
+    CONTEXTS,
 )
 
 
@@ -170,20 +192,28 @@ def written(paths: Iterable[Path]) -> Answer:
     return Answer({"written": names}, "\n".join(names))
 
 
+#: Up to so many metrics stand beside each other; more, below each other.
+BESIDE = 6
+
+
 def scores_table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Scores by row and metric as text, each with its standard error."""
-    metrics = list(next(iter(rows.values())))
+    metrics = list(dict.fromkeys(metric for scores in rows.values() for metric in scores))
     if not metrics:
-        return "no editing metric can be measured of these records"
-    lines = [f"{'':24}" + "".join(f"{metric:>20}" for metric in metrics)]
-    for name, scores in rows.items():
-        values = (f"{s['mean']:.2f} ± {_error(s)}" for s in (scores[m] for m in metrics))
-        lines.append(f"{name:24}" + "".join(f"{value:>20}" for value in values))
-    return "\n".join(lines)
+        return "no metric can be measured of these records"
+    table = [["", *metrics]]
+    table += [[name, *(_cell(scores.get(metric)) for metric in metrics)] for name, scores in rows.items()]
+    if len(metrics) > BESIDE:
+        table = [list(column) for column in zip(*table, strict=True)]
+    width = max(24, *(len(line[0]) + 2 for line in table))
+    return "\n".join(f"{line[0]:{width}}" + "".join(f"{cell:>20}" for cell in line[1:]) for line in table)
 
 
-def _error(score: dict[str, Any]) -> str:
-    return "–" if score["standard_error"] is None else f"{score['standard_error']:.2f}"
+def _cell(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "–"
+    error = score["standard_error"]
+    return f"{score['mean']:.2f} ± {'–' if error is None else f'{error:.2f}'}"
 
 
 def answers_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common import (
+    CONTEXTS,
     CORPUS,
     EVALUATION,
     MODEL,
     PLACE,
+    RECORDS,
     Answer,
     Gather,
     Option,
@@ -59,7 +61,7 @@ def evaluate(arguments: Namespace) -> Answer:
     model, records = _load(arguments)
     timer = Timer()
     with timer("evaluate"):
-        scores = evaluate_unedited(
+        found = evaluate_unedited(
             model,
             _source(arguments),
             records,
@@ -67,11 +69,13 @@ def evaluate(arguments: Namespace) -> Answer:
             generate=not arguments.no_generate,
             measures=measures_of(arguments),
             chat=arguments.chat,
+            metrics=arguments.metrics,
+            contexts=arguments.contexts,
             path=arguments.output,
         )
     result: dict[str, Any] = {
         "dataset": _source(arguments),
-        "scores": summary(scores),
+        "scores": summary(found.scores),
         "seconds": timer.rounded(),
         "provenance": provenance(model, records),
     }
@@ -130,6 +134,7 @@ def edit(arguments: Namespace) -> Answer:
     from ..editing.sequence import check_sequence
     from ..metrics.answers import ask_about, compare
     from ..metrics.drift import drift, next_tokens, unrelated
+    from ..metrics.editing import check_groups
     from ..runs.cell import run_cell
 
     if arguments.save and arguments.save_delta and arguments.save.absolute() == arguments.save_delta.absolute():
@@ -152,6 +157,7 @@ def edit(arguments: Namespace) -> Answer:
     batch_size = min(10, len(records)) if arguments.batch_size is None else arguments.batch_size
     check_sequence(records, editor, batch_size=batch_size, **how)
     editor.check(model)
+    check_groups(arguments.metrics, arguments.contexts)
     asked, prompts = records if arguments.facts else records[:SHOWN], unrelated(records)
     asked = in_chat(model, asked) if arguments.chat else asked
     said, expected = ask_about(model, asked), next_tokens(model, prompts)
@@ -165,6 +171,8 @@ def edit(arguments: Namespace) -> Answer:
         generate=not arguments.no_generate,
         measures=measures_of(arguments),
         chat=arguments.chat,
+        metrics=arguments.metrics,
+        contexts=arguments.contexts,
         keep=keep,
         **how,
     )
@@ -174,6 +182,33 @@ def edit(arguments: Namespace) -> Answer:
     seconds = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in cell.result["seconds"].items())
     lines = [*_answers(answers, len(records)), _drift_line(moved), "", scores, f"seconds: {seconds}"]
     return Answer({**cell.result, "answers": answers, "drift": moved}, "\n".join(lines))
+
+
+@command(
+    *RECORDS,
+    CONTEXTS,
+    Option("--delta", type=Path, metavar="FILE", help="put an edit into the model first: what --save-delta wrote"),
+    Option("--judge", type=Path, metavar="FILE", required=True, help="where to write the answers, as JSON Lines"),
+    example="blue export --model smollm2-135m --dataset facts --edits 5 --judge answers.jsonl",
+    kept=begins_anew,
+)
+def export(arguments: Namespace) -> Answer:
+    """Write a model's answers, a JSON object a line, for another model to judge."""
+    from ..editing.deltas import apply_delta
+    from ..io.writing import check_new_file
+    from ..metrics.editing import check_groups
+    from ..metrics.generated import ask_all, write_answers
+
+    check_groups(("generated",), arguments.contexts)
+    check_new_file(arguments.judge)
+    model, records = _load(arguments)
+    if arguments.delta:
+        apply_delta(model, arguments.delta)
+    answers = [one for context in arguments.contexts for one in ask_all(model, records, context=context)]
+    write_answers(arguments.judge, answers)
+    return Answer(
+        {"written": str(arguments.judge), "answers": len(answers)}, f"{arguments.judge}: {len(answers)} answers"
+    )
 
 
 @command(

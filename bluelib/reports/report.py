@@ -13,6 +13,7 @@ from ..editing.catalogue import APPENDIX, label, label_pairs, labelled
 from ..io.formats import read_json, write_json
 from ..io.paths import project_path
 from ..io.writing import atomic_file
+from ..metrics.definitions import DEFINITIONS, VARYING
 from ..models.choices import CHOICES
 from ..runs.grid import Grid
 from ..studies import STUDIES, Study
@@ -127,6 +128,7 @@ SHOWN = {
     "README.md": ("main pocket-counterfact",),
     "docs/results.md": ("main pocket-zsre", "verdicts"),
     "docs/as-published.md": ("choices",),
+    "docs/metrics.md": ("metrics",),
 }
 
 
@@ -136,6 +138,7 @@ def shown(grid: Grid) -> dict[Path, dict[str, str]]:
     parts = {f"main {dataset}": short_table(main[main.dataset == dataset]) for dataset in grid.datasets}
     parts["verdicts"] = short_verdicts(claims(grid), grid.models, project_path("docs"))
     parts["choices"] = choices_table()
+    parts["metrics"] = metrics_table()
     return {project_path(page): {name: parts[name] for name in names} for page, names in SHOWN.items()}
 
 
@@ -149,6 +152,14 @@ def choices_table() -> str:
         )
         lines.append(f"| `{choice.name}` | {choice.of} | {choice.point} | {code} | {text} | {choice.source} |")
     return "\n".join(lines)
+
+
+def metrics_table() -> str:
+    """What each metric is, as Markdown."""
+    rows = [[f"`{one.name}`", one.group, one.definition, one.unit, one.source] for one in DEFINITIONS]
+    lines = ["| metric | group | definition | unit | source |", "|---" * 5 + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", *(f"`{part}` is one of {', '.join(names)}." for part, names in VARYING.items())])
 
 
 def fill(text: str, parts: Mapping[str, str]) -> str:

@@ -17,7 +17,8 @@ from ..io.locks import make_once
 from ..io.timing import Timer
 from ..io.writing import check_new_file
 from ..metrics import Scores, evaluate
-from ..metrics.editing import PUBLISHED, Measures
+from ..metrics.before import COMPARING, Before
+from ..metrics.editing import PUBLISHED, Measures, check_groups
 from ..models.model import Model
 
 SCHEMA = 2
@@ -48,14 +49,18 @@ def run_cell(
     generate: bool = True,
     measures: Measures = PUBLISHED,
     chat: bool = False,
+    metrics: Sequence[str] = ("editing",),
+    contexts: Sequence[str] = ("bare",),
     before: str | Path | None = None,
     keep: Callable[[Run], object] | None = None,
     **how: Any,
 ) -> Cell:
     """Evaluate ``records``, edit them in sequence, evaluate them again. The model stays edited; ``run.revert()``.
 
-    ``chat`` edits and evaluates behind the chat template; ``before`` is the file of the scores before editing, see
-    :func:`evaluate_unedited`; ``keep`` is called with the run before its edits are evaluated, to save them; ``how``
+    ``chat`` edits and evaluates behind the chat template; ``metrics`` and ``contexts`` are those of
+    :func:`~bluelib.evaluate`, and what they compare with is taken before editing; ``before`` is the file of the scores
+    before editing, see :func:`evaluate_unedited`; ``keep`` is called with the run before its edits are evaluated, to
+    save them; ``how``
     goes to :func:`~bluelib.edit_sequence`: ``checkpoint_dir``, ``on_conflict``, ``progress``.
     """
     check_sequence(
@@ -65,16 +70,22 @@ def run_cell(
         **{name: how[name] for name in ("checkpoint_dir", "on_conflict") if name in how},
     )
     editor.check(model)
+    measured: dict[str, Any] = {
+        "seed": seed,
+        "generate": generate,
+        "measures": measures,
+        "chat": chat,
+        "metrics": metrics,
+        "contexts": contexts,
+    }
     timer = Timer()
     with timer("evaluate_before"):
-        unedited = evaluate_unedited(
-            model, dataset, records, seed=seed, generate=generate, measures=measures, chat=chat, path=before
-        )
+        unedited = evaluate_unedited(model, dataset, records, path=before, **measured)
     run = edit_sequence(model, records, editor, batch_size=batch_size, chat=chat, **how)
     if keep:
         keep(run)
     with timer("evaluate_after"):
-        after = evaluate(model, records, generate=generate, seed=seed, dataset=dataset, measures=measures, chat=chat)
+        after = evaluate(model, records, dataset=dataset, before=unedited.before, **measured)
     result = {
         "schema": SCHEMA,
         "model": model.name,
@@ -85,7 +96,8 @@ def run_cell(
         "seed": seed,
         "measures": asdict(measures),
         "chat": chat,
-        "before": summary(unedited),
+        **_further(metrics, contexts),
+        "before": summary(unedited.scores),
         "after": summary(after),
         "scores": per_record(after),
         "weight_change": {str(layer): round(change, 6) for layer, change in run.weight_change().items()},
@@ -97,7 +109,15 @@ def run_cell(
         "peak_memory": peak_memory(model),
         "provenance": provenance(model, records),
     }
-    return Cell(run, unedited, after, result)
+    return Cell(run, unedited.scores, after, result)
+
+
+@dataclass(frozen=True)
+class Unedited:
+    """A model's scores before editing, and what of it they will be compared with after; None if nothing is."""
+
+    scores: Scores
+    before: Before | None
 
 
 def evaluate_unedited(
@@ -109,10 +129,12 @@ def evaluate_unedited(
     generate: bool = True,
     measures: Measures = PUBLISHED,
     chat: bool = False,
+    metrics: Sequence[str] = ("editing",),
+    contexts: Sequence[str] = ("bare",),
     path: str | Path | None = None,
-) -> Scores:
+) -> Unedited:
     """The scores before editing, which all editors of a table have in common: read from ``path`` where it exists,
-    else measured, and written there.
+    else measured, and written there. What metrics compare with is in a file beside it, ``….before.safetensors``.
 
     Raises:
         ValueError: if the model has been edited; if ``path`` holds scores of other weights, records or settings: the
@@ -121,31 +143,49 @@ def evaluate_unedited(
     settings = {"dataset": dataset, "seed": seed, "generate": generate, "measures": asdict(measures), "chat": chat}
     identity = {
         **settings,
+        **_further(metrics, contexts),
         "model": model.name,
         "model_revision": model.revision,
         "dtype": str(model.hf_model.dtype).removeprefix("torch."),
         "records_hash": records_hash(records),
     }
-
+    check_groups(metrics, contexts)
+    compares = any(group in metrics for group in COMPARING)
     model.check_unedited("scores before editing")
 
-    def measure() -> Scores:
-        return evaluate(model, records, generate=generate, seed=seed, dataset=dataset, measures=measures, chat=chat)
+    def measure() -> Unedited:
+        before = Before.of(model, records, metrics, contexts=contexts, chat=chat) if compares else None
+        scores = evaluate(
+            model,
+            records,
+            generate=generate,
+            seed=seed,
+            dataset=dataset,
+            measures=measures,
+            chat=chat,
+            metrics=metrics,
+            contexts=contexts,
+            before=before,
+        )
+        return Unedited(scores, before)
 
     if path is None:
         return measure()
     path = Path(path)
+    compared = path.with_suffix(".before.safetensors")
     if not path.exists():
         check_new_file(path)
 
     def make() -> None:
-        scores = measure()
+        found = measure()
+        if found.before is not None:
+            found.before.save(compared)
         write_json(
             path,
             {
                 **identity,
-                "scores": summary(scores),
-                "records": list(scores.records),
+                "scores": summary(found.scores),
+                "records": list(found.scores.records),
                 "provenance": provenance(model, records),
             },
             sealed=True,
@@ -154,11 +194,21 @@ def evaluate_unedited(
     make_once(path, make)
     found = read_json(path, sealed=True)
     differing = [
-        f"{key} is {found.get(key)!r}, not {value!r}" for key, value in identity.items() if found.get(key) != value
+        f"{key} is {found.get(key)!r}, not {identity.get(key)!r}"
+        for key in dict.fromkeys([*identity, *(key for key in ("metrics", "contexts") if key in found)])
+        if found.get(key) != identity.get(key)
     ]
     if differing:
         raise ValueError(f"{path} holds scores of something else: {'; '.join(differing)}; delete it")
-    return Scores(tuple(found["records"]))
+    if compares and not compared.exists():
+        raise FileNotFoundError(f"{compared}, which belongs to {path}, is not here; delete the other one too")
+    return Unedited(Scores(tuple(found["records"])), Before.load(compared) if compares else None)
+
+
+def _further(metrics: Sequence[str], contexts: Sequence[str]) -> dict[str, list[str]]:
+    """Which metrics were asked for, if not the usual ones: results that are older do not say."""
+    usual = list(metrics) == ["editing"] and list(contexts) == ["bare"]
+    return {} if usual else {"metrics": list(metrics), "contexts": list(contexts)}
 
 
 def summary(scores: Scores) -> dict[str, dict[str, float | None]]:

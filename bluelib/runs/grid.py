@@ -21,6 +21,8 @@ COMMITTED = "committed"
 #: The grid of the committed results: reports take from it the studies that their own grid does not run.
 COMMITTED_GRID = "pocket"
 DTYPES = ("float32", "bfloat16", "float16")
+#: What a cell measures, unless its grid says otherwise.
+USUAL = {"metrics": ("editing",), "contexts": ("bare",)}
 RESOURCES = ("mem_mb", "runtime", "gpu")
 
 
@@ -44,6 +46,7 @@ class Grid:
         edits, batch_size: of each cell.
         notebooks: analysis notebooks that run for each model, with their parameters.
         device, dtype, corpus: as for :func:`~bluelib.load_model` and :func:`~bluelib.get_editor`.
+        metrics, contexts: of each cell, as for :func:`~bluelib.evaluate`.
         threads: CPU threads of each job.
         resources: by model, or ``default``, what a job asks a cluster for: ``mem_mb``, ``runtime`` (minutes), ``gpu``.
     """
@@ -59,6 +62,8 @@ class Grid:
     device: str = "cpu"
     dtype: str = "float32"
     corpus: str = ""
+    metrics: tuple[str, ...] = USUAL["metrics"]
+    contexts: tuple[str, ...] = USUAL["contexts"]
     threads: int = 1
     resources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -83,6 +88,12 @@ class Grid:
         taken = dict(values)
         for key, kind in (("models", str), ("datasets", str), ("editors", str), ("seeds", int)):
             taken[key] = _distinct(key, values[key], kind)
+        asked = {key: _distinct(key, values[key], str) for key in USUAL if key in values}
+        if asked != {key: usual for key, usual in USUAL.items() if key in asked}:
+            from ..metrics.editing import check_groups  # which needs torch
+
+            check_groups(**{**USUAL, **asked})
+        taken |= asked
         for key in ("edits", "batch_size", "threads"):
             if key in values and (isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 1):
                 raise ValueError(f"{key} of the grid must be a whole number of at least 1, not {values[key]!r}")
@@ -152,7 +163,10 @@ class Grid:
         return replace(self, models=tuple(models)) if models else self
 
     def as_dict(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """The keys of a grid file; ``metrics`` and ``contexts`` where they are others than the usual ones, as older
+        files have no such keys."""
+        given = {key: value for key, value in asdict(self).items() if value != USUAL.get(key)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
 
     def cells(self) -> list[Place]:
         """All cells, models outermost."""
@@ -160,7 +174,8 @@ class Grid:
 
     def parameters(self, cell: Place) -> dict[str, Any]:
         """A cell's parameters of ``05_sequential_editing``, without those that name files."""
-        return {**asdict(cell), "edits": self.edits, "batch_size": self.batch_size, **self.where}
+        measured = {key: value for key, value in self.as_dict().items() if key in USUAL}
+        return {**asdict(cell), "edits": self.edits, "batch_size": self.batch_size, **measured, **self.where}
 
     @property
     def where(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ..data.corpora import check_corpus
 from ..data.longform import check_sentences, load_long_form
 from ..editing.catalogue import known
 from ..io.checks import check_real, check_seed, check_whole
+from ..metrics.editing import check_groups
 from ..studies.shift import PROJECTIONS
 
 
@@ -76,6 +77,8 @@ _RANGES: dict[str, Callable[[str, Any], None]] = {
     "batch_editors": _each(_editor),
     "models": _check_texts,
     "tasks": _check_texts,
+    "metrics": lambda name, value: check_groups(value),
+    "contexts": lambda name, value: check_groups(("editing",), value),
     "projection": partial(_check_one_of, allowed=PROJECTIONS),
     "corpus": lambda name, value: check_corpus(value) if value else None,
     "sentences": lambda name, value: check_sentences(value),

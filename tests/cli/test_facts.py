@@ -78,7 +78,7 @@ def test_the_answer_is_a_line_a_fact(facts, known, capsys, caplog):
 
 def test_without_anything_to_compare_the_answer_says_so(facts, capsys):
     assert edit(facts()) == 0
-    assert "no editing metric can be measured of these records" in capsys.readouterr().out
+    assert "no metric can be measured of these records" in capsys.readouterr().out
 
 
 def test_of_a_dataset_the_first_records_are_told_of(capsys):
