@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from .editing.editor import Editor, blue
     from .editing.named import get_editor
     from .editing.sequence import edit_sequence
-    from .metrics import evaluate
+    from .metrics import Before, evaluate
     from .models.load import load_model
 
 __all__ = [
+    "Before",
     "Editor",
     "apply_delta",
     "blue",
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 #: Where each public name is. Loaded at first use: torch and transformers take seconds, and a workflow needs neither.
 _HOME = {
+    "Before": "metrics",
     "Editor": "editing.editor",
     "apply_delta": "editing.deltas",
     "blue": "editing.editor",

@@ -205,15 +205,24 @@ def scores_table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     table += [[name, *(_cell(scores.get(metric)) for metric in metrics)] for name, scores in rows.items()]
     if len(metrics) > BESIDE:
         table = [list(column) for column in zip(*table, strict=True)]
-    width = max(24, *(len(line[0]) + 2 for line in table))
-    return "\n".join(f"{line[0]:{width}}" + "".join(f"{cell:>20}" for cell in line[1:]) for line in table)
+    first, *others = (max(map(len, column)) + 2 for column in zip(*table, strict=True))
+    wide = [max(20, width) for width in others]
+    return "\n".join(
+        f"{line[0]:{max(24, first)}}" + "".join(f"{cell:>{width}}" for cell, width in zip(line[1:], wide, strict=True))
+        for line in table
+    )
 
 
 def _cell(score: dict[str, Any] | None) -> str:
     if score is None:
         return "–"
     error = score["standard_error"]
-    return f"{score['mean']:.2f} ± {'–' if error is None else f'{error:.2f}'}"
+    return f"{_number(score['mean'])} ± {'–' if error is None else _number(error)}"
+
+
+def _number(value: float) -> str:
+    """With two decimals; a small one with two significant digits."""
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def answers_table(rows: Sequence[dict[str, Any]]) -> str:

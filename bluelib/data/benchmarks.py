@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from .consequences import parse_consequences
+from .consequences import portability_of
 from .records import Probe, Record, RecordError, field, put_subject_out, record_id
 
 
@@ -37,7 +37,7 @@ def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
         generation_prompts=texts("generation_prompts"),
         reference_texts=texts("reference_texts"),
         questions=texts("questions"),
-        portability=parse_consequences(field(entry, "portability", case_id, dict, default={}), "portability", case_id),
+        portability=portability_of(entry, case_id),
         separator=field(entry, "separator", case_id, default=None),
     )
 

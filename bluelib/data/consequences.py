@@ -30,13 +30,32 @@ def parse_consequences(
     Raises:
         RecordError: naming the record and the field.
     """
-    found = {}
+    found: dict[str, tuple[Consequence, ...]] = {}
     for group, items in groups.items():
-        name = f"{where}.{group}"
+        name, own = f"{where}.{group}", SPELT.get(group, group)
         entries = [] if items is None else checked(items, name, case_id, list)
         parsed = (_consequence(item, f"{name}[{i}]", case_id, kept) for i, item in enumerate(entries))
-        found[SPELT.get(group, group)] = tuple(parsed)
+        found[own] = (*found.get(own, ()), *parsed)
     return {group: listed for group, listed in found.items() if listed}
+
+
+#: EasyEdit's fields of one question about an edit.
+_QUESTION, _ANSWER = "New Question", "New Answer"
+
+
+def portability_of(entry: Mapping[str, Any], case_id: object) -> dict[str, tuple[Consequence, ...]]:
+    """A record's field ``portability``, see :func:`parse_consequences`; nothing where it is absent or null. Of a record
+    with EasyEdit's one question (``New Question``, ``New Answer``) that question, as the group ``Reasoning``.
+
+    Raises:
+        RecordError: naming the record and the field.
+    """
+    if entry.get("portability") is None:
+        return {}
+    groups = field(entry, "portability", case_id, dict)
+    if _QUESTION in groups:
+        groups = {"Reasoning": [{"prompt": groups[_QUESTION], "answer": groups.get(_ANSWER)}]}
+    return parse_consequences(groups, "portability", case_id)
 
 
 def _consequence(item: Any, where: str, case_id: object, kept: bool) -> Consequence:
@@ -57,7 +76,7 @@ def query(item: Any, where: str, case_id: object) -> Query:
     if not isinstance(item, Mapping):
         raise RecordError(f"record {case_id}: field {where!r} must be an object with prompt and answer, not {item!r}")
     answer = next((name for name in ("ground_truth", "answer", "answers") if name in item), "answer")
-    prompt = checked(item.get("prompt"), f"{where}.prompt", case_id)
+    prompt = field(item, "prompt", f"{case_id}, {where}")
     return Query(_prompt(prompt, f"{where}.prompt", case_id), _answers(item.get(answer), f"{where}.{answer}", case_id))
 
 
@@ -71,8 +90,9 @@ def _answers(value: Any, where: str, case_id: object) -> tuple[tuple[str, ...], 
     """What has to be named, each with its names; nothing for an empty answer."""
     if value is None:
         return ()
-    if isinstance(value, str):
-        return ((value,),) if value.strip() else ()
+    if isinstance(value, str) or not isinstance(value, list):
+        text = checked(value, where, case_id)
+        return ((text,),) if text.strip() else ()
     listed = checked(value, where, case_id, list)
     if all(isinstance(name, str) for name in listed):
         return (names_of(listed),) if names_of(listed) else ()

@@ -77,10 +77,9 @@ BENCHMARKS: dict[str, Parser] = {
 }
 
 
-#: What has to be known beside a score.
 MQUAKE_ERRORS = (
-    "MQuAKE-Remastered (ICLR 2025) found up to 33 % or 76 % of MQuAKE's cases to be wrong, by version and by how many "
-    "are edited together: say so beside a score"
+    "MQuAKE-Remastered (ICLR 2025) found up to 33 % or 76 % of MQuAKE's questions and answers to be wrong: report this "
+    "with a score"
 )
 
 SPLITS = ("tune", "report")
@@ -377,7 +376,7 @@ def _parser_for(entries: Sequence[Any], path: Path) -> Parser:
     keys = set(first)
     if "requested_rewrite" in keys:
         return parse_mquake if isinstance(first["requested_rewrite"], list) else parse_counterfact
-    if "edit" in keys:
+    if isinstance(first.get("edit"), Mapping):
         return parse_ripple_edits
     if keys & {"src", "loc_ans"}:
         return parse_zsre

@@ -76,7 +76,8 @@ class File:
 
     def source(self, folder: str) -> str:
         """The file's URL in a folder: of its page, or of a mirror."""
-        return f"{folder.rstrip('/')}/{(self.there if folder == self.page else '') or self.name}"
+        at_home = folder.rstrip("/") == self.page
+        return f"{folder.rstrip('/')}/{(self.there if at_home else '') or self.name}"
 
 
 _COUNTERFACT = ("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts")

@@ -17,6 +17,7 @@ Everything here is a pure function of the tables in ``lore/``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -33,13 +34,33 @@ FIELDS = ("case_id", "split", "requested_rewrite", "paraphrase_prompts", "neighb
 
 
 def build_facts_ripple() -> list[dict[str, Any]]:
-    """The records of ``facts`` from whose edits something follows, as JSON-ready dictionaries."""
-    records = []
+    """The records of ``facts`` from whose edits something follows, as JSON-ready dictionaries: of each subject one, so
+    that its other facts stay as they are, and nothing that asks for what another record edits.
+    """
+    of_subject: dict[str, dict[str, Any]] = {}
     for record in build_facts():
         groups = _groups(record["requested_rewrite"])
-        if groups:
-            records.append({**{name: record[name] for name in FIELDS}, "portability": groups})
-    return records
+        subject = subject_key(record["requested_rewrite"]["subject"])
+        # Of a subject's records the one that most follows from; the first of several.
+        if groups and sum(map(len, groups.values())) > len(_items(of_subject.get(subject))):
+            of_subject[subject] = {**{name: record[name] for name in FIELDS}, "portability": groups}
+    edited = {record["case_id"]: _prompt(record["requested_rewrite"]) for record in of_subject.values()}
+    for record in of_subject.values():
+        others = {prompt for case_id, prompt in edited.items() if case_id != record["case_id"]}
+        left = {
+            group: [item for item in items if not others & {one["prompt"] for one in (item, *item["conditions"])}]
+            for group, items in record["portability"].items()
+        }
+        record["portability"] = {group: items for group, items in left.items() if items}
+    return sorted((r for r in of_subject.values() if r["portability"]), key=lambda record: record["case_id"])
+
+
+def _items(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    return [item for items in record["portability"].values() for item in items] if record else []
+
+
+def _prompt(rewrite: Mapping[str, Any]) -> str:
+    return rewrite["prompt"].format(rewrite["subject"])
 
 
 def write_facts_ripple(folder: Path) -> Path:
@@ -56,14 +77,15 @@ def _ripples() -> Mapping[str, Any]:
     """The tables of ``ripples.yaml``.
 
     Raises:
-        ValueError: for an alias of what no table has, or a relation that there is not.
+        ValueError: for another name of what no table has, or a relation that there is not.
     """
     tables = yaml.safe_load((LORE / "ripples.yaml").read_text(encoding="utf-8"))
     lore = read_lore()
-    known = {subject_key(name) for fact in lore.facts for name in (fact.subject, fact.object)}
+    subjects, objects = ({subject_key(getattr(fact, part)) for fact in lore.facts} for part in ("subject", "object"))
     relations = {*tables["described"], *tables["besides"], *(name for pair in tables["bound"] for name in pair)}
     relations |= {name for asked in tables["asked"].values() for name in asked}
-    strangers = [name for name in tables["aliases"] if subject_key(name) not in known]
+    strangers = [name for name in tables["aliases"] if subject_key(name) not in subjects]
+    strangers += [name for name in tables["answers"] if subject_key(name) not in subjects | objects]
     strangers += sorted(relations - lore.relations.keys())
     if strangers:
         raise ValueError(f"ripples.yaml: {strangers[0]!r} is in no table")
@@ -92,10 +114,14 @@ def _facts() -> dict[str, dict[str, tuple[str, str]]]:
 
 
 def _item(prompt: str, answers: Sequence[str], *conditions: Mapping[str, Any]) -> dict[str, Any]:
-    aliases = _ripples()["aliases"]
-    names = list(dict.fromkeys(name for answer in answers for name in (answer, aliases.get(answer)) if name))
+    names = list(dict.fromkeys(name for answer in answers for name in _names(answer)))
     asked: dict[str, Any] = {"prompt": prompt[0].upper() + prompt[1:], "answer": names}
     return {**asked, "conditions": [*conditions]} if conditions else asked
+
+
+def _names(value: str) -> list[str]:
+    """All that is as good an answer."""
+    return [value, *_ripples()["answers"].get(value, ())]
 
 
 def _kept(prompt: str, answers: Sequence[str]) -> dict[str, Any]:
@@ -127,11 +153,12 @@ def _composed(relation: str, subject: str, old: str, new: str) -> Iterator[dict[
     tables = _ripples()
     if relation not in tables["described"]:
         return
-    described = tables["described"][relation].format(subject)
+    # An article that begins a subject is small where it does not begin the sentence.
+    described = tables["described"][relation].format(re.sub("^The ", "the ", subject))
     for second, wording in tables["asked"].get(read_lore().relations[relation].kind, {}).items():
         facts = _second(second)
         before, after = facts.get(subject_key(old)), facts.get(subject_key(new))
-        if before and after and before[1] != after[1]:
+        if before and after and not {*_names(before[1])} & {*_names(after[1])}:
             prompt = wording.format(described)
             yield _item(prompt, [after[1]], _item(prompt, [before[1]]), _stated(*after[2:], after[1]))
 

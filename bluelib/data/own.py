@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..io.formats import decode_json
-from .consequences import parse_consequences
+from .consequences import SPELT, parse_consequences, portability_of
 from .records import Consequence, Probe, Record, RecordError, checked, field, put_subject_in, record_id
 
 #: How files that are not one JSON list are told, by suffix.
@@ -26,7 +26,7 @@ BETWEEN = " | "
 
 #: The one of KnowEdit's kinds of locality that asks what an edit must leave alone, and all of them.
 _KNOWEDIT = "Relation_Specificity"
-_KEPT = (_KNOWEDIT, "Relation_Specifity", "Forgetfulness")
+_KEPT = (_KNOWEDIT, *SPELT, "Forgetfulness")
 #: Each field of the flat form with the other names that it goes by.
 _NAMES = {
     "target_true": ("ground_truth",),
@@ -167,14 +167,10 @@ def parse_flat(entry: Mapping[str, Any], position: int) -> Record:
 
 def _portability(entry: Mapping[str, Any], case_id: object) -> dict[str, tuple[Consequence, ...]]:
     """KnowEdit's groups: what follows, and what must stay, which counts where it was there."""
-    follows, kinds = (
-        {} if entry.get(name) is None else field(entry, name, case_id, dict) for name in ("portability", "locality")
-    )
+    kinds = {} if entry.get("locality") is None else field(entry, "locality", case_id, dict)
     kept = {kind: items for kind, items in kinds.items() if kind in _KEPT}
-    return {
-        **parse_consequences(follows, "portability", case_id),
-        **parse_consequences(kept, "locality", case_id, kept=True),
-    }
+    follows, stays = portability_of(entry, case_id), parse_consequences(kept, "locality", case_id, kept=True)
+    return {group: (*follows.get(group, ()), *stays.get(group, ())) for group in dict.fromkeys([*follows, *stays])}
 
 
 def _separator(entry: Mapping[str, Any], case_id: object) -> str | None:
@@ -248,7 +244,8 @@ def _flat_probes(entry: Mapping[str, Any], case_id: object) -> tuple[Probe, ...]
 
 def _knowedit_probes(entry: Mapping[str, Any], case_id: object) -> Iterator[Probe]:
     kinds = {} if entry.get("locality") is None else field(entry, "locality", case_id, dict)
-    if kinds.get(_KNOWEDIT) is not None:
-        where = f"locality.{_KNOWEDIT}"
-        for number, item in enumerate(checked(kinds[_KNOWEDIT], where, case_id, list)):
-            yield _probe(item, f"{where}[{number}]", case_id)
+    for kind, items in kinds.items():
+        if SPELT.get(kind, kind) == _KNOWEDIT and items is not None:
+            where = f"locality.{kind}"
+            for number, item in enumerate(checked(items, where, case_id, list)):
+                yield _probe(item, f"{where}[{number}]", case_id)

@@ -46,7 +46,7 @@ def provenance(model: Model, records: Sequence[Record]) -> dict[str, Any]:
 
 
 #: Fields that records have not always had, with their defaults, which are left out of the hash: it is what it was then.
-_LATER: dict[str, Any] = {"questions": (), "portability": {}, "before": "", "separator": None}
+_LATER: dict[str, Any] = {"questions": (), "portability": {}, "together": (), "before": "", "separator": None}
 
 
 def records_hash(records: Sequence[Record]) -> str:

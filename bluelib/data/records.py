@@ -71,6 +71,7 @@ class Record:
         generation_prompts, reference_texts: for fluency and consistency; empty where the benchmark has none.
         questions: whole questions that the new object answers.
         portability: what follows from the edit, in named groups.
+        together: ids of the records that are one case with this one: what follows does so from all of them.
         before: a text in front of the rewrite prompt, and of a context prefix too, see :func:`.in_chat`; the full
             prompts have it in them.
         separator: what stands between every prompt of the record and its target, a space or nothing; None for what
@@ -92,7 +93,8 @@ class Record:
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
-    portability: Mapping[str, tuple[Consequence, ...]] = dataclass_field(default_factory=dict)
+    portability: Mapping[str, tuple[Consequence, ...]] = dataclass_field(default_factory=dict, hash=False)
+    together: tuple[int | str, ...] = ()
     before: str = ""
     separator: str | None = None
 

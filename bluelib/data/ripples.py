@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from .benchmarks import parse_counterfact
-from .consequences import SPELT, names_of, query
+from .consequences import SPELT, query
 from .records import Consequence, Query, Record, RecordError, checked, field, record_id
 
 #: RippleEdits' groups of tests.
@@ -82,7 +82,8 @@ RIPPLE_PROMPTS = {
 def parse_ripple_edits(entry: Mapping[str, Any], position: int) -> Record:
     """A record of RippleEdits (Cohen et al. 2024): an edit as a whole sentence, and six groups of tests.
 
-    ``test_condition`` says whether any of a test's queries has to be answered, or all of them. The subject is what the
+    ``test_condition`` says whether any of a test's queries has to be answered, or all of them. A test with a query that
+    has no answers is not executed, for it can tell nothing. The subject is what the
     relation's wording leaves of the sentence; where several readings are possible, it is the one whose object the
     record's own queries name, else the longest that the sentence of the original fact allows too.
 
@@ -152,14 +153,15 @@ def _ripple_test(test: Any, where: str, case_id: object) -> Consequence:
     )
     if not queries:
         raise RecordError(f"record {case_id}: field '{where}.test_queries' must not be empty")
-    return Consequence(queries, every=how == "AND", conditions=conditions)
+    untold = tuple(query for query in queries if not query.answers)  # which can tell nothing: not executed
+    return Consequence(queries, every=how == "AND", conditions=(*conditions, *untold))
 
 
 def parse_mquake(entry: Mapping[str, Any], position: int) -> list[Record]:
     """The edits of a case of MQuAKE (Zhong et al. 2023), each a record: one to four that belong together.
 
-    What follows from all of them is with the last one: ``Single_Hop``, each fact of the new chain; and ``Multi_Hop``,
-    the question about the chain's end in three wordings, any of which counts.
+    What follows from all of them is with the last one, which names the others (``together``): ``Single_Hop``, each fact
+    of the new chain; and ``Multi_Hop``, the question about the chain's end in three wordings, any of which counts.
 
     Raises:
         RecordError: naming the case and the field.
@@ -176,19 +178,23 @@ def parse_mquake(entry: Mapping[str, Any], position: int) -> list[Record]:
         if question is not None:
             records[-1] = replace(records[-1], questions=(question,))
     hops = [
-        Query(
-            field(hop, "question", f"{case_id}, {where}"),
-            (names_of([field(hop, "answer", f"{case_id}, {where}"), *field(hop, "answer_alias", case_id, list, [])]),),
-        )
+        _question(hop, "question", "answer", f"{case_id}, new_single_hops[{i}]")
         for i, hop in enumerate(field(entry, "new_single_hops", case_id, list))
-        for where in [f"new_single_hops[{i}]"]
     ]
-    answer = (names_of([field(entry, "new_answer", case_id), *field(entry, "new_answer_alias", case_id, list, [])]),)
     wordings = [checked(text, "questions", case_id) for text in field(entry, "questions", case_id, list)]
-    chain = tuple(Query(text, answer) for text in wordings)
+    chain = tuple(_question({**entry, "question": text}, "question", "new_answer", case_id) for text in wordings)
     groups = {
         "Single_Hop": tuple(Consequence((hop,)) for hop in hops),
         "Multi_Hop": (Consequence(chain),) if chain else (),
     }
-    records[-1] = replace(records[-1], portability={name: listed for name, listed in groups.items() if listed})
+    records[-1] = replace(
+        records[-1],
+        portability={name: listed for name, listed in groups.items() if listed},
+        together=tuple(record.case_id for record in records[:-1]),
+    )
     return records
+
+
+def _question(entry: Any, question: str, answer: str, case_id: object) -> Query:
+    names = [field(entry, answer, case_id), *field(entry, f"{answer}_alias", case_id, list, [])]
+    return query({"prompt": field(entry, question, case_id), "answer": names}, question, case_id)

@@ -11,7 +11,8 @@ import torch
 from ..data import Record
 from ..data.chat import in_chat
 from ..data.records import Query
-from ..io.tensors import load_tensors, save_tensors
+from ..io.formats import DamagedError
+from ..io.tensors import load_tensors, save_tensors, tensors_hash
 from ..models.model import Model
 from .locality import Reference, probes_of
 from .portability import conditions
@@ -54,24 +55,30 @@ class Before:
         held = {context: conditions(model, records, context=context) for context in asked}
         return cls(Reference.of(model, probes) if probes else None, held)
 
-    def save(self, path: Path) -> None:
-        """Write it as a safetensors file."""
+    def save(self, path: Path) -> str:
+        """Write it as a safetensors file; returns a hash of its content."""
         states = torch.empty(0) if self.reference is None else self.reference.states
         held = {
             context: [[query.prompt, query.answers, held] for query, held in of_context.items()]
             for context, of_context in self.held.items()
         }
         prompts = None if self.reference is None else self.reference.prompts
-        save_tensors(path, {"states": states}, {"prompts": prompts, "held": held})
+        return save_tensors(path, {"states": states}, {"prompts": prompts, "held": held})
 
     @classmethod
-    def load(cls, path: Path) -> Before:
+    def load(cls, path: Path, sha256: str | None = None) -> Before:
         """Read what :meth:`save` wrote.
 
+        Args:
+            path: the file.
+            sha256: what :meth:`save` returned.
+
         Raises:
-            DamagedError: for a file that is not what was written.
+            DamagedError: for a file that is not what was written, or has another hash.
         """
         tensors, about = load_tensors(path)
+        if sha256 is not None and tensors_hash(tensors, about) != sha256:
+            raise DamagedError(f"{path} belongs to other scores than those beside it; delete both")
         held = {
             context: {Query(prompt, tuple(map(tuple, answers))): held for prompt, answers, held in of_context}
             for context, of_context in about["held"].items()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Of metrics that there are several of, what stands for the part of a name that differs.
+#: What stands in a name for the part that differs, and what it can be.
 VARYING = {
-    "<prompt>": ("efficacy", "generalization", "specificity"),
-    "<group>": ("Relation_Specificity", "Logical_Generalization", "and every other group of a record"),
+    "<metric>": "efficacy, generalization or specificity",
+    "<group>": "the name of a group of consequences, such as Relation_Specificity",
 }
 
 
@@ -16,7 +16,7 @@ class Definition:
     """A metric, or several with one definition.
 
     Attributes:
-        name: as in scores; ``<prompt>`` and ``<group>`` stand for what :data:`VARYING` says.
+        name: as in scores; ``<metric>`` and ``<group>`` stand for what :data:`VARYING` says.
         group: of :data:`.editing.GROUPS`.
         definition: in words.
         unit: of the values.
@@ -33,47 +33,80 @@ class Definition:
 _ROME, _MEMIT = "ROME (Meng et al. 2022)", "MEMIT (Meng et al. 2023)"
 _MIRAGE = "The Mirage of Model Editing (Yang et al. 2025)"
 _RIPPLE = "RippleEdits (Cohen et al. 2024)"
+_WITHOUT = "arXiv:2601.17343"
 DEFINITIONS = tuple(
     Definition(*row)
     for row in (
         ("efficacy", "editing", "CounterFact: P(new) > P(true) after the rewrite prompt", "%", _ROME),
-        ("efficacy", "editing", "zsRE: tokens of the new object that are the first choice there", "%", _MEMIT),
-        ("generalization", "editing", "the same after paraphrases", "%", _ROME),
-        ("specificity", "editing", "CounterFact: neighbours with P(answer) > P(new)", "%", _ROME),
-        ("specificity", "editing", "zsRE: tokens of the unrelated answer that are the first choice", "%", _MEMIT),
+        ("generalization", "editing", "CounterFact: share of paraphrases with P(new) > P(true)", "%", _ROME),
+        ("specificity", "editing", "CounterFact: share of neighbours with P(answer) > P(new)", "%", _ROME),
+        ("efficacy", "editing", "zsRE: share of the new object's tokens that are the first choice", "%", _MEMIT),
+        ("generalization", "editing", "zsRE: the same share after the rephrased question", "%", _MEMIT),
+        (
+            "specificity",
+            "editing",
+            "zsRE: the same share of the unrelated answer's tokens",
+            "%",
+            _MEMIT,
+        ),
         ("fluency", "editing", "weighted entropy of bigrams and trigrams of generated text", "bits × 100", _ROME),
         ("consistency", "editing", "TF-IDF cosine of generated text and reference texts", "cosine × 100", _ROME),
         (
             "argmax_efficacy",
             "argmax",
-            "all tokens of the new object are the first choice there",
+            "whether all tokens of the new object are the first choice after the rewrite prompt",
             "%",
             _MIRAGE,
         ),
-        ("argmax_generalization", "argmax", "the same: share of paraphrases", "%", _MIRAGE),
         (
-            "exact_<prompt>",
+            "argmax_generalization",
+            "argmax",
+            "share of paraphrases after which all tokens of the new object are the first choice",
+            "%",
+            _MIRAGE,
+        ),
+        (
+            "exact_<metric>",
             "generated",
-            "the greedy answer is the object, after SQuAD's normalisation: the new one after the rewrite prompt and "
-            "paraphrases, the old answer after locality probes",
+            "share of greedy answers that are the object: the new one after the rewrite prompt and paraphrases, the "
+            "probe's own after locality probes",
             "%",
             _MIRAGE,
         ),
-        ("contains_<prompt>", "generated", "the object's words stand in the greedy answer", "%", _MIRAGE),
-        ("kl", "locality", "D_KL(before ‖ after) of next tokens after locality probes", "nats", "arXiv:2601.17343"),
-        ("overlap_1", "locality", "whether the first choice there is the same", "%", "arXiv:2601.17343"),
-        ("overlap_5", "locality", "what the five first choices have in common", "%", "arXiv:2601.17343"),
-        ("overlap_10", "locality", "what the ten first choices have in common", "%", "arXiv:2601.17343"),
-        ("edited", "portability", "the greedy answer to the rewrite prompt names the new object", "%", _RIPPLE),
-        ("executed", "portability", "consequences whose conditions were answered right before editing", "%", _RIPPLE),
         (
-            "<group>",
+            "contains_<metric>",
+            "generated",
+            "share of greedy answers with the object's words in them",
+            "%",
+            _MIRAGE,
+        ),
+        ("kl", "locality", "D_KL(before ‖ after) of next tokens after locality probes", "nats", _WITHOUT),
+        ("overlap_1", "locality", "share of locality probes with the same first choice as before", "%", _WITHOUT),
+        ("overlap_5", "locality", "share of the five first choices that are those of before", "%", _WITHOUT),
+        ("overlap_10", "locality", "share of the ten first choices that are those of before", "%", _WITHOUT),
+        ("edited", "portability", "whether the greedy answer to the rewrite prompt names the new object", "%", _RIPPLE),
+        (
+            "executed",
             "portability",
-            "executed consequences of a group that are answered right, of records whose edit succeeded",
+            "share of consequences whose conditions were answered right before editing",
             "%",
             _RIPPLE,
         ),
-        ("all_<group>", "portability", "the same of all records, whether their edit succeeded or not", "%", "–"),
+        ("executed_<group>", "portability", "the same share of one group's consequences", "%", _RIPPLE),
+        (
+            "<group>",
+            "portability",
+            "share of a group's executed consequences that are answered right, of records whose edit succeeded",
+            "%",
+            _RIPPLE,
+        ),
+        (
+            "all_<group>",
+            "portability",
+            "share of a group's executed consequences that are answered right, whether the edit succeeded or not",
+            "%",
+            "–",
+        ),
         (
             "negation",
             "negation",

@@ -18,8 +18,9 @@ Definitions: ROME (Meng et al. 2022), MEMIT (Meng et al. 2023).
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean, stdev
 from typing import Any
@@ -40,6 +41,8 @@ from .locality import locality
 from .negation import negation
 from .portability import portability
 from .text import generation_scores
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -145,41 +148,79 @@ def evaluate(
         raise ValueError("there are no records to evaluate")
     check_seed(seed)
     check_groups(metrics, contexts)
-    if before is None and (comparing := [group for group in COMPARING if group in metrics]):
-        raise ValueError(
-            f"{comparing[0]} compares with what the model said before it was edited: pass before=Before.of(model, "
-            "records), taken then"
-        )
     bare, records = records, in_chat(model, records) if chat else records
-    for record in records:
-        _check_lengths(model, record, generate, _special(record, measures.score_bos))
-    hows = [(_special(record, measures.score_bos), record.separator) for record in records]
+    _check_before(records, metrics, before)
+    results: list[dict[str, Any]] = [{"case_id": record.case_id} for record in records]
+
+    def add(group: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        empty = True
+        for result, row in zip(results, rows, strict=True):
+            empty &= not row.keys() - {"case_id"}
+            result.update(row)
+        if empty and group != "editing":
+            log.warning("no record has %s: %s is not measured", NEEDED[group], group)
+
+    teacher_forced = {"editing": _editing_metrics, "argmax": _argmax}
+    if any(group in metrics for group in teacher_forced):
+        for record in records:
+            _check_lengths(model, record, generate and "editing" in metrics, _special(record, measures.score_bos))
+        scored: dict[bool, list[list[TargetScore]]] = {}
+        for group, measure in teacher_forced.items():
+            special = measures.score_bos and group == "editing"  # the new object is the first choice without a BOS
+            if group in metrics:
+                if special not in scored:
+                    scored[special] = _scores(model, records, special)
+                add(group, map(measure, records, scored[special]))
+    for context in contexts:
+        if "generated" in metrics:
+            add("generated", measured(ask_all(model, bare, context=context)))
+    if "locality" in metrics:
+        add("locality", locality(model, records, before.reference) if before and before.reference else results)
+    for context in contexts:
+        if "portability" in metrics:
+            held = before.held.get(context, {}) if before else {}
+            add("portability", portability(model, bare, held, context=context))
+    if "negation" in metrics:
+        add("negation", negation(model, bare, chat=chat))
+    if generate and "editing" in metrics:
+        add(
+            "editing",
+            generation_scores(model, records, seed=seed, dataset=dataset, words=measures.words, idf=measures.idf),
+        )
+    return Scores(tuple(results))
+
+
+#: Of each group, what a record needs for it.
+NEEDED = {
+    "argmax": "an edit",
+    "generated": "an edit",
+    "locality": "locality probes",
+    "portability": "consequences of its edit",
+    "negation": "an old object and a prompt that ends in is, are, was or were",
+}
+
+
+def _check_before(records: Sequence[Record], metrics: Sequence[str], before: Before | None) -> None:
+    """Make sure that there is what metrics compare with. (What a locality probe or a condition lacks is said there.)"""
+    there = {
+        "locality": before is not None and (before.reference is not None or not any(r.locality for r in records)),
+        "portability": before is not None,
+    }
+    if missing := [group for group in COMPARING if group in metrics and not there[group]]:
+        raise ValueError(
+            f"{missing[0]} compares with what the model said before it was edited: pass before=Before.of(model, "
+            f"records, {missing!r}), taken before editing"
+        )
+
+
+def _scores(model: Model, records: Sequence[Record], score_bos: bool) -> list[list[TargetScore]]:
+    """Of each record the scores of its :func:`_pairs`."""
+    hows = [(_special(record, score_bos), record.separator) for record in records]
     scored = {}
     for how in dict.fromkeys(hows):
         pairs = [pair for record, own in zip(records, hows, strict=True) if own == how for pair in _pairs(record)]
         scored[how] = iter(score_targets(model, pairs, special=how[0], separator=how[1]))
-    results: list[dict[str, Any]] = []
-    for record, how in zip(records, hows, strict=True):
-        scores = [next(scored[how]) for _ in _pairs(record)]
-        of_benchmark = _editing_metrics(record, scores) if "editing" in metrics else {}
-        results.append(
-            {"case_id": record.case_id, **of_benchmark, **(_argmax(record, scores) if "argmax" in metrics else {})}
-        )
-    further = [measured(ask_all(model, bare, context=context)) for context in contexts if "generated" in metrics]
-    if "negation" in metrics:
-        further.append(negation(model, bare, chat=chat))
-    if before is not None and before.reference is not None and "locality" in metrics:
-        further.append(locality(model, records, before.reference))
-    if before is not None and "portability" in metrics:
-        further += [portability(model, bare, before.held.get(context, {}), context=context) for context in contexts]
-    for rows in further:
-        for result, of_record in zip(results, rows, strict=True):
-            result.update(of_record)
-    if generate and "editing" in metrics:
-        texts = generation_scores(model, records, seed=seed, dataset=dataset, words=measures.words, idf=measures.idf)
-        for result, extra in zip(results, texts, strict=True):
-            result.update(extra)
-    return Scores(tuple(results))
+    return [[next(scored[how]) for _ in _pairs(record)] for record, how in zip(records, hows, strict=True)]
 
 
 def check_groups(metrics: Sequence[str], contexts: Sequence[str] = ("bare",)) -> None:
@@ -188,11 +229,11 @@ def check_groups(metrics: Sequence[str], contexts: Sequence[str] = ("bare",)) ->
     Raises:
         ValueError: naming one that there is not; for no group, or no context.
     """
-    for what, given, known in (("group", metrics, GROUPS), ("context", contexts, CONTEXTS)):
+    for what, given, known in (("metrics", metrics, GROUPS), ("contexts", contexts, CONTEXTS)):
         if not given or isinstance(given, str):
-            raise ValueError(f"{what}s must be a list of at least one of {', '.join(known)}, not {given!r}")
+            raise ValueError(f"{what} must be a list of at least one of {', '.join(known)}, not {given!r}")
         if unknown := [name for name in given if name not in known]:
-            raise ValueError(f"there is no {what} {unknown[0]!r}; known: {', '.join(known)}")
+            raise ValueError(f"{what}: there is no {unknown[0]!r}; known: {', '.join(known)}")
 
 
 def _check_lengths(model: Model, record: Record, generate: bool, special: bool) -> None:

@@ -1,10 +1,10 @@
 """What a model answers, in its own words: no teacher forcing, no object to compare with.
 
 A prompt is continued greedily by at most 50 tokens, up to a full stop, a line's end or the text's end ("The Mirage of
-Model Editing", Yang et al., ACL 2025). Two measures: ``exact``, the answer is the object, after SQuAD's normalisation
-(Rajpurkar et al. 2016: lower case, without punctuation and articles); and ``contains``, the object's words stand in it.
-Asked are the rewrite prompt (efficacy), paraphrases (generalization), and, for the old answer, the prompts about other
-subjects (specificity), in one of three contexts:
+Model Editing", Yang et al., ACL 2025); where the object itself has full stops, up to the next one. Two measures:
+``exact``, the answer is the object, after SQuAD's normalisation (Rajpurkar et al. 2016: lower case, without punctuation
+and articles); and ``contains``, the object's words stand in it. Asked are the rewrite prompt (efficacy), paraphrases
+(generalization), and, for the old answer, the prompts about other subjects (specificity), in one of three contexts:
 
 ===============  ==========================================================================
 context          what the model reads
@@ -45,6 +45,7 @@ class Answer:
 
     Attributes:
         case_id: of the record.
+        number: of the record, among those that were asked.
         metric: what it counts for: ``efficacy``, ``generalization`` or ``specificity``.
         context: of :data:`CONTEXTS`.
         prompt: as the record has it.
@@ -53,6 +54,7 @@ class Answer:
     """
 
     case_id: int | str
+    number: int
     metric: str
     context: str
     prompt: str
@@ -61,12 +63,15 @@ class Answer:
 
     @property
     def exact(self) -> bool:
-        return normalise(self.text) == normalise(self.expected)
+        """Whether the answer is what is expected; letter for letter, where normalising leaves nothing of that."""
+        expected = normalise(self.expected)
+        return normalise(self.text) == expected if expected else self.text.strip() == self.expected.strip()
 
     @property
     def contains(self) -> bool:
         """Whether the expected words stand in the answer, one after the other, as words."""
-        return f" {normalise(self.expected)} " in f" {normalise(self.text)} "
+        expected = normalise(self.expected)
+        return f" {expected} " in f" {normalise(self.text)} " if expected else self.exact
 
 
 def normalise(text: str) -> str:
@@ -89,11 +94,17 @@ def ask_all(model: Model, records: Sequence[Record], *, context: str = "bare", t
             than the model's context.
     """
     before, after = frame(model, context)
-    asked = [(record.case_id, *rest) for record in records for rest in _asked(record)]
-    texts = answer(model, [before + prompt + after for _, _, prompt, _ in asked], tokens=tokens)
+    asked = [(number, *rest) for number, record in enumerate(records) for rest in _asked(record)]
+    texts = [""] * len(asked)
+    # An object with a full stop is not said before one: its answers are cut here.
+    for stops in (".\n", "\n"):
+        own = [i for i, (*_, expected) in enumerate(asked) if ("." in expected) == (stops == "\n")]
+        said = answer(model, [before + asked[i][2] + after for i in own], tokens=tokens, stops=stops)
+        for i, text in zip(own, said, strict=True):
+            texts[i] = ".".join(text.split(".")[: asked[i][3].rstrip(".").count(".") + 1])
     return [
-        Answer(case_id, metric, context, prompt, expected, text)
-        for (case_id, metric, prompt, expected), text in zip(asked, texts, strict=True)
+        Answer(records[number].case_id, number, metric, context, prompt, expected, text)
+        for (number, metric, prompt, expected), text in zip(asked, texts, strict=True)
     ]
 
 
@@ -124,15 +135,16 @@ def _asked(record: Record) -> list[tuple[str, str, str]]:
 def measured(answers: Iterable[Answer]) -> list[dict[str, float | int | str]]:
     """Per record, in order, ``case_id`` and each measure of each metric that was asked for, in per cent:
     ``exact_efficacy`` and so on, with the context in front where it is not the bare prompt."""
-    found: dict[int | str, dict[str, list[bool]]] = {}
+    found: dict[int, dict[str, list[bool]]] = {}
+    ids: dict[int, int | str] = {}
     for one in answers:
-        of_record = found.setdefault(one.case_id, {})
+        ids[one.number] = one.case_id
         for measure in MEASURES:
             name = named(one.context, f"{measure}_{one.metric}")
-            of_record.setdefault(name, []).append(getattr(one, measure))
+            found.setdefault(one.number, {}).setdefault(name, []).append(getattr(one, measure))
     return [
-        {"case_id": case_id, **{name: 100 * fmean(hits) for name, hits in of_record.items()}}
-        for case_id, of_record in found.items()
+        {"case_id": ids[number], **{name: 100 * fmean(hits) for name, hits in of_record.items()}}
+        for number, of_record in found.items()
     ]
 
 

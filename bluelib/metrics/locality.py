@@ -96,7 +96,7 @@ def locality(model: Model, records: Sequence[Record], reference: Reference) -> l
             if probe.prompt not in known:
                 raise ValueError(
                     f"record {record.case_id}: what the model said after {probe.prompt[:80]!r} before editing is not "
-                    "known; take Reference.of(model, probes_of(records)) before you edit"
+                    "known; take Before.of(model, records), with the same chat, before you edit"
                 )
     moved = reference.moved(model)
     rows: list[dict[str, float | int | str]] = []

@@ -2,8 +2,8 @@
 
 An edit that installs "The capital of France is" – "Rome" must not make a model go on with "Rome" after "The capital of
 France is not". Asked is the rewrite prompt with "not" behind it, of records whose prompt ends in a form of "to be", and
-the edit passes where the old object is more probable there than the new one. Of an unedited model that passes over
-"not" all records pass; so this tells something beside the efficacy only.
+the edit passes where the old object is more probable there than the new one. A model that ignores "not" passes as long
+as it is unedited: read this beside efficacy.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def negation(model: Model, records: Sequence[Record], *, chat: bool = False) -> 
     """Per record, ``case_id`` and ``negation``, 100 or 0: P(true) > P(new) after the negated prompt, P being the mean
     log-probability per token; ``case_id`` alone for a record that has none. The records must not be behind a chat
     template already."""
-    asked = [one for record in records if (one := negated(record)) is not None]
-    asked = in_chat(model, asked) if chat else asked
-    passed = {}
-    for separator in dict.fromkeys(record.separator for record in asked):
-        own = [record for record in asked if record.separator == separator]
-        pairs = [(r.request.text, str(target)) for r in own for target in (r.target_new, r.target_true)]
+    asked = {number: one for number, record in enumerate(records) if (one := negated(record)) is not None}
+    asked = dict(zip(asked, in_chat(model, list(asked.values())) if chat else asked.values(), strict=True))
+    passed: dict[int, dict[str, float]] = {}
+    for separator in dict.fromkeys(record.separator for record in asked.values()):
+        own = {number: record for number, record in asked.items() if record.separator == separator}
+        pairs = [(r.request.text, str(target)) for r in own.values() for target in (r.target_new, r.target_true)]
         scores = score_targets(model, pairs, separator=separator)
-        for record, new, true in zip(own, scores[0::2], scores[1::2], strict=True):
-            passed[record.case_id] = {"negation": 100.0 * (true.log_prob > new.log_prob)}
-    return [{"case_id": record.case_id, **passed.get(record.case_id, {})} for record in records]
+        for number, new, true in zip(own, scores[0::2], scores[1::2], strict=True):
+            passed[number] = {"negation": 100.0 * (true.log_prob > new.log_prob)}
+    return [{"case_id": record.case_id, **passed.get(number, {})} for number, record in enumerate(records)]

@@ -1,19 +1,31 @@
 """What follows from an edit, and what has to stay although it is about the same subject: RippleEdits' metric (Cohen et
 al., TACL 2024).
 
-A consequence counts where its conditions were answered right *before* the edit, and, in the published definition, where
-the edit itself is answered right after it. So three numbers belong together: the share of consequences whose conditions
-held (``executed``), whether the edit succeeded (``edited``), and the share of executed ones that passed. ``all_…`` is
-the same share without asking whether the edit succeeded: of every requested edit.
+A consequence is executed where its conditions were answered right *before* the edit. In the published definition it
+counts only where the edit itself is answered right after it. So three numbers belong together: the share of
+consequences that were executed (``executed``, and ``executed_<group>``), whether the edit succeeded (``edited``), and
+the share of executed ones that passed (``<group>``). ``all_<group>`` is the same share whether the edit succeeded or
+not: of every requested edit.
 
-A query is answered right where every answer is named in what the model says, greedily, up to the end of the line: by a
-name of more than one character, or by a number, as words of their own. Four faults of the published code are not
-repeated: it looks for answers in the prompt too, takes a limit in characters for one in tokens, draws an unseeded
-sample, and counts ``Forgetfulness`` as ``Compositionality_II``.
+A query is answered right where every answer is named, as words of its own, in what the model says, greedily, by one of
+its names. A name has more than one character, or is a number. Names are compared after SQuAD's normalisation; those of
+up to three characters, and those in capitals, letter for letter: "IT" and "the US" are no pronouns.
+
+This differs from the published code:
+
+- Only what the model says is looked at, where the code also looks at the prompt.
+- A limit is in tokens (30), where the code has one in characters; and an answer ends with its line.
+- Names are words, and not any part of the text.
+- A query without answers can tell nothing and is not executed; the code lets it pass.
+- Nothing is sampled, where the code draws without a seed, and ``Forgetfulness`` is counted as itself, where the code
+  counts it as ``Compositionality_II``.
+- All edits are made before any is tested, where the code makes one at a time. A consequence that asks for what another
+  of the edits has changed is left out.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
@@ -24,6 +36,9 @@ from ..models.model import Model
 from .generated import frame, named, normalise
 
 TOKENS = 30
+#: A name of so many characters is compared letter for letter.
+SHORT = 3
+_ARTICLE = re.compile(r"^(the|a|an)\s+", re.IGNORECASE)
 
 
 def ask(model: Model, queries: Iterable[Query], *, context: str = "bare", tokens: int = TOKENS) -> dict[Query, bool]:
@@ -37,12 +52,19 @@ def ask(model: Model, queries: Iterable[Query], *, context: str = "bare", tokens
 
 
 def answered(text: str, answers: Sequence[Sequence[str]]) -> bool:
-    """Whether a text names every answer, each by one of its names that can be told from a chance: of more than one
-    character, or a number. No answers are not named."""
+    """Whether a text names every answer, each by one of its names. No answers are not named."""
     words = f" {normalise(text)} "
-    return bool(answers) and all(
-        any(f" {normalise(name)} " in words for name in names if len(name) > 1 or name.isdigit()) for names in answers
-    )
+    return bool(answers) and all(any(_named(text, words, name) for name in names) for names in answers)
+
+
+def _named(text: str, words: str, name: str) -> bool:
+    """Whether a name stands in a text, whose normalised ``words`` are between spaces."""
+    normal, core = normalise(name), _ARTICLE.sub("", name.strip())
+    if not normal or (len(core) < 2 and not core.isdigit()):
+        return False
+    if len(core) <= SHORT or core.isupper():
+        return re.search(rf"(?<!\w){re.escape(core)}(?!\w)", text) is not None
+    return f" {normal} " in words
 
 
 def conditions(
@@ -60,9 +82,10 @@ def portability(
     context: str = "bare",
     tokens: int = TOKENS,
 ) -> list[dict[str, float | int | str]]:
-    """Per record, in per cent: ``edited``; ``executed``, of all its consequences; and for each group of executed ones
-    the share that passed, under the group's name where the edit succeeded, and under ``all_…`` in any case. The context
-    stands in front of a name where it is not the bare prompt. A record without consequences has none of them.
+    """Per record, in per cent: ``edited``, which of a case with several edits asks for all; ``executed``, of all its
+    consequences, and ``executed_<group>``; and of each group's executed ones the share that passed: ``<group>`` where
+    the edit succeeded, ``all_<group>`` in any case. The context stands in front of a name where it is not the bare
+    prompt. A record without consequences has none of them.
 
     Args:
         model: the edited model.
@@ -78,30 +101,60 @@ def portability(
         for query in (q for one in _all([record]) for q in one.conditions):
             if query not in held:
                 raise ValueError(
-                    f"record {record.case_id}: whether {query.prompt[:80]!r} was answered before editing is not known; "
-                    "take conditions(model, records) before you edit"
+                    f"record {record.case_id}: whether {query.prompt[:80]!r} was answered before editing is not known "
+                    f"in context {context}; take Before.of(model, records, contexts=[{context!r}]) before you edit"
                 )
-    edits = {r.case_id: Query(r.request.text, (_names(r),)) for r in records if any(r.portability.values())}
-    queries = [*edits.values(), *(query for one in _all(records) for query in one.queries)]
-    now = ask(model, queries, context=context, tokens=tokens)
+    counted = _counted(records)
+    edits = [Query(record.request.text, (_names(record),)) for record in records]
+    wanted = {number for number, groups in enumerate(counted) if groups}
+    ids = {record.case_id: number for number, record in enumerate(records)}
+    wanted |= {ids[other] for number in wanted for other in records[number].together if other in ids}
+    queries = [query for groups in counted for listed in groups.values() for one in listed for query in one.queries]
+    now = ask(model, [*(edits[number] for number in sorted(wanted)), *queries], context=context, tokens=tokens)
     rows: list[dict[str, float | int | str]] = []
-    for record in records:
-        if record.case_id not in edits:
+    for number, (record, groups) in enumerate(zip(records, counted, strict=True)):
+        if not groups:
             rows.append({"case_id": record.case_id})
             continue
-        edited = now[edits[record.case_id]]
-        row: dict[str, float] = {"edited": 100.0 * edited}
+        case = [edits[number], *(edits[ids[other]] for other in record.together if other in ids)]
+        edited = len(case) == 1 + len(record.together) and all(now[query] for query in case)
         executed = {
             group: [one for one in listed if all(held[query] for query in one.conditions)]
-            for group, listed in record.portability.items()
+            for group, listed in groups.items()
         }
-        row["executed"] = 100 * sum(map(len, executed.values())) / sum(map(len, record.portability.values()))
+        row: dict[str, float] = {"edited": 100.0 * edited, "executed": _share(executed.values(), groups.values())}
         for group, listed in executed.items():
+            row[f"executed_{group}"] = _share([listed], [groups[group]])
             if listed:
                 share = 100 * fmean(_passed(one, now) for one in listed)
                 row |= {f"all_{group}": share, **({group: share} if edited else {})}
         rows.append({"case_id": record.case_id, **{named(context, name): value for name, value in row.items()}})
     return rows
+
+
+def _share(part: Iterable[Sequence[Consequence]], whole: Iterable[Sequence[Consequence]]) -> float:
+    return 100 * sum(map(len, part)) / sum(map(len, whole))
+
+
+def _counted(records: Sequence[Record]) -> list[dict[str, list[Consequence]]]:
+    """Of each record the groups of its consequences, less those that ask for what another record edits."""
+    changed: dict[str, set[int]] = {}
+    for number, record in enumerate(records):
+        changed.setdefault(record.request.text, set()).add(number)
+    ids = {record.case_id: number for number, record in enumerate(records)}
+    found = []
+    for number, record in enumerate(records):
+        own = {number, *(ids[other] for other in record.together if other in ids)}
+        groups = {
+            group: [
+                one
+                for one in listed
+                if not any(changed.get(query.prompt, set()) - own for query in (*one.queries, *one.conditions))
+            ]
+            for group, listed in record.portability.items()
+        }
+        found.append({group: listed for group, listed in groups.items() if listed})
+    return found
 
 
 def _names(record: Record) -> tuple[str, ...]:

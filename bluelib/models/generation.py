@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..io.checks import check_whole
 from ..io.timing import progress_bar
@@ -89,11 +91,17 @@ def continue_greedily(
 
 @torch.no_grad()
 def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str = ".\n") -> list[str]:
-    """What follows each prompt up to the first of the characters ``stops``, or the text's end, always the most probable
-    token, and so many tokens at most.
+    """What a model says after each prompt, greedily, up to the first of the characters ``stops`` or the text's end.
 
-    Prompts of all lengths are run together, padded on the left, which may decide between two tokens that are equally
-    probable to rounding. What stands before the stop is returned without spaces around it.
+    An answer begins with its first character that is not blank: a stop before that ends nothing. What stands before the
+    stop is returned, without spaces around it. Prompts of all lengths are run together, padded on the left, which may
+    decide between two tokens that are equally probable to rounding.
+
+    Args:
+        model: the model in its present state.
+        prompts: texts, as the model reads them.
+        tokens: of an answer, at most.
+        stops: characters, none of which is in an answer.
 
     Raises:
         ValueError: for a prompt that with the answer is longer than the model's context.
@@ -102,7 +110,7 @@ def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str
     encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
     for prompt, own in zip(prompts, encoded, strict=True):
         model.check_length(len(own) + tokens, f"{prompt[:80]!r} and {tokens} tokens of an answer")
-    ends = sorted({*end_tokens(model), *_tokens_with(model, stops)})
+    kinds = _kinds(model, stops)
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # neighbours need little padding
     texts = [""] * len(prompts)
     batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
@@ -113,25 +121,52 @@ def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str
         for row, i in enumerate(batch):
             ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
             mask[row, width - len(encoded[i]) :] = 1
-        found = _generate(model, ids.to(model.device), mask.to(model.device), tokens, GREEDY, ends)[:, width:]
-        for i, row in zip(batch, found.tolist(), strict=True):
-            last = next((at for at, token in enumerate(row) if token in ends), len(row))
-            said = model.tokenizer.decode(row[: last + 1], skip_special_tokens=True)
-            texts[i] = re.split(f"[{re.escape(stops)}]", said)[0].strip()
+        stopping = _Stopping(kinds)
+        found = _generate(model, ids.to(model.device), mask.to(model.device), tokens, GREEDY, kinds.ends, [stopping])
+        for i, row in zip(batch, found[:, width:].tolist(), strict=True):
+            said = list(takewhile(lambda token: token not in kinds.ends, row))
+            text = model.tokenizer.decode(said, skip_special_tokens=True).lstrip()
+            texts[i] = re.split(f"[{re.escape(stops)}]", text)[0].strip()
     return texts
 
 
-def _tokens_with(model: Model, characters: str) -> list[int]:
-    """The tokens that hold one of the characters, wherever in them."""
-    of_tokenizer = _TOKENS_WITH.setdefault(model.tokenizer, {})
-    if characters not in of_tokenizer:
-        texts = model.tokenizer.batch_decode([[token] for token in range(len(model.tokenizer))])
-        of_tokenizer[characters] = [i for i, text in enumerate(texts) if any(c in text for c in characters)]
-    return of_tokenizer[characters]
+@dataclass(frozen=True)
+class _Kinds:
+    """Which tokens end a text; and of the whole vocabulary, which hold a stop, and which are blank."""
+
+    ends: list[int]
+    stop: Tensor
+    blank: Tensor
+
+
+def _kinds(model: Model, stops: str) -> _Kinds:
+    of_tokenizer = _KINDS.setdefault(model.tokenizer, {})
+    if stops not in of_tokenizer:
+        size = model.head.weight.shape[0]
+        texts = model.tokenizer.batch_decode([[token] for token in range(len(model.tokenizer))])[:size]
+        texts += [" "] * (size - len(texts))
+        stop = torch.tensor([any(character in text for character in stops) for text in texts])
+        blank = torch.tensor([not text.strip() for text in texts])
+        of_tokenizer[stops] = stop, blank
+    return _Kinds(end_tokens(model), *of_tokenizer[stops])
 
 
 #: Found once per tokenizer.
-_TOKENS_WITH: WeakKeyDictionary[Any, dict[str, list[int]]] = WeakKeyDictionary()
+_KINDS: WeakKeyDictionary[Any, dict[str, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+class _Stopping(StoppingCriteria):
+    """Ends a row at a token with a stop, unless all of it so far is blank."""
+
+    def __init__(self, kinds: _Kinds):
+        self.kinds = kinds
+        self.begun: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        last = input_ids[:, -1].cpu()
+        visible = ~self.kinds.blank[last]
+        self.begun = visible if self.begun is None else self.begun | visible
+        return (self.kinds.stop[last] & self.begun).to(input_ids.device)
 
 
 def end_tokens(model: Model) -> list[int]:
@@ -161,12 +196,19 @@ def _continue(
 
 
 def _generate(
-    model: Model, ids: Tensor, mask: Tensor, tokens: int, how: Mapping[str, Any], ends: Sequence[int]
+    model: Model,
+    ids: Tensor,
+    mask: Tensor,
+    tokens: int,
+    how: Mapping[str, Any],
+    ends: Sequence[int],
+    stopping: Sequence[StoppingCriteria] = (),
 ) -> Tensor:
     return model.hf_model.generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=tokens,
+        stopping_criteria=StoppingCriteriaList(stopping),
         **how,
         eos_token_id=list(ends) or None,
         pad_token_id=model.tokenizer.pad_token_id,

@@ -159,7 +159,7 @@ def metrics_table() -> str:
     rows = [[f"`{one.name}`", one.group, one.definition, one.unit, one.source] for one in DEFINITIONS]
     lines = ["| metric | group | definition | unit | source |", "|---" * 5 + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", *(f"`{part}` is one of {', '.join(names)}." for part, names in VARYING.items())])
+    return "\n".join([*lines, "", "; ".join(f"`{part}` is {meaning}" for part, meaning in VARYING.items()) + "."])
 
 
 def fill(text: str, parts: Mapping[str, str]) -> str:

@@ -18,7 +18,8 @@ from ..io.timing import Timer
 from ..io.writing import check_new_file
 from ..metrics import Scores, evaluate
 from ..metrics.before import COMPARING, Before
-from ..metrics.editing import PUBLISHED, Measures, check_groups
+from ..metrics.editing import GROUPS, PUBLISHED, Measures, check_groups
+from ..metrics.generated import CONTEXTS
 from ..models.model import Model
 
 SCHEMA = 2
@@ -134,7 +135,7 @@ def evaluate_unedited(
     path: str | Path | None = None,
 ) -> Unedited:
     """The scores before editing, which all editors of a table have in common: read from ``path`` where it exists,
-    else measured, and written there. What metrics compare with is in a file beside it, ``….before.safetensors``.
+    else measured, and written there. What metrics compare with is in a file beside it, ``PATH.before.safetensors``.
 
     Raises:
         ValueError: if the model has been edited; if ``path`` holds scores of other weights, records or settings: the
@@ -172,18 +173,18 @@ def evaluate_unedited(
     if path is None:
         return measure()
     path = Path(path)
-    compared = path.with_suffix(".before.safetensors")
+    compared = path.with_name(f"{path.name}.before.safetensors")
     if not path.exists():
         check_new_file(path)
 
     def make() -> None:
         found = measure()
-        if found.before is not None:
-            found.before.save(compared)
+        kept = {} if found.before is None else {"before": found.before.save(compared)}
         write_json(
             path,
             {
                 **identity,
+                **kept,
                 "scores": summary(found.scores),
                 "records": list(found.scores.records),
                 "provenance": provenance(model, records),
@@ -194,21 +195,25 @@ def evaluate_unedited(
     make_once(path, make)
     found = read_json(path, sealed=True)
     differing = [
-        f"{key} is {found.get(key)!r}, not {identity.get(key)!r}"
+        f"{key} is {found.get(key, 'the usual one')!r}, not {identity.get(key, 'the usual one')!r}"
         for key in dict.fromkeys([*identity, *(key for key in ("metrics", "contexts") if key in found)])
         if found.get(key) != identity.get(key)
     ]
     if differing:
         raise ValueError(f"{path} holds scores of something else: {'; '.join(differing)}; delete it")
     if compares and not compared.exists():
-        raise FileNotFoundError(f"{compared}, which belongs to {path}, is not here; delete the other one too")
-    return Unedited(Scores(tuple(found["records"])), Before.load(compared) if compares else None)
+        raise FileNotFoundError(f"{compared}, which belongs to {path}, is not here; delete {path}, and run it anew")
+    return Unedited(Scores(tuple(found["records"])), Before.load(compared, found["before"]) if compares else None)
 
 
 def _further(metrics: Sequence[str], contexts: Sequence[str]) -> dict[str, list[str]]:
-    """Which metrics were asked for, if not the usual ones: results that are older do not say."""
-    usual = list(metrics) == ["editing"] and list(contexts) == ["bare"]
-    return {} if usual else {"metrics": list(metrics), "contexts": list(contexts)}
+    """Which metrics were asked for, if not the usual ones, which older results do not name; and in which contexts, if
+    any of them asks."""
+    groups = [group for group in GROUPS if group in metrics]
+    asked = [context for context in CONTEXTS if context in contexts]
+    if groups == ["editing"]:
+        return {}
+    return {"metrics": groups, **({"contexts": asked} if {"generated", "portability"} & {*groups} else {})}
 
 
 def summary(scores: Scores) -> dict[str, dict[str, float | None]]:
@@ -216,17 +221,22 @@ def summary(scores: Scores) -> dict[str, dict[str, float | None]]:
     errors = scores.standard_errors
     return {
         metric: {
-            "mean": round(mean, 4),
-            "standard_error": None if math.isnan(errors[metric]) else round(errors[metric], 4),
+            "mean": readable(mean, 4),
+            "standard_error": None if math.isnan(errors[metric]) else readable(errors[metric], 4),
             "n": len(scores.values(metric)),
         }
         for metric, mean in scores.means.items()
     }
 
 
+def readable(value: float, decimals: int) -> float:
+    """A number with so many decimals; one below 1 with so many significant digits."""
+    return round(value, decimals) if abs(value) >= 1 else float(f"{value:.{decimals}g}")
+
+
 def per_record(scores: Scores) -> dict[str, list[float | None]]:
     """Each metric's values in the order of the records, for paired comparisons; None where a record has none."""
     return {
-        metric: [None if metric not in record else round(float(record[metric]), 3) for record in scores.records]
+        metric: [None if metric not in record else readable(float(record[metric]), 3) for record in scores.records]
         for metric in scores.means
     }

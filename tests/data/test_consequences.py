@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -78,9 +80,9 @@ def test_conditions_of_a_consequence():
     [
         ({"G": {"prompt": "p"}}, r"record 5: field 'portability\.G' must be list, not dict"),
         ({"G": ["p"]}, r"record 5: field 'portability\.G\[0\]' must be an object with prompt and answer, not 'p'"),
-        ({"G": [{"answer": "a"}]}, r"record 5: field 'portability\.G\[0\]\.prompt' must be str, not NoneType"),
+        ({"G": [{"answer": "a"}]}, r"record 5, portability\.G\[0\]: field 'prompt' is missing"),
         ({"G": [{"prompt": " ", "answer": "a"}]}, r"portability\.G\[0\]\.prompt' must be a non-empty string"),
-        ({"G": [{"prompt": "p", "answer": 3}]}, r"field 'portability\.G\[0\]\.answer' must be list, not int"),
+        ({"G": [{"prompt": "p", "answer": 3}]}, r"field 'portability\.G\[0\]\.answer' must be a string: write \"3\""),
         ({"G": [{"prompt": "p", "answer": [["a"], [3]]}]}, r"answer\[1\]\[0\]' must be a string: write \"3\""),
     ],
 )
@@ -192,6 +194,7 @@ def test_a_case_of_mquake_is_as_many_records_as_edits(tmp_path, caplog):
     first, last, alone = load_dataset(path)
     assert [record.case_id for record in (first, last, alone)] == ["7-1", "7-2", 8]
     assert "MQuAKE-Remastered" in caplog.text
+    assert (first.together, last.together, alone.together) == ((), ("7-1",), ())
     assert first.portability == {} and first.questions == ("Where is Ann at home?",)
     assert (
         last.portability
@@ -238,10 +241,17 @@ def test_facts_ripple_follows_from_its_tables(tmp_path):
         fact = facts[record.case_id]
         assert (record.request, record.target_true) == (fact.request, fact.target_true)
         assert record.paraphrases == fact.paraphrases and record.portability
+    asked_for = {record.request.text for record in records}
+    assert len({record.subject for record in records}) == len(records)
+    for record in records:  # nothing asks for what another record edits
+        queries = [
+            q for listed in record.portability.values() for one in listed for q in (*one.queries, *one.conditions)
+        ]
+        assert not {query.prompt for query in queries} & (asked_for - {record.request.text})
     by_group = {group: [one for r in records for one in r.portability.get(group, ())] for group in RIPPLE_GROUPS}
     for group in ("Relation_Specificity", "Forgetfulness"):
         assert by_group[group] and all(one.conditions == one.queries for one in by_group[group])
-    assert by_group["Subject_Aliasing"] and len(by_group["Compositionality_I"]) > 200
+    assert by_group["Subject_Aliasing"] and len(by_group["Compositionality_I"]) > 150
     for one in by_group["Compositionality_I"]:
         same, fact = one.conditions
         assert same.prompt == one.queries[0].prompt and same.answers != one.queries[0].answers == fact.answers
@@ -249,12 +259,22 @@ def test_facts_ripple_follows_from_its_tables(tmp_path):
 
 def test_what_follows_is_true_of_the_tables():
     records = {(r.relation, r.subject): r for r in load_dataset("facts-ripple")}
-    palace = records["landmark_city", "Buckingham Palace"]
-    (one,) = palace.portability["Compositionality_I"]
-    assert palace.target_new == "Buenos Aires"
-    assert one.queries == (asked("The city where Buckingham Palace is located lies in the country of", ("Argentina",)),)
-    assert one.conditions[0].answers == (("the United Kingdom", "Great Britain"),)
-    assert one.conditions[1] == asked("Buenos Aires is a city in the country of", ("Argentina",))
+    temple = records["landmark_city", "The Temple of the Emerald Buddha"]
+    (one,) = temple.portability["Compositionality_I"]
+    assert temple.target_new == "Vienna"
+    prompt = "The city where the Temple of the Emerald Buddha is located lies in the country of"
+    assert one.queries == (asked(prompt, ("Austria",)),)
+    assert one.conditions == (asked(prompt, ("Thailand",)), asked("Vienna is a city in the country of", ("Austria",)))
+
+
+def test_the_page_counts_what_follows():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for name in ("facts-ripple", "pocket-ripple"):
+        records = load_dataset(name)
+        counts = Counter(group for r in records for group, listed in r.portability.items() for _ in listed)
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}`")]
+        assert f"{len(records):,} records" in row
+        assert all(f"{count:,} " in row and f"`{group}`" in row for group, count in counts.items()), row
 
 
 def test_pocket_ripple_is_about_the_pocket_world(tmp_path):
@@ -270,7 +290,7 @@ def test_pocket_ripple_is_about_the_pocket_world(tmp_path):
 
 def test_a_table_about_what_there_is_not_is_refused(tmp_path, monkeypatch):
     (tmp_path / "ripples.yaml").write_text(
-        "aliases: {Atlantis: Poseidonis}\ndescribed: {}\nasked: {}\nbesides: {}\nbound: []"
+        "aliases: {Atlantis: Poseidonis}\nanswers: {}\ndescribed: {}\nasked: {}\nbesides: {}\nbound: []"
     )
     monkeypatch.setattr(facts_ripple, "LORE", tmp_path)
     facts_ripple._ripples.cache_clear()
@@ -279,3 +299,23 @@ def test_a_table_about_what_there_is_not_is_refused(tmp_path, monkeypatch):
             facts_ripple._ripples()
     finally:
         facts_ripple._ripples.cache_clear()
+
+
+def test_easyedit_s_one_question_is_read(tmp_path):
+    easy = {"Recalled Relation": "(Ann, x)", "New Question": "Where is Ann?", "New Answer": "Oslo"}
+    flat = {"subject": "Ann", "prompt": "Ann is in", "target_new": "Rome"}
+    path = tmp_path / "easy.json"
+    path.write_text(json.dumps([{**flat, "portability": easy}, {**flat, "portability": None}, {**flat, "edit": "1"}]))
+    first, second, third = load_dataset(path)
+    assert first.portability == {"Reasoning": (Consequence((asked("Where is Ann?", ("Oslo",)),)),)}
+    assert second.portability == third.portability == {}
+
+
+def test_groups_of_one_name_are_put_together(tmp_path):
+    item = {"prompt": "p", "answer": "a"}
+    record = {**KNOWEDIT, "portability": {"Relation_Specificity": [item]}}
+    path = tmp_path / "knowedit.json"
+    path.write_text(json.dumps([record]), encoding="utf-8")
+    (read,) = load_dataset(path)
+    assert len(read.portability["Relation_Specificity"]) == 2
+    assert [probe.prompt for probe in read.locality] == ["Ann Lee was born in"]

@@ -9,10 +9,12 @@ import torch
 
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.data import Record
+from bluelib.metrics import generated as module_of_answers
 from bluelib.metrics import negation as module
 from bluelib.metrics.before import Before
 from bluelib.metrics.generated import CONTEXTS, INSTRUCTION, Answer, ask_all, measured, normalise
 from bluelib.metrics.negation import negated, negation
+from bluelib.models import generation as module_of_generation
 from bluelib.models.generation import answer, end_tokens
 from bluelib.models.prompts import encode_prompt
 from bluelib.models.scoring import TargetScore, score_targets
@@ -45,10 +47,13 @@ def test_squad_s_normalisation(text, normal):
         ("Romeo", "Rome", False, False),
         ("New York City", "York City", False, True),
         ("", "Rome", False, False),
+        ("", "The", False, False),
+        ("The", "The", True, True),
+        ("James L. Brooks", "James L. Brooks", True, True),
     ],
 )
 def test_an_answer_is_exact_or_contains_the_object_s_words(said, expected, exact, contains):
-    one = Answer(1, "efficacy", "bare", "p", expected, said)
+    one = Answer(1, 0, "efficacy", "bare", "p", expected, said)
     assert (one.exact, one.contains) == (exact, contains)
 
 
@@ -62,7 +67,7 @@ def written_out(model, prompt, tokens):
         if token in end_tokens(model):
             break
         ids.append(token)
-        text = model.tokenizer.decode(ids[begin:], skip_special_tokens=True)
+        text = model.tokenizer.decode(ids[begin:], skip_special_tokens=True).lstrip()
         if "." in text or "\n" in text:
             return text.split(".")[0].split("\n")[0].strip()
     return text.strip()
@@ -75,6 +80,27 @@ def test_answers_of_a_batch_are_those_of_each_prompt_alone(model):
     assert answer(model, prompts, tokens=12) == [written_out(model, prompt, 12) for prompt in prompts]
     assert answer(model, prompts[:1], tokens=1) == [written_out(model, prompts[0], 1)]
     assert answer(model, []) == []
+
+
+def test_what_is_blank_at_the_beginning_ends_nothing(model, monkeypatch):
+    """As where a question is answered on the next line."""
+    texts = ["\n", "\n\n", " ", "Rome", ".", " It", "is"]
+    monkeypatch.setattr(model.tokenizer, "batch_decode", lambda ids: (texts + ["x"] * len(ids))[: len(ids)])
+    kinds = module_of_generation._kinds(model, ".\n|")
+    rows = torch.tensor([[0, 2, 1, 3, 4], [3, 0, 5, 6, 6], [4, 3, 3, 3, 3]])
+    stopping = module_of_generation._Stopping(kinds)
+    ended = torch.stack([stopping(rows[:, : i + 1], None) for i in range(5)], 1)
+    assert ended.tolist() == [[False] * 4 + [True], [False, True, False, False, False], [True] + [False] * 4]
+
+
+def test_an_object_with_a_full_stop_is_not_cut_at_it(model, monkeypatch):
+    said = {".\n": "Rome", "\n": "James L. Brooks. He wrote. It"}
+    monkeypatch.setattr(module_of_answers, "answer", lambda m, prompts, tokens, stops: [said[stops]] * len(prompts))
+    base = load_dataset("pocket-counterfact", split="report", limit=1)[0]
+    records = [replace(base, target_new=new, paraphrases=(), locality=()) for new in ("Rome", "James L. Brooks", "Mr.")]
+    answers = ask_all(model, records)
+    assert [one.text for one in answers] == ["Rome", "James L. Brooks", "James L"]
+    assert [row["exact_efficacy"] for row in measured(answers)] == [100, 100, 0]  # one id, and three rows
 
 
 def test_a_model_is_asked_for_new_objects_and_for_what_others_had(model):
@@ -94,7 +120,8 @@ def test_a_model_is_asked_for_new_objects_and_for_what_others_had(model):
 def test_the_instruction_stands_before_the_prompt(model, monkeypatch):
     read = []
     monkeypatch.setattr(
-        "bluelib.metrics.generated.answer", lambda model, prompts, tokens: [read.append(p) or "x" for p in prompts]
+        "bluelib.metrics.generated.answer",
+        lambda model, prompts, tokens, stops: [read.append(p) or "x" for p in prompts],
     )
     record = load_dataset("pocket-counterfact", split="report", limit=1)[0]
     (row,) = measured(ask_all(model, [record], context="instruction"))
@@ -152,15 +179,34 @@ def test_argmax_of_zsre_is_exact_match(model):
 
 def test_groups_that_cannot_be_measured(model):
     records = load_dataset("pocket-counterfact", split="report", limit=1)
-    with pytest.raises(ValueError, match="there is no group 'speed'"):
+    with pytest.raises(ValueError, match="metrics: there is no 'speed'"):
         evaluate(model, records, metrics=("speed",))
     for group in ("locality", "portability"):
         with pytest.raises(
-            ValueError, match=rf"{group} compares .* pass before=Before\.of\(model, records\), taken then"
+            ValueError,
+            match=rf"{group} compares .* before=Before\.of\(model, records, \['{group}'\]\), taken before editing",
         ):
             evaluate(model, records, metrics=(group,))
     with pytest.raises(ValueError, match="contexts must be a list of at least one of bare, instruction, chat"):
         evaluate(model, records, metrics=("generated",), contexts=())
+
+
+def test_only_what_is_asked_for_is_scored(model, monkeypatch, caplog):
+    records = load_dataset("pocket-zsre", split="report", limit=2)
+    monkeypatch.setattr("bluelib.metrics.editing.score_targets", None)
+    assert evaluate(model, records, metrics=("generated",)).metrics
+    assert evaluate(model, records, metrics=("negation",)).metrics == []
+    assert "no record has an old object and a prompt that ends in is" in caplog.text
+
+
+def test_locality_is_not_dropped_in_silence(model, caplog):
+    records = load_dataset("pocket-counterfact", split="report", limit=1)
+    before = Before.of(model, records, metrics=("portability",))
+    with pytest.raises(ValueError, match="locality compares with what the model said before it was edited"):
+        evaluate(model, records, metrics=("locality",), before=before)
+    bare = [replace(record, locality=()) for record in records]
+    assert evaluate(model, bare, metrics=("locality",), before=Before.of(model, bare)).metrics == []
+    assert "no record has locality probes: locality is not measured" in caplog.text
 
 
 def test_argmax_needs_no_old_object(model):

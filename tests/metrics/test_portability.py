@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bluelib.data import Record
@@ -57,6 +59,11 @@ def says(monkeypatch):
         ("Bob", [["Bob"], ["Ann"]], False),
         ("a b c", [["b"]], False),
         ("He has 3 children", [["3"]], True),
+        ("It is in the city", [["India", "IN"]], False),
+        ("in the US", [["America", "the US", "U.S."]], True),
+        ("it told us", [["America", "the US"]], False),
+        ("plan b", [["B+"]], False),
+        ("", [["The"], ["..."]], False),
         ("anything", [], False),
         ("anything", [[]], False),
     ],
@@ -75,8 +82,10 @@ def test_conditions_come_first_and_the_edit_itself_counts(says):
             "case_id": 7,
             "edited": 100,
             "executed": 75,
+            "executed_Relation_Specificity": 50,
             "all_Relation_Specificity": 100,
             "Relation_Specificity": 100,
+            "executed_Compositionality_I": 100,
             "all_Compositionality_I": 50,  # any of two, and all of two
             "Compositionality_I": 50,
         }
@@ -88,8 +97,43 @@ def test_conditions_come_first_and_the_edit_itself_counts(says):
 
 def test_what_was_not_executed_is_not_in_the_mean(says):
     (row,) = portability(None, [RECORD], {MOTHER: False, WRONG: False, PAST: False})
-    assert row == {"case_id": 7, "edited": 0, "executed": 0}
+    none = {"executed": 0, "executed_Relation_Specificity": 0, "executed_Compositionality_I": 0}
+    assert row == {"case_id": 7, "edited": 0, **none}
     bare = Record(8, "counterfact", "The country of {} is", "Leo", "Syria", "USA")
     assert portability(None, [bare], {}) == [{"case_id": 8}]
     with pytest.raises(ValueError, match="record 7: whether 'mother' was answered before editing is not known"):
         portability(None, [RECORD], {})
+
+
+def test_what_another_edit_changes_is_left_out(says):
+    said = query("The mother of Leo is", "Irmelin")
+    kept = Consequence((said,), conditions=(said,))
+    record = Record(1, "counterfact", "{} comes from", "Leo", "Syria", "USA", portability={"G": (kept,)})
+    other = Record(2, "counterfact", "The mother of {} is", "Leo", "Eve", "Irmelin")
+    held = {said: True}
+    says |= {"Leo comes from": "Syria", "The mother of Leo is": "Eve"}
+    assert portability(None, [record, other], held) == [{"case_id": 1}, {"case_id": 2}]
+    (row,) = portability(None, [record], held)
+    assert (row["executed"], row["G"]) == (100, 0)
+
+
+def test_a_case_of_several_edits_succeeds_with_all_of_them(says):
+    follows = Consequence((query("capital", "Oslo"),))
+    first = Record("7-1", "counterfact", "{} lives in", "Ann", "Norway", "Italy")
+    last = Record(
+        "7-2", "counterfact", "{} lives in", "Bob", "Chile", "Peru", portability={"G": (follows,)}, together=("7-1",)
+    )
+    says |= {"Bob lives in": "Chile", "Ann lives in": "Italy", "capital": "Oslo"}
+    assert portability(None, [first, last], {})[1]["edited"] == 0
+    says["Ann lives in"] = "Norway"
+    assert portability(None, [first, last], {})[1]["G"] == 100
+    assert portability(None, [last], {})[0]["edited"] == 0  # the other was not made
+
+
+def test_records_of_one_id_are_told_apart(says):
+    records = [replace(RECORD, target_new=new) for new in ("Syria", "Chile")]
+    says["The country of Leo is"] = "Chile"
+    held = dict.fromkeys((MOTHER, PAST, WRONG), True)
+    rows = portability(None, [records[0]], held) + portability(None, [records[1]], held)
+    assert [row["edited"] for row in rows] == [0, 100]
+    assert hash(records[0]) != hash(records[1])

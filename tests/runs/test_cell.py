@@ -8,8 +8,9 @@ import pytest
 
 from bluelib import evaluate, get_editor, load_dataset, load_model
 from bluelib.cli import main
+from bluelib.io.formats import DamagedError
 from bluelib.metrics.before import Before
-from bluelib.metrics.definitions import DEFINITIONS, VARYING
+from bluelib.metrics.definitions import DEFINITIONS
 from bluelib.metrics.editing import GROUPS
 from bluelib.runs.cell import evaluate_unedited, run_cell
 from bluelib.runs.grid import Grid
@@ -41,7 +42,7 @@ def test_a_cell_measures_every_group_before_and_after(model, records, tmp_path):
         assert before["executed"] == after["executed"] and after["executed"]["mean"] > 0
         assert "instruction_exact_efficacy" in after and "instruction_executed" in after
         # What was compared with is what the unedited model said, from the file.
-        again = evaluate(model, records, **HOW, **ALL, before=Before.load(tmp_path / "before.before.safetensors"))
+        again = evaluate(model, records, **HOW, **ALL, before=Before.load(tmp_path / "before.json.before.safetensors"))
         assert again.means == cell.after.means
     finally:
         cell.run.revert()
@@ -55,11 +56,16 @@ def test_what_is_compared_with_is_kept_beside_the_scores(model, records, tmp_pat
     assert again.scores == first.scores and again.before.held == first.before.held
     assert again.before.reference.prompts == first.before.reference.prompts
     assert (again.before.reference.states == first.before.reference.states).all()
-    with pytest.raises(ValueError, match=r"metrics is \['editing', .*\], not None; .*delete it"):
+    with pytest.raises(ValueError, match=r"metrics is \['editing', .*\], not 'the usual one'; .*delete it"):
         evaluate_unedited(model, "pocket-ripple", records, path=path, **HOW)
-    (tmp_path / "scores.before.safetensors").unlink()
+    shuffled = {"metrics": GROUPS[::-1], "contexts": ALL["contexts"][::-1]}
+    assert evaluate_unedited(model, "pocket-ripple", records, path=path, **HOW, **shuffled).scores == first.scores
+    Before().save(tmp_path / "scores.json.before.safetensors")
+    with pytest.raises(DamagedError, match="belongs to other scores than those beside it"):
+        evaluate_unedited(model, "pocket-ripple", records, path=path, **HOW, **ALL)
+    (tmp_path / "scores.json.before.safetensors").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"scores\.before\.safetensors, which belongs to .*scores\.json, is not"
+        FileNotFoundError, match=r"scores\.json\.before\.safetensors, which belongs to .*scores\.json, is not"
     ):
         evaluate_unedited(model, "pocket-ripple", records, path=path, **HOW, **ALL)
 
@@ -82,10 +88,13 @@ def test_what_was_never_learned_is_not_executed(model):
 def test_every_metric_has_its_definition(model, records):
     before = Before.of(model, records, contexts=("bare",))
     found = evaluate(model, records, metrics=GROUPS, before=before).metrics
-    prompts, groups = VARYING["<prompt>"], {group for record in records for group in record.portability}
+    prompts, groups = (
+        ("efficacy", "generalization", "specificity"),
+        {group for record in records for group in record.portability},
+    )
     named = {one.name for one in DEFINITIONS}
     for name in found:
-        varying = [name.replace(part, "<prompt>") for part in prompts]
+        varying = [name.replace(part, "<metric>") for part in prompts]
         varying += [name.replace(group, "<group>") for group in groups]
         assert named & {name, *varying}, name
     assert {one.group for one in DEFINITIONS} == set(GROUPS)
@@ -97,9 +106,9 @@ def test_commands_take_groups_of_metrics(capsys):
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "±" in line}
     assert {"efficacy", "argmax_efficacy", "kl", "overlap_5", "edited", "executed"} <= lines.keys()
     assert main(["edit", *arguments, "--metrics", "speed"]) == 2
-    assert "there is no group 'speed'; known: editing, argmax" in capsys.readouterr().err
+    assert "metrics: there is no 'speed'; known: editing, argmax" in capsys.readouterr().err
     assert main(["evaluate", *arguments, "--metrics", "generated", "--contexts", "bare", "loud"]) == 2
-    assert "there is no context 'loud'; known: bare, instruction, chat" in capsys.readouterr().err
+    assert "contexts: there is no 'loud'; known: bare, instruction, chat" in capsys.readouterr().err
 
 
 def test_answers_are_written_for_a_judge(tmp_path, capsys):
@@ -127,7 +136,7 @@ def test_a_grid_says_what_its_cells_measure():
     asked = Grid.of(grid(metrics=["editing", "generated"], contexts=["chat"]))
     assert asked.parameters(asked.cells()[0])["metrics"] == ["editing", "generated"]
     assert Grid.of(asked.as_dict()) == asked
-    with pytest.raises(ValueError, match="there is no group 'speed'"):
+    with pytest.raises(ValueError, match="metrics: there is no 'speed'"):
         Grid.of(grid(metrics=["speed"]))
     with pytest.raises(ValueError, match="contexts of the grid must be a list of distinct str"):
         Grid.of(grid(contexts="chat"))

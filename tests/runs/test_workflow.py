@@ -171,6 +171,21 @@ def test_a_killed_grid_continues(project):
     assert not list(checkpoint.iterdir()), "a finished cell needs no checkpoint"
 
 
+@pytest.mark.slow
+def test_a_grid_s_cells_measure_what_it_asks_for(project):
+    """What is compared with is taken once, before editing; also a grid without the paper's metrics makes its cells."""
+    groups = ["generated", "locality", "portability"]
+    grid = {**TINY, "datasets": ["pocket-ripple"], "edits": 4, "metrics": groups, "contexts": ["bare", "instruction"]}
+    finished(blue(project, grid, "--", "--until", "cell"))
+    for cell in Grid.of(grid).cells():
+        content = json.loads(Grid.of(grid).result(cell).read_text())
+        assert content["metrics"] == groups and content["contexts"] == ["bare", "instruction"]
+        assert {"exact_efficacy", "instruction_executed", "kl"} <= content["after"].keys()
+        assert (
+            "efficacy" not in content["after"] and content["before"]["kl"]["mean"] == 0 < content["after"]["kl"]["mean"]
+        )
+
+
 def seem_made(project, grid):
     """Have Snakemake believe that the cells of a grid were made."""
     found, (dataset,) = Grid.of(grid), grid["datasets"]
