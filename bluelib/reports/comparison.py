@@ -24,7 +24,8 @@ Table = tuple[pd.DataFrame, list[list[str]], list[str], str]
 
 
 def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.DataFrame]:
-    """By (model, dataset), the scores of each record after editing: rows (seed, case id), columns (method, metric).
+    """By (model, dataset), the scores of each record after editing: rows (seed, case id), columns (method, metric), of
+    the paper's metrics.
 
     A record that lacks a metric by nature (no prompts to generate from) has NaN there.
 
@@ -36,7 +37,7 @@ def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.D
         ids = cell["provenance"]["case_ids"]
         index = pd.MultiIndex.from_product([[cell["seed"]], ids], names=["seed", "record"])
         columns = found.setdefault((cell["model"], cell["dataset"]), {})
-        for metric, values in cell["scores"].items():
+        for metric, values in ((metric, cell["scores"][metric]) for metric in METRICS if metric in cell["scores"]):
             series = pd.Series(values, index=index, dtype=float)
             columns.setdefault((entry(cell["editor"]["name"]).label, metric), []).append(series)
     frames = {

@@ -17,7 +17,7 @@ from ..io.writing import atomic_file
 from ..metrics.editing import METRICS, TEACHER_FORCED
 from ..models.known import label_of_model
 from ..runs.cell import SCHEMA
-from ..runs.grid import Grid
+from ..runs.grid import USUAL, Grid
 from .comparison import improvement, paired_table, record_scores
 from .plots import plot_main, plot_pareto, save
 from .published import benchmark, counterpart, published_score
@@ -175,6 +175,29 @@ def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[
         )
         blocks.append(write(title, rows, ["method", *metrics]))
     return blocks
+
+
+def further_table(frame: pd.DataFrame) -> list[str]:
+    """The metrics of one dataset that are not the paper's, as Markdown: a block for each model, a metric a row."""
+    blocks = []
+    for model, group in frame[~frame.metric.isin(METRICS)].groupby("model", sort=False):
+        measured = group.set_index(["metric", "method"])
+        methods_there = in_table(group.method.unique())
+        rows = [
+            [metric, *(_small(measured, metric, method) for method in methods_there)]
+            for metric in dict.fromkeys(group.metric)
+        ]
+        first = group.iloc[0]
+        title = f"{label_of_model(model)} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}"
+        blocks.append(markdown_table(title, rows, ["metric", *methods_there]))
+    return blocks
+
+
+def _small(measured: pd.DataFrame, metric: str, method: str) -> str:
+    if (metric, method) not in measured.index:
+        return NOT_MEASURED
+    row = measured.loc[(metric, method)]
+    return f"{row['mean']:.3g} ± {row.standard_error:.2g} ({row.records})"
 
 
 _MARKS = {1: "**", 2: "__"}
@@ -339,6 +362,12 @@ def write_tables(grid: Grid) -> list[Path]:
         _write(stem.with_suffix(".tex"), "\n\n".join([*main_table(frame, latex_table), commented]))
         _write(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
         save(plot_main(frame), stem)
+        if grid.metrics != USUAL["metrics"]:
+            stem = grid.figures / f"further_{plain(Path(dataset).stem)}"
+            note = "Mean ± standard error over records (how many); what each metric is: docs/metrics.md."
+            _write(stem.with_suffix(".md"), "\n\n".join([*further_table(frame), note, provenance_note(own)]))
+            others = frame[~frame.metric.isin(METRICS)]
+            _write(stem.with_suffix(".csv"), others.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     for name, (frame, rows, header, below) in {
         "paired": paired_table(scores),
         "improvement": improvement(scores),

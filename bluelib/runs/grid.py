@@ -93,6 +93,8 @@ class Grid:
             from ..metrics.editing import check_groups  # which needs torch
 
             check_groups(**{**USUAL, **asked})
+            if not {*USUAL["metrics"]} <= {*asked.get("metrics", USUAL["metrics"])}:
+                raise ValueError("metrics of the grid must have editing among them, which its tables are made of")
         taken |= asked
         for key in ("edits", "batch_size", "threads"):
             if key in values and (isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 1):
@@ -233,6 +235,9 @@ class Grid:
             for name in self.datasets
             for suffix in (".md", ".csv", ".tex", ".png", ".svg")
         ]
+        if self.metrics != USUAL["metrics"]:
+            names = [plain(Path(name).stem) for name in self.datasets]
+            of_a_dataset += [f"further_{name}{suffix}" for name in names for suffix in (".md", ".csv")]
         pairs = [f"{name}{suffix}" for name in ("improvement", "paired") for suffix in (".md", ".csv", ".tex")]
         return [self.figures / name for name in (*of_a_dataset, *pairs, "pareto.png", "pareto.svg")]
 
