@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .formats import DamagedError
+from .signals import uninterrupted
 from .writing import atomic_file
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
+        with uninterrupted(), safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, ValueError, RuntimeError) as error:  # torch's too, for shapes that cannot be
         raise DamagedError(f"{path} is not a safetensors file, or is damaged: {error}") from error
