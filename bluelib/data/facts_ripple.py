@@ -160,17 +160,16 @@ def _composed(relation: str, subject: str, old: str, new: str) -> Iterator[dict[
         before, after = facts.get(subject_key(old)), facts.get(subject_key(new))
         if before and after and not {*_names(before[1])} & {*_names(after[1])}:
             prompt = wording.format(described)
-            yield _item(prompt, [after[1]], _item(prompt, [before[1]]), _stated(*after[2:], after[1]))
+            yield _item(prompt, [after[1]], _item(prompt, [before[1]]), _stated(second, *after))
 
 
 @cache
-def _second(relation: str) -> dict[str, tuple[str, str, str, str]]:
-    """By an object that is a subject here: it, what the relation says of it, and the relation and subject to ask by. A
-    capital lies in its country."""
-    found = {key: (subject, value, relation, subject) for key, (subject, value) in _facts()[relation].items()}
+def _second(relation: str) -> dict[str, tuple[str, str]]:
+    """By an object that is a subject here: it, and what the relation says of it. A capital lies in its country."""
+    found = dict(_facts()[relation])
     if relation == "city_country":
         for country, city in _facts()["capital"].values():
-            found.setdefault(subject_key(city), (city, country, relation, city))
+            found.setdefault(subject_key(city), (city, country))
     return found
 
 

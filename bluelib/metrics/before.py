@@ -11,8 +11,7 @@ import torch
 from ..data import Record
 from ..data.chat import in_chat
 from ..data.records import Query
-from ..io.formats import DamagedError
-from ..io.tensors import load_tensors, save_tensors, tensors_hash
+from ..io.tensors import file_hash, load_tensors, save_tensors
 from ..models.model import Model
 from .locality import Reference, probes_of
 from .portability import conditions
@@ -56,14 +55,15 @@ class Before:
         return cls(Reference.of(model, probes) if probes else None, held)
 
     def save(self, path: Path) -> str:
-        """Write it as a safetensors file; returns a hash of its content."""
+        """Write it as a safetensors file; returns the file's SHA-256."""
         states = torch.empty(0) if self.reference is None else self.reference.states
         held = {
-            context: [[query.prompt, query.answers, held] for query, held in of_context.items()]
+            context: [[query.prompt, query.answers, right] for query, right in of_context.items()]
             for context, of_context in self.held.items()
         }
         prompts = None if self.reference is None else self.reference.prompts
-        return save_tensors(path, {"states": states}, {"prompts": prompts, "held": held})
+        save_tensors(path, {"states": states}, {"prompts": prompts, "held": held})
+        return file_hash(path)
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> Before:
@@ -76,11 +76,9 @@ class Before:
         Raises:
             DamagedError: for a file that is not what was written, or has another hash.
         """
-        tensors, about = load_tensors(path)
-        if sha256 is not None and tensors_hash(tensors, about) != sha256:
-            raise DamagedError(f"{path} belongs to other scores than those beside it; delete both")
+        tensors, about = load_tensors(path, sha256=sha256)
         held = {
-            context: {Query(prompt, tuple(map(tuple, answers))): held for prompt, answers, held in of_context}
+            context: {Query(prompt, tuple(map(tuple, answers))): right for prompt, answers, right in of_context}
             for context, of_context in about["held"].items()
         }
         prompts = about["prompts"]

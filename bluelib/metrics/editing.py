@@ -175,7 +175,8 @@ def evaluate(
         if "generated" in metrics:
             add("generated", measured(ask_all(model, bare, context=context)))
     if "locality" in metrics:
-        add("locality", locality(model, records, before.reference) if before and before.reference else results)
+        reference = before.reference if before else None
+        add("locality", locality(model, records, reference) if reference else [{} for _ in records])
     for context in contexts:
         if "portability" in metrics:
             held = before.held.get(context, {}) if before else {}

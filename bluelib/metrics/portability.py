@@ -104,20 +104,18 @@ def portability(
                     f"record {record.case_id}: whether {query.prompt[:80]!r} was answered before editing is not known "
                     f"in context {context}; take Before.of(model, records, contexts=[{context!r}]) before you edit"
                 )
-    counted = _counted(records)
+    cases = _cases(records)
+    counted = _counted(records, cases)
     edits = [Query(record.request.text, (_names(record),)) for record in records]
-    wanted = {number for number, groups in enumerate(counted) if groups}
-    ids = {record.case_id: number for number, record in enumerate(records)}
-    wanted |= {ids[other] for number in wanted for other in records[number].together if other in ids}
+    wanted = {own for case, groups in zip(cases, counted, strict=True) if groups for own in case}
     queries = [query for groups in counted for listed in groups.values() for one in listed for query in one.queries]
     now = ask(model, [*(edits[number] for number in sorted(wanted)), *queries], context=context, tokens=tokens)
     rows: list[dict[str, float | int | str]] = []
-    for number, (record, groups) in enumerate(zip(records, counted, strict=True)):
+    for record, case, groups in zip(records, cases, counted, strict=True):
         if not groups:
             rows.append({"case_id": record.case_id})
             continue
-        case = [edits[number], *(edits[ids[other]] for other in record.together if other in ids)]
-        edited = len(case) == 1 + len(record.together) and all(now[query] for query in case)
+        edited = len(case) == 1 + len(record.together) and all(now[edits[own]] for own in case)
         executed = {
             group: [one for one in listed if all(held[query] for query in one.conditions)]
             for group, listed in groups.items()
@@ -136,20 +134,24 @@ def _share(part: Iterable[Sequence[Consequence]], whole: Iterable[Sequence[Conse
     return 100 * sum(map(len, part)) / sum(map(len, whole))
 
 
-def _counted(records: Sequence[Record]) -> list[dict[str, list[Consequence]]]:
+def _cases(records: Sequence[Record]) -> list[list[int]]:
+    """Of each record the places of those that are one case with it, itself first, as far as they are there."""
+    ids = {record.case_id: number for number, record in enumerate(records)}
+    return [[number, *(ids[other] for other in r.together if other in ids)] for number, r in enumerate(records)]
+
+
+def _counted(records: Sequence[Record], cases: Sequence[Sequence[int]]) -> list[dict[str, list[Consequence]]]:
     """Of each record the groups of its consequences, less those that ask for what another record edits."""
     changed: dict[str, set[int]] = {}
     for number, record in enumerate(records):
         changed.setdefault(record.request.text, set()).add(number)
-    ids = {record.case_id: number for number, record in enumerate(records)}
     found = []
-    for number, record in enumerate(records):
-        own = {number, *(ids[other] for other in record.together if other in ids)}
+    for record, case in zip(records, cases, strict=True):
         groups = {
             group: [
                 one
                 for one in listed
-                if not any(changed.get(query.prompt, set()) - own for query in (*one.queries, *one.conditions))
+                if not any(changed.get(query.prompt, set()) - {*case} for query in (*one.queries, *one.conditions))
             ]
             for group, listed in record.portability.items()
         }
