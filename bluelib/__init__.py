@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .data.datasets import load_dataset, load_facts
     from .editing.catalogue import register
     from .editing.deltas import apply_delta
-    from .editing.editor import Editor, blue
+    from .editing.editor import Editor, blue, fe
     from .editing.named import get_editor
     from .editing.sequence import edit_sequence
     from .metrics import Before, evaluate
@@ -22,6 +22,7 @@ __all__ = [
     "blue",
     "edit_sequence",
     "evaluate",
+    "fe",
     "get_editor",
     "load_dataset",
     "load_facts",
@@ -38,6 +39,7 @@ _HOME = {
     "blue": "editing.editor",
     "edit_sequence": "editing.sequence",
     "evaluate": "metrics",
+    "fe": "editing.editor",
     "get_editor": "editing.named",
     "load_dataset": "data",
     "load_facts": "data",

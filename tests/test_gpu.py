@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
+from bluelib.editing.catalogue import names
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.targets import default_token_budget
 
@@ -21,7 +22,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BLUELIB_CACHE", str(tmp_path))
 
 
-@pytest.mark.parametrize("editor", ["memit", "memit_blue", "alphaedit", "rect", "prune", "pmet", "rome", "ft", "mend"])
+@pytest.mark.parametrize("editor", [name for name in names() if not name.endswith(("_history", "_history_blue"))])
 @pytest.mark.parametrize("name", ["pocket-gpt2", "pocket-gptj", "pocket-llama"])
 def test_a_gpu_edits_as_the_cpu_does(name, editor):
     scores = {}

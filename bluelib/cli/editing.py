@@ -38,7 +38,8 @@ def editors(arguments: Namespace) -> Answer:
     from ..editing.catalogue import known, names
 
     formulas = {name: (known(name).make().__doc__ or "").strip().partition("\n")[0] for name in names()}
-    return Answer({"editors": formulas}, "\n".join(f"{name:16} {formula}" for name, formula in formulas.items()))
+    width = max(map(len, formulas))
+    return Answer({"editors": formulas}, "\n".join(f"{name:{width}} {formula}" for name, formula in formulas.items()))
 
 
 @command(

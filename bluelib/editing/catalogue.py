@@ -60,11 +60,15 @@ class Variant:
         name: the variant of ``memit`` is called ``memit_<name>``.
         about: in docstrings, what it is.
         maker: ``module:function``, from the plain editor to the variant.
+        fill, hatch, line: how plots tell it from the plain method, whose markers are hollow: Matplotlib's names.
     """
 
     name: str
     about: str
     maker: str
+    fill: str = "full"
+    hatch: str = "//"
+    line: str = "-"
 
     def name_of(self, plain: str) -> str:
         return f"{plain}_{self.name}"
@@ -74,7 +78,10 @@ class Variant:
 
 
 #: The variants by name.
-VARIANTS = {"blue": Variant("blue", "BLUE", "bluelib.editing.editor:blue")}
+VARIANTS = {
+    "blue": Variant("blue", "BLUE", "bluelib.editing.editor:blue"),
+    "fe": Variant("fe", "FE (ICML 2026)", "bluelib.editing.editor:fe", "left", "..", "-."),
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,19 @@ class Entry:
         """Whether it is a method of the project."""
         return self.name in _SHIPPED
 
+    @property
+    def face(self) -> dict[str, Any]:
+        """How Matplotlib fills its marker: not, or as its variant is filled."""
+        if not self.variant:
+            return {"markerfacecolor": "white"}
+        fill = VARIANTS[self.variant].fill
+        return {"markerfacecolor": self.colour, "markerfacecoloralt": "white", "fillstyle": fill}
+
+    @property
+    def line(self) -> str:
+        """Matplotlib's style of its lines."""
+        return VARIANTS[self.variant].line if self.variant else "--"
+
     def make(self) -> Callable[..., Any]:
         """The function that makes the editor, with its docstring.
 
@@ -155,9 +175,8 @@ def _of_variant(variant: Variant, make: Callable[..., Any]) -> Callable[..., Any
 _METHODS: dict[str, Entry] = {}
 
 
-def _add(entry: Entry, *, inherits: bool) -> None:
-    """Add a row, and a row for each of its variants, which may inherit its settings where a model's file has none for
-    them."""
+def _add(entry: Entry, *, like_it: Iterable[str]) -> None:
+    """Add a row, and a row for each of its variants; those of kinds in ``like_it`` are like it."""
     rows = [entry]
     for step, name in enumerate(entry.variants, 1):
         variant = VARIANTS[name]
@@ -170,7 +189,8 @@ def _add(entry: Entry, *, inherits: bool) -> None:
                 variants=(),
                 variant=name,
                 plain=entry.name,
-                like=entry.name if inherits else "",
+                reported=entry.reported if name == "blue" else "",
+                like=entry.name if name in like_it else "",
             )
         )
     for row in rows:
@@ -194,27 +214,38 @@ _FT: Axes = {
     "learning_rate": (1e-3, 1e-4, 1e-2),
     "norm_constraint": (None, 0.03, 0.01),
 }
+_SPHERE: Axes = {**_NULL_SPACE, "strength": (0.5, 0.25, 1.0)}
+_ENCORE: Axes = {**_RIDGE, "norm_weight": (10, 1, 100)}
+_BETA: Axes = {**_NULL_SPACE, "leak": (100, 10, 1000)}
 _NOTHING, _C = frozenset[str](), frozenset({SECOND_MOMENTS})
 _C_AND_NULL = _C | {NULL_SPACE}
-_WITH_BLUE = ("blue",)
+_WITH_BLUE, _WITH_BOTH = ("blue",), ("blue", "fe")
 
-#: The rows: name, label, colour, marker, paper, where it is reported, needs, variants, axes.
-_ROWS: tuple[tuple[str, str, str, str, str, str, frozenset[str], tuple[str, ...], Axes | None], ...] = (
+#: The rows: name, label, colour, marker, paper, where it is reported, needs, variants, axes; and, of methods that are
+#: younger than some settings files, which one they are like.
+_ROWS: tuple[tuple[Any, ...], ...] = (
     (UNEDITED, UNEDITED, LIGHT_GREY, "o", "", MAIN_TABLE, _NOTHING, (), None),
     ("ft", "FT", GREY, "v", "Zhu et al. 2020", MAIN_TABLE, _NOTHING, (), _FT),
     ("mend", "MEND", GREY, "X", "Mitchell et al. 2022", MAIN_TABLE, frozenset({NETWORK}), (), None),
     ("instructedit", "InstructEdit", GREY, "o", "Zhang et al. 2024", MAIN_TABLE, _NOTHING, (), None),
     ("rome", "ROME", GREY, "s", "Meng et al. 2022", MAIN_TABLE, _C, (), _ROME),
-    ("memit", "MEMIT", ORANGE, "o", "Meng et al. 2023", MAIN_TABLE, _C, _WITH_BLUE, _RIDGE),
-    ("memit_history", "MEMIT (history)", YELLOW, "o", "Meng et al. 2023", "", _C, _WITH_BLUE, _RIDGE),
-    ("prune", "PRUNE", VERMILION, "o", "Ma et al. 2025", MAIN_TABLE, _C, _WITH_BLUE, _RIDGE),
-    ("rect", "RECT", PURPLE, "o", "Gu et al. 2024", MAIN_TABLE, _C, _WITH_BLUE, _RIDGE),
-    ("alphaedit", "AlphaEdit", BLUE, "o", "Fang et al. 2025", MAIN_TABLE, _C_AND_NULL, _WITH_BLUE, _NULL_SPACE),
+    ("memit", "MEMIT", ORANGE, "o", "Meng et al. 2023", MAIN_TABLE, _C, _WITH_BOTH, _RIDGE),
+    ("memit_history", "MEMIT (history)", YELLOW, "o", "Meng et al. 2023", "", _C, _WITH_BOTH, _RIDGE),
+    ("prune", "PRUNE", VERMILION, "o", "Ma et al. 2025", MAIN_TABLE, _C, _WITH_BOTH, _RIDGE),
+    ("rect", "RECT", PURPLE, "o", "Gu et al. 2024", MAIN_TABLE, _C, _WITH_BOTH, _RIDGE),
+    ("alphaedit", "AlphaEdit", BLUE, "o", "Fang et al. 2025", MAIN_TABLE, _C_AND_NULL, _WITH_BOTH, _NULL_SPACE),
     ("pmet", "PMET", GREEN, "o", "Li et al. 2024", APPENDIX, _C, _WITH_BLUE, _PMET),
+    ("memit_cake", "MEMIT_CAKE", ORANGE, "D", "CAKE, ACL 2026", "", _C, (), _RIDGE, "memit"),
+    ("alphaedit_cake", "AlphaEdit_CAKE", BLUE, "D", "CAKE, ACL 2026", "", _C_AND_NULL, (), _NULL_SPACE, "alphaedit"),
+    ("emmet", "EMMET", GREY, "P", "Gupta et al. 2024", "", _C, (), _OF_TARGETS),
+    ("sphere", "SPHERE", BLUE, "h", "ICLR 2026", "", _C_AND_NULL, (), _SPHERE, "alphaedit"),
+    ("encore", "ENCORE", YELLOW, "h", "Gupta et al. 2025", "", _C, (), _ENCORE, "memit"),
+    ("alphaedit_nas", "AlphaEdit_NAS", BLUE, "P", "arXiv:2602.02543", "", _C_AND_NULL, (), _NULL_SPACE, "alphaedit"),
+    ("betaedit", "BetaEdit", BLUE, "p", "IJCAI 2026", "", _C_AND_NULL, (), _BETA, "alphaedit"),
 )
 #: Nothing here makes these.
 _PUBLISHED_ONLY = (UNEDITED, "instructedit")
-for _number, (_name, _label, _colour, _marker, _paper, _reported, _needs, _variants, _axes) in enumerate(_ROWS):
+for _number, (_name, _label, _colour, _marker, _paper, _reported, _needs, _variants, _axes, *_like) in enumerate(_ROWS):
     _add(
         Entry(
             _name,
@@ -229,8 +260,9 @@ for _number, (_name, _label, _colour, _marker, _paper, _reported, _needs, _varia
             None if _name in _PUBLISHED_ONLY else f"bluelib.editing.named:{_name}",
             _variants,
             axes=_axes,
+            like=_like[0] if _like else "",
         ),
-        inherits=False,  # each has settings of its own
+        like_it=("fe",),  # BLUE's settings are not the plain method's, and have been in settings files from the start
     )
 _SHIPPED = frozenset(_METHODS)
 
@@ -265,7 +297,7 @@ def register(
         paper: where it comes from.
         needs: any of ``"second moments"``, ``"null space"``, ``"network"``; the workflow measures the first two
             beforehand.
-        variants: ``"blue"`` adds its BLUE variant, under ``<name>_blue``.
+        variants: of :data:`VARIANTS`: ``"blue"`` adds its BLUE variant, under ``<name>_blue``, and so ``"fe"``.
         axes: candidates by hyper-parameter, for ``blue tune``.
         like: a method whose settings it takes for models whose file has none under its own name.
 
@@ -309,7 +341,7 @@ def register(
             axes=axes,
             like=like,
         ),
-        inherits=True,
+        like_it=variants,
     )
 
 

@@ -109,3 +109,43 @@ class Damp(Constraint):
         damped = torch.where(values > limit, values.log() - limit.log() + limit, values)
         damped = (left * damped) @ right
         return damped + delta if self.twice else damped
+
+
+@dataclass(frozen=True)
+class Project(Constraint):
+    """SPHERE (ICLR 2026, arXiv:2510.01172): Δ loses a share of what lies in the principal directions of W.
+
+    Δ (I − α U Uᵀ), where U holds the first eigenvectors of ŴᵀŴ, Ŵ being W with rows of length one: the fewest that
+    hold more than the share η of the sum of eigenvalues.
+
+    Attributes:
+        share: η, in (0, 1].
+        strength: α, in (0, 1]; with 1 nothing is left in those directions.
+        order: of a batch's layers: ``in_turn``, each is projected before the next one is solved, as in the paper's
+            code; or ``restored``, all are walked with the whole Δ first, as in EasyEdit.
+    """
+
+    share: float = 0.5
+    strength: float = 0.5
+    order: str = "in_turn"
+
+    def __post_init__(self) -> None:
+        if self.order not in ("in_turn", "restored"):
+            raise ValueError(f"order must be in_turn or restored, not {self.order!r}")
+        for name in ("share", "strength"):
+            check_real(name, getattr(self, name))
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} must be in (0, 1], not {getattr(self, name)}")
+
+    @property
+    def restores(self) -> bool:
+        return self.order == "restored"
+
+    def batch(self, delta: Tensor, weight: Tensor) -> Tensor:
+        rows = weight.double() / weight.double().norm(dim=1, keepdim=True).clamp_min(1e-12)
+        values, vectors = torch.linalg.eigh(rows @ rows.T)  # d_model² in place of d_mlp²
+        values, vectors = values.flip(0), vectors.flip(1)
+        taken = min(len(values), int((values.cumsum(0) / values.sum() <= self.share).sum()) + 1)
+        principal = (rows.T @ vectors[:, :taken]) / values[:taken].clamp_min(1e-24).sqrt()  # U, (d_mlp, taken)
+        whole = delta.double()
+        return (whole - self.strength * (whole @ principal) @ principal.T).to(delta.dtype)

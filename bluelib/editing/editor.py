@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 
 from ..data.corpora import corpus_hash
-from ..io.checks import check_whole
+from ..io.checks import check_real, check_whole
 from ..io.timing import Timer
 from ..models.choices import check_choice, published
 from ..models.contexts import context_prefixes
 from ..models.model import Model
 from ..models.prompts import Request
-from ..models.representations import subject_hidden, subject_keys
+from ..models.representations import replayed_hidden, subject_hidden, subject_keys
+from .anchors import anchored
 from .catalogue import VARIANTS
 from .constraints import Constraint
 from .method import BatchResult, Memory, Method, Size
-from .residuals import DIRECT, Residual
+from .residuals import DIRECT, REPLAYED, Residual
 from .second_moments import TOKENS, SecondMoment, check_text, second_moments
 from .solvers import Solver, SolverError, on_device
 from .targets import TargetOptions, Targets, default_token_budget, optimise_targets
@@ -48,6 +49,8 @@ class Editor(Method):
         token_budget: tokens of a micro-batch of targets; None for that of the model on its device.
         key_mean: how a key is averaged over the context prefixes, see :func:`.subject_keys`.
         contexts: which context prefixes, see :func:`.context_prefixes`.
+        anchor: the length ν̄ that targets get after their optimisation, at every layer where they are optimised, see
+            :mod:`.anchors`; None for their own.
         name: for tables and provenance.
     """
 
@@ -62,6 +65,7 @@ class Editor(Method):
     token_budget: int | None = None
     key_mean: str = published("key_mean")
     contexts: str = published("contexts")
+    anchor: float | None = None
     name: str = "custom"
 
     def __post_init__(self) -> None:
@@ -75,6 +79,18 @@ class Editor(Method):
             check_whole(f"{self.name}: a layer", layer, 0)
         if len(set(self.layers)) != len(self.layers) or not self.layers:
             raise ValueError(f"{self.name}: layers must be distinct, and at least one, not {list(self.layers)}")
+        self.residual.check(len(self.layers))
+        if self.residual.replayed and self.targets.component != "block":
+            raise ValueError(
+                f"{self.name}: replayed residuals are hidden states of blocks; targets of its {self.targets.component} "
+                "cannot be replayed"
+            )
+        if self.anchor is not None:
+            check_real("anchor", self.anchor)
+            if self.targets.component != "block":
+                raise ValueError(
+                    f"{self.name}: norm anchors are for targets of blocks, not of {self.targets.component}"
+                )
         check_choice("key_mean", self.key_mean)
         check_choice("contexts", self.contexts)
         check_whole("tokens", self.tokens, 1)
@@ -148,18 +164,24 @@ class Editor(Method):
         timer = timer or Timer()
         layers = model.check_layers(self.layers)
         targets: dict[int, Targets] = {}
+        replayed: dict[int, Tensor] = {}
         before = {layer: model.weight(layer).clone() for layer in layers} if self.constraint.restores else {}
         taken: list[Step] = []
         for position, layer in enumerate(layers):
-            at = layer if self.residual.direct else layers[-1]
+            at = self.residual.site(layer, layers)
             if at not in targets:
                 with timer("targets"):
                     targets[at] = optimise_targets(
                         model, requests, at, state.prefixes, self.targets, token_budget=state.token_budget
                     )
+                    if self.anchor is not None:
+                        targets[at] = anchored(model, requests, at, targets[at], self.anchor)
+                    if self.residual.replayed:
+                        replayed = replayed_hidden(model, requests, at, targets[at].values, layers[1:])
             with timer("keys"):
                 keys = subject_keys(model, requests, layer, state.prefixes, self.key_mean)
-                missing = targets[at].values - subject_hidden(model, requests, at, self.targets.component)
+                goal, measured = (replayed[layer], layer) if layer in replayed else (targets[at].values, at)
+                missing = goal - subject_hidden(model, requests, measured, self.targets.component).to(goal.device)
             for what, columns in (("key", keys), ("residual", missing)):
                 _check_columns(f"{self.name}, layer {layer}: the {what}", columns, requests)
             divisor = self.residual.divisor(len(layers) - position)
@@ -248,7 +270,7 @@ class Step:
         at: the layer that the targets were optimised at.
         targets: the targets there.
         keys: K, ``(d_mlp, u)`` float32.
-        missing: the targets less what the model has at ``at`` now, ``(d_model, u)``.
+        missing: the targets less what the model has now, ``(d_model, u)``: at ``at``, or of replayed ones at the layer.
         divisor: the layer's share of it is ``missing / divisor``.
         solve: computes the update from the weights as they stand.
         keep: what of the update stays when all layers are done.
@@ -311,3 +333,18 @@ def blue(editor: Editor) -> Editor:
         raise ValueError(f"{editor.name} updates {len(editor.layers)} layer; BLUE needs a first and a last one")
     layers = (min(editor.layers), max(editor.layers))
     return replace(editor, name=VARIANTS["blue"].name_of(editor.name), layers=layers, residual=DIRECT)
+
+
+def fe(editor: Editor) -> Editor:
+    """FE (arXiv:2605.00358), forward replay: one target, at the first layer; one forward pass with it in place gives
+    those of the later layers; each layer's residual is measured anew, and not divided.
+
+    In a sequence, each batch's targets are those of the model as it then is; FE's public code takes all of them from
+    the unedited model.
+
+    Raises:
+        ValueError: if the editor's targets are of another component than the block.
+    """
+    return replace(
+        editor, name=VARIANTS["fe"].name_of(editor.name), layers=tuple(sorted(editor.layers)), residual=REPLAYED
+    )

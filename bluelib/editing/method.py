@@ -131,9 +131,17 @@ class Method(ABC):
         return Memory(0, 0, size.weights + size.copies(len(self.layers), 3))
 
 
+#: Settings that methods have not always had, with their defaults, which are left out: results are what they were then.
+_LATER: dict[str, Any] = {"stop": "loss", "anchor": None}
+
+
 def describe(value: Any) -> Any:
     """A method's settings as plain values, for provenance: dataclasses become dictionaries, with their kind."""
     if is_dataclass(value):
-        settings = {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+        settings = {
+            f.name: describe(getattr(value, f.name))
+            for f in fields(value)
+            if _LATER.get(f.name, ...) != getattr(value, f.name)
+        }
         return settings if "name" in settings else {"kind": type(value).__name__, **settings}
     return list(value) if isinstance(value, tuple) else value

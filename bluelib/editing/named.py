@@ -12,14 +12,14 @@ from ..data.corpora import check_corpus
 from ..models.choices import as_text, published
 from ..models.model import Model
 from .catalogue import known
-from .constraints import Damp, Sparsify
+from .constraints import Damp, Project, Sparsify
 from .editor import Editor
 from .finetuning import FineTuning
 from .mend import Mend
 from .method import Method
-from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT
+from .residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT, Weighted
 from .settings import editor_settings, no_settings, settings_in, settings_of
-from .solvers import Equality, NullSpace, Ridge
+from .solvers import Equality, LeakyNullSpace, NormRidge, NullSpace, Ridge
 from .targets import TargetOptions
 
 
@@ -61,6 +61,76 @@ def prune(
 def alphaedit(layers: Sequence[int], targets: TargetOptions, *, nullspace_threshold: float, l2: float) -> Editor:
     """AlphaEdit (Fang et al. 2025): MEMIT's residuals, Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L2 · I)⁻¹."""
     return Editor(tuple(layers), DISTRIBUTED, NullSpace(nullspace_threshold, l2), targets=targets, name="alphaedit")
+
+
+def memit_cake(
+    layers: Sequence[int],
+    targets: TargetOptions,
+    *,
+    mom2_update_weight: float,
+    layer_scores: Sequence[float],
+    temperature: float = 0.1,
+) -> Editor:
+    """CAKE (ACL 2026) with MEMIT's solver: R^l = η_l R^L, η_l = w_l / Σ_{k ≥ l} w_k, w = softmax(scores / τ)."""
+    residual = Weighted.of(layer_scores, temperature)
+    return Editor(tuple(layers), residual, Ridge(mom2_update_weight), targets=targets, name="memit_cake")
+
+
+def alphaedit_cake(
+    layers: Sequence[int],
+    targets: TargetOptions,
+    *,
+    nullspace_threshold: float,
+    l2: float,
+    layer_scores: Sequence[float],
+    temperature: float = 0.1,
+) -> Editor:
+    """CAKE (ACL 2026) with AlphaEdit's solver: R^l = η_l R^L, η_l = w_l / Σ_{k ≥ l} w_k, w = softmax(scores / τ)."""
+    residual = Weighted.of(layer_scores, temperature)
+    solver = NullSpace(nullspace_threshold, l2)
+    return Editor(tuple(layers), residual, solver, targets=targets, name="alphaedit_cake")
+
+
+def emmet(layers: Sequence[int], targets: TargetOptions) -> Editor:
+    """EMMET (Gupta et al. 2024): a batch's residuals are reached exactly: Δ = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹."""
+    return Editor(tuple(layers), DISTRIBUTED, Equality(), targets=targets, name="emmet")
+
+
+def sphere(
+    layers: Sequence[int],
+    targets: TargetOptions,
+    *,
+    nullspace_threshold: float,
+    l2: float,
+    share: float = 0.5,
+    strength: float = 0.5,
+    order: str = "in_turn",
+) -> Editor:
+    """SPHERE (ICLR 2026): AlphaEdit's Δ (I − α U Uᵀ), U the principal directions of W that hold the share η."""
+    plain = alphaedit(layers, targets, nullspace_threshold=nullspace_threshold, l2=l2)
+    return replace(plain, name="sphere", constraint=Project(share, strength, order))
+
+
+def encore(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, norm_weight: float) -> Editor:
+    """ENCORE (Gupta et al. 2025): Δ = R Kᵀ (λ C + λ_n I + K_p K_pᵀ + K Kᵀ)⁻¹; a target ends once it is said."""
+    solver = NormRidge(mom2_update_weight, remembers=True, norm_weight=norm_weight)
+    return Editor(tuple(layers), DISTRIBUTED, solver, targets=replace(targets, stop="first_choice"), name="encore")
+
+
+def betaedit(
+    layers: Sequence[int], targets: TargetOptions, *, nullspace_threshold: float, l2: float, leak: float
+) -> Editor:
+    """BetaEdit (IJCAI 2026): Δ = R Kᵀ P [(K_p K_pᵀ + K Kᵀ + λ₁ C) P + λ₂ I]⁻¹."""
+    solver = LeakyNullSpace(nullspace_threshold, l2, leak)
+    return Editor(tuple(layers), DISTRIBUTED, solver, targets=targets, name="betaedit")
+
+
+def alphaedit_nas(
+    layers: Sequence[int], targets: TargetOptions, *, nullspace_threshold: float, l2: float, anchor: float
+) -> Editor:
+    """Norm anchors (arXiv:2602.02543) with AlphaEdit: v* gets the length ν̄; one over 2 ν̄ is not installed."""
+    plain = alphaedit(layers, targets, nullspace_threshold=nullspace_threshold, l2=l2)
+    return replace(plain, name="alphaedit_nas", anchor=anchor)
 
 
 def pmet(
@@ -155,7 +225,7 @@ def get_editor(
         )
     settings = {
         **editor_settings(model, name, shared=composes(make)),
-        **(as_text(_hyper_parameters(make)) if text else {}),
+        **(as_text(_hyper_parameters(make), known(name).plain or name) if text else {}),
         **overrides,
     }
     if "layers" not in settings:
@@ -189,6 +259,11 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
         inspect.signature(make).bind(**settings)
     except TypeError as error:
         takes = ", ".join(sorted(_hyper_parameters(make)))
+        for key in MEASURED.keys() & inspect.signature(make).parameters.keys() - settings.keys():
+            raise ValueError(
+                f"editor {name!r} needs {key}, which is measured on a model: `{MEASURED[key]}` measures it and writes "
+                "it into your settings"
+            ) from error
         raise ValueError(
             f"editor {name!r}: {error}; it takes {takes}; these come from what is passed, from the configuration of "
             f"{model.name}, and from the method that it was registered to be like"
@@ -215,8 +290,12 @@ def get_composition(name: str, model: Model, **settings: Any) -> Editor:
 
 
 #: Hyper-parameters of a composition that are not its factory's: those of its targets, and the editor's own fields.
-_OF_TARGETS = {f.name for f in fields(TargetOptions)} - {"component", "relax"}  # which PMET's factory sets
+_OF_TARGETS = {f.name for f in fields(TargetOptions)} - {"component", "relax", "stop"}  # which factories set
 _OF_ITSELF = {"corpus", "tokens", "token_budget", "key_mean", "contexts"}
+
+
+#: Hyper-parameters that are measured on a model, and are no other model's; and what measures them.
+MEASURED = {"layer_scores": "blue locate MODEL", "anchor": "blue tune MODEL --editor alphaedit_nas"}
 
 
 def composes(make: Callable[..., Method]) -> bool:

@@ -110,18 +110,49 @@ class Ridge(Solver):
 
     weight: float
     remembers: bool = False
+    name: ClassVar[str] = "λC"
 
     def __post_init__(self) -> None:
         check_real("λ", self.weight)
 
     def prepare(self, second_moment: Tensor) -> Normal:
-        return Normal.of(self.weight * second_moment.double(), "λC + K_pK_pᵀ" if self.remembers else "λC")
+        name = f"{self.name} + K_pK_pᵀ" if self.remembers else self.name
+        return Normal.of(self.matrix(second_moment), name)
+
+    def matrix(self, second_moment: Tensor) -> Tensor:
+        """M before the first batch, in float64."""
+        return self.weight * second_moment.double()
 
     def solve(self, state: Normal, keys: Tensor, residuals: Tensor) -> Tensor:
         return state.solve(keys.double(), residuals.double())
 
     def remember(self, state: Normal, keys: Tensor) -> Normal:
         return state.plus(keys.double()) if self.remembers else state
+
+
+@dataclass(frozen=True)
+class NormRidge(Ridge):
+    """Ridge regression that also holds ‖Δ‖ down: ENCORE (Gupta et al. 2025, arXiv:2502.01636).
+
+    Δ = R Kᵀ (λ C + λ_n I + K_p K_pᵀ + K Kᵀ)⁻¹
+
+    Attributes:
+        norm_weight: λ_n, the weight of ‖Δ‖².
+    """
+
+    norm_weight: float = 1.0
+    name: ClassVar[str] = "λC + λ_n I"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_real("λ_n", self.norm_weight, zero=True)
+
+    def matrix(self, second_moment: Tensor) -> Tensor:
+        found = super().matrix(second_moment)
+        if not found.diagonal().min() >= 0 or not found.diagonal().max() > 0:  # λ_n would hide it from the Cholesky
+            raise SolverError("the diagonal of C must be that of a second moment: none below 0, and some above")
+        found.diagonal().add_(self.norm_weight)
+        return found
 
 
 @dataclass(frozen=True)
@@ -165,8 +196,12 @@ class NullSpace(Solver):
             raise SolverError(
                 f"no eigenvalue of C is below {self.threshold}: its null space is empty; raise the threshold"
             )
+        return NullSpaceState(basis, self.inner(basis, second_moment))
+
+    def inner(self, basis: Tensor, second_moment: Tensor) -> Normal:
+        """The system in the null space before the first batch."""
         identity = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
-        return NullSpaceState(basis, Normal(math.sqrt(self.l2) * identity, "L2·I + K̃_pK̃_pᵀ"))
+        return Normal(math.sqrt(self.l2) * identity, "L2·I + K̃_pK̃_pᵀ")
 
     def solve(self, state: NullSpaceState, keys: Tensor, residuals: Tensor) -> Tensor:
         return state.inside.solve(state.basis.T @ keys.double(), residuals.double()) @ state.basis.T
@@ -181,6 +216,40 @@ class NullSpace(Solver):
     def disk_bytes(self, d_mlp: int) -> int:
         """The basis, likewise."""
         return 8 * d_mlp**2
+
+
+@dataclass(frozen=True)
+class LeakyNullSpace(NullSpace):
+    """AlphaEdit whose null space counts what it still holds of C: BetaEdit (IJCAI 2026, arXiv:2605.09285).
+
+    Δ = R Kᵀ P [(K_p K_pᵀ + K Kᵀ + λ₁ C) P + λ₂ I]⁻¹
+
+    In the coordinates of the null space, as in :class:`NullSpace`:
+
+    Δ = R K̃ᵀ (λ₂ I + λ₁ UᵀCU + K̃_p K̃_pᵀ + K̃ K̃ᵀ)⁻¹ Uᵀ.
+
+    The null space is C's own throughout. The paper computes it anew from (K_p K_pᵀ / n + λ₁ C) / (1 + λ₁) after every
+    1,000 edits, which with its λ₁ of 3,000 is C but for a share of 1/3001.
+
+    Attributes:
+        l2: λ₂.
+        leak: λ₁.
+    """
+
+    leak: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_real("λ₁", self.leak, zero=True)
+
+    def inner(self, basis: Tensor, second_moment: Tensor) -> Normal:
+        matrix = self.leak * (basis.T @ second_moment.double() @ basis)
+        matrix.diagonal().add_(self.l2)
+        return Normal.of(matrix, "λ₂I + λ₁UᵀCU + K̃_pK̃_pᵀ")
+
+
+#: Of a Gram matrix of keys, the share of the largest pivot under which the smallest counts as zero.
+SINGULAR = 1e-9
 
 
 @dataclass(frozen=True)
@@ -204,7 +273,16 @@ class Equality(Solver):
     def solve(self, state: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
         keys = keys.double()
         solved = torch.cholesky_solve(keys, state)  # C⁻¹ K
-        inner = _cholesky(keys.T @ solved, "KᵀC⁻¹K (are two keys alike?)")
+        gram = keys.T @ solved
+        inner, info = torch.linalg.cholesky_ex(gram)
+        pivots = inner.diagonal().square()
+        if keys.shape[1] > 1 and (info.item() or not pivots.min() > SINGULAR * pivots.max()):
+            raise SolverError(
+                f"KᵀC⁻¹K of {keys.shape[1]} edits is singular: this solver reaches each of them exactly, and cannot "
+                "where two have one key, as edits of one subject do, or where there are more edits than key dimensions "
+                f"({keys.shape[0]}); make them in different batches"
+            )
+        inner = _cholesky(gram, "kᵀC⁻¹k") if keys.shape[1] == 1 else inner
         return torch.cholesky_solve(residuals.double().T, inner).T @ solved.T
 
 

@@ -65,6 +65,8 @@ class TargetOptions:
         relax: as PMET's public code: while the new object's tokens are the first choice behind all prefixes, the NLL
             counts :data:`RELAXED` in the next step, and a request whose weighted KL is at most :data:`RELAXED_KL` is
             finished.
+        stop: what else finishes a request: ``loss``, nothing; ``first_choice``, once the new object's tokens are the
+            first choice behind all prefixes (ENCORE, Gupta et al. 2025).
     """
 
     steps: int = 25
@@ -76,8 +78,11 @@ class TargetOptions:
     component: str = "block"
     kl_at: str = published("kl_at")
     relax: bool = False
+    stop: str = "loss"
 
     def __post_init__(self) -> None:
+        if self.stop not in ("loss", "first_choice"):
+            raise ValueError(f"stop must be loss or first_choice, not {self.stop!r}")
         check_choice("kl_at", self.kl_at)
         check_choice("relax", self.relax)
         if self.component not in ("block", "mlp"):
@@ -496,7 +501,7 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
             of_target = log_probs[reads.target].gather(1, reads.token[reads.target, None])[:, 0]
             nll = nll.index_add(0, reads.owner[reads.target], -of_target * reads.weight[reads.target])
             views.append((reads.owner[reads.essence], log_probs[reads.essence]))
-            if options.relax:
+            if options.relax or options.stop == "first_choice":
                 wrong = log_probs[reads.target].argmax(-1) != reads.token[reads.target]
                 missed = missed.index_add(0, reads.owner[reads.target], wrong.to(missed.dtype))
         if original is None:  # δ is zero: the model's own view of each subject
@@ -511,8 +516,10 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
         steps[active] = step + 1
         last_loss[active] = loss.detach()[active]
         finished = active & (loss.detach() < options.early_stop)
+        first_choice = missed.to(base.device) == 0
+        if options.stop == "first_choice":
+            finished |= active & first_choice
         if options.relax:
-            first_choice = missed.to(base.device) == 0
             finished |= active & first_choice & (options.kl_factor * kl.detach() <= RELAXED_KL)
             factor = torch.where(first_choice, RELAXED, 1.0)
         active = active & ~finished

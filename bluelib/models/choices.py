@@ -146,9 +146,14 @@ def published(name: str) -> Any:
     return CHOICES[name].published
 
 
-def as_text(among: Collection[str]) -> dict[str, Any]:
-    """The options among these names, as the papers' text has them."""
-    return {name: choice.text for name, choice in CHOICES.items() if name in among}
+def as_text(among: Collection[str], method: str = "") -> dict[str, Any]:
+    """The options among these names, as the papers' text has them; of those of single methods, ``method``'s."""
+    own = (*_SHARED, method)
+    return {name: choice.text for name, choice in CHOICES.items() if name in among and choice.of in own}
+
+
+#: What takes an option, where that is no single method.
+_SHARED = ("targets", "editor", "metrics")
 
 
 def check_choice(name: str, value: Any) -> None:

@@ -53,29 +53,77 @@ def subject_hidden(model: Model, requests: Sequence[Request], layer: int, compon
     return _at_subject(model, [(r, "") for r in requests], {"outputs": {layer: module}}, layer).T
 
 
+def replayed_hidden(
+    model: Model, requests: Sequence[Request], layer: int, values: Tensor, later: Sequence[int]
+) -> dict[int, Tensor]:
+    """Outputs of later blocks at the subject's last token of the bare prompt, with ``values`` put in as the output of
+    block ``layer`` there.
+
+    Args:
+        model: the model in its present state.
+        requests: u requests.
+        layer: where ``values`` are put in.
+        values: ``(d_model, u)``.
+        later: blocks behind it.
+
+    Returns:
+        ``(d_model, u)`` float32 by layer.
+    """
+    if not later:
+        return {}
+    ids = [_up_to_subject(model, request) for request in requests]
+    modules = {at: model.blocks[at] for at in (layer, *later)}
+    columns: dict[int, list[Tensor | None]] = {at: [None] * len(ids) for at in later}
+    for batch in by_length([len(s) for s in ids], TOKEN_BUDGET):
+        last = torch.tensor([len(ids[i]) - 1 for i in batch])
+        put = values[:, batch].T
+
+        def place(at: int, hidden: Tensor, last: Tensor = last, put: Tensor = put) -> Tensor:
+            if at != layer:
+                return hidden
+            changed = hidden.clone()
+            rows = torch.arange(len(last), device=hidden.device)
+            changed[rows, last.to(hidden.device)] = put.to(hidden)
+            return changed
+
+        found = _run(model, [ids[i] for i in batch], {"outputs": modules, "edit": place})
+        for at in later:
+            for i, vector in zip(batch, found[at], strict=True):
+                columns[at][i] = vector
+    return {at: torch.stack(columns[at], 1) for at in later}  # type: ignore[arg-type]
+
+
 def prompt_hidden(model: Model, prompts: Sequence[str], layer: int) -> Tensor:
     """Outputs of a block at the last token of each prompt, ``(d_model, n)`` float32."""
     sequences = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
     return _at_last(model, sequences, {"outputs": {layer: model.blocks[layer]}}, layer).T
 
 
+def _up_to_subject(model: Model, request: Request, prefix: str = "") -> Sequence[int]:
+    """A prompt's tokens up to the subject's last one. What follows cannot reach it, so it is not run."""
+    place = locate(model.tokenizer, request.prompt, request.subject, prefix, request.before)
+    return place.ids[: place.subject_last + 1]
+
+
 def _at_subject(model: Model, texts: Sequence[tuple[Request, str]], modules: dict, layer: int) -> Tensor:
-    located = [
-        locate(model.tokenizer, request.prompt, request.subject, prefix, request.before) for request, prefix in texts
-    ]
-    # What follows the subject's last token cannot reach it, so it is not run.
-    return _at_last(model, [place.ids[: place.subject_last + 1] for place in located], modules, layer)
+    return _at_last(model, [_up_to_subject(model, request, prefix) for request, prefix in texts], modules, layer)
 
 
-@torch.no_grad()
 def _at_last(model: Model, sequences: Sequence[Sequence[int]], modules: dict, layer: int) -> Tensor:
     """One vector per sequence, at its last token, ``(n, d)``; the forward pass stops at the module that is read."""
     model.check_length(max(map(len, sequences), default=0), "the longest of these prompts")
     vectors: dict[int, Tensor] = {}
     for batch in by_length([len(s) for s in sequences], TOKEN_BUDGET):
-        inputs = pad([sequences[i] for i in batch], model.tokenizer.pad_token_id, model.device)
-        with trace(**modules, stop=True) as captured:
-            model.hf_model.base_model(**inputs, use_cache=False)
-        for row, i in enumerate(batch):
-            vectors[i] = captured[layer][row, len(sequences[i]) - 1].float()
+        found = _run(model, [sequences[i] for i in batch], modules)[layer]
+        vectors.update(zip(batch, found, strict=True))
     return torch.stack([vectors[i] for i in range(len(sequences))])
+
+
+@torch.no_grad()
+def _run(model: Model, sequences: Sequence[Sequence[int]], modules: dict) -> dict[int, Tensor]:
+    """What is captured of ``modules`` at each sequence's last token, ``(n, d)`` float32 each."""
+    inputs = pad(sequences, model.tokenizer.pad_token_id, model.device)
+    with trace(**modules, stop=True) as captured:
+        model.hf_model.base_model(**inputs, use_cache=False)
+    rows, last = torch.arange(len(sequences)), torch.tensor([len(ids) - 1 for ids in sequences])
+    return {at: found[rows.to(found.device), last.to(found.device)].float() for at, found in captured.items()}

@@ -69,7 +69,7 @@ def test_every_row_is_whole(name):
         plain, variant = known(row.plain), VARIANTS[row.variant]
         assert (row.name, row.label) == (variant.name_of(plain.name), variant.label_of(plain.label))
         assert (row.colour, row.family, row.needs, row.axes) == (plain.colour, plain.family, plain.needs, plain.axes)
-        assert row.variant in plain.variants and row.make().__doc__.startswith("BLUE of: ")
+        assert row.variant in plain.variants and row.make().__doc__.startswith(f"{VARIANTS[row.variant].about} of: ")
 
 
 def test_labels_are_told_apart():
@@ -218,6 +218,9 @@ def test_a_variant_of_the_project_s_own_has_its_own_settings(tmp_path, monkeypat
     assert get_editor("memit", model, corpus="pocket").solver.weight == 7
     with pytest.raises(ValueError, match=r"editor 'memit_blue': missing a required argument: 'mom2_update_weight'"):
         get_editor("memit_blue", model, corpus="pocket")
+    # what was added later takes the settings of what it is like, for files that are older
+    assert get_editor("memit_fe", model, corpus="pocket").solver.weight == 7
+    assert get_editor("encore", model, corpus="pocket", norm_weight=2).solver.weight == 7
 
 
 def without_layers(targets):

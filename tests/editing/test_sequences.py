@@ -9,18 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bluelib import apply_delta, edit_sequence, get_editor, load_dataset, load_model
+from bluelib import apply_delta, edit_sequence, fe, get_editor, load_dataset, load_model
 from bluelib.editing.checkpoints import CheckpointError
 from bluelib.editing.conflicts import Conflict, find_conflicts
-from bluelib.editing.residuals import DIRECT
+from bluelib.editing.constraints import Project
+from bluelib.editing.residuals import DIRECT, Weighted
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.sequence import edited
-from bluelib.editing.solvers import NullSpace, Ridge
+from bluelib.editing.solvers import LeakyNullSpace, NormRidge, NullSpace, Ridge
 from bluelib.editing.targets import BUDGETS, default_token_budget
 from bluelib.io.locks import locked
 from bluelib.io.tensors import load_tensors, save_tensors
 from bluelib.models.model import Model, weights_hash
-from tests.support.small import ARCHITECTURES, RECORDS, editor, random_model
+from tests.support.small import ARCHITECTURES, RECORDS, TARGETS, editor, random_model
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
@@ -74,6 +75,32 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
     again = edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "c")
     assert weights_hash(any_model.hf_model) == wanted, "a finished run is not made again"
     again.revert()
+
+
+SINCE = {
+    "fe": fe(editor(HISTORY)),
+    "encore": replace(editor(NormRidge(0.5, True, 2.0)), targets=replace(TARGETS, stop="first_choice")),
+    "betaedit": editor(LeakyNullSpace(0.05, 1.0, 3.0)),
+    "sphere": replace(editor(NullSpace(0.05, 1.0)), constraint=Project(order="restored")),
+    "cake": editor(residual=Weighted.of([0.1, 0.3, 0.2], 0.1)),
+    "anchor": replace(editor(), anchor=20.0),
+}
+
+
+@pytest.mark.parametrize("name", SINCE)
+def test_a_continued_run_of_later_methods_ends_with_the_same_bits(any_model, tmp_path, name):
+    method = SINCE[name]
+    run = edit_sequence(any_model, RECORDS, method, batch_size=2)
+    wanted = weights_hash(any_model.hf_model)
+    run.revert()
+    with any_model.preserved((0, 1, 2)), pytest.raises(Stop):
+        edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path, after_batch=stop_after(1))
+    run = edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path)
+    assert weights_hash(any_model.hf_model) == wanted and len(run.batches) == 3
+    run.revert()
+    other = replace(method, targets=replace(method.targets, clamp=0.1))
+    with pytest.raises(ValueError, match="clamp"):
+        edit_sequence(any_model, RECORDS, other, batch_size=2, checkpoint_dir=tmp_path)
 
 
 def test_micro_batches_are_recorded_and_a_run_is_not_continued_with_others(any_model, tmp_path, monkeypatch):

@@ -25,17 +25,16 @@ from bluelib.io.timing import Timer
 from bluelib.models.adapters import ADAPTERS
 from bluelib.models.model import Model
 from tests.support.checkpoints import ARCHITECTURES, add_code, pickle_weights, write_checkpoint
-from tests.support.small import PREFIXES, RECORDS
+from tests.support.small import PREFIXES, RECORDS, own_settings
 
 #: The last one's target follows its subject at once: within reach of δ where a window of attention is short.
 EDITS = [*RECORDS[:3], replace(RECORDS[3], prompt="The best known is {}")]
+#: Of every editor, for critical layers 1 and 2.
 SETTINGS = {
-    "memit": {"mom2_update_weight": 50},
-    "memit_history": {"mom2_update_weight": 50},
-    "rect": {"mom2_update_weight": 50},
-    "prune": {"mom2_update_weight": 50},
-    "pmet": {"mom2_update_weight": 50},
-    "alphaedit": {"nullspace_threshold": 1000, "l2": 1},
+    "ft": {"layers": [1], "steps": 3, "learning_rate": 0.01},
+    "mend": {"layers": [1, 2]},
+    "rome": {"layers": [1]},
+    **{name: own_settings(name, layers=2) for name in catalogue.names() if name not in ("ft", "mend", "rome")},
 }
 
 
@@ -44,7 +43,6 @@ def home(tmp_path_factory):
     """Checkpoints, a configuration of the user's own for all of them, a text, and a cache."""
     home = tmp_path_factory.mktemp("paper-scale")
     (home / "configs").mkdir()
-    settings = {**SETTINGS, **{f"{name}_blue": own for name, own in SETTINGS.items()}}
     config = {
         "models": [str(home / name) for name in ARCHITECTURES],
         "critical_layers": [1, 2],  # layer 0 of GPT-J reads nothing but the token, so that its C is singular
@@ -57,12 +55,7 @@ def home(tmp_path_factory):
             "clamp": 1.5,
             "early_stop": 0.0,
         },
-        "editors": {
-            "ft": {"layers": [1], "steps": 3, "learning_rate": 0.01},
-            "mend": {"layers": [1, 2]},
-            "rome": {"layers": [1]},
-            **settings,
-        },
+        "editors": SETTINGS,
     }
     (home / "configs" / "mine.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     draw, words = random.Random(0), sorted({word for r in RECORDS for word in r.request.text.split()})

@@ -11,14 +11,14 @@ import pytest
 import torch
 from accelerate import dispatch_model
 
-from bluelib import blue, edit_sequence, evaluate
+from bluelib import blue, edit_sequence, evaluate, fe
 from bluelib.data import Probe
-from bluelib.editing.constraints import Damp
+from bluelib.editing.constraints import Damp, Project
 from bluelib.editing.finetuning import FineTuning
 from bluelib.editing.mend import Mend, Network, train
 from bluelib.editing.named import pmet, rome
 from bluelib.editing.second_moments import second_moments
-from bluelib.editing.solvers import NullSpace, Ridge
+from bluelib.editing.solvers import NormRidge, NullSpace, Ridge
 from bluelib.editing.targets import BUDGETS, default_token_budget, optimise_targets
 from bluelib.io.tensors import save_tensors
 from bluelib.metrics import text as generation
@@ -92,6 +92,10 @@ METHODS = {
     "prune": replace(editor(layers=(1, 2)), constraint=Damp()),
     "pmet": replace(pmet((1, 2), TARGETS, mom2_update_weight=50.0), **COMPOSED),
     "pmet_blue": replace(blue(pmet((0, 2), TARGETS, mom2_update_weight=50.0)), **COMPOSED),
+    "memit_fe": fe(editor(layers=(0, 1, 2))),
+    "sphere": replace(editor(NullSpace(0.05, 1.0), layers=(1, 2)), constraint=Project()),
+    "encore": replace(editor(NormRidge(50.0, True, 2.0)), targets=replace(TARGETS, stop="first_choice")),
+    "alphaedit_nas": replace(editor(NullSpace(0.05, 1.0), layers=(0, 2)), anchor=20.0),
     "rome": replace(rome((2,), TARGETS), **COMPOSED),
     "ft": FineTuning("ft", (1, 2), steps=3, norm_constraint=1e-3),
     "mend": Mend("mend", (1, 2)),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import AutoModelForCausalLM
 
 from bluelib.data import Record
+from bluelib.editing import catalogue
 from bluelib.editing.editor import Editor
 from bluelib.editing.residuals import DISTRIBUTED
 from bluelib.editing.solvers import Ridge
@@ -47,3 +50,27 @@ def random_model(name: str, seed: int = 0) -> Model:
 
 def editor(solver=None, residual=DISTRIBUTED, layers=(0, 1, 2)):
     return Editor(layers, residual, solver or Ridge(50.0), targets=TARGETS, corpus="pocket", tokens=3000, name="test")
+
+
+RIDGE, NULL_SPACE = {"mom2_update_weight": 50.0}, {"nullspace_threshold": 1e9, "l2": 2.0}
+OWN: dict[str, dict[str, Any]] = {
+    "alphaedit": NULL_SPACE,
+    "alphaedit_cake": {**NULL_SPACE, "layer_scores": [0.1, 0.3, 0.2]},
+    "alphaedit_nas": {**NULL_SPACE, "anchor": 7.0},
+    "betaedit": {**NULL_SPACE, "leak": 4.0},
+    "emmet": {},
+    "encore": {**RIDGE, "norm_weight": 5.0},
+    "ft": {"steps": 3, "learning_rate": 0.01},
+    "memit_cake": {**RIDGE, "layer_scores": [0.1, 0.3, 0.2]},
+    "mend": {},
+    "rome": {},
+    "sphere": {**NULL_SPACE, "strength": 0.25},
+}
+
+
+def own_settings(name: str, layers: int = 3) -> dict[str, Any]:
+    """A method's own hyper-parameters, for so many layers of a small model."""
+    own = dict(OWN.get(catalogue.known(name).plain or name, RIDGE))
+    if "layer_scores" in own:
+        own["layer_scores"] = own["layer_scores"][:layers]
+    return own
