@@ -1,10 +1,14 @@
 """The weight-shift error of residual distribution, exactly and in bounds (proofs: ``02_weight_shift_theory.ipynb``).
 
 A solver's update is linear in the residual: Δ = R Q, where the gain Q ``(u, d_mlp)`` depends on the keys alone. With a
-target optimised at the layer l itself the update would be R* Q; distribution makes it (R^L / c) Q, where R^L is what is
-missing at the last critical layer L and c the divisor (c = L − l + 1 in MEMIT, its square root in PMET). The error is
+target optimised at the layer l itself the update would be R* Q. A rule that takes a share η of what is missing at the
+last critical layer L, R^L, makes it η R^L Q. The error is
 
-    E = (R* − R^L / c) Q.
+    E = (R* − η R^L) Q,    η = 1 / c,
+
+with a divisor c of L − l + 1 in MEMIT, its square root in PMET, Σ_{k ≥ l} w_k / w_l in CAKE. BLUE takes R* itself, so
+that E = 0. FE takes, in the place of η R^L, what a target at the first layer leaves at l when it is replayed, R^F with
+c = 1: E = (R* − R^F) Q is zero at the first layer, and at the later ones what replay changes in R*.
 
 With D = R* − R^L, and every norm the spectral one, for any c ≥ 1:
 

@@ -237,6 +237,39 @@ def scores_by_batch_size(model: Model, records: Sequence[Record], editor: Method
     return pd.concat(frames, ignore_index=True)
 
 
+def sequence_against_once(
+    model: Model, records: Sequence[Record], editor: Method, sizes: Sequence[int]
+) -> pd.DataFrame:
+    """How far a sequence of batches ends from one batch of all records: ‖ΔW_sequence − ΔW_once‖_F / ‖ΔW_once‖_F.
+
+    With keys and targets of one layer that stay, MEMIT with history makes them equal (arXiv:2605.26670), and MEMIT does
+    not. In an
+    edit they do not stay: each batch changes the keys of later layers and the model that the next targets are optimised
+    on; and the residual is measured on the bare prompt, where the key is a mean over context prefixes.
+
+    The model is left as it was. Columns: batch_size, layer, deviation.
+
+    Raises:
+        ValueError: for a batch size that the editor does not make.
+    """
+    check_batch(editor, len(records))
+    layers = model.check_layers(editor.layers)
+    before = {layer: model.weight(layer).double().clone() for layer in layers}
+
+    def changes(size: int) -> dict[int, Tensor]:
+        with model.preserved(layers):  # all edits are made, also those of one fact
+            edit_sequence(model, records, editor, batch_size=size, progress=False, on_conflict="keep")
+            return {layer: model.weight(layer).double() - before[layer] for layer in layers}
+
+    once = changes(len(records))
+    rows = [
+        {"batch_size": size, "layer": layer, "deviation": ((change - once[layer]).norm() / once[layer].norm()).item()}
+        for size in sizes
+        for layer, change in changes(size).items()
+    ]
+    return pd.DataFrame(rows)
+
+
 def batch_sizes(most: int) -> list[int]:
     """1, 2, 5, 10, 20, 50, … up to ``most``, which is the last."""
     sizes = [digit * 10**power for power in range(int(math.log10(most)) + 1) for digit in (1, 2, 5)]

@@ -27,6 +27,7 @@ from bluelib.studies.growth import (
     error_by_distance,
     scores_along_sequence,
     scores_by_batch_size,
+    sequence_against_once,
     shifts_along_sequence,
     shifts_of_batch,
     violations,
@@ -226,6 +227,29 @@ def test_scores_along_the_axes_leave_the_model(world, unchanged):
         scores_along_sequence(model, RECORDS, replace(method, max_batch=1), 2, at=(1,))
     by_size = scores_by_batch_size(model, RECORDS, editor(residual=DIRECT, layers=(0, 2)), [1, 4])
     assert by_size[by_size.metric == "efficacy"].groupby("edits").size().to_dict() == {1: 1, 4: 4}
+
+
+def test_a_sequence_is_compared_with_one_batch(world, unchanged, monkeypatch):
+    """And is the same as one batch of all, with history, where the targets are those of the unedited model, and the key
+    is that of the prompt that the residual is measured on."""
+    model, _ = world
+    method = editor(Ridge(50.0, remembers=True), layers=(1,))
+    found = sequence_against_once(model, RECORDS, method, [2, len(RECORDS)])
+    assert found.set_index("batch_size").deviation[len(RECORDS)] == 0 < found.deviation.iloc[0]
+    requests = [record.request for record in RECORDS]
+    fixed = optimise_targets(model, requests, 1, method.prefixes(model), method.targets)
+
+    def same(model, asked, layer, prefixes, options, *, token_budget):
+        at = [requests.index(request) for request in asked]
+        return replace(fixed, **{name: getattr(fixed, name)[..., at] for name in ("values", "hidden", "steps", "loss")})
+
+    monkeypatch.setattr("bluelib.editing.editor.optimise_targets", same)
+    monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda model, contexts: ("",))
+    assert sequence_against_once(model, RECORDS, method, [2]).deviation.max() < 1e-3  # the weights are float32
+    forgets = editor(Ridge(50.0), layers=(1,))
+    assert sequence_against_once(model, RECORDS, forgets, [2]).deviation.max() > 1e-2
+    with pytest.raises(ValueError, match="makes at most 1 edits together"):
+        sequence_against_once(model, RECORDS, replace(method, max_batch=1), [1])
 
 
 @pytest.mark.parametrize(
