@@ -278,7 +278,7 @@ def published_improvement() -> tuple[float, int]:
     wide = table.pivot(index=["model", "dataset", "method"], columns="metric", values="value")
     found = []
     for (model, dataset, method), blue in wide.iterrows():
-        if labelled(method).variant:
+        if labelled(method).variant == "blue":
             plain = wide.loc[(model, dataset, entry(labelled(method).plain).label)]
             found.append((100 * (blue - plain) / plain).mean())
     return float(np.mean(found)), len(found)
@@ -331,7 +331,7 @@ def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
         scored = _measured(frame, TEACHER_FORCED)
         success = pd.Series({m: np.mean([frame[m, metric].mean() for metric in scored]) for m in methods})
         drawn = pd.DataFrame({m: np.mean([sampled[m, metric] for metric in scored], axis=0) for m in methods})
-        is_blue = np.array([bool(labelled(m).variant) for m in success.index])
+        is_blue = np.array([labelled(m).variant == "blue" for m in success.index])
         blue, other = success[is_blue].idxmax(), success[~is_blue].idxmax()
         low, high = limits(drawn.loc[:, is_blue].max(axis=1) - drawn.loc[:, ~is_blue].max(axis=1))
         rows.append(
@@ -349,6 +349,8 @@ def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
 
 
 def _in_contest(method: Entry, families: Sequence[str]) -> bool:
-    """Whether it is one of the families, their variants, or the paper's methods that have no variant."""
+    """Whether it is one of the families, their BLUE variants, or the paper's methods that have no variant."""
+    if method.variant not in ("", "blue"):
+        return False
     plain = entry(method.plain) if method.variant else method
     return plain.label in families or (plain.reported == MAIN_TABLE and not plain.variants)

@@ -13,13 +13,15 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..editing.catalogue import UNEDITED, VARIANTS, entry, in_order, labelled
+from ..editing.catalogue import UNEDITED, VARIANTS, Variant, entry, in_order, labelled
 from ..io.palette import GREY
 from ..io.writing import atomic_file
 from ..metrics.editing import METRICS, TEACHER_FORCED
 from ..models.known import label_of_model
 from .published import counterpart
 
+#: By how the marker of a variant is filled.
+SIGNS = {"full": "●", "left": "◐"}
 UNITS = {
     "efficacy": "efficacy (%)",
     "generalization": "generalization (%)",
@@ -79,7 +81,8 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
                 edgecolor="white",
             )
             for bar, method in zip(axis.patches, methods, strict=True):
-                bar.set_hatch("//" if labelled(method).variant else "")
+                variant = labelled(method).variant
+                bar.set_hatch(VARIANTS[variant].hatch if variant else "")
             x = range(len(methods))
             axis.errorbar(x, rows["mean"], rows["standard_error"], fmt="none", ecolor="black", capsize=3)
             axis.plot(
@@ -107,7 +110,7 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
 
 def plot_main(frame: pd.DataFrame) -> Figure:
     """The main table of one dataset: a row of panels per metric, a column per model; a line leads from each plain
-    method (hollow) to its BLUE variant (filled); small grey marks are the published figures of the paper scale.
+    method (hollow) to its variants (filled); small grey marks are the published figures of the paper scale.
 
     Args:
         frame: of one dataset, see :func:`bluelib.reports.tables.main_frame`.
@@ -137,8 +140,8 @@ def plot_main(frame: pd.DataFrame) -> Figure:
         axes[0, 0].invert_yaxis()
         figure.suptitle(
             f"{first.dataset} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, "
-            f"{first.seeds} {'seed' if first.seeds == 1 else 'seeds'}, mean ± standard error; ○ plain, ● BLUE, "
-            "| before editing;\n"
+            f"{first.seeds} {'seed' if first.seeds == 1 else 'seeds'}, mean ± standard error; ○ plain, "
+            f"{_signs(frame)}, | before editing;\n"
             "grey: published at the paper scale (2,000 edits in batches of 100), to compare the pattern, not the size",
             fontsize=9,
         )
@@ -156,20 +159,31 @@ def _plain(method: str) -> str:
     return entry(row.plain).label if row.variant else method
 
 
+def _variants(frame: pd.DataFrame) -> list[Variant]:
+    """The kinds of variants that are there, or BLUE."""
+    there = {labelled(method).variant for method in frame.method.unique()}
+    return [kind for kind in VARIANTS.values() if kind.name in there] or [VARIANTS["blue"]]
+
+
+def _signs(frame: pd.DataFrame) -> str:
+    return ", ".join(f"{SIGNS[kind.fill]} {kind.name.upper()}" for kind in _variants(frame))
+
+
 def _dumbbells(axis: Axes, rows: Sequence[str], values: pd.DataFrame) -> None:
     if UNEDITED in values.index:
         axis.axvline(values["mean"][UNEDITED], color=GREY, linewidth=1, linestyle=":")
     for place, method in enumerate(rows):
-        blue = VARIANTS["blue"].label_of(method)
+        variants = [kind.label_of(method) for kind in VARIANTS.values()]
         for column, colour, size, shift in (
             ("published", GREY, 3.5, 0.25),
             ("mean", labelled(method).colour, 6, -0.08),
         ):
-            ends = [name for name in (method, blue) if name in values.index and not pd.isna(values[column][name])]
-            if len(ends) == 2:
+            there = [name for name in (method, *variants) if name in values.index]
+            ends = [name for name in there if not pd.isna(values[column][name])]
+            for name in ends[1:] if method in ends else ():
                 axis.annotate(
                     "",
-                    (values[column][blue], place + shift),
+                    (values[column][name], place + shift),
                     (values[column][method], place + shift),
                     arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1, "shrinkA": 0, "shrinkB": 0},
                 )
@@ -182,14 +196,14 @@ def _dumbbells(axis: Axes, rows: Sequence[str], values: pd.DataFrame) -> None:
                     fmt="o",
                     color=colour,
                     markersize=size,
-                    markerfacecolor=colour if name == blue else "white",
+                    **{**labelled(name).face, **({"markerfacecolor": colour} if name != method else {})},
                     elinewidth=1,
                 )
 
 
 def plot_pareto(frame: pd.DataFrame) -> Figure:
     """Editing against preservation: the mean of efficacy and generalization against specificity, a row of panels per
-    dataset, a column per model; an arrow leads from a plain method to its BLUE variant.
+    dataset, a column per model; arrows lead from a plain method to its variants.
 
     Args:
         frame: see :func:`bluelib.reports.tables.main_frame`.
@@ -221,7 +235,7 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                 spread = sum(errors[metric] for metric in editing) / len(editing)
                 for method in _edited(chosen):
                     row, start = labelled(method), _plain(method)
-                    colour, is_blue = row.colour, bool(row.variant)
+                    colour, is_variant = row.colour, bool(row.variant)
                     axis.errorbar(
                         x[method],
                         y[method],
@@ -230,11 +244,11 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                         fmt=row.marker,
                         color=colour,
                         markersize=6,
-                        markerfacecolor=colour if is_blue else "white",
+                        **row.face,
                         elinewidth=0.8,
-                        label=None if is_blue else method,
+                        label=None if is_variant else method,
                     )
-                    if is_blue and start in means.index:
+                    if is_variant and start in means.index:
                         axis.annotate(
                             "",
                             (x[method], y[method]),
@@ -245,9 +259,11 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
             axis.set_ylabel("mean of efficacy and\ngeneralization (%)")
         if any(axes[0, -1].get_legend_handles_labels()):
             axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        variants = " or ".join(f"{kind.name.upper()} variant ({SIGNS[kind.fill]})" for kind in _variants(frame))
         figure.suptitle(
             f"{first.scale} scale, {first.edits} edits in batches of {first.batch_size}: arrows lead from "
-            "a plain method (○) to its BLUE variant (●); up and right is better",
+            f"a plain method (○) to its {variants}; "
+            "up and right is better",
             fontsize=10,
         )
         return figure

@@ -65,9 +65,9 @@ def task_capability(numbers: Numbers) -> Figure:
 
 
 def _by_editor(axis: Axes, scores: pd.DataFrame) -> None:
-    """A line per editor in its family's colour, BLUE variants with circles and a full line."""
+    """A line per editor in its family's colour, variants with circles and a line of their kind."""
     for editor, rows in scores.groupby("editor", sort=False):
         method = entry(editor)
-        line, marker = ("-", "o") if method.variant else ("--", "s")
+        line, marker = method.line, "o" if method.variant else "s"
         band(axis, rows, "edits", method.label, color=method.colour, linestyle=line, marker=marker, markersize=4)
     integers(axis, scores.edits)

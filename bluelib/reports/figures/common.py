@@ -99,14 +99,11 @@ def measure_panels(
 def editor_points(
     axis: Axes, rows: pd.DataFrame, editors: Sequence[str], shift: float = 0.0, marker: str = "o"
 ) -> None:
-    """A point with its 95 % interval per editor; those of BLUE variants are filled."""
+    """A point with its 95 % interval per editor; those of variants are filled as their kind is."""
     for x, editor in enumerate(editors):
         row, method = rows.loc[editor], entry(editor)
         ends = [[row["mean"] - row.low], [row.high - row["mean"]]]
-        face = method.colour if method.variant else "white"
-        axis.errorbar(
-            [x + shift], [row["mean"]], ends, fmt=marker, color=method.colour, markerfacecolor=face, capsize=3
-        )
+        axis.errorbar([x + shift], [row["mean"]], ends, fmt=marker, color=method.colour, **method.face, capsize=3)
     axis.set(xlim=(-0.6, len(editors) - 0.4))
 
 

@@ -40,10 +40,10 @@ def batch_scores(numbers: Numbers) -> Figure:
                         "edits",
                         method.label,
                         color=method.colour,
-                        linestyle="-" if method.variant else "--",
+                        linestyle=method.line,
                         marker="o",
                         markersize=4,
-                        markerfacecolor=method.colour if method.variant else "white",
+                        **method.face,
                     )
                 axis.set_ylabel(f"{metric} (%)" if column == 0 else "")
             log_axis(axes[-1, column], scores.edits)
