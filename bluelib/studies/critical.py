@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ..data import Record
 from ..data.corpora import check_corpus
 from ..data.datasets import records_to_choose_on
 from ..data.provenance import provenance
-from ..editing.catalogue import known
+from ..editing.catalogue import known, names
 from ..editing.editor import Editor, EditState, Step
 from ..editing.named import composes, editor_with
 from ..editing.residuals import DIRECT
@@ -79,6 +80,8 @@ WEIGHTS = tuple(10**k for k in range(-1, 8))
 L2 = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
 #: The share of C's dimensions that its null space is to have: with the published 0.02, what Llama 3's and others' have.
 NULL_SHARE = 0.85
+#: BetaEdit's λ₁ over MEMIT's λ, as both are published for Llama 3.
+LEAK = 0.2
 #: A model of more layers has them edited in two passes: every so many of the first two thirds, then those around.
 FEW_LAYERS, STRIDE = 12, 3
 #: Bytes of second moments that are measured in one pass of the text.
@@ -202,7 +205,7 @@ def find(
         weight = trier.best("mom2_update_weight", middle, Ridge, WEIGHTS, weight, trials)
         threshold = _null_threshold(trier.moments(window).values())
         l2 = trier.best("l2", middle, lambda value: NullSpace(threshold, value), L2, 1, trials)
-    measured = {"mom2_update_weight": weight, "nullspace_threshold": threshold, "l2": l2}
+    measured = {"mom2_update_weight": weight, "leak": LEAK * weight, "nullspace_threshold": threshold, "l2": l2}
     text = {"corpus": str(Path(corpus).resolve()) if Path(corpus).exists() else corpus, "tokens": tokens}
     asked = [record for record in records if record.target_true]
     return Located(
@@ -213,7 +216,16 @@ def find(
         contributions,
         {"tracing": by_tracing, "contributions": window},
         trials,
-        _config(model, window, text, targets, measured, best, _clamp_of_mlp(model, edited, middle, targets.clamp)),
+        _config(
+            model,
+            window,
+            text,
+            targets,
+            measured,
+            best,
+            _clamp_of_mlp(model, edited, middle, targets.clamp),
+            contributions.set_index("layer").rewrite.loc[window].round(4).tolist(),
+        ),
         {key: value for key, value in provenance(model, edited).items() if key != "case_ids"},
         timer.rounded(),
     )
@@ -472,8 +484,10 @@ def _config(
     measured: Mapping[str, float],
     best: int,
     clamp_of_mlp: float,
+    layer_scores: list[float],
 ) -> dict[str, Any]:
-    """The settings file's content: that of the doctor, with what was measured in place of what another model has."""
+    """The settings file's content: that of the doctor, with what was measured in place of what another model has, and
+    rows of the methods that weigh layers."""
     kept = ("steps", "learning_rate", "weight_decay", "kl_factor", "clamp", "early_stop")
     config = {
         "models": [place_of(model.name)],
@@ -494,6 +508,11 @@ def _config(
             own["clamp"] = clamp_of_mlp
         if len(editor.layers) == 1:
             own["layers"] = [best]
+    for name in names():
+        takes = signature(known(name).make()).parameters
+        if "layer_scores" in takes:
+            own = {key: value for key, value in measured.items() if key in takes}
+            config["editors"][name] = {**own, "layer_scores": layer_scores}
     return config
 
 

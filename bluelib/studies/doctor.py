@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..editing.catalogue import known
 from ..editing.method import Size
-from ..editing.named import composes, editor_with
+from ..editing.named import MEASURED, composes, editor_with
 from ..editing.second_moments import enough_tokens
 from ..editing.settings import (
     find_settings,
@@ -265,6 +265,8 @@ def beginning(model: Model, critical: list[int] | None = None) -> dict[str, Any]
     critical = critical or list(range(first, min(first + 5, model.n_layers)))
     editors = {}
     for name, settings in like["editors"].items():
+        if MEASURED.keys() & settings.keys():
+            continue
         own = editors[name] = dict(settings)
         if "layers" in own:
             own["layers"] = critical[:1] if len(own["layers"]) == 1 else critical[-len(own["layers"]) :]

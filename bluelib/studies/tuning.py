@@ -16,6 +16,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
@@ -23,8 +24,10 @@ from typing import Any
 from ..data import Record
 from ..data.datasets import records_to_choose_on
 from ..data.provenance import provenance
+from ..editing.anchors import norm_anchor
 from ..editing.catalogue import EachAlone, Scaled, known, methods
-from ..editing.method import describe
+from ..editing.editor import Editor
+from ..editing.method import Method, describe
 from ..editing.named import composes, get_editor
 from ..editing.sequence import edited
 from ..editing.settings import (
@@ -50,6 +53,8 @@ log = logging.getLogger(__name__)
 
 #: Edits of a trial, and edits per batch: of a pocket model, and of any other, whose search takes minutes on a laptop.
 POCKET_SIZE, SIZE = (60, 3), (20, 10)
+#: A norm anchor is measured on so many records.
+ANCHORS = 100
 #: Which axes are searched: those of the solver alone, or all of them.
 AXES = ("solver", "all")
 
@@ -90,7 +95,8 @@ def axes(model: Model, editor: str, which: str | None = None) -> dict[str, tuple
     layers = critical_layers(model)
     pocket = scale_of(model.name) == "pocket"
     targets: dict[str, Any] = (settings_of(model) or {})["targets"]
-    own = editor_settings(model, editor, shared=composes(row.make()))
+    defaults = {name: p.default for name, p in signature(row.make()).parameters.items() if p.default is not p.empty}
+    own = {**defaults, **editor_settings(model, editor, shared=composes(row.make()))}
     of_targets = targets.keys() if composes(row.make()) and (which or "solver") == "solver" and not pocket else ()
     found = {}
     for axis, candidates in row.axes.items():
@@ -187,7 +193,20 @@ def tune(
     check_scored(records)
     make = partial(get_editor, editor, model, corpus=corpus, tokens=tokens)
     best = {axis: candidates[0] for axis, candidates in space.items()}
-    first = make(**best)
+    anchored = "anchor" in signature(known(editor).make()).parameters
+
+    def derived(choice: dict[str, Any]) -> dict[str, Any]:
+        """What follows from a choice, and is measured: the norm anchor, which depends on how targets are optimised."""
+        return {"anchor": _anchor(make(**choice, anchor=1.0), model, records)} if anchored else {}
+
+    def possible(choice: dict[str, Any]) -> bool:
+        """Whether all of it is in its range."""
+        try:
+            return bool(make(**{**choice, **({"anchor": 1.0} if anchored else {})}))
+        except ValueError:
+            return False
+
+    first = make(**best, **derived(best))
     first.check(model)
     if batch_size is None:
         batch_size = min(usual_batch, len(records))
@@ -209,7 +228,7 @@ def tune(
     }
     path = (folder or project_path("results", "tuning")) / f"{model.stem}-{editor}.json"
     kept = _kept(path, result)
-    if kept and kept["best"]:
+    if kept and kept["best"] is not None:
         return path
     trials: list[dict[str, Any]] = kept["trials"] if kept else []
 
@@ -218,7 +237,7 @@ def tune(
             if trial["choice"] == choice:
                 return trial["score"]
         try:
-            method = make(**choice)
+            method = make(**choice, **derived(choice))
             with edited(model, records, method, batch_size=batch_size):
                 scores = evaluate(model, records, generate=False)
             trial = {
@@ -237,16 +256,28 @@ def tune(
     bar = progress_bar(
         total=sum(map(len, space.values())), initial=len(trials), desc=f"{model.name} {editor}", unit="trial"
     )
+    if not space:  # nothing to choose: its score is told all the same
+        attempt(best)
     for axis, candidates in space.items():
+        candidates = tuple(value for value in candidates if possible({**best, axis: value}))
         best = max(({**best, axis: value} for value in candidates), key=attempt)
         for _ in range(2):
             value = further(candidates, best[axis])
-            if value is None or attempt({**best, axis: value}) <= attempt(best):
+            if value is None or not possible({**best, axis: value}) or attempt({**best, axis: value}) <= attempt(best):
                 break
             best, candidates = {**best, axis: value}, (*candidates, value)
     bar.close()
+    best |= derived(best)
     layers = make(**best).layers
     return write_json(path, {**result, "layers": layers, "best": best, "trials": trials}, indent=1)
+
+
+def _anchor(editor: Method, model: Model, records: Sequence[Record]) -> float:
+    """The norm anchor of an unedited model, on the first hundred of the records, in the digits that are kept of it."""
+    assert isinstance(editor, Editor)
+    requests = [record.request for record in records[:ANCHORS]]
+    at = editor.residual.site(editor.layers[0], editor.layers)
+    return _rounded(norm_anchor(model, requests, at, editor.prefixes(model), editor.targets))
 
 
 def keep_best(model: Model, searches: Iterable[Path]) -> Path:
@@ -259,7 +290,7 @@ def keep_best(model: Model, searches: Iterable[Path]) -> Path:
     file = own_file(model)
     for path in searches:
         found = read_json(path)
-        if not found["best"]:
+        if found["best"] is None:
             raise ValueError(f"the search in {path} is not finished")
         set_editor(file, found["editor"], found["best"])
     return file
@@ -295,8 +326,7 @@ def _kept(path: Path, result: dict[str, Any]) -> dict[str, Any] | None:
     if identity(found) != identity(result):
         log.warning("%s is of another search, and is begun anew", path)
         return None
-    what = (
-        "was finished: delete it to search again" if found["best"] else f"goes on after {len(found['trials'])} trials"
-    )
+    finished = found["best"] is not None
+    what = "was finished: delete it to search again" if finished else f"goes on after {len(found['trials'])} trials"
     log.warning("%s %s", path, what)
     return found
