@@ -267,7 +267,7 @@ def tune(
                 break
             best, candidates = {**best, axis: value}, (*candidates, value)
     bar.close()
-    best |= derived(best)
+    best = {**best, **derived(best)}  # which is no trial's choice
     layers = make(**best).layers
     return write_json(path, {**result, "layers": layers, "best": best, "trials": trials}, indent=1)
 

@@ -513,7 +513,7 @@ def test_settings_are_those_the_search_found():
         best = max(trial["score"] for trial in search["trials"])
         chosen = {axis: search["best"][axis] for axis in search["axes"]}  # the best has what is measured for it, too
         (trial,) = [trial for trial in search["trials"] if trial["choice"] == chosen]
-        assert trial["score"] == best
+        assert trial["score"] == best and all(t["choice"].keys() == chosen.keys() for t in search["trials"])
         assert search["split"] == "tune" or "choosing_split" in search
         assert search["provenance"]["model_revision"] == weights_revision(model)
         sizes.setdefault(model, set()).add((search["dataset"], search["edits"], search["batch_size"]))

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from bluelib import load_dataset, load_model
+from bluelib import get_editor, load_dataset, load_model
 from bluelib.editing.catalogue import known
 from bluelib.editing.settings import write_settings
 from bluelib.io.formats import read_json
@@ -118,6 +118,19 @@ def test_a_search_is_written_and_put_into_the_settings(model, tmp_path):
     file = keep_best(model, [path])
     assert yaml.safe_load(file.read_text())["editors"] == {**EDITORS, "memit_blue": best["choice"]}
     assert file.read_text().startswith("# mine\n")
+
+
+def test_a_norm_anchor_is_measured_for_each_choice(model):
+    """Its settings are AlphaEdit's. A choice is of what is searched; the best one has the anchor
+    as well."""
+    path = tune(model, "alphaedit_nas", **HOW)
+    found = json.loads(path.read_text())
+    assert found["axes"].keys() == {"nullspace_threshold", "l2"}
+    assert all(trial["choice"].keys() == found["axes"].keys() for trial in found["trials"])
+    anchor = found["best"]["anchor"]
+    assert found["best"].keys() == {*found["axes"], "anchor"} and anchor > 0
+    keep_best(model, [path])
+    assert get_editor("alphaedit_nas", model).anchor == anchor
 
 
 def test_an_interrupted_search_goes_on(model, tmp_path, monkeypatch, caplog):
