@@ -72,8 +72,8 @@ def memit_cake(
     temperature: float = 0.1,
 ) -> Editor:
     """CAKE (ACL 2026) with MEMIT's solver: R^l = η_l R^L, η_l = w_l / Σ_{k ≥ l} w_k, w = softmax(scores / τ)."""
-    residual = Weighted.of(layer_scores, temperature)
-    return Editor(tuple(layers), residual, Ridge(mom2_update_weight), targets=targets, name="memit_cake")
+    plain = memit(layers, targets, mom2_update_weight=mom2_update_weight)
+    return replace(plain, name="memit_cake", residual=Weighted.of(layer_scores, temperature))
 
 
 def alphaedit_cake(
@@ -86,9 +86,8 @@ def alphaedit_cake(
     temperature: float = 0.1,
 ) -> Editor:
     """CAKE (ACL 2026) with AlphaEdit's solver: R^l = η_l R^L, η_l = w_l / Σ_{k ≥ l} w_k, w = softmax(scores / τ)."""
-    residual = Weighted.of(layer_scores, temperature)
-    solver = NullSpace(nullspace_threshold, l2)
-    return Editor(tuple(layers), residual, solver, targets=targets, name="alphaedit_cake")
+    plain = alphaedit(layers, targets, nullspace_threshold=nullspace_threshold, l2=l2)
+    return replace(plain, name="alphaedit_cake", residual=Weighted.of(layer_scores, temperature))
 
 
 def emmet(layers: Sequence[int], targets: TargetOptions) -> Editor:
