@@ -27,7 +27,7 @@ from ..data.provenance import provenance
 from ..editing.anchors import norm_anchor
 from ..editing.catalogue import EachAlone, Scaled, known, methods
 from ..editing.editor import Editor
-from ..editing.method import Method, describe
+from ..editing.method import describe
 from ..editing.named import composes, get_editor
 from ..editing.sequence import edited
 from ..editing.settings import (
@@ -195,9 +195,18 @@ def tune(
     best = {axis: candidates[0] for axis, candidates in space.items()}
     anchored = "anchor" in signature(known(editor).make()).parameters
 
+    anchors: dict[Any, float] = {}  # by all that they depend on: how targets are optimised, and where
+
     def derived(choice: dict[str, Any]) -> dict[str, Any]:
-        """What follows from a choice, and is measured: the norm anchor, which depends on how targets are optimised."""
-        return {"anchor": _anchor(make(**choice, anchor=1.0), model, records)} if anchored else {}
+        """What follows from a choice, and is measured: the norm anchor."""
+        if not anchored:
+            return {}
+        editor = make(**choice, anchor=1.0)
+        assert isinstance(editor, Editor)
+        way = editor.targets, editor.layers
+        if way not in anchors:
+            anchors[way] = _anchor(editor, model, records)
+        return {"anchor": anchors[way]}
 
     def possible(choice: dict[str, Any]) -> bool:
         """Whether all of it is in its range."""
@@ -272,9 +281,8 @@ def tune(
     return write_json(path, {**result, "layers": layers, "best": best, "trials": trials}, indent=1)
 
 
-def _anchor(editor: Method, model: Model, records: Sequence[Record]) -> float:
+def _anchor(editor: Editor, model: Model, records: Sequence[Record]) -> float:
     """The norm anchor of an unedited model, on the first hundred of the records, in the digits that are kept of it."""
-    assert isinstance(editor, Editor)
     requests = [record.request for record in records[:ANCHORS]]
     at = editor.residual.site(editor.layers[0], editor.layers)
     return _rounded(norm_anchor(model, requests, at, editor.prefixes(model), editor.targets))

@@ -120,10 +120,12 @@ def test_a_search_is_written_and_put_into_the_settings(model, tmp_path):
     assert file.read_text().startswith("# mine\n")
 
 
-def test_a_norm_anchor_is_measured_for_each_choice(model):
-    """Its settings are AlphaEdit's. A choice is of what is searched; the best one has the anchor
-    as well."""
+def test_a_norm_anchor_is_measured_once_for_each_way_to_optimise_targets(model, monkeypatch):
+    """Its settings are AlphaEdit's. A choice is of what is searched; the best one has the anchor as well."""
+    measured, anchor_of = [], tuning.norm_anchor
+    monkeypatch.setattr(tuning, "norm_anchor", lambda *how: measured.append(how) or anchor_of(*how))
     path = tune(model, "alphaedit_nas", **HOW)
+    assert len(measured) == 1, "the solver's axes do not change it"
     found = json.loads(path.read_text())
     assert found["axes"].keys() == {"nullspace_threshold", "l2"}
     assert all(trial["choice"].keys() == found["axes"].keys() for trial in found["trials"])
