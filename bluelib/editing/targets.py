@@ -6,8 +6,8 @@ the result for one does not depend on the others.
 
 Only what depends on δ is computed at each step, without approximation: the blocks after l, and in them the tokens
 from the subject's last one on. What stands before it is run once; its keys and values in the later blocks are kept.
-Logits are computed at the positions that the loss reads. Sequences are run in groups of about the same number of
-tokens from the subject on, so that hardly any padding is run.
+Logits are computed at the positions that the loss reads. Sequences are packed into lines of equal length
+(:mod:`.packing`), so that hardly any padding is run.
 
 In a model that is spread over several devices δ and its optimiser live where block l does, what a later block needs
 where that block runs, and the loss's terms are computed where the logits are; only their sums come back to δ.
@@ -15,23 +15,26 @@ where that block runs, and the loss's terms are computed where the logits are; o
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from inspect import signature
+from itertools import takewhile
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from ..io.checks import check_real, check_whole
 from ..models.choices import check_choice, published
 from ..models.model import Model
-from ..models.prompts import Request, by_length, encode_answer, locate, pad
+from ..models.prompts import Request, encode_answer, locate, pad
 from ..models.tracing import trace
+from .packing import Kept, Layout, Recorder
 
 #: The prompt on which the model's view of the subject must not drift (ROME, Meng et al. 2022, Eq. 4).
 ESSENCE = "{} is a"
@@ -132,8 +135,8 @@ def optimise_targets(
         layer: the block whose output δ is added to.
         prefixes: context prefixes, the empty one first.
         options: see :class:`TargetOptions`.
-        token_budget: tokens of one micro-batch, with padding; by default :func:`default_token_budget`. Results do not
-            depend on it beyond rounding.
+        token_budget: tokens that one micro-batch runs in a step; by default :func:`default_token_budget`. Results do
+            not depend on it beyond rounding.
 
     Raises:
         ValueError: if the first prefix is not the empty one; for a token budget below 1; for a prompt that with a
@@ -145,29 +148,36 @@ def optimise_targets(
     if token_budget is not None:
         check_whole("token_budget", token_budget, 1)
     prepared = [_Prepared.of(model, request, prefixes, options.kl_at) for request in requests]
-    sizes = [len(p.rows) * max(len(row.ids) for row in p.rows) for p in prepared]
-    parts: dict[int, Targets] = {}
-    for batch in by_length(sizes, token_budget or default_token_budget(model)):
-        found = _optimise(model, [prepared[i] for i in batch], layer, options)
-        for position, i in enumerate(batch):
-            parts[i] = Targets(
-                found.values[:, position],
-                found.hidden[:, position],
-                found.steps[position],
-                found.loss[position],
-            )
-    ordered = [parts[i] for i in range(len(requests))]
+    parts = [
+        _optimise(model, [prepared[i] for i in batch], layer, options)
+        for batch in _micro_batches([p.size for p in prepared], token_budget or default_token_budget(model))
+    ]
     return Targets(
-        torch.stack([p.values for p in ordered], 1),
-        torch.stack([p.hidden for p in ordered], 1),
-        torch.stack([p.steps for p in ordered]),
-        torch.stack([p.loss for p in ordered]),
+        torch.cat([p.values for p in parts], 1),
+        torch.cat([p.hidden for p in parts], 1),
+        torch.cat([p.steps for p in parts]),
+        torch.cat([p.loss for p in parts]),
     )
+
+
+def _micro_batches(sizes: Sequence[float], budget: int) -> Iterator[range]:
+    """Requests one behind another, in as few parts of at most ``budget`` as can be, of about the same size; a request
+    larger than the budget is one of its own."""
+    share = sum(sizes) / math.ceil(sum(sizes) / budget)
+    begin, size = 0, 0.0
+    for i, more in enumerate(sizes):
+        if i > begin and (size + more > budget or size >= share):
+            yield range(begin, i)
+            begin, size = i, 0.0
+        size += more
+    yield range(begin, len(sizes))
 
 
 #: By class of device, the tokens of a micro-batch at most, more of which would not be faster; and the bytes of
 #: activations that it may take on one device, unless a third of the device's memory is less.
 BUDGETS = {"cpu": (8192, 6 * 10**9), "cuda": (131_072, 16 * 10**9)}
+#: What a token takes of which keys and values are kept, as a share of one that is run.
+KEPT_SHARE = 1 / 20
 
 
 def default_token_budget(model: Model) -> int:
@@ -175,12 +185,12 @@ def default_token_budget(model: Model) -> int:
     depend on what is free at the moment, so that a run comes out the same when it is repeated.
 
     Counted as if every token of every block kept, for the backward pass, some 16 vectors of d_model and 6 of d_mlp,
-    and every eighth token two rows of float32 logits. Of several devices each has to hold this for its own blocks,
+    and every third token three rows of float32 logits. Of several devices each has to hold this for its own blocks,
     and the head's for the logits; the one that has most of them decides.
     """
     d_model, d_mlp = model.weight(0).shape
     per_block = (16 * d_model + 6 * d_mlp) * model.hf_model.dtype.itemsize
-    per_token = Counter({_home(model, model.head.weight): model.hf_model.config.vocab_size})
+    per_token = Counter({_home(model, model.head.weight): 4 * model.hf_model.config.vocab_size})
     for layer in range(model.n_layers):
         per_token[_home(model, model.weight(layer))] += per_block
     most, allowed = BUDGETS.get(model.device.type, BUDGETS["cpu"])
@@ -224,6 +234,11 @@ class _Prepared:
     request: Request
     rows: tuple[_Row, ...]
 
+    @property
+    def size(self) -> float:
+        """Tokens that a step runs, with those that are kept, as far as they count."""
+        return sum(row.suffix + KEPT_SHARE * row.subject_last for row in self.rows)
+
     @classmethod
     def of(cls, model: Model, request: Request, prefixes: Sequence[str], kl_at: str) -> _Prepared:
         target = encode_answer(model.tokenizer, request.text, request.target, request.separator)
@@ -240,28 +255,6 @@ class _Prepared:
             max(len(row.ids) for row in rows), f"{request.text[:80]!r} with a context prefix and its target"
         )
         return cls(request, tuple(rows))
-
-
-class _PrefixCache:
-    """Keys and values of the tokens before the subject's last one, by layer: what attention calls a cache.
-
-    Unlike transformers' own, it is not changed by a forward pass, so that every step starts from the same prefix.
-    """
-
-    def __init__(self, layers: dict[int, tuple[Tensor, Tensor]]):
-        self.layers = layers  # (n, heads, prefix length, head size) each
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        before_keys, before_values = self.layers[layer]
-        return torch.cat([before_keys, keys], 2), torch.cat([before_values, values], 2)
-
-    def keep(self, rows: Tensor) -> _PrefixCache:
-        return _PrefixCache({layer: (_take(k, rows), _take(v, rows)) for layer, (k, v) in self.layers.items()})
-
-
-def _take(value: Tensor, rows: Tensor) -> Tensor:
-    """Some of a tensor's rows, wherever it is."""
-    return value[rows.to(value.device)]
 
 
 @dataclass(frozen=True)
@@ -284,8 +277,10 @@ class _Entry:
         return {"stream": model.part(layer, "mlp_norm")} if norm else {}, outputs
 
     @classmethod
-    def of(cls, model: Model, layer: int, component: str, captured: dict[str, Tensor], at: Tensor) -> _Entry:
-        here = {key: values[torch.arange(len(at), device=at.device), at] for key, values in captured.items()}
+    def of(
+        cls, model: Model, layer: int, component: str, captured: dict[str, Tensor], at: tuple[Tensor, ...]
+    ) -> _Entry:
+        here = {key: values[at] for key, values in captured.items()}
         if component == "block":
             return cls(here["block"], None, here["block"][:, None], ())
         after = (model.part(layer, "mlp_norm"), model.part(layer, "mlp")) if "stream" in here else ()
@@ -305,79 +300,179 @@ class _Entry:
 
 
 @dataclass(frozen=True)
+class _Rows:
+    """All rows of a micro-batch as a model would run them, one a line, and what they have in common."""
+
+    owner: Tensor  # (n,): the request that a row belongs to
+    subject: Tensor  # (n,): its subject's last token
+    length: Tensor  # (n,)
+    like: Tensor  # (n,): the row whose first tokens are the same
+    shared: Tensor  # (n,): how many
+    embedded: Tensor  # (n, longest + 1, d_model): what the first block reads
+    calls: tuple[tuple[tuple, dict], ...]  # of each block: its further arguments
+    homes: tuple[torch.device, ...]  # of each block: where it runs
+
+    @classmethod
+    def of(cls, model: Model, prepared: Sequence[_Prepared]) -> _Rows:
+        rows = [row for p in prepared for row in p.rows]
+        owner = [i for i, p in enumerate(prepared) for _ in p.rows]
+        like, shared = list(range(len(rows))), [0] * len(rows)
+        # The rows of one context prefix begin alike: with its tokens and, in chat, with those before it.
+        a_request = len(prepared[0].rows)
+        for members in (range(j, len(rows), a_request) for j in range(a_request)):
+            before = (rows[i].ids[: rows[i].subject_last] for i in members)
+            common = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*before, strict=False)))
+            for i in members:
+                like[i], shared[i] = members[0], common
+        embedded, calls = _block_calls(model, [row.ids for row in rows])
+        return cls(
+            torch.tensor(owner),
+            torch.tensor([row.subject_last for row in rows]),
+            torch.tensor([len(row.ids) for row in rows]),
+            torch.tensor(like),
+            torch.tensor(shared),
+            embedded,
+            tuple(calls),
+            tuple(_home(model, model.weight(i)) for i in range(model.n_layers)),
+        )
+
+    def subjects(self, layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The lines and slots of the subjects' last tokens of a layout's rows."""
+        return layout.at(layout.rows.to(device), self.subject[layout.rows].to(device))
+
+    def arranged(self, layout: Layout, layers: Sequence[int], kept: Kept) -> tuple[tuple[tuple, dict], ...]:
+        """What the blocks of these layers are called with in a layout, beside hidden states."""
+        shape = self.embedded.shape[0], self.embedded.shape[1]
+        return tuple(layout.call(self.calls[i], shape, kept, self.homes[i]) for i in layers)
+
+
+@dataclass(frozen=True)
 class _Suffix:
     """The part of the computation that depends on δ: tokens from the subject's last one on, in the later blocks."""
 
-    entry: _Entry  # at the subject's last token
-    rest: Tensor  # (n, t - 1, d_model): outputs of block l behind it
-    owner: Tensor  # (n,): the request that a row belongs to
-    calls: tuple[tuple[tuple, dict], ...]  # per later block: its further arguments, where it runs
+    rows: _Rows
+    layers: range  # the later blocks
+    layout: Layout  # of the rows that are still run
+    entry: _Entry  # of these, at the subject's last token
+    tokens: Tensor  # (lines, width, d_model): outputs of block l, as they are without δ
+    kept: Kept
     reads: _Reads
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: Model, rows: Sequence[_Row], owner: Sequence[int], layer: int, component: str) -> _Suffix:
-        # One column of padding more than needed, so that transformers always builds an explicit attention mask.
-        inputs = pad([row.ids for row in rows], model.tokenizer.pad_token_id, model.device, extra=1)
-        calls: list[tuple[tuple, dict]] = []
-        keys_and_values = DynamicCache()
-        hooks = [
-            block.register_forward_pre_hook(
-                lambda module, args, kwargs: calls.append((args[1:], kwargs)), with_kwargs=True
-            )
-            for block in model.blocks[layer + 1 :]
-        ]
-        try:
-            with trace(*_Entry.modules(model, layer, component)) as captured:
-                model.hf_model.base_model(**inputs, use_cache=True, **{_cache_name(model): keys_and_values})
-        finally:
-            for hook in hooks:
-                hook.remove()
-        home = captured["block"].device
-        first = torch.tensor([row.subject_last for row in rows], device=home)
-        cut = _Cut(first, max(row.suffix for row in rows), width=inputs["input_ids"].shape[1])
-        cache = keys_and_values.layers
-        prefix = _PrefixCache(
-            {
-                i: (cache[i].keys[:, :, : cut.prefix], cache[i].values[:, :, : cut.prefix])
-                for i in range(layer + 1, model.n_layers)
-            }
+    def of(cls, model: Model, prepared: Sequence[_Prepared], layer: int, component: str) -> _Suffix:
+        """What comes before δ is run: what rows have in common, once; what stands before the subject's last token, in
+        all blocks; the rest as far as block l."""
+        rows = _Rows.of(model, prepared)
+        earlier, later = range(layer + 1), range(layer + 1, model.n_layers)
+        nothing = torch.zeros_like(rows.shared)
+
+        def run(layout: Layout, hidden: Tensor, layers: Sequence[int], old: Layout, seen: dict) -> tuple[Tensor, dict]:
+            kept = Recorder({i: layout.keys(seen[i], old) for i in layers} if layout.kept else {})
+            for i, (args, kwargs) in zip(layers, rows.arranged(layout, layers, kept), strict=True):
+                hidden = _hidden(model.blocks[i](hidden, *args, **kwargs))
+            return hidden, kept.seen
+
+        whole = common = Layout.whole(rows.length)
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        if rows.shared.any():
+            first = (rows.like == torch.arange(len(rows.like))).nonzero()[:, 0]
+            first = first[rows.shared[first] > 0]
+            layout = Layout.packed(nothing, rows.shared, first)
+            _, seen = run(layout, layout.tokens(rows.embedded, whole), range(model.n_layers), whole, {})
+            common = layout.sharing(rows.like)
+        entire = Layout.packed(rows.shared, rows.length)
+        with trace(*_Entry.modules(model, layer, component)) as captured:
+            run(entire, entire.tokens(rows.embedded, whole), earlier, common, seen)
+        before, tokens = common, captured["block"]
+        if (rows.shared < rows.subject).any():
+            before = Layout.packed(rows.shared, rows.subject)
+            _, seen = run(before, before.tokens(tokens, entire), later, common, seen)
+        suffix = cls(
+            rows,
+            later,
+            entire,
+            _Entry.of(model, layer, component, captured, rows.subjects(entire, tokens.device)),
+            tokens,
+            Kept({i: seen[i] for i in later} if seen else {}),
+            _Reads.of(prepared, _home(model, model.head.weight)),
         )
-        cuts = {home: cut}  # a block's arguments are caught before they are moved to where it runs
-        sliced = []
-        for i, (args, kwargs) in enumerate(calls, layer + 1):
-            device = cache[i].keys.device
-            there = cuts[device] = cuts.get(device) or cut.to(device)
-            sliced.append((tuple(there(v, prefix) for v in args), {k: there(v, prefix) for k, v in kwargs.items()}))
-        return cls(
-            _Entry.of(model, layer, component, captured, first),
-            cut(captured["block"], prefix)[:, 1:],
-            torch.tensor(owner, device=home),
-            tuple(sliced),
-            _Reads.of(rows, owner, _home(model, model.head.weight)),
-        )
+        return suffix._moved(Layout.packed(rows.subject, rows.length), before)
 
-    def keep(self, rows: Tensor) -> _Suffix:
-        """The same for some of the rows, given in ascending order."""
-        n = len(self.owner)
+    def keep(self, active: Tensor) -> _Suffix:
+        """The same for those requests that are ``active``, ``(u,)``."""
+        stay = active[self.owner]
+        part = replace(self, entry=self.entry.keep(stay), reads=self.reads.keep(active))
+        rows = self.layout.rows[stay.cpu()]
+        return part._moved(Layout.packed(self.rows.subject, self.rows.length, rows), self.layout)
 
-        def take(value: Any) -> Any:
-            if isinstance(value, _PrefixCache):
-                return value.keep(rows)
-            if isinstance(value, Tensor) and value.ndim and value.shape[0] == n:
-                return _take(value, rows)
-            return tuple(take(item) for item in value) if isinstance(value, tuple) else value
+    def _moved(self, layout: Layout, old: Layout) -> _Suffix:
+        """In another layout; keys are kept as they lay in ``old``."""
+        kept = Kept({i: layout.keys(pair, old) for i, pair in self.kept.layers.items()} if layout.kept else {})
+        return replace(self, layout=layout, tokens=layout.tokens(self.tokens, self.layout), kept=kept)
 
-        calls = tuple((take(args), {k: take(v) for k, v in kwargs.items()}) for args, kwargs in self.calls)
-        return _Suffix(self.entry.keep(rows), self.rest[rows], self.owner[rows], calls, self.reads.keep(rows))
+    @cached_property
+    def owner(self) -> Tensor:
+        """The requests that the rows belong to, on the device of δ."""
+        return self.rows.owner[self.layout.rows].to(self.tokens.device)
 
-    def run(self, blocks: Iterable[nn.Module], delta: Tensor) -> Tensor:
-        """Outputs of the last block, ``(n, t, d_model)``, with δ ``(u, parts, d_model)`` in place."""
-        hidden = torch.cat([self.entry.add(delta[self.owner])[:, None], self.rest], 1)
+    @cached_property
+    def calls(self) -> tuple[tuple[tuple, dict], ...]:
+        """What the later blocks are called with, beside hidden states."""
+        return self.rows.arranged(self.layout, self.layers, self.kept)
+
+    @cached_property
+    def subjects(self) -> tuple[Tensor, Tensor]:
+        """Where the subjects' last tokens lie."""
+        return self.rows.subjects(self.layout, self.tokens.device)
+
+    def run(self, blocks: Sequence[nn.Module], delta: Tensor) -> Tensor:
+        """Outputs of the last block, ``(lines, width, d_model)``, with δ ``(u, parts, d_model)`` in place."""
+        hidden = self.tokens.index_put(self.subjects, self.entry.add(delta[self.owner]))
         for block, (args, kwargs) in zip(blocks, self.calls, strict=True):
-            output = block(hidden, *args, **kwargs)
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = _hidden(block(hidden, *args, **kwargs))
         return hidden
+
+    def read(self, final: Tensor) -> Tensor:
+        """Of what the last block gives, the tokens that the loss reads, ``(reads, d_model)``."""
+        return final[self.layout.at(self.reads.row.to(final.device), self.reads.at.to(final.device))]
+
+
+def _hidden(output: Any) -> Tensor:
+    """Of what a block gives, the hidden states: blocks of some architectures, or versions, give a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@torch.no_grad()
+def _block_calls(model: Model, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, list[tuple[tuple, dict]]]:
+    """What the blocks are called with when these sequences are run: the first one's hidden states, ``(n, width,
+    d_model)``, and the further arguments of each. No block is run, but for the first one on a single token."""
+    kinds: list[type] = []
+    hook = model.blocks[0].register_forward_hook(lambda module, args, output: kinds.append(type(output)))
+    try:
+        with trace(outputs={0: model.blocks[0]}, stop=True):
+            model.hf_model.base_model(torch.tensor([sequences[0][:1]], device=model.device), use_cache=False)
+    finally:
+        hook.remove()
+    calls: list[tuple[Tensor, tuple, dict]] = []
+
+    def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append((hidden, args, kwargs))
+        return (hidden,) if issubclass(kinds[0], tuple) else hidden
+
+    # One column of padding more than needed, so that transformers always builds an explicit attention mask.
+    inputs = pad(sequences, model.tokenizer.pad_token_id, model.device, extra=1)
+    own = [vars(block).get("forward") for block in model.blocks]  # accelerate puts one in
+    try:
+        for block in model.blocks:
+            block.forward = passing
+        model.hf_model.base_model(**inputs, use_cache=True, **{_cache_name(model): DynamicCache()})
+    finally:
+        for block, forward in zip(model.blocks, own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+    return calls[0][0], [(args, kwargs) for _, args, kwargs in calls]
 
 
 def _cache_name(model: Model) -> str:
@@ -385,70 +480,29 @@ def _cache_name(model: Model) -> str:
     return "cache" if "cache" in signature(type(model.hf_model.base_model).forward).parameters else "past_key_values"
 
 
-class _Cut:
-    """Cuts what a block was called with, for whole rows, down to the tokens from each row's subject on."""
-
-    def __init__(self, first: Tensor, length: int, width: int):
-        self.first, self.length, self.n, self.width = first, length, len(first), width
-        self.prefix = int(first.max())
-        steps = torch.arange(length, device=first.device)
-        self.columns = (first[:, None] + steps).clamp_max(width - 1)  # (n, length)
-        before = torch.arange(self.prefix, device=first.device)
-        self.own_prefix = before < first[:, None]  # (n, prefix)
-
-    def to(self, device: torch.device) -> _Cut:
-        """The same, for a block on another device."""
-        return _Cut(self.first.to(device), self.length, self.width)
-
-    def __call__(self, value: Any, prefix: _PrefixCache) -> Any:
-        if isinstance(value, Cache):
-            return prefix
-        if isinstance(value, tuple):
-            return tuple(self(item, prefix) for item in value)
-        if not isinstance(value, Tensor):
-            return value
-        value = value.to(self.first.device)
-        if value.ndim == 4 and value.shape[-2:] == (self.width, self.width):
-            return self._mask(value)
-        if value.ndim >= 2 and value.shape[1] == self.width:
-            value = value.expand(self.n, *value.shape[1:])
-            return value[torch.arange(self.n, device=value.device)[:, None], self.columns]
-        return value
-
-    def _mask(self, mask: Tensor) -> Tensor:
-        """Rows of the suffix's queries; columns of the prefix, then of the suffix. Other rows' prefixes are hidden."""
-        mask = mask[:, 0].expand(self.n, -1, -1)
-        queries = mask.gather(1, self.columns[:, :, None].expand(-1, -1, self.width))
-        hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        before = queries[:, :, : self.prefix].masked_fill(~self.own_prefix[:, None], hidden)
-        after = queries.gather(2, self.columns[:, None].expand(-1, self.columns.shape[1], -1))
-        inside = torch.arange(self.columns.shape[1], device=mask.device)
-        after = after.masked_fill(inside[None, :, None] < inside[None, None, :], hidden)
-        return torch.cat([before, after], 2)[:, None]
-
-
 @dataclass(frozen=True)
 class _Reads:
-    """Where the loss reads logits: (row, column) in the suffix, the token wanted there and its weight.
+    """Where the loss reads logits: the row and its token, the token that is wanted behind it, its weight and the
+    request.
 
     All of it is on the device of the logits.
     """
 
     row: Tensor
-    column: Tensor
+    at: Tensor
     token: Tensor  # -1 at the essence prompts
     weight: Tensor
     owner: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[_Row], owner: Sequence[int], device: torch.device) -> _Reads:
+    def of(cls, prepared: Sequence[_Prepared], device: torch.device) -> _Reads:
+        rows = [(row, owner) for owner, p in enumerate(prepared) for row in p.rows]
         entries = [
-            (i, row.read_from - row.subject_last + j, token, row.weight, owner[i])
-            for i, row in enumerate(rows)
+            (i, row.read_from + j, token, row.weight, owner)
+            for i, (row, owner) in enumerate(rows)
             for j, token in enumerate(row.wanted or (-1,))
         ]
-        row, column, token, weight, owners = (torch.tensor(c, device=device) for c in zip(*entries, strict=True))
-        return cls(row, column, token, weight, owners)
+        return cls(*(torch.tensor(column, device=device) for column in zip(*entries, strict=True)))
 
     @cached_property
     def essence(self) -> Tensor:
@@ -460,28 +514,18 @@ class _Reads:
         """The reads of target tokens."""
         return (self.token >= 0).nonzero()[:, 0]
 
-    def keep(self, rows: Tensor) -> _Reads:
-        """The same for some of the rows, given in ascending order."""
-        new_index = torch.full((int(self.row.max()) + 1,), -1, device=self.row.device)
-        new_index[rows.to(self.row.device)] = torch.arange(len(rows), device=self.row.device)
-        row = new_index[self.row]
-        kept = row >= 0
-        return _Reads(row[kept], self.column[kept], self.token[kept], self.weight[kept], self.owner[kept])
+    def keep(self, active: Tensor) -> _Reads:
+        """The same for those requests that are ``active``."""
+        kept = active.to(self.owner.device)[self.owner]
+        return _Reads(self.row[kept], self.at[kept], self.token[kept], self.weight[kept], self.owner[kept])
 
 
 @torch.enable_grad()
 def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: TargetOptions) -> Targets:
-    blocks = model.blocks[layer + 1 :]
-    owned = [(row, i) for i, p in enumerate(prepared) for row in p.rows]
-    suffixes: list[_Suffix] = []
-    bare: dict[int, Tensor] = {}  # by request, on the prompt without a prefix
-    for group in _by_suffix([row.suffix for row, _ in owned], OVERHEAD[model.device.type == "cuda"]):
-        rows, owner = zip(*(owned[i] for i in group), strict=True)
-        suffixes.append(_Suffix.of(model, rows, owner, layer, options.component))
-        for position, row in enumerate(rows):
-            if row is prepared[owner[position]].rows[0]:
-                bare[owner[position]] = suffixes[-1].entry.base[position]
-    base = torch.stack([bare[i] for i in range(len(prepared))]).float()  # h, (u, parts, d_model)
+    blocks = list(model.blocks[layer + 1 :])
+    suffix = _Suffix.of(model, prepared, layer, options.component)
+    # h, (u, parts, d_model), of each request's first row, which has no prefix
+    base = suffix.entry.base[:: len(prepared[0].rows)].float()
     norms = base.norm(dim=-1)
 
     delta = torch.zeros_like(base, requires_grad=True)
@@ -491,23 +535,17 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
     original: Tensor | None = None
     factor = torch.ones_like(last_loss)  # of each request's NLL
     for step in range(options.steps):
-        nll = kl = missed = torch.zeros_like(last_loss, device=suffixes[0].reads.row.device)
-        views = []
-        for suffix in suffixes:
-            reads = suffix.reads
-            final = suffix.run(blocks, delta)
-            final = final[reads.row.to(final.device), reads.column.to(final.device)]
-            log_probs = model.head(model.norm(final)).float().log_softmax(-1)
-            of_target = log_probs[reads.target].gather(1, reads.token[reads.target, None])[:, 0]
-            nll = nll.index_add(0, reads.owner[reads.target], -of_target * reads.weight[reads.target])
-            views.append((reads.owner[reads.essence], log_probs[reads.essence]))
-            if options.relax or options.stop == "first_choice":
-                wrong = log_probs[reads.target].argmax(-1) != reads.token[reads.target]
-                missed = missed.index_add(0, reads.owner[reads.target], wrong.to(missed.dtype))
+        reads = suffix.reads
+        nothing = torch.zeros_like(last_loss, device=reads.row.device)
+        log_probs = model.head(model.norm(suffix.read(suffix.run(blocks, delta)))).float().log_softmax(-1)
+        of_target = log_probs[reads.target].gather(1, reads.token[reads.target, None])[:, 0]
+        nll = nothing.index_add(0, reads.owner[reads.target], -of_target * reads.weight[reads.target])
+        wrong = log_probs[reads.target].argmax(-1) != reads.token[reads.target]
+        missed = nothing.index_add(0, reads.owner[reads.target], wrong.to(nothing.dtype))
+        who, view = reads.owner[reads.essence], log_probs[reads.essence]
         if original is None:  # δ is zero: the model's own view of each subject
-            original = torch.cat([view.detach() for _, view in views])[torch.cat([who for who, _ in views]).argsort()]
-        for who, view in views:
-            kl = kl.index_add(0, who, (view.exp() * (view - original[who])).sum(1))
+            original = view.detach()[who.argsort()]
+        kl = nothing.index_add(0, who, (view.exp() * (view - original[who])).sum(1))
         length = torch.linalg.vector_norm(delta, dim=-1)
         nll, kl = nll.to(base.device), kl.to(base.device)
         loss = factor * nll + options.kl_factor * kl + options.weight_decay * (length / norms**2).sum(1)
@@ -536,29 +574,9 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
             delta.mul_(scale[..., None])
             delta[~active] = frozen[~active]
         if finished.any():
-            left = [(suffix, active[suffix.owner].nonzero()[:, 0]) for suffix in suffixes]
-            suffixes = [suffix.keep(rows) for suffix, rows in left if len(rows)]
+            suffix = suffix.keep(active)
     target = base + delta.detach()
     return Targets(target[:, 0].T, base[:, 0].T, steps.cpu(), last_loss.cpu())
-
-
-#: What a group of its own costs more, in tokens run: on a CPU, on a GPU.
-OVERHEAD = (64, 2048)
-
-
-def _by_suffix(lengths: Sequence[int], overhead: int) -> list[list[int]]:
-    """Group rows by length, longest first; a group takes in shorter rows while padding costs less than a group."""
-    groups: list[list[int]] = []
-    by_length = sorted(set(lengths), reverse=True)
-    longest = 0
-    for length in by_length:
-        rows = [i for i, n in enumerate(lengths) if n == length]
-        if groups and len(rows) * (longest - length) < overhead:
-            groups[-1] += rows
-        else:
-            groups.append(rows)
-            longest = length
-    return groups
 
 
 def _check_finite(

@@ -15,10 +15,8 @@ from bluelib.editing.second_moments import second_moments
 from bluelib.editing.solvers import Ridge
 from bluelib.editing.targets import (
     BUDGETS,
-    OVERHEAD,
     TargetError,
     TargetOptions,
-    _by_suffix,
     default_token_budget,
     optimise_targets,
 )
@@ -82,12 +80,12 @@ def test_early_stop_is_per_request_and_leaves_the_others_alone(any_model):
     assert (found.loss < stop).sum() >= 1
 
 
-def test_neither_micro_batches_nor_groups_change_the_result(any_model, monkeypatch):
+def test_neither_micro_batches_nor_packing_change_the_result(any_model, monkeypatch):
     whole = optimise_targets(any_model, REQUESTS, 1, PREFIXES, OPTIONS)
     parts = optimise_targets(any_model, REQUESTS, 1, PREFIXES, OPTIONS, token_budget=1)
     torch.testing.assert_close(whole.values, parts.values, rtol=1e-5, atol=1e-5)
-    for overhead in (0, 10**6):  # a group for each length, and one for all
-        monkeypatch.setattr("bluelib.editing.targets.OVERHEAD", (overhead, overhead))
+    for widths in ((1.0,), (100.0,)):  # hardly a line with two rows, and one for all
+        monkeypatch.setattr("bluelib.editing.packing.WIDTHS", widths)
         found = optimise_targets(any_model, REQUESTS, 1, PREFIXES, OPTIONS)
         torch.testing.assert_close(whole.values, found.values, rtol=1e-5, atol=1e-5)
 
@@ -103,13 +101,6 @@ def test_a_micro_batch_is_bounded_by_speed_and_by_memory(any_model, monkeypatch)
     assert default_token_budget(any_model) == budget * 2
     monkeypatch.setitem(BUDGETS, "cpu", (most, 0))
     assert default_token_budget(any_model) == 1
-
-
-def test_rows_are_grouped_by_length():
-    assert _by_suffix([3, 5, 3, 9], overhead=0) == [[3], [1], [0, 2]]
-    assert _by_suffix([3, 5, 3, 9], overhead=5) == [[3, 1], [0, 2]]
-    assert _by_suffix([3, 5, 3, 9], overhead=100) == [[3, 1, 0, 2]]
-    assert OVERHEAD[0] < OVERHEAD[1]
 
 
 def test_delta_stays_within_its_clamp(any_model):

@@ -63,9 +63,8 @@ def _pair(architecture: str) -> tuple[Model, Model]:
 
 
 @pytest.fixture(params=ARCHITECTURES)
-def pair(request, shared, monkeypatch):
+def pair(request, shared):
     """The same model on the CPU and on two cards, which are there during the test; both are put back after it."""
-    monkeypatch.setattr("bluelib.editing.targets.OVERHEAD", (64, 64))  # padding decides how sums are rounded
     one, two = _pair(request.param)
     with Cards(), one.preserved(range(one.n_layers)), two.preserved(range(two.n_layers)):
         yield one, two
