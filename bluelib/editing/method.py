@@ -132,7 +132,7 @@ class Method(ABC):
 
 
 #: Settings that methods have not always had, with their defaults, which are left out: results are what they were then.
-_LATER: dict[str, Any] = {"stop": "loss", "anchor": None}
+_LATER: dict[str, Any] = {"stop": "loss", "matmuls": "model", "anchor": None}
 
 
 def describe(value: Any) -> Any:

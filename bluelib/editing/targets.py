@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from inspect import signature
@@ -34,6 +35,7 @@ from ..models.choices import check_choice, published
 from ..models.model import Model
 from ..models.prompts import Request, encode_answer, locate, pad
 from ..models.tracing import trace
+from .matmuls import MATMULS, matmuls
 from .packing import Kept, Layout, Recorder
 
 #: The prompt on which the model's view of the subject must not drift (ROME, Meng et al. 2022, Eq. 4).
@@ -70,6 +72,8 @@ class TargetOptions:
             finished.
         stop: what else finishes a request: ``loss``, nothing; ``first_choice``, once the new object's tokens are the
             first choice behind all prefixes (ENCORE, Gupta et al. 2025).
+        matmuls: how linear layers multiply what depends on δ: in the precision of the ``model``, or in ``bfloat16``
+            with float32 sums, which is faster and less exact (:mod:`.matmuls`). h is the same either way.
     """
 
     steps: int = 25
@@ -82,10 +86,13 @@ class TargetOptions:
     kl_at: str = published("kl_at")
     relax: bool = False
     stop: str = "loss"
+    matmuls: str = "model"
 
     def __post_init__(self) -> None:
         if self.stop not in ("loss", "first_choice"):
             raise ValueError(f"stop must be loss or first_choice, not {self.stop!r}")
+        if self.matmuls not in MATMULS:
+            raise ValueError(f"matmuls must be {' or '.join(MATMULS)}, not {self.matmuls!r}")
         check_choice("kl_at", self.kl_at)
         check_choice("relax", self.relax)
         if self.component not in ("block", "mlp"):
@@ -360,7 +367,14 @@ class _Suffix:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: Model, prepared: Sequence[_Prepared], layer: int, component: str) -> _Suffix:
+    def of(
+        cls,
+        model: Model,
+        prepared: Sequence[_Prepared],
+        layer: int,
+        component: str,
+        later_matmuls: AbstractContextManager,
+    ) -> _Suffix:
         """What comes before δ is run: what rows have in common, once; what stands before the subject's last token, in
         all blocks; the rest as far as block l."""
         rows = _Rows.of(model, prepared)
@@ -370,7 +384,8 @@ class _Suffix:
         def run(layout: Layout, hidden: Tensor, layers: Sequence[int], old: Layout, seen: dict) -> tuple[Tensor, dict]:
             kept = Recorder({i: layout.keys(seen[i], old) for i in layers} if layout.kept else {})
             for i, (args, kwargs) in zip(layers, rows.arranged(layout, layers, kept), strict=True):
-                hidden = _hidden(model.blocks[i](hidden, *args, **kwargs))
+                with later_matmuls if i in later else nullcontext():
+                    hidden = _hidden(model.blocks[i](hidden, *args, **kwargs))
             return hidden, kept.seen
 
         whole = common = Layout.whole(rows.length)
@@ -523,7 +538,8 @@ class _Reads:
 @torch.enable_grad()
 def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: TargetOptions) -> Targets:
     blocks = list(model.blocks[layer + 1 :])
-    suffix = _Suffix.of(model, prepared, layer, options.component)
+    multiplying = matmuls(options.matmuls)
+    suffix = _Suffix.of(model, prepared, layer, options.component, multiplying)
     # h, (u, parts, d_model), of each request's first row, which has no prefix
     base = suffix.entry.base[:: len(prepared[0].rows)].float()
     norms = base.norm(dim=-1)
@@ -537,7 +553,8 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
     for step in range(options.steps):
         reads = suffix.reads
         nothing = torch.zeros_like(last_loss, device=reads.row.device)
-        log_probs = model.head(model.norm(suffix.read(suffix.run(blocks, delta)))).float().log_softmax(-1)
+        with multiplying:
+            log_probs = model.head(model.norm(suffix.read(suffix.run(blocks, delta)))).float().log_softmax(-1)
         of_target = log_probs[reads.target].gather(1, reads.token[reads.target, None])[:, 0]
         nll = nothing.index_add(0, reads.owner[reads.target], -of_target * reads.weight[reads.target])
         wrong = log_probs[reads.target].argmax(-1) != reads.token[reads.target]
