@@ -9,6 +9,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -102,8 +103,10 @@ def second_moments(
             unfinished.unlink(missing_ok=True)
             for written in (unfinished, *paths.values()):
                 remove_leftovers(written)
-    matrices = {layer: load_tensors(paths[layer])[0]["second_moment"] for layer in layers}
-    return {layer: SecondMoment(matrix, layer, str(corpus), tokens) for layer, matrix in matrices.items()}
+    with ThreadPoolExecutor() as threads:  # reading takes the time of hashing
+        matrices = threads.map(lambda layer: load_tensors(paths[layer])[0]["second_moment"], layers)
+        found = dict(zip(layers, matrices, strict=True))
+    return {layer: SecondMoment(matrix, layer, str(corpus), tokens) for layer, matrix in found.items()}
 
 
 def enough_tokens(d_mlp: int) -> int:
