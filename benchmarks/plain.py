@@ -1,7 +1,8 @@
 """A plain reference for target optimisation and MEMIT, written from the formulas: what the library must agree with.
 
 One request at a time; at every step all of its prompts run through the whole model, every token, with logits
-everywhere; keys and hidden states come from full forward passes; the update is solved from the normal equations.
+everywhere, and twice, as the family's public code has them: KL is of the model's own, the NLL of those of the last
+block's output. Keys and hidden states come from full forward passes; the update is solved from the normal equations.
 It shares with the library only what is not under test: finding the subject's last token, padding, and the hooks.
 Where the papers' text and the family's public code differ, it has both (``bluelib.models.choices``).
 """
@@ -47,15 +48,16 @@ def plain_target(
     kl_token = essence.subject_last if options.kl_at == "subject" else len(essence.ids) - 1
     original, factor = None, 1.0
     for step in range(options.steps):
-        with trace(outputs=modules, edit=add):
-            log_probs = model.hf_model(**inputs).logits.float().log_softmax(-1)
+        with trace(outputs=modules, edit=add), trace(outputs={"last": model.blocks[-1]}) as seen:
+            own_log_probs = model.hf_model(**inputs).logits.float().log_softmax(-1)
+        log_probs = model.head(model.norm(seen["last"])).float().log_softmax(-1)
         nll, all_first = 0.0, True
         for row, place in enumerate(places):
             first = len(place.ids) - 1
             read = log_probs[row, first : first + len(target)]
             nll = nll - read.gather(1, wanted[:, None]).mean() / len(places)
             all_first = all_first and torch.equal(read.argmax(1), wanted)
-        edited = log_probs[-1, kl_token]
+        edited = own_log_probs[-1, kl_token]
         original = edited.detach() if original is None else original
         kl = (edited.exp() * (edited - original)).sum()
         decay = sum(torch.linalg.vector_norm(d) / base[name].norm() ** 2 for name, d in deltas.items())
