@@ -29,6 +29,8 @@ GREEDY = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None,
 
 
 BATCH = 128
+#: Tokens of an answer after which batches are made up anew, of those that have not ended; then twice as many each time.
+FIRST_STAGE = 12
 
 
 def encode_openings(model: Model, prompts: Sequence[str], length: int = LENGTH) -> list[tuple[int, ...]]:
@@ -95,7 +97,8 @@ def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str
 
     An answer begins with its first character that is not blank: a stop before that ends nothing. What stands before the
     stop is returned, without spaces around it. Prompts of all lengths are run together, padded on the left, which may
-    decide between two tokens that are equally probable to rounding.
+    decide between two tokens that are equally probable to rounding. Those that have ended leave the batch from time to
+    time, so that a few long answers do not hold up the others.
 
     Args:
         model: the model in its present state.
@@ -111,22 +114,31 @@ def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str
     for prompt, own in zip(prompts, encoded, strict=True):
         model.check_length(len(own) + tokens, f"{prompt[:80]!r} and {tokens} tokens of an answer")
     kinds = _kinds(model, stops)
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # neighbours need little padding
-    texts = [""] * len(prompts)
-    batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
-    for batch in progress_bar(batches, desc="answering", unit="batch", leave=False):
-        width = max(len(encoded[i]) for i in batch)
-        ids = torch.full((len(batch), width), model.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(batch):
-            ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
-            mask[row, width - len(encoded[i]) :] = 1
-        stopping = _Stopping(kinds)
-        found = _generate(model, ids.to(model.device), mask.to(model.device), tokens, GREEDY, kinds.ends, [stopping])
-        for i, row in zip(batch, found[:, width:].tolist(), strict=True):
-            said = list(takewhile(lambda token: token not in kinds.ends, row))
-            text = model.tokenizer.decode(said, skip_special_tokens=True).lstrip()
-            texts[i] = re.split(f"[{re.escape(stops)}]", text)[0].strip()
+    said: list[list[int]] = [[] for _ in prompts]
+    going, stage, left = list(range(len(prompts))), FIRST_STAGE, tokens
+    while going and left:
+        stage = min(stage, left)
+        going.sort(key=lambda i: len(encoded[i]) + len(said[i]))  # neighbours need little padding
+        batches = [going[first : first + BATCH] for first in range(0, len(going), BATCH)]
+        for batch in progress_bar(batches, desc="answering", unit="batch", leave=False):
+            so_far = [[*encoded[i], *said[i]] for i in batch]
+            width = max(map(len, so_far))
+            ids = torch.full((len(batch), width), model.tokenizer.pad_token_id)
+            mask = torch.zeros_like(ids)
+            for row, known in enumerate(so_far):
+                ids[row, width - len(known) :] = torch.tensor(known)
+                mask[row, width - len(known) :] = 1
+            stopping = _Stopping(kinds, torch.tensor([bool((~kinds.blank[said[i]]).any()) for i in batch]))
+            found = _generate(model, ids.to(model.device), mask.to(model.device), stage, GREEDY, kinds.ends, [stopping])
+            for i, row in zip(batch, found[:, width:].tolist(), strict=True):
+                said[i] += row
+        going = [i for i in going if not kinds.ended(said[i])]
+        left, stage = left - stage, 2 * stage
+    texts = []
+    for generated in said:
+        kept = list(takewhile(lambda token: token not in kinds.ends, generated))
+        text = model.tokenizer.decode(kept, skip_special_tokens=True).lstrip()
+        texts.append(re.split(f"[{re.escape(stops)}]", text)[0].strip())
     return texts
 
 
@@ -137,6 +149,15 @@ class _Kinds:
     ends: list[int]
     stop: Tensor
     blank: Tensor
+
+    def ended(self, said: Sequence[int]) -> bool:
+        """Whether a text's end is among these tokens, or a stop behind the first that is not blank."""
+        begun = False
+        for token in said:
+            begun = begun or not self.blank[token]
+            if token in self.ends or (begun and self.stop[token]):
+                return True
+        return False
 
 
 def _kinds(model: Model, stops: str) -> _Kinds:
@@ -158,14 +179,13 @@ _KINDS: WeakKeyDictionary[Any, dict[str, tuple[Tensor, Tensor]]] = WeakKeyDictio
 class _Stopping(StoppingCriteria):
     """Ends a row at a token with a stop, unless all of it so far is blank."""
 
-    def __init__(self, kinds: _Kinds):
+    def __init__(self, kinds: _Kinds, begun: Tensor):
         self.kinds = kinds
-        self.begun: Tensor | None = None
+        self.begun = begun  # (n,): whether there is something so far
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         last = input_ids[:, -1].cpu()
-        visible = ~self.kinds.blank[last]
-        self.begun = visible if self.begun is None else self.begun | visible
+        self.begun = self.begun | ~self.kinds.blank[last]
         return (self.kinds.stop[last] & self.begun).to(input_ids.device)
 
 

@@ -73,7 +73,9 @@ def written_out(model, prompt, tokens):
     return text.strip()
 
 
-def test_answers_of_a_batch_are_those_of_each_prompt_alone(model):
+@pytest.mark.parametrize("stage", [1, 3, 12])
+def test_answers_of_a_batch_are_those_of_each_prompt_alone(model, stage, monkeypatch):
+    monkeypatch.setattr("bluelib.models.generation.FIRST_STAGE", stage)
     records = load_dataset("pocket-counterfact", split="report", limit=4)
     prompts = [text for record in records for text in (record.request.text, *record.paraphrases)]
     assert len({len(encode_prompt(model.tokenizer, prompt)) for prompt in prompts}) > 2
@@ -88,9 +90,15 @@ def test_what_is_blank_at_the_beginning_ends_nothing(model, monkeypatch):
     monkeypatch.setattr(model.tokenizer, "batch_decode", lambda ids: (texts + ["x"] * len(ids))[: len(ids)])
     kinds = module_of_generation._kinds(model, ".\n|")
     rows = torch.tensor([[0, 2, 1, 3, 4], [3, 0, 5, 6, 6], [4, 3, 3, 3, 3]])
-    stopping = module_of_generation._Stopping(kinds)
+    stopping = module_of_generation._Stopping(kinds, torch.tensor([False] * 3))
     ended = torch.stack([stopping(rows[:, : i + 1], None) for i in range(5)], 1)
     assert ended.tolist() == [[False] * 4 + [True], [False, True, False, False, False], [True] + [False] * 4]
+    begun = module_of_generation._Stopping(kinds, torch.tensor([True] * 3))
+    assert begun(rows[:, :1], None).tolist() == [True, False, True], "after tokens that were generated before"
+    kinds = replace(kinds, ends=[7])
+    for row, first_stop in zip(rows.tolist(), (4, 1, 0), strict=True):
+        assert [kinds.ended(row[: i + 1]) for i in range(5)] == [i >= first_stop for i in range(5)]
+    assert kinds.ended([7]) and not kinds.ended([])
 
 
 def test_an_object_with_a_full_stop_is_not_cut_at_it(model, monkeypatch):
