@@ -74,7 +74,14 @@ def checkpoint(home, name):
     return home / name if (home / name).exists() else write_checkpoint(home / name, name)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+#: Whose blocks are Llama's but for details: `make test-long` runs them.
+RELATIVES = ("llama-3.1", "qwen2", "qwen3")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in RELATIVES else []) for name in ARCHITECTURES],
+)
 def model(request, home):
     return load_model(str(checkpoint(home, request.param)))
 

@@ -28,7 +28,7 @@ from bluelib.models.representations import prompt_hidden
 from bluelib.studies.growth import shifts_along_sequence, weight_shifts
 from bluelib.studies.locate import causal_trace
 from bluelib.studies.residuals import compare_residuals, measure_residuals, residual_contributions, single_layer_scores
-from tests.support.small import ARCHITECTURES, PREFIXES, RECORDS, TARGETS, editor, random_model
+from tests.support.small import ARCHITECTURES, PREFIXES, QUICK_FIRST, RECORDS, TARGETS, editor, random_model
 from tests.support.virtual_cards import CARDS, Cards, CardTensor, spread
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -62,7 +62,7 @@ def _pair(architecture: str) -> tuple[Model, Model]:
         return random_model(architecture), spread(random_model(architecture))
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=QUICK_FIRST)
 def pair(request, shared):
     """The same model on the CPU and on two cards, which are there during the test; both are put back after it."""
     one, two = _pair(request.param)

@@ -12,7 +12,9 @@ from bluelib.io.formats import read_json
 from tests.support.gpu import CELLS, EXPECTED, outcome
 
 
-@pytest.mark.parametrize("name", gpu.SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "llama3-8b" else pytest.mark.slow) for name in gpu.SHAPES]
+)
 def test_the_gpu_benchmark_runs_on_a_processor(name, tmp_path, monkeypatch, capsys):
     arguments = f"--device cpu --small --edits 2 --tokens 2000 --shapes {name} --parts moments targets edits"
     monkeypatch.setattr("sys.argv", ["gpu", *arguments.split(), "--output", str(tmp_path / "rows.json")])

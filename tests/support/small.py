@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +19,8 @@ from bluelib.pocket.pretrain import pocket_config
 from bluelib.pocket.tokenizer import build_tokenizer
 
 ARCHITECTURES = ("pocket-gpt2", "pocket-gptj", "pocket-llama")
+#: For tests of many cases: all three, of which `make test` runs one and `make test-long` the others.
+QUICK_FIRST = [pytest.param(name, marks=[] if name == "pocket-llama" else pytest.mark.slow) for name in ARCHITECTURES]
 SUBJECTS = ["Ilvane Quillbrook", "Torrin Vantorre", "Zoë D'Astrelle", "Oskel Ashgrave", "Maribeth Okonmere"]
 RECORDS = [
     Record(i, "counterfact", prompt, subject, new, "harp")
