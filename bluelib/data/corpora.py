@@ -15,12 +15,16 @@ import hashlib
 import lzma
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from ..io.assets import ASSETS, check_shipped
 from ..io.tensors import file_hash
 from ..models.model import Model
 from ..models.prompts import encode_prompt
+
+if TYPE_CHECKING:
+    import numpy as np
 
 POCKET_CORPORA = ("pocket", "pocket-others")
 #: Texts that ship, by name.
@@ -42,14 +46,25 @@ def token_sequences(model: Model, corpus: str) -> Iterator[list[int]]:
         ImportError: for a corpus that needs ``datasets``, where that is not installed.
     """
     if corpus in POCKET_CORPORA:
-        from ..pocket.text import PackedText
-
-        yield from PackedText(model.tokenizer, 128, exclude=_excluded(corpus)).epoch(0)[0].tolist()
+        yield from _pocket_rows(model, corpus).tolist()
         return
     longest = min(model.max_positions, LONGEST)
     for text in filter(None, _documents(corpus)):
         ids = list(encode_prompt(model.tokenizer, text))
         yield from (ids[i : i + longest] for i in range(0, len(ids), longest))
+
+
+#: Rows of the pocket text by tokenizer and corpus: to make them takes seconds.
+_ROWS: WeakKeyDictionary[Any, dict[str, np.ndarray]] = WeakKeyDictionary()
+
+
+def _pocket_rows(model: Model, corpus: str) -> np.ndarray:
+    from ..pocket.text import PackedText
+
+    of_tokenizer = _ROWS.setdefault(model.tokenizer, {})
+    if corpus not in of_tokenizer:
+        of_tokenizer[corpus] = PackedText(model.tokenizer, 128, exclude=_excluded(corpus)).epoch(0)[0]
+    return of_tokenizer[corpus]
 
 
 def count_tokens(model: Model, corpus: str, most: int) -> int:
