@@ -246,7 +246,7 @@ def test_an_unknown_profile_is_refused(project):
 
 
 def test_grid_files():
-    assert set(GRIDS) == {"grid", "grid-pocket", "grid-paper"}
+    assert set(GRIDS) == {"grid", "grid-pocket", "grid-paper", "grid-small"}
     grids = {name: Grid.load(path) for name, path in GRIDS.items()}
     for name in ("grid", "grid-pocket"):
         assert set(grids[name].models) == set(pocket_models())
@@ -257,7 +257,9 @@ def test_grid_files():
         }
     assert grids["grid-paper"].models == PAPER_MODELS
     assert set(grids["grid-paper"].editors) <= set(catalogue.names())
-    assert len({grid.name for grid in grids.values()}) == 3
+    small = grids["grid-small"]
+    assert small.models == ("smollm2-135m",) and set(small.editors) == set(catalogue.names()) - {"mend"}
+    assert len({grid.name for grid in grids.values()}) == 4
     assert all(Grid.of(grid.as_dict()) == grid for grid in grids.values())
 
 
