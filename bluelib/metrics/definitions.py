@@ -63,7 +63,7 @@ DEFINITIONS = tuple(
             "exact_<metric>",
             "generated",
             "share of greedy answers that are the object: the new one after the rewrite prompt and paraphrases, the "
-            "probe's own after locality probes",
+            "probe's own after the first two locality probes of a record",
             "%",
             _MIRAGE,
         ),

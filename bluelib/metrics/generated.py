@@ -4,7 +4,8 @@ A prompt is continued greedily by at most 50 tokens, up to a full stop, a line's
 Model Editing", Yang et al., ACL 2025); where the object itself has full stops, up to the next one. Two measures:
 ``exact``, the answer is the object, after SQuAD's normalisation (Rajpurkar et al. 2016: lower case, without punctuation
 and articles); and ``contains``, the object's words stand in it. Asked are the rewrite prompt (efficacy), paraphrases
-(generalization), and, for the old answer, the prompts about other subjects (specificity), in one of three contexts:
+(generalization), and, for the old answer, the first :data:`PROBES` prompts about other subjects (specificity), in one
+of three contexts:
 
 ===============  ==========================================================================
 context          what the model reads
@@ -32,6 +33,9 @@ from ..models.model import Model
 from ..models.prompts import chat_frame
 
 TOKENS = 50
+#: Of a record's locality probes the first ones are asked: CounterFact has ten, and an answer costs as much as dozens of
+#: scores.
+PROBES = 2
 CONTEXTS = ("bare", "instruction", "chat")
 INSTRUCTION = "Give the answer only, without an explanation.\n\n"
 MEASURES = ("exact", "contains")
@@ -125,10 +129,11 @@ def named(context: str, name: str) -> str:
 
 
 def _asked(record: Record) -> list[tuple[str, str, str]]:
-    """A record's metric, prompt and expected answer, of each prompt that has one."""
+    """A record's metric, prompt and expected answer, of each prompt that has one, and of :data:`PROBES`."""
     edited = [("efficacy", record.request.text), *(("generalization", prompt) for prompt in record.paraphrases)]
+    answered = [(probe.prompt, probe.answer) for probe in record.locality if probe.answer is not None]
     return [(metric, prompt, record.target_new) for metric, prompt in edited] + [
-        ("specificity", probe.prompt, probe.answer) for probe in record.locality if probe.answer is not None
+        ("specificity", prompt, answer) for prompt, answer in answered[:PROBES]
     ]
 
 
