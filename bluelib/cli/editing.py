@@ -205,7 +205,7 @@ def export(arguments: Namespace) -> Answer:
     model, records = _load(arguments)
     if arguments.delta:
         apply_delta(model, arguments.delta)
-    answers = [one for context in arguments.contexts for one in ask_all(model, records, context=context)]
+    answers = [one for context in arguments.contexts for one in ask_all(model, records, context=context, probes=None)]
     write_answers(arguments.judge, answers)
     return Answer(
         {"written": str(arguments.judge), "answers": len(answers)}, f"{arguments.judge}: {len(answers)} answers"

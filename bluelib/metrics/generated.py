@@ -84,7 +84,14 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
-def ask_all(model: Model, records: Sequence[Record], *, context: str = "bare", tokens: int = TOKENS) -> list[Answer]:
+def ask_all(
+    model: Model,
+    records: Sequence[Record],
+    *,
+    context: str = "bare",
+    tokens: int = TOKENS,
+    probes: int | None = PROBES,
+) -> list[Answer]:
     """Ask a model all prompts of records.
 
     Args:
@@ -92,13 +99,14 @@ def ask_all(model: Model, records: Sequence[Record], *, context: str = "bare", t
         records: they must not be behind a chat template already.
         context: of :data:`CONTEXTS`.
         tokens: of an answer, at most.
+        probes: how many locality probes of a record; None for all.
 
     Raises:
         ValueError: for another context, a tokenizer without a chat template, or a prompt that with its answer is longer
             than the model's context.
     """
     before, after = frame(model, context)
-    asked = [(number, *rest) for number, record in enumerate(records) for rest in _asked(record)]
+    asked = [(number, *rest) for number, record in enumerate(records) for rest in _asked(record, probes)]
     texts = [""] * len(asked)
     # An object with a full stop is not said before one: its answers are cut here.
     for stops in (".\n", "\n"):
@@ -128,12 +136,12 @@ def named(context: str, name: str) -> str:
     return name if context == "bare" else f"{context}_{name}"
 
 
-def _asked(record: Record) -> list[tuple[str, str, str]]:
-    """A record's metric, prompt and expected answer, of each prompt that has one, and of :data:`PROBES`."""
+def _asked(record: Record, probes: int | None) -> list[tuple[str, str, str]]:
+    """A record's metric, prompt and expected answer, of each prompt that has one."""
     edited = [("efficacy", record.request.text), *(("generalization", prompt) for prompt in record.paraphrases)]
     answered = [(probe.prompt, probe.answer) for probe in record.locality if probe.answer is not None]
     return [(metric, prompt, record.target_new) for metric, prompt in edited] + [
-        ("specificity", prompt, answer) for prompt, answer in answered[:PROBES]
+        ("specificity", prompt, answer) for prompt, answer in answered[:probes]
     ]
 
 
