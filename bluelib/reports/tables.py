@@ -24,6 +24,8 @@ from .published import benchmark, counterpart, published_score
 
 NOT_AVAILABLE = "n/a"
 NOT_MEASURED = "–"
+#: How far the most changed of the edited matrices is from where it began, in its own norm.
+CHANGE = "‖ΔW‖/‖W‖"
 KEYS = ["model", "dataset", "edits", "batch_size", "seed", "method", "metric"]
 #: Digits after the point: of per cent, and of fluency and consistency, as in published tables.
 DIGITS = 2
@@ -91,6 +93,7 @@ def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
                         "edits": cell["edits"],
                         "batch_size": cell["batch_size"],
                         "seed": cell["seed"],
+                        "weight_change": None if method == UNEDITED else max(cell["weight_change"].values()),
                     }
                 )
     frame = pd.DataFrame(rows)
@@ -138,6 +141,7 @@ def main_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
             standard_error=("standard_error", lambda errors: np.sqrt((errors.astype(float) ** 2).sum()) / len(errors)),
             records=("records", "sum"),
             seeds=("seed", "nunique"),
+            weight_change=("weight_change", "max"),
         )
         .reset_index()
     )
@@ -163,17 +167,19 @@ def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[
             if method not in set(group.method) and not any(theirs["published"]):
                 continue
             ours = [measured.loc[(method, m)] if (method, m) in measured.index else None for m in metrics]
-            rows.append([method, *(_ours(row) for row in ours)])
-            rows.append(["↳ published", *map(_theirs, theirs["published"])])
+            changes = group.weight_change[group.method == method].dropna()
+            change = _change(changes.iloc[0]) if len(changes) else NOT_MEASURED
+            rows.append([method, *(_ours(row) for row in ours), change])
+            rows.append(["↳ published", *map(_theirs, theirs["published"]), NOT_AVAILABLE])
             if any(theirs["replication"]):
-                rows.append(["↳ replicated", *map(_theirs, theirs["replication"])])
+                rows.append(["↳ replicated", *map(_theirs, theirs["replication"]), NOT_AVAILABLE])
         first = group.iloc[0]
         title = (
             f"{label_of_model(model)} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, "
             f"{first.seeds} {'seed' if first.seeds == 1 else 'seeds'}. Published: {counterpart(model)} (paper scale), "
             "2,000 edits in batches of 100"
         )
-        blocks.append(write(title, rows, ["method", *metrics]))
+        blocks.append(write(title, rows, ["method", *metrics, CHANGE]))
     return blocks
 
 
@@ -252,7 +258,16 @@ def _latex(text: str) -> str:
     for mark, command in (("**", "textbf"), ("__", "underline")):
         if text.startswith(mark) and text.endswith(mark):
             return rf"\{command}{{{_latex(text[2:-2])}}}"
-    for plain_, escaped in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("–", "--"), ("−", "$-$"), ("→", r"$\to$")):
+    for plain_, escaped in (
+        ("_", r"\_"),
+        ("%", r"\%"),
+        ("±", r"$\pm$"),
+        ("–", "--"),
+        ("−", "$-$"),
+        ("→", r"$\to$"),
+        ("‖", r"$\|$"),
+        ("Δ", r"$\Delta$"),
+    ):
         text = text.replace(plain_, escaped)
     return text
 
@@ -274,12 +289,34 @@ def notes(cells: Sequence[dict[str, Any]], frame: pd.DataFrame) -> str:
         "*In italics: figures of the paper scale, to compare the pattern and not the size*; ± there is as published. "
         f"{NOT_AVAILABLE}: not found in any public source. {NOT_MEASURED}: not implemented here, or not in this grid.",
         "",
+        _regime(frame),
+        "",
         f"Sources of the published figures ({', '.join(sorted(datasets))}):",
         *(f"- {source}" for source in sources),
         "",
         provenance_note(cells),
     ]
     return "\n".join(lines)
+
+
+def _regime(frame: pd.DataFrame) -> str:
+    """What the column of weight changes says, and whether it is where these methods were made."""
+    changes = frame.drop_duplicates(["model", "method"]).weight_change.dropna()
+    found = (
+        f"{CHANGE}: of the most changed layer; here {_change(changes.min())} to {_change(changes.max())}, "
+        f"half of them above {_change(changes.median())}."
+    )
+    if set(frame.scale) != {"pocket"}:
+        return found
+    return (
+        f"{found} **Pocket models are outside the regime in which these methods were made**: editing moves a matrix by "
+        "many times its own norm, where it moves one of a language model by a part of it, or little more. What a real "
+        "model says counts more than what they say."
+    )
+
+
+def _change(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2f}"
 
 
 def provenance_note(cells: Sequence[dict[str, Any]]) -> str:

@@ -85,6 +85,7 @@ def cell(editor="memit_blue", model="pocket-llama", seed=0, n=20, efficacy=91.5,
         "before": before,
         "after": after,
         "scores": scores,
+        "weight_change": {"2": 0.25 + seed, "6": 12.4},
         "provenance": {
             "scale": "pocket",
             "dtype": "float32",
@@ -183,18 +184,18 @@ def test_a_main_table_says_scale_source_and_what_is_missing(made):
     text = (made.figures / "main_pocket-counterfact.md").read_text()
     assert "pocket-llama (pocket scale): 20 edits in batches of 10, 2 seeds" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    llama = rows[rows.index("| method | efficacy | generalization | specificity | fluency |", 5) :]
+    llama = rows[rows.index("| method | efficacy | generalization | specificity | fluency | ‖ΔW‖/‖W‖ |", 5) :]
     following = {
         row.split(" | ")[0].strip("| "): llama[i + 1]
         for i, row in enumerate(llama)
         if "↳" not in row and i + 1 < len(llama)
     }
-    assert following["MEMIT_BLUE"] == "| *↳ published* | *99.57* | *94.13* | *83.77* | *626.26* |"
+    assert following["MEMIT_BLUE"] == "| *↳ published* | *99.57* | *94.13* | *83.77* | *626.26* | *n/a* |"
     assert following["MEND"].startswith("| *↳ published* | *63.24 ± ")
-    assert "| *↳ replicated* | *64.75* | *61.70* | *51.83* | *n/a* |" in llama
-    assert "| InstructEdit | – | – | – | – |" in rows, "a method of the paper that is not here stays visible"
+    assert "| *↳ replicated* | *64.75* | *61.70* | *51.83* | *n/a* | *n/a* |" in llama
+    assert "| InstructEdit | – | – | – | – | – |" in rows, "a method of the paper that is not here stays visible"
     gpt2 = text[: text.index("**pocket-llama")]
-    assert "| *↳ published* | *n/a* | *n/a* | *n/a* | *n/a* |" in gpt2[gpt2.index("MEMIT_BLUE") :]
+    assert "| *↳ published* | *n/a* | *n/a* | *n/a* | *n/a* | *n/a* |" in gpt2[gpt2.index("MEMIT_BLUE") :]
     for part in (
         "arXiv:2502.03748",
         "sha256:ab",
@@ -208,7 +209,7 @@ def test_a_main_table_says_scale_source_and_what_is_missing(made):
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
     assert r"MEMIT\_BLUE & " in latex and r"\quad \textit{published}" in latex
     body = latex[: latex.index(r"\bottomrule")].split(r"\midrule")[2]
-    assert all(line.count(" & ") == 4 and line.endswith(r"\\") for line in body.splitlines()[1:] if line)
+    assert all(line.count(" & ") == 5 and line.endswith(r"\\") for line in body.splitlines()[1:] if line)
 
 
 def test_a_main_table_pools_seeds_and_marks_the_best(made):
@@ -218,12 +219,15 @@ def test_a_main_table_pools_seeds_and_marks_the_best(made):
     own = [c["after"]["efficacy"] for c in cells if (c["model"], c["editor"]["name"]) == ("pocket-llama", "memit")]
     assert chosen["mean"]["MEMIT"] == pytest.approx(np.mean([score["mean"] for score in own]))
     assert chosen.standard_error["MEMIT"] == pytest.approx(np.hypot(*(score["standard_error"] for score in own)) / 2)
+    assert chosen.weight_change["MEMIT"] == 12.4 and pd.isna(chosen.weight_change["pre-edited"])
     assert chosen.records["MEMIT"] == 40 and pd.isna(chosen["rank"]["pre-edited"])
     order = chosen.drop("pre-edited")["mean"].sort_values(ascending=False)
     assert [chosen["rank"][method] for method in order.index] == [1, 2, 3, 4]
     text = (write_tables(made)[0]).read_text()
     best, second = order.index[:2]
     assert f"| **{order[best]:.2f} ± " in text and f"| <u>{order[second]:.2f} ± " in text
+    assert " | ‖ΔW‖/‖W‖ |\n" in text and " | 12 |\n" in text and " | *n/a* |\n" in text
+    assert "here 12 to 12, half of them above 12. **Pocket models are outside the regime" in text
 
 
 @pytest.mark.parametrize("missing", ["generalization", "specificity"])
