@@ -146,10 +146,12 @@ def optimise_targets(
             not depend on it beyond rounding.
 
     Raises:
-        ValueError: if the first prefix is not the empty one; for a token budget below 1; for a prompt that with a
-            prefix and its target is longer than the model's context.
+        ValueError: for no requests; if the first prefix is not the empty one; for a token budget below 1; for a prompt
+            that with a prefix and its target is longer than the model's context.
         TargetError: if a loss is not finite, or the length of a δ overflows.
     """
+    if not requests:
+        raise ValueError("there are no requests to optimise targets of")
     if not prefixes or prefixes[0]:
         raise ValueError("the first context prefix must be the empty one: h is measured on the bare prompt")
     if token_budget is not None:
@@ -555,10 +557,8 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
         nothing = torch.zeros_like(last_loss, device=reads.row.device)
         with multiplying:
             log_probs = model.head(model.norm(suffix.read(suffix.run(blocks, delta)))).float().log_softmax(-1)
-        of_target = log_probs[reads.target].gather(1, reads.token[reads.target, None])[:, 0]
+        of_target = log_probs[reads.target, reads.token[reads.target]]
         nll = nothing.index_add(0, reads.owner[reads.target], -of_target * reads.weight[reads.target])
-        wrong = log_probs[reads.target].argmax(-1) != reads.token[reads.target]
-        missed = nothing.index_add(0, reads.owner[reads.target], wrong.to(nothing.dtype))
         who, view = reads.owner[reads.essence], log_probs[reads.essence]
         if original is None:  # δ is zero: the model's own view of each subject
             original = view.detach()[who.argsort()]
@@ -571,12 +571,15 @@ def _optimise(model: Model, prepared: Sequence[_Prepared], layer: int, options: 
         steps[active] = step + 1
         last_loss[active] = loss.detach()[active]
         finished = active & (loss.detach() < options.early_stop)
-        first_choice = missed.to(base.device) == 0
-        if options.stop == "first_choice":
-            finished |= active & first_choice
-        if options.relax:
-            finished |= active & first_choice & (options.kl_factor * kl.detach() <= RELAXED_KL)
-            factor = torch.where(first_choice, RELAXED, 1.0)
+        if options.relax or options.stop == "first_choice":
+            wrong = log_probs.detach().argmax(-1)[reads.target] != reads.token[reads.target]
+            missed = nothing.index_add(0, reads.owner[reads.target], wrong.to(nothing.dtype))
+            first_choice = missed.to(base.device) == 0
+            if options.stop == "first_choice":
+                finished |= active & first_choice
+            if options.relax:
+                finished |= active & first_choice & (options.kl_factor * kl.detach() <= RELAXED_KL)
+                factor = torch.where(first_choice, RELAXED, 1.0)
         active = active & ~finished
         if step == options.steps - 1 or not active.any():
             break
