@@ -115,11 +115,12 @@ def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str
         model.check_length(len(own) + tokens, f"{prompt[:80]!r} and {tokens} tokens of an answer")
     kinds = _kinds(model, stops)
     said: list[list[int]] = [[] for _ in prompts]
+    begun = torch.zeros(len(prompts), dtype=torch.bool)
     going, stage, left = list(range(len(prompts))), FIRST_STAGE, tokens
     while going and left:
         stage = min(stage, left)
         going.sort(key=lambda i: len(encoded[i]) + len(said[i]))  # neighbours need little padding
-        batches = [going[first : first + BATCH] for first in range(0, len(going), BATCH)]
+        batches, going = [going[first : first + BATCH] for first in range(0, len(going), BATCH)], []
         for batch in progress_bar(batches, desc="answering", unit="batch", leave=False):
             so_far = [[*encoded[i], *said[i]] for i in batch]
             width = max(map(len, so_far))
@@ -128,11 +129,12 @@ def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str
             for row, known in enumerate(so_far):
                 ids[row, width - len(known) :] = torch.tensor(known)
                 mask[row, width - len(known) :] = 1
-            stopping = _Stopping(kinds, torch.tensor([bool((~kinds.blank[said[i]]).any()) for i in batch]))
+            stopping = _Stopping(kinds, begun[batch])
             found = _generate(model, ids.to(model.device), mask.to(model.device), stage, GREEDY, kinds.ends, [stopping])
             for i, row in zip(batch, found[:, width:].tolist(), strict=True):
                 said[i] += row
-        going = [i for i in going if not kinds.ended(said[i])]
+            begun[batch] = stopping.begun
+            going += [i for i, ended in zip(batch, stopping.ended.tolist(), strict=True) if not ended]
         left, stage = left - stage, 2 * stage
     texts = []
     for generated in said:
@@ -149,15 +151,6 @@ class _Kinds:
     ends: list[int]
     stop: Tensor
     blank: Tensor
-
-    def ended(self, said: Sequence[int]) -> bool:
-        """Whether a text's end is among these tokens, or a stop behind the first that is not blank."""
-        begun = False
-        for token in said:
-            begun = begun or not self.blank[token]
-            if token in self.ends or (begun and self.stop[token]):
-                return True
-        return False
 
 
 def _kinds(model: Model, stops: str) -> _Kinds:
@@ -177,16 +170,18 @@ _KINDS: WeakKeyDictionary[Any, dict[str, tuple[Tensor, Tensor]]] = WeakKeyDictio
 
 
 class _Stopping(StoppingCriteria):
-    """Ends a row at a token with a stop, unless all of it so far is blank."""
+    """Ends a row at a text's end, or at a token with a stop unless all of it so far is blank."""
 
     def __init__(self, kinds: _Kinds, begun: Tensor):
         self.kinds = kinds
         self.begun = begun  # (n,): whether there is something so far
+        self.ended = torch.zeros_like(begun)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         last = input_ids[:, -1].cpu()
         self.begun = self.begun | ~self.kinds.blank[last]
-        return (self.kinds.stop[last] & self.begun).to(input_ids.device)
+        self.ended = self.ended | (self.kinds.stop[last] & self.begun) | torch.isin(last, torch.tensor(self.kinds.ends))
+        return self.ended.to(input_ids.device)
 
 
 def end_tokens(model: Model) -> list[int]:
