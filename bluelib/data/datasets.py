@@ -124,7 +124,7 @@ def records_to_choose_on(
     records = load_dataset(name, split=chosen, limit=edits, up_to=None if edits else up_to)
     about = {"split": chosen}
     if split is None and chosen != "tune":
-        about["choosing_split"] = f"{name} has no split tune: all of it was chosen from"
+        about["choosing_split"] = f"{Path(name).name} has no split tune: all of it was chosen from"
         log.warning("%s; results reported on the same records flatter what is chosen here", about["choosing_split"])
     return records, about
 

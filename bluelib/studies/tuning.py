@@ -224,7 +224,7 @@ def tune(
     result: dict[str, Any] = {
         "model": model.name,
         "editor": editor,
-        "dataset": str(dataset),
+        "dataset": Path(dataset).name,  # not where a file lies: what is in it has a hash
         **about,
         "edits": len(records),
         "batch_size": batch_size,
