@@ -32,12 +32,11 @@ from pathlib import Path
 import psutil
 import torch
 
+from benchmarks.common import empty_cache, machine
 from benchmarks.plain import plain_target
 from bluelib import Editor, edit_sequence, get_editor, load_dataset, load_model
-from bluelib.data.provenance import provenance
 from bluelib.data.records import Record
 from bluelib.editing.matmuls import MATMULS
-from bluelib.editing.second_moments import _measure
 from bluelib.editing.targets import ESSENCE, TargetOptions, optimise_targets
 from bluelib.io.formats import write_json
 from bluelib.models.model import Model
@@ -201,9 +200,8 @@ def moments(model: Model, editor: Editor, tokens: int) -> dict:
     blocks = model.blocks[: editor.layers[-1] + 1]
     in_blocks = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim == 2) - d_model * d_mlp
     counted = 2 * tokens * (in_blocks + len(editor.layers) * d_mlp**2)
-    began = time.perf_counter()
-    _measure(model, editor.layers, editor.corpus, tokens, Path("/dev/null/unused"), False)
-    seconds = time.perf_counter() - began
+    with empty_cache():
+        seconds, _, _ = timed(partial(editor.second_moments, model, editor.layers, tokens), 1)
     rate = matmul_rate()
     return {
         "model": model.name,
@@ -319,9 +317,9 @@ def main() -> None:
             for method in (editor, history, get_editor("alphaedit", model)):
                 found["batches"] += cost_of_batches(model, method, records[: arguments.sequence])
         if arguments.output:  # after each model, so that an interrupted run keeps what it has
-            origin = provenance(model, [])
-            machine = {k: v for k, v in origin.items() if k in ("device", "threads", "versions", "git_commit")}
-            write_json(arguments.output, {**found, "dataset": Path(dataset).name, "provenance": machine}, indent=1)
+            write_json(
+                arguments.output, {**found, "dataset": Path(dataset).name, "provenance": machine(model)}, indent=1
+            )
     print("\n" + targets_table(found["targets"]) + "\n\n" + edits_table(found["edits"]))
     print("\n" + moments_table(found["moments"]) + "\n\nSeconds of consecutive batches:\n")
     for name, editor_name in dict.fromkeys((b["model"], b["editor"]) for b in found["batches"]):

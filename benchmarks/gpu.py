@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,13 +24,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
 
+from benchmarks.common import empty_cache, machine
 from bluelib import edit_sequence, get_editor, load_dataset, load_model
-from bluelib.data.provenance import provenance
 from bluelib.editing.editor import Editor, blue, fe
 from bluelib.editing.named import alphaedit, memit
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.targets import TargetOptions, optimise_targets
 from bluelib.io.formats import write_json
+from bluelib.models.contexts import OPENINGS
 from bluelib.models.model import Model
 from bluelib.pocket.tokenizer import build_tokenizer
 
@@ -155,7 +154,7 @@ def measure_shape(name: str, arguments: argparse.Namespace, meter: Meter) -> Non
     if "moments" in arguments.parts or "edits" in arguments.parts:
         found = meter(model.name, f"second moments of {len(layers)} layers, {arguments.tokens:,} tokens", moments)
     if "targets" in arguments.parts:
-        prefixes = ("", *(f"{words} " for words in ("The", "Therefore", "Because", "I am", "You are")))
+        prefixes = ("", *(f"{words} " for words in OPENINGS))
         optimise_targets(model, requests[:2], layers[0], prefixes, replace(options, steps=2))  # warm up
         for layer in (layers[0], layers[-1]):
             for count in (1, len(requests)):
@@ -209,21 +208,15 @@ def main() -> None:
     arguments = parser.parse_args()
     meter = Meter(arguments.device)
     print(HEADER, flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = os.environ.get("BLUELIB_CACHE")
-        for name in arguments.shapes if set(arguments.parts) - {"small-model"} else ():
-            os.environ["BLUELIB_CACHE"] = folder  # of random weights nothing is kept
+    for name in arguments.shapes if set(arguments.parts) - {"small-model"} else ():
+        with empty_cache():  # of random weights nothing is kept
             measure_shape(name, arguments, meter)
-        os.environ.pop("BLUELIB_CACHE", None)
-        if kept:
-            os.environ["BLUELIB_CACHE"] = kept
     if "small-model" in arguments.parts:
         measure_small_model(arguments, meter)
     if arguments.output:
         gpu = torch.cuda.get_device_name() if meter.on_gpu else None
-        origin = provenance(load_model("pocket-llama", device=arguments.device), [])
-        machine = {k: v for k, v in origin.items() if k in ("device", "threads", "versions", "git_commit")}
-        write_json(arguments.output, {"rows": meter.rows, "provenance": {**machine, "gpu": gpu}}, indent=1)
+        origin = machine(load_model("pocket-llama", device=arguments.device))
+        write_json(arguments.output, {"rows": meter.rows, "provenance": {**origin, "gpu": gpu}}, indent=1)
 
 
 if __name__ == "__main__":
