@@ -126,7 +126,8 @@ def _published(row: Any, kind: str) -> dict[str, Any]:
 
 def main_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row per (model, dataset, method, metric): the mean over the records of all seeds with its standard error, the
-    rank among the edited models (1 is best; None before editing), and the published figures.
+    rank among the edited models (1 is best; None before editing), the largest ‖ΔW‖/‖W‖ of any layer and seed, and the
+    published figures.
 
     Seeds count as independent samples of the records (they share few), so that the error of the mean over S of them is
     √(Σ SE²) / S.
@@ -309,9 +310,8 @@ def _regime(frame: pd.DataFrame) -> str:
     if set(frame.scale) != {"pocket"}:
         return found
     return (
-        f"{found} **Pocket models are outside the regime in which these methods were made**: editing moves a matrix by "
-        "many times its own norm, where it moves one of a language model by a part of it, or little more. What a real "
-        "model says counts more than what they say."
+        f"{found} **Where it is far above 1, a pocket model is outside the regime in which these methods were made**: "
+        "that of matrices which move by a part of their own norm, or little more. What a real model says counts more."
     )
 
 

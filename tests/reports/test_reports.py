@@ -227,7 +227,9 @@ def test_a_main_table_pools_seeds_and_marks_the_best(made):
     best, second = order.index[:2]
     assert f"| **{order[best]:.2f} ± " in text and f"| <u>{order[second]:.2f} ± " in text
     assert " | ‖ΔW‖/‖W‖ |\n" in text and " | 12 |\n" in text and " | *n/a* |\n" in text
-    assert "here 12 to 12, half of them above 12. **Pocket models are outside the regime" in text
+    assert (
+        "here 12 to 12, half of them above 12. **Where it is far above 1, a pocket model is outside the regime" in text
+    )
 
 
 @pytest.mark.parametrize("missing", ["generalization", "specificity"])
