@@ -42,7 +42,8 @@ def _published(name: str) -> pd.DataFrame:
 
 
 def published(name: str) -> pd.DataFrame:
-    """One of the CSV files: ``published_results``, ``single_layer_editing``, ``optimisation_steps``,
+    """One of the CSV files: ``published_results``, ``replications_fe`` (of another group, under its own protocol),
+    ``single_layer_editing``, ``layer_analysis`` (read from pictures, ± 0.02 of their axes), ``optimisation_steps``,
     ``edit_seconds`` or ``hyperparameters``."""
     return _published(name).copy()
 

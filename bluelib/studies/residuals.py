@@ -78,10 +78,11 @@ def compare_residuals(found: Residuals) -> pd.DataFrame:
 
 @torch.no_grad()
 def residual_contributions(model: Model, requests: Sequence[Request], found: Residuals) -> pd.DataFrame:
-    """The paper's contribution s = P(new | edited) − P(new | original) of either residual, per layer and request.
+    """The paper's contribution s = P(new | edited) − P(new | original), per layer and request, of three residuals.
 
-    *Edited* is read as: with the residual added to the block's output at the subject's last token, weights untouched.
-    P is the geometric mean over the new object's tokens.
+    They are R* (``direct``), R^L / (L − l + 1) (``distributed``) and R^L itself (``undivided``): the last has the
+    direction of the second, and not its length. *Edited* is read as: with the residual added to the block's output at
+    the subject's last token, weights untouched. P is the geometric mean over the new object's tokens.
     """
     rows = list(range(len(requests)))
     columns = [locate(model.tokenizer, r.prompt, r.subject, before=r.before).subject_last for r in requests]
@@ -98,7 +99,12 @@ def residual_contributions(model: Model, requests: Sequence[Request], found: Res
     original = (-request_nll(model, requests)).exp()
     frames = []
     for layer in found.layers:
-        for kind, residual in (("distributed", found.distributed(layer)), ("direct", found.direct(layer))):
+        residuals = {
+            "distributed": found.distributed(layer),
+            "undivided": found.last(layer),
+            "direct": found.direct(layer),
+        }
+        for kind, residual in residuals.items():
             gains = (probabilities(layer, residual) - original).tolist()
             frames.append(
                 pd.DataFrame({"layer": layer, "residual": kind, "request": range(len(gains)), "contribution": gains})

@@ -16,34 +16,77 @@ from ..published import counterpart, published
 from .common import DIRECT, DISTRIBUTED, Numbers, band, bars, integers, panels, table
 
 RESIDUAL_COLOURS = {"distributed": DISTRIBUTED, "direct": DIRECT}
+#: By residual, its colour, its marker, and what a legend calls it.
+CONTRIBUTING = {
+    "direct": (DIRECT, "o", r"$R^{l*}$, direct"),
+    "undivided": (GREY, "^", r"$R^{L*}$, not divided"),
+    "distributed": (DISTRIBUTED, "s", r"$R^{L*}/(L-l+1)$, distributed"),
+}
 
 
 def residual_comparison(numbers: Numbers) -> Figure:
-    """Contribution, cosine and deviation of the residuals, by layer."""
+    """Contribution, cosine and deviation of the residuals, by layer, and the published values of the counterpart.
+
+    Those stand at the same distance from the last critical layer. Their deviations are in units of another model, so
+    they are scaled to agree with ours one layer before the last.
+    """
     with style():
         figure, axes = panels(numbers, 3, 2.5, sharex="col")
-        for column, found in enumerate(numbers.values()):
+        for column, (model, found) in enumerate(numbers.items()):
             contribution, compared = table(found, "contributions"), table(found, "compared")
-            for kind, colour in RESIDUAL_COLOURS.items():
-                band(
-                    axes[0, column],
-                    contribution[contribution.residual == kind],
-                    "layer",
-                    kind,
-                    color=colour,
-                    marker="o" if kind == "direct" else "s",
-                )
+            for kind, (colour, marker, label) in CONTRIBUTING.items():
+                rows = contribution[contribution.residual == kind]
+                if len(rows):
+                    band(axes[0, column], rows, "layer", label, color=colour, marker=marker)
             axes[0, column].set(ylim=(-0.05, 1.05))
             for row, measure in ((1, "cosine"), (2, "deviation")):
                 band(axes[row, column], compared[compared.measure == measure], "layer", None, color=GREEN, marker="o")
+            _published_points(axes[:, column], counterpart(model), compared)
             axes[1, column].set(ylim=(0, 1.05))
             axes[2, column].set(xlabel="layer", ylim=(0, None))
             integers(axes[2, column], compared.layer)
-        axes[0, 0].set_ylabel("contribution s")
-        axes[1, 0].set_ylabel("cosine of\nR* and R^L")
-        axes[2, 0].set_ylabel("‖R* − R^L‖\nper request")
-        axes[0, 0].legend(fontsize=8)
+        axes[0, 0].set_ylabel("contribution $s$")
+        axes[1, 0].set_ylabel("cosine of\n$R^{l*}$ and $R^{L*}$")
+        axes[2, 0].set_ylabel(r"$\Vert R^{l*}-R^{L*}\Vert$" + "\nper request")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
         return figure
+
+
+def _published_points(axes: np.ndarray, theirs: str, compared: pd.DataFrame) -> None:
+    """The published values by layer of an LLM, hollow, in the three panels of a column."""
+    values = published("layer_analysis")
+    values = values[values.model == theirs]
+    first, last = compared.layer.min(), compared.layer.max()
+    deviation = compared[compared.measure == "deviation"].set_index("layer")["mean"]
+    shift = last - values[values.quantity == "contribution_distributed"].layer.max()
+    kinds = {
+        "contribution_direct": (axes[0], DIRECT, "o"),
+        "contribution_distributed": (axes[0], DISTRIBUTED, "s"),
+        "cosine": (axes[1], "black", "D"),
+        "deviation_norm": (axes[2], "black", "D"),
+    }
+    names = {"contribution_direct": "published, direct", "contribution_distributed": "published, distributed"}
+    for quantity, (axis, colour, marker) in kinds.items():
+        rows = values[(values.quantity == quantity) & (values.layer + shift >= first)].sort_values("layer")
+        if rows.empty:
+            continue
+        places, shown = rows.layer + shift, rows.value
+        if quantity == "deviation_norm":
+            shown = shown * deviation[last - 1] / shown.iloc[-1]
+        axis.plot(
+            places,
+            shown,
+            marker,
+            color=colour,
+            markerfacecolor="white",
+            markersize=7,
+            zorder=5,
+            label=names.get(quantity, f"published, {theirs}"),
+        )
+        if axis is not axes[0]:
+            scaled = ", scaled" if quantity == "deviation_norm" else ""
+            axis.legend([axis.lines[-1]], [f"published, {theirs}{scaled}"], fontsize=7, loc="lower left")
 
 
 def residual_picture(numbers: Numbers) -> Figure:
