@@ -6,7 +6,7 @@ from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import MODEL, PLACE, Answer, Gather, Option, begins_anew, command, written
+from .common import MODEL, PLACE, Answer, Gather, Option, begins_anew, command, named_values, written
 
 if TYPE_CHECKING:
     from ..data.records import Record
@@ -225,6 +225,67 @@ def ablation(arguments: Namespace) -> Answer:
         tokens=arguments.tokens,
     )
     return written([path])
+
+
+@command(
+    MODEL,
+    DATASET,
+    Option("--split", default="report", help="tune or report"),
+    Option(
+        "--editor",
+        nargs="+",
+        action=Gather,
+        default=["memit", "memit_blue"],
+        help="one or more editors; see: blue editors",
+    ),
+    Option("--edits", type=int, default=100, help="of the sequence"),
+    Option("--batch-size", type=int, default=20, help="edits per batch"),
+    Option(
+        "--at",
+        type=int,
+        nargs="+",
+        action=Gather,
+        default=[],
+        help="after how many edits to score, besides the end of the sequence",
+    ),
+    Option("--scored", type=int, default=200, help="edits that are scored at each length, at most"),
+    Option("--others", type=int, default=100, help="records behind the sequence that tell how far the model has moved"),
+    Option("--seed", type=int, default=0, help="0 keeps the dataset's order, others shuffle it"),
+    Option(
+        "--set",
+        nargs="+",
+        action=Gather,
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the editors in place of their settings, for example mom2_update_weight=15000",
+    ),
+    *PLACE,
+    example="blue follow --model pocket-gpt2 --editor memit memit_blue --edits 200 --at 50 100",
+)
+def follow(arguments: Namespace) -> Answer:
+    """Edit a sequence with an editor, and score it as it grows."""
+    from ..models.load import load_model
+    from ..studies.follow import follow
+    from ..studies.tuning import default_dataset
+
+    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    paths = [
+        follow(
+            model,
+            editor,
+            dataset=arguments.dataset or default_dataset(model.name),
+            split=arguments.split,
+            edits=arguments.edits,
+            batch_size=arguments.batch_size,
+            at=arguments.at,
+            scored=arguments.scored,
+            others=arguments.others,
+            seed=arguments.seed,
+            options=named_values("option", arguments.set),
+        )
+        for editor in arguments.editor
+    ]
+    return written(paths)
 
 
 @command(

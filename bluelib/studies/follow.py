@@ -1,0 +1,192 @@
+"""One editor along one sequence of edits: its scores, and what it has moved elsewhere, as the edits add up.
+
+Two of the paper's questions are answered by such runs. *Where does a method collapse?* A long sequence, scored at
+several lengths. *Is it the method, or its λ?* Short sequences of one editor with several values of an option, scored at
+the end: a frontier of editing against preservation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..data import Record
+from ..data.datasets import load_dataset
+from ..data.provenance import provenance
+from ..editing.method import describe
+from ..editing.named import get_editor
+from ..editing.sequence import edit_sequence
+from ..io.checks import check_whole
+from ..io.formats import read_json, write_json
+from ..io.paths import cell_name, plain, project_path
+from ..io.timing import Timer
+from ..metrics import evaluate
+from ..metrics.drift import divergences, next_tokens
+from ..models.model import Model
+from ..runs.cell import per_record
+from .growth import check_batch
+
+EDITS, BATCH_SIZE = 100, 20
+#: Edits that are scored at each length, at most.
+SCORED = 200
+#: Records behind the sequence, never edited, whose rewrite prompts tell how far a model has moved elsewhere.
+OTHERS = 100
+
+
+def follow(
+    model: Model,
+    editor: str,
+    *,
+    dataset: str | Path,
+    split: str = "report",
+    edits: int = EDITS,
+    batch_size: int = BATCH_SIZE,
+    at: Sequence[int] = (),
+    scored: int = SCORED,
+    others: int = OTHERS,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Edit a sequence, score it as it grows, and write ``results/follow/….json``; a run that is there is kept.
+
+    Args:
+        model: left as it was.
+        editor: of the catalogue.
+        dataset, split, seed: the records; those edited are the first ``edits``.
+        edits, batch_size: of the sequence.
+        at: after how many edits to score; the end of the sequence is always one.
+        scored: how many of the edits so far are scored, at most: the whole number of them, or so many drawn at random,
+            the same ones for every editor.
+        others: how many records behind the edited ones tell how far the model has moved: the mean of D_KL(before ‖
+            after) of the next token after their rewrite prompts.
+        options: of the editor, in place of its settings.
+
+    Raises:
+        ValueError: as :func:`~bluelib.get_editor` and :func:`~bluelib.load_dataset`; for lengths that are no ends of
+            batches, a batch that the editor does not make, or fewer records than ``edits``.
+    """
+    options = dict(options or {})
+    check_whole("edits", edits, 1)
+    check_whole("batch_size", batch_size, 1, edits, "the number of edits")
+    check_whole("scored", scored, 1)
+    check_whole("others", others, 0)
+    ends = sorted({*at, edits})
+    between = [end for end in ends if (end % batch_size and end != edits) or not 0 < end <= edits]
+    if between:
+        raise ValueError(f"at must be ends of batches of {batch_size} among {edits} edits, which {between[0]} is not")
+    method = get_editor(editor, model, **options)
+    check_batch(method, batch_size)
+    records = load_dataset(dataset, split=split, limit=edits, seed=seed)
+    more = load_dataset(dataset, split=split, up_to=edits + others, seed=seed)[edits:] if others else []
+    method.check(model)
+    origin = provenance(model, records)
+    identity = {
+        "model": model.name,
+        "dataset": Path(dataset).name,
+        "split": split,
+        "editor": editor,
+        "options": options,
+        "settings": describe(method),
+        "edits": edits,
+        "batch_size": batch_size,
+        "at": ends,
+        "scored": scored,
+        "others": [record.case_id for record in more],
+        "seed": seed,
+        **{key: origin[key] for key in ("model_revision", "dtype", "records_hash")},
+    }
+    identity = json.loads(json.dumps(identity))  # as it will be read
+    path = path_of(model.stem, dataset, editor, edits, batch_size, seed, options)
+    if path.exists() and read_json(path).get("identity") == identity:
+        return path
+    elsewhere = [record.request.text for record in more]
+    before = next_tokens(model, elsewhere) if elsewhere else None
+    points: list[dict[str, Any]] = []
+    timer = Timer()
+
+    def score(number: int, result: object) -> None:
+        done = min((number + 1) * batch_size, edits)
+        if done not in ends:
+            return
+        chosen = some_of(records[:done], scored)
+        with timer("evaluate"):
+            found = evaluate(model, chosen, generate=False, metrics=("editing", "argmax"))
+            moved = None if before is None else divergences(before, next_tokens(model, elsewhere)).tolist()
+        points.append(
+            {
+                "edits": done,
+                "case_ids": [record.case_id for record in chosen],
+                "scores": per_record(found),
+                "elsewhere": moved and [round(value, 5) for value in moved],
+                "weight_change": {str(layer): round(now, 6) for layer, now in _changes(model, originals).items()},
+            }
+        )
+
+    with model.preserved(method.layers):
+        originals = {layer: model.weight(layer).float().clone() for layer in method.layers}
+        run = edit_sequence(model, records, method, batch_size=batch_size, after_batch=score)
+    seconds = {**run.seconds, **timer.rounded()}
+    content = {"identity": identity, "points": points, "seconds": seconds, "provenance": origin}
+    return write_json(path, content, sealed=True)
+
+
+def some_of(records: Sequence[Record], most: int) -> list[Record]:
+    """All records, or ``most`` of them drawn at random, in their order; which ones depends on their number alone."""
+    if len(records) <= most:
+        return list(records)
+    drawn = np.random.default_rng(len(records)).choice(len(records), most, replace=False)
+    return [records[i] for i in sorted(drawn)]
+
+
+def _changes(model: Model, originals: Mapping[int, Any]) -> dict[int, float]:
+    """‖W − W₀‖ / ‖W₀‖ (Frobenius) by layer."""
+    return {
+        layer: ((model.weight(layer).float() - original).norm() / original.norm()).item()
+        for layer, original in originals.items()
+    }
+
+
+def path_of(
+    model: str,
+    dataset: str | Path,
+    editor: str,
+    edits: int,
+    batch_size: int,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Where a run is kept."""
+    name = cell_name(model, str(dataset), editor, edits, batch_size, seed)
+    given = "".join(f"_{plain(str(key))}-{plain(str(value))}" for key, value in (options or {}).items())
+    return project_path("results", "follow", f"{name}{given}.json")
+
+
+def followed(folder: Path | None = None) -> pd.DataFrame:
+    """All runs that are there, a row per run and length.
+
+    Columns: ``model``, ``dataset``, ``editor``, ``options`` (a tuple of pairs), ``edits`` and ``batch_size`` of the
+    sequence, ``seed``; ``length``, ``n`` (edits scored there), ``elsewhere`` (mean D_KL in nats), ``weight_change``
+    (the largest over layers), and for each metric its values over the edits scored, a list.
+    """
+    rows = []
+    for path in sorted((folder or project_path("results", "follow")).glob("*.json")):
+        content = read_json(path)
+        about = content["identity"]
+        for point in content["points"]:
+            rows.append(
+                {
+                    **{key: about[key] for key in ("model", "dataset", "editor", "edits", "batch_size", "seed")},
+                    "options": tuple(sorted(about["options"].items())),
+                    "length": point["edits"],
+                    "n": len(point["case_ids"]),
+                    "elsewhere": None if point["elsewhere"] is None else float(np.mean(point["elsewhere"])),
+                    "weight_change": max(point["weight_change"].values()),
+                    **point["scores"],
+                }
+            )
+    return pd.DataFrame(rows)
