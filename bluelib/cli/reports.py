@@ -8,13 +8,17 @@ from pathlib import Path
 from .common import GRID, Answer, Gather, Option, command, written
 
 
-@command(GRID, example="blue tables --grid workflow/grid-pocket.yaml")
+@command(
+    GRID,
+    Option("--partial", action="store_true", help="show the cells that have been run so far, where not all have"),
+    example="blue tables --grid workflow/grid-pocket.yaml",
+)
 def tables(arguments: Namespace) -> Answer:
     """Make a grid's tables and pictures from its results."""
     from ..reports.tables import write_tables
     from ..runs.grid import Grid
 
-    return written(write_tables(Grid.load(arguments.grid)))
+    return written(write_tables(Grid.load(arguments.grid), partial=arguments.partial))
 
 
 @command(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..editing.catalogue import MAIN_TABLE, VARIANTS, Entry, entry, label_pairs, labelled
+from ..editing.catalogue import MAIN_TABLE, VARIANTS, Entry, entry, in_order, label_pairs, labelled
 from ..metrics.editing import METRICS, TEACHER_FORCED
 from ..metrics.intervals import RESAMPLES, bootstrap_means, limits
 from ..models.known import label_of_model, scale_of
@@ -152,10 +152,15 @@ def _scale(scores: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     return f"{scale_of(models[0]).capitalize()} scale ({', '.join(map(label_of_model, models))})."
 
 
+def there(scores: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:
+    """The labels of the methods that every model and dataset has."""
+    frames = [frame.columns.unique(0) for frame in scores.values()]
+    return [label for label in frames[0] if all(label in labels for labels in frames)]
+
+
 def families(scores: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:
     """The methods of the paper's main table of which there are both variants, or any others if there are none."""
-    labels = next(iter(scores.values())).columns.unique(0)
-    plain = [method for method, _ in label_pairs(labels)]
+    plain = [method for method, _ in label_pairs(there(scores))]
     return [method for method in plain if labelled(method).reported == MAIN_TABLE] or plain
 
 
@@ -187,7 +192,8 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
                 m: _relative(means[method, m], means[_blue(method), m]) if m in defined else np.nan for m in metrics
             }
             scored = _measured(frame, TEACHER_FORCED)
-            points = _gain(means, method, scored)
+            pair = method, _blue(method)
+            points = _gain(means, pair, scored)
             settings.append(
                 {
                     "model": model,
@@ -206,7 +212,7 @@ def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
                     )
                     if defined
                     else np.full(len(sampled), np.nan),
-                    "points": _gain(sampled, method, scored),
+                    "points": _gain(sampled, pair, scored),
                 }
             )
     frame = pd.DataFrame(settings)
@@ -289,25 +295,59 @@ MEASURES = {"editing": TEACHER_FORCED[:2], "specificity": TEACHER_FORCED[2:], "s
 
 
 def family_gains(scores: Mapping[tuple[str, str], pd.DataFrame], methods: Sequence[str] | None = None) -> pd.DataFrame:
-    """BLUE minus plain by model, method and measure (:data:`MEASURES`), the datasets weighing alike: mean and 95 %
-    interval over seeds and records. By default for the paper's methods. A measure is of the metrics that a dataset's
-    records have, and left out where they have none of them."""
+    """BLUE minus plain by model, method and measure: :func:`gains` of the paper's methods, or of those named."""
+    chosen = families(scores) if methods is None else methods
+    return gains(scores, [(method, _blue(method)) for method in chosen]).drop(columns="other")
+
+
+def gains(scores: Mapping[tuple[str, str], pd.DataFrame], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """How much better the second of two methods is than the first, by model and measure (:data:`MEASURES`), the
+    datasets weighing alike: mean and 95 % interval over seeds and records.
+
+    A measure is of the metrics that a dataset's records have, and left out where they have none of them.
+
+    Args:
+        scores: see :func:`record_scores`.
+        pairs: labels.
+
+    Returns:
+        Columns ``model``, ``method``, ``other``, ``measure``, ``mean``, ``low``, ``high``.
+    """
     rows = []
     for model in dict.fromkeys(model for model, _ in scores):
         frames = [frame for (name, _), frame in scores.items() if name == model]
         sampled = [draws(frame) for frame in frames]
-        for method in families(scores) if methods is None else methods:
+        for pair in pairs:
             for measure, metrics in MEASURES.items():
-                there = [
-                    (*pair, scored)
-                    for pair in zip(frames, sampled, strict=True)
-                    if (scored := _measured(pair[0], metrics))
+                measured = [
+                    (frame, drawn, scored)
+                    for frame, drawn in zip(frames, sampled, strict=True)
+                    if {*pair} <= {*frame.columns.unique(0)} and (scored := _measured(frame, metrics))
                 ]
-                if there:
-                    found = [_gain(frame.mean(), method, scored) for frame, _, scored in there]
-                    low, high = limits(np.mean([_gain(draw, method, scored) for _, draw, scored in there], axis=0))
-                    rows.append((model, method, measure, np.mean(found), low, high))
-    return pd.DataFrame(rows, columns=["model", "method", "measure", "mean", "low", "high"])
+                if measured:
+                    found = [_gain(frame.mean(), pair, scored) for frame, _, scored in measured]
+                    low, high = limits(np.mean([_gain(draw, pair, scored) for _, draw, scored in measured], axis=0))
+                    rows.append((model, *pair, measure, np.mean(found), low, high))
+    return pd.DataFrame(rows, columns=["model", "method", "other", "measure", "mean", "low", "high"])
+
+
+def variant_pairs(labels: Iterable[str], base: str, variant: str) -> list[tuple[str, str]]:
+    """Of these labels, the pairs of two variants of one method, in the order of plots; ``""`` is the plain one."""
+    rows = [labelled(label) for label in in_order(labels)]
+    found = {(row.plain if row.variant else row.name, row.variant): row.label for row in rows}
+    return [
+        (label, found[name, variant])
+        for (name, kind), label in found.items()
+        if kind == base and (name, variant) in found
+    ]
+
+
+def later_pairs(labels: Iterable[str], paper: str = "") -> list[tuple[str, str]]:
+    """Of these labels, those of later methods, each behind the method that it is like; or those of one ``paper``."""
+    there = list(labels)
+    rows = [labelled(label) for label in in_order(there)]
+    pairs = [(entry(row.like).label, row.label) for row in rows if row.like and not row.variant and paper in row.paper]
+    return [pair for pair in pairs if pair[0] in there]
 
 
 def _measured(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
@@ -315,8 +355,9 @@ def _measured(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
     return [metric for metric in metrics if metric in frame.columns.unique(1)]
 
 
-def _gain(means: Any, method: str, metrics: Sequence[str]) -> Any:
-    return np.mean([means[_blue(method), m] - means[method, m] for m in metrics], axis=0)
+def _gain(means: Any, pair: tuple[str, str], metrics: Sequence[str]) -> Any:
+    method, other = pair
+    return np.mean([means[other, m] - means[method, m] for m in metrics], axis=0)
 
 
 def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
@@ -324,8 +365,8 @@ def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     of efficacy, generalization and specificity), and their difference with its 95 % interval. Both are chosen anew in
     each draw, since the best of several on some records is not as good on others."""
     rows = []
+    chosen = families(scores)
     for (model, dataset), frame in scores.items():
-        chosen = families(scores)
         sampled = draws(frame)
         methods = [m for m in frame.columns.unique(0) if _in_contest(labelled(m), chosen)]
         scored = _measured(frame, TEACHER_FORCED)

@@ -3,124 +3,190 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from ..editing.catalogue import APPENDIX, label, label_pairs, labelled
 from ..io.formats import read_json, write_json
-from ..io.paths import project_path
+from ..io.paths import plain, project_path
 from ..io.writing import atomic_file
 from ..metrics.definitions import DEFINITIONS, VARYING
 from ..models.choices import CHOICES
+from ..models.known import label_of_model
 from ..runs.grid import Grid
-from ..studies import STUDIES, Study
-from .claims import LEGEND, MARKS, Verdict
-from .claims.main import average_improvement, blue_against_plain
-from .comparison import champions, families, family_gains, improvement, paired, record_scores
-from .tables import load_cells, main_frame, markdown_table, short_table
+from ..studies import STUDIES, Study, study_of
+from .claims import LEGEND, MARKS, SOURCES, Claim, Verdict, claims_of, verdicts
+from .claims.main import AVERAGE, CLAIMS, average_improvement, of_main_table
+from .comparison import (
+    champions,
+    families,
+    family_gains,
+    gains,
+    improvement,
+    later_pairs,
+    paired,
+    record_scores,
+    there,
+    variant_pairs,
+)
+from .tables import NOT_AVAILABLE, NOT_MEASURED, load_cells, main_frame, markdown_table, short_table
 
-ALL = "all models"
 MAIN = "05_sequential_editing"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim of the paper and what came of it.
+    """A claim and what came of it.
 
     Attributes:
         notebook: that examines it.
-        text: the claim.
-        verdicts: by model, or by :data:`ALL` where the claim is about all of them together.
+        claim: with its bar, its source and what was published.
+        verdicts: by model.
         figures: pictures of the notebook's evidence.
-        size: of what it is about, in edits.
+        size: by model, of what it is about.
     """
 
     notebook: str
-    text: str
+    claim: Claim
     verdicts: Mapping[str, Verdict]
     figures: tuple[Path, ...]
-    size: str
+    size: Mapping[str, str]
 
 
-def claims(grid: Grid) -> list[Finding]:
-    """The claims in the order of the notebooks: those of the analyses from their numbers (an analysis that the grid
-    does not run: from the committed ones), those of the main table from the grid's cells.
+def claims(*grids: Grid, partial: bool = False) -> list[Finding]:
+    """The claims in the order of the notebooks, over the models of these grids in their order: those of the analyses
+    from their numbers, those of the main table from the grids' cells.
+
+    A grid that does not run an analysis takes it from the committed grid, where that has all its models.
 
     Raises:
-        FileNotFoundError: if numbers are missing, naming them.
+        FileNotFoundError: if numbers are missing, naming them; with ``partial``, cells of a grid may be missing.
     """
+    notebooks = sorted([*(study.notebook for study in STUDIES.values()), MAIN])
+    return [one for notebook in notebooks for one in _of_notebook(notebook, grids, partial)]
+
+
+def _of_notebook(notebook: str, grids: Sequence[Grid], partial: bool) -> list[Finding]:
+    found: dict[str, Finding] = {}
+    for grid in grids:
+        for one in _of_cells(grid, partial) if notebook == MAIN else _of_study(grid, study_of(notebook)):
+            other = found.get(one.claim.text)
+            found[one.claim.text] = one if other is None else _together(other, one)
+    return list(found.values())
+
+
+def _together(one: Finding, other: Finding) -> Finding:
+    """A claim over the models of both."""
+    figures = tuple(dict.fromkeys([*one.figures, *other.figures]))
+    return replace(one, verdicts={**one.verdicts, **other.verdicts}, figures=figures, size={**one.size, **other.size})
+
+
+def _findings(
+    notebook: str, known: Iterable[Claim], by_model: Mapping[str, Sequence[Verdict]], figures: Any, size: str
+) -> list[Finding]:
+    """By claim what was found by model; those that no model's numbers are about are left out."""
     found = []
-    for study in STUDIES.values():
-        found += _of_study(grid, study) if study.notebook < MAIN else []
-    found += _of_cells(grid)
-    for study in STUDIES.values():
-        found += _of_study(grid, study) if study.notebook > MAIN else []
+    for claim in known:
+        verdicts = {
+            model: verdict for model, all_ in by_model.items() for verdict in all_ if verdict.claim == claim.text
+        }
+        if verdicts:
+            sizes = {model: verdict.size or size for model, verdict in verdicts.items()}
+            found.append(Finding(notebook, claim, verdicts, tuple(figures), sizes))
     return found
 
 
 def _of_study(grid: Grid, study: Study) -> list[Finding]:
-    source, notebook = grid.source_of(study), study.notebook
+    notebook = study.notebook
+    source = grid.source_of(study)
+    if source is None:
+        return []
     parameters = source.notebooks[notebook]
-    figures = tuple(path for path in source.drawn(notebook) if path.suffix == ".png")
-    by_claim: dict[str, dict[str, Verdict]] = {}
-    sizes: dict[str, dict[str, None]] = {}
+    by_model = {}
     for model in grid.models:
         path = source.numbers(notebook, model)
         content = read_json(path)
         if not content["parameters"].items() >= dict(parameters).items():
             raise ValueError(f"{path} is of another analysis ({content['parameters']}) than the grid's ({parameters})")
-        for verdict in (Verdict(**values) for values in content["verdicts"]):
-            by_claim.setdefault(verdict.claim, {})[model] = verdict
-            size = verdict.size or f"{content['parameters']['edits']} edits"
-            sizes.setdefault(verdict.claim, {})[size] = None
-    return [Finding(notebook, text, verdicts, figures, ", ".join(sizes[text])) for text, verdicts in by_claim.items()]
+        by_model[model] = verdicts(study.name, content)
+        size = f"{content['parameters']['edits']} edits"
+    figures = [path for path in source.drawn(notebook) if path.suffix == ".png"]
+    return _findings(notebook, claims_of(study.name), by_model, figures, size)
 
 
-def _of_cells(grid: Grid) -> list[Finding]:
-    scores = record_scores(load_cells(grid))
-    gains, best = family_gains(scores), champions(scores)
-    plain = [method for method, _ in label_pairs(map(label, grid.editors))]
-    of_pmet = family_gains(scores, [method for method in plain if labelled(method).reported == APPENDIX])
-    by_claim: dict[str, dict[str, Verdict]] = {}
-    for model in grid.models:
-        frames = (gains, best, of_pmet)
-        for verdict in blue_against_plain(*(frame[frame.model == model] for frame in frames)):
-            by_claim.setdefault(verdict.claim, {})[model] = verdict
-    average = improvement(scores)[0].iloc[-1]
-    of_all = average_improvement(average)
-    by_claim[of_all.claim] = {ALL: of_all}
+def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
+    scores = record_scores(load_cells(grid, partial=partial))
+    compared, best = contrasts(scores), champions(scores)
+    by_model = {
+        model: of_main_table(
+            {name: frame[frame.model == model] for name, frame in compared.items()}, best[best.model == model]
+        )
+        for model in grid.models
+    }
+    if families(scores):
+        average = average_improvement(improvement(scores)[0].iloc[-1])
+        by_model = {model: [*verdicts, average] for model, verdicts in by_model.items()}
     seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
     size = f"{grid.edits} edits in batches of {grid.batch_size}, {seeds}"
-    figures = tuple(path for path in grid.tables() if path.suffix == ".png")
-    return [Finding(MAIN, text, verdicts, figures, size) for text, verdicts in by_claim.items()]
+    figures = [path for path in grid.tables() if path.suffix == ".png"]
+    return _findings(MAIN, (*CLAIMS, AVERAGE), by_model, figures, size)
+
+
+def contrasts(scores: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """What the claims of the main table look at: gains of one kind of method over another, see
+    :class:`~bluelib.reports.claims.main.View`."""
+    labels = there(scores)
+    papers = families(scores)
+    plain = variant_pairs(labels, "", "blue")
+    pairs = {
+        "blue": [pair for pair in plain if pair[0] in papers],
+        "pmet": [pair for pair in plain if labelled(pair[0]).reported == APPENDIX],
+        "fe": variant_pairs(labels, "", "fe"),
+        "fe over blue": variant_pairs(labels, "blue", "fe"),
+        "cake": later_pairs(labels, "CAKE"),
+    }
+    return {name: gains(scores, chosen) for name, chosen in pairs.items()}
 
 
 def verdict_table(found: Sequence[Finding], models: Sequence[str], folder: Path) -> str:
-    """The verdicts as a Markdown table with links relative to ``folder``: a claim a row, a model a column."""
-    lines = ["| claim | " + " | ".join(models) + " | evidence |", "|---" * (len(models) + 2) + "|"]
-    for claim in found:
-        of_all = claim.verdicts.get(ALL)
-        words = [(of_all or claim.verdicts[model]).verdict for model in models]
-        cells = [f"{MARKS[word]} {word}" for word in words]
-        if of_all:
-            cells = [f"{cells[0]} (together)", *("″" for _ in cells[1:])]
-        links = [f"[notebook]({_link(project_path('notebooks', f'{claim.notebook}.ipynb'), folder)})"]
-        links += [f"[{path.stem.removeprefix(claim.notebook[:3])}]({_link(path, folder)})" for path in claim.figures]
-        lines.append(f"| {claim.text} | " + " | ".join(cells) + f" | {', '.join(links)} |")
-    return "\n".join([*lines, "", LEGEND])
+    """The verdicts as Markdown tables with links relative to ``folder``: one for each source of claims, a claim a row,
+    a model a column; the bar beside each claim, and what was published at the end."""
+    blocks = []
+    for source, words in SOURCES.items():
+        of_source = [one for one in found if one.claim.source == source]
+        if not of_source:
+            continue
+        header = ["claim", "bar", *map(label_of_model, models), "published", "where"]
+        lines = [f"**{words}**", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        for one in of_source:
+            signs = [MARKS[one.verdicts[model].verdict] if model in one.verdicts else NOT_MEASURED for model in models]
+            place = f"[{one.notebook[:2]}]({_link(project_path('notebooks', f'{one.notebook}.ipynb'), folder)})"
+            row = [one.claim.text, one.claim.bar, *signs, one.claim.published or NOT_AVAILABLE, place]
+            lines.append(f"| {' | '.join(row)} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join([*blocks, LEGEND])
 
 
-def short_verdicts(found: Sequence[Finding], models: Sequence[str], folder: Path) -> str:
-    """The verdicts as signs, with a link to the notebook relative to ``folder``."""
-    lines = ["| claim | " + " | ".join(models) + " | where |", "|---" * (len(models) + 2) + "|"]
-    for claim in found:
-        signs = [MARKS[(claim.verdicts.get(ALL) or claim.verdicts[model]).verdict] for model in models]
-        place = f"[{claim.notebook[:2]}]({_link(project_path('notebooks', f'{claim.notebook}.ipynb'), folder)})"
-        lines.append(f"| {claim.text} | " + " | ".join(signs) + f" | {place} |")
-    return "\n".join([*lines, "", "✓ reproduced, ◐ partly, ✗ not at this scale."])
+#: The grids of the committed results: the real model's first.
+COMMITTED = ("small", "pocket")
+
+
+def committed() -> list[Grid]:
+    """Those of :data:`COMMITTED` that have results."""
+    files = [project_path("results", name, "grid.json") for name in COMMITTED]
+    return [Grid.load(path) for path in files if path.exists()]
+
+
+def study_verdicts(study: str) -> str:
+    """The verdicts on one study's claims over the models of the committed grids, as Markdown, for its notebook."""
+    grids = committed()
+    found = _of_notebook(STUDIES[study].notebook, grids, partial=True)
+    models = [model for grid in grids for model in grid.models if any(model in one.verdicts for one in found)]
+    return verdict_table(found, models, project_path("notebooks"))
 
 
 #: What of the committed results stands in which page of the project, by the name of its place: ``<!-- name -->``.
@@ -132,11 +198,16 @@ SHOWN = {
 }
 
 
-def shown(grid: Grid) -> dict[Path, dict[str, str]]:
-    """The parts of each page that are made from a grid's results, or from the code, by the names of their places."""
-    main = main_frame(load_cells(grid))
-    parts = {f"main {dataset}": short_table(main[main.dataset == dataset]) for dataset in grid.datasets}
-    parts["verdicts"] = short_verdicts(claims(grid), grid.models, project_path("docs"))
+def shown() -> dict[Path, dict[str, str]]:
+    """The parts of each page that are made from the committed results, or from the code, by the names of their
+    places."""
+    grids = committed()
+    parts: dict[str, str] = {}
+    for grid in grids:
+        main = main_frame(load_cells(grid, partial=True))
+        parts |= {f"main {plain(Path(name).stem)}": short_table(main[main.dataset == name]) for name in grid.datasets}
+    models = [model for grid in grids for model in grid.models]
+    parts["verdicts"] = verdict_table(claims(*grids, partial=True), models, project_path("docs"))
     parts["choices"] = choices_table()
     parts["metrics"] = metrics_table()
     return {project_path(page): {name: parts[name] for name in names} for page, names in SHOWN.items()}
@@ -178,11 +249,17 @@ def fill(text: str, parts: Mapping[str, str]) -> str:
 
 
 def evidence_table(found: Sequence[Finding]) -> str:
-    """What was seen, a row for each claim and model, as Markdown."""
+    """What was seen, a row for each claim and model, as Markdown; what several models have in common, once."""
     lines = ["| claim | model | what we see | verdict | size |", "|---|---|---|---|---|"]
-    for claim in found:
-        for model, verdict in claim.verdicts.items():
-            lines.append(f"| {claim.text} | {model} | {verdict.seen} | **{verdict.verdict}** | {claim.size} |")
+    for one in found:
+        by_verdict: dict[Verdict, list[str]] = {}
+        for model, verdict in one.verdicts.items():
+            by_verdict.setdefault(verdict, []).append(model)
+        for verdict, models in by_verdict.items():
+            lines.append(
+                f"| {one.claim.text} | {', '.join(models)} | {verdict.seen} | **{verdict.verdict}** | "
+                f"{one.size[models[0]]} |"
+            )
     return "\n".join(lines)
 
 
@@ -242,7 +319,7 @@ def write_report(grid: Grid, found: Sequence[Finding], folder: Path) -> list[Pat
             f"of {grid.batch_size}; seeds {', '.join(map(str, grid.seeds))}. Every verdict is about this scale and "
             "these models. Conditions on sizes and differences are conditions on their 95 % intervals, over records "
             "and, in the main table, over seeds where there are several; conditions on an order, a count, a ratio of "
-            "means, a median or equal layers have none.",
+            "means, a median or equal layers have none. Published figures are those of the paper's three LLMs.",
             "## Verdicts",
             verdict_table(found, grid.models, folder),
             "## Editing against preservation",
@@ -263,12 +340,15 @@ def write_report(grid: Grid, found: Sequence[Finding], folder: Path) -> list[Pat
         "scale": scale,
         "claims": [
             {
-                "notebook": claim.notebook,
-                "claim": claim.text,
-                "size": claim.size,
-                "verdicts": {model: [verdict.verdict, verdict.seen] for model, verdict in claim.verdicts.items()},
+                "notebook": one.notebook,
+                "source": one.claim.source,
+                "claim": one.claim.text,
+                "bar": list(one.claim.conditions),
+                "published": one.claim.published,
+                "size": one.size,
+                "verdicts": {model: [verdict.verdict, verdict.seen] for model, verdict in one.verdicts.items()},
             }
-            for claim in found
+            for one in found
         ],
     }
     return [folder / "report.md", write_json(folder / "verdicts.json", content)]

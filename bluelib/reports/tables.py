@@ -18,7 +18,7 @@ from ..metrics.editing import METRICS, TEACHER_FORCED
 from ..models.known import label_of_model
 from ..runs.cell import SCHEMA
 from ..runs.grid import USUAL, Grid
-from .comparison import improvement, paired_table, record_scores
+from .comparison import families, improvement, paired_table, record_scores
 from .plots import plot_main, plot_pareto, save
 from .published import benchmark, counterpart, published_score
 
@@ -31,17 +31,19 @@ KEYS = ["model", "dataset", "edits", "batch_size", "seed", "method", "metric"]
 DIGITS = 2
 
 
-def load_cells(grid: Grid) -> list[dict[str, Any]]:
-    """The numbers of all of a grid's cells.
+def load_cells(grid: Grid, *, partial: bool = False) -> list[dict[str, Any]]:
+    """The numbers of all of a grid's cells, or, with ``partial``, of those that have been run so far.
 
     Raises:
-        FileNotFoundError: naming the cells that have not been run.
+        FileNotFoundError: naming the cells that have not been run; with ``partial``, if none has.
         ValueError: for a cell of an older schema, models of several scales, or cells of a table that were not made from
             the same weights or records.
     """
     paths = [grid.result(cell) for cell in grid.cells()]
     missing = [path.name for path in paths if not path.exists()]
-    if missing:
+    if partial:
+        paths = [path for path in paths if path.exists()]
+    if missing and not (partial and paths):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise FileNotFoundError(f"{grid.results} lacks {', '.join(missing[:3])}{more}: run the grid first")
     cells = [read_json(path) for path in paths]
@@ -376,10 +378,14 @@ def short_table(frame: pd.DataFrame) -> str:
     return markdown_table("", rows, header)
 
 
-def write_tables(grid: Grid) -> list[Path]:
+def write_tables(grid: Grid, *, partial: bool = False) -> list[Path]:
     """Write the tables and pictures of a grid into its folder of ``figures``, from its cells' numbers alone.
 
     The same numbers give the same bytes.
+
+    Args:
+        grid: whose cells are in its folder of ``results``.
+        partial: whether cells may be missing, which the tables then say.
 
     Returns:
         The files.
@@ -387,13 +393,16 @@ def write_tables(grid: Grid) -> list[Path]:
     Raises:
         FileNotFoundError: if cells have not been run.
     """
-    cells = load_cells(grid)
+    cells = load_cells(grid, partial=partial)
     main = main_frame(cells)
     scores = record_scores(cells)
-    for dataset in grid.datasets:
+    missing = len(grid.cells()) - len(cells)
+    for dataset in dict.fromkeys(cell["dataset"] for cell in cells):
         frame, own = main[main.dataset == dataset], [cell for cell in cells if cell["dataset"] == dataset]
         stem = grid.figures / f"main_{plain(Path(dataset).stem)}"
         below = notes(own, frame)
+        if missing:
+            below = f"**{missing} of the grid's {len(grid.cells())} cells have not been run yet.**\n\n{below}"
         _write(stem.with_suffix(".md"), "\n\n".join([*main_table(frame, markdown_table), below]))
         commented = "\n".join(f"% {line}".rstrip() for line in below.splitlines())
         _write(stem.with_suffix(".tex"), "\n\n".join([*main_table(frame, latex_table), commented]))
@@ -405,10 +414,8 @@ def write_tables(grid: Grid) -> list[Path]:
             _write(stem.with_suffix(".md"), "\n\n".join([*further_table(frame), note, provenance_note(own)]))
             others = frame[~frame.metric.isin(METRICS)]
             _write(stem.with_suffix(".csv"), others.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-    for name, (frame, rows, header, below) in {
-        "paired": paired_table(scores),
-        "improvement": improvement(scores),
-    }.items():
+    compared = {"paired": paired_table, "improvement": improvement} if families(scores) else {}
+    for name, (frame, rows, header, below) in ((name, make(scores)) for name, make in compared.items()):
         stem = grid.figures / name
         below += "\n\n" + provenance_note(cells)
         commented = "\n".join(f"% {line}".rstrip() for line in below.splitlines())
@@ -416,7 +423,7 @@ def write_tables(grid: Grid) -> list[Path]:
         _write(stem.with_suffix(".tex"), latex_table("", rows, header) + "\n\n" + commented)
         _write(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     save(plot_pareto(main), grid.figures / "pareto")
-    return grid.tables()
+    return [path for path in grid.tables() if path.exists()]
 
 
 def _write(path: Path, text: str) -> None:

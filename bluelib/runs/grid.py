@@ -221,12 +221,13 @@ class Grid:
         """
         return [self.figures / f"{name}{suffix}" for name in study_of(notebook).figures for suffix in (".png", ".svg")]
 
-    def source_of(self, study: Study) -> Grid:
+    def source_of(self, study: Study) -> Grid | None:
         """The grid from which a report on this one takes a study: itself if it runs the study, else the committed one,
-        of the same models."""
+        of the same models, or None where that has another model's numbers only."""
         if study.notebook in self.notebooks:
             return self
-        return replace(self, name=COMMITTED_GRID, notebooks={study.notebook: study.parameters})
+        kept = replace(self, name=COMMITTED_GRID, notebooks={study.notebook: study.parameters})
+        return kept if all(kept.numbers(study.notebook, model).exists() for model in self.models) else None
 
     def tables(self) -> list[Path]:
         """The tables and pictures that are made of the cells' numbers."""

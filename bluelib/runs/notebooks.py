@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -23,20 +23,16 @@ def write_numbers(
     model: Model,
     records: Sequence[Record],
     numbers: dict[str, Any],
-    judge: Callable[[dict[str, Any]], Sequence[NamedTuple]] | None = None,
     path: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write a notebook's numbers with their provenance as JSON to ``path``, or into ``results/raw``; return them.
 
-    Frames become lists of rows, and floats are rounded to five significant digits. ``judge`` makes the notebook's
-    verdicts from what is written.
+    Frames become lists of rows, and floats are rounded to five significant digits.
 
     Raises:
         ValueError: for an infinite number, or NaN other than as the end of an interval.
     """
     content = {key: _tidy(value) for key, value in numbers.items()}
-    if judge:
-        content["verdicts"] = [verdict._asdict() for verdict in judge(content)]
     content["provenance"] = provenance(model, records)
     write_json(path or raw_path(numbers_name(name, model.name)), content)
     return content

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 
 from bluelib.models.known import pocket_models
-from bluelib.reports.claims import Claim, claims_of, judge, main, verdicts
+from bluelib.reports.claims import SOURCES, Claim, above, apart, below, claims_of, judge, main, verdicts
 from bluelib.reports.claims.capability import KEPT
 from bluelib.reports.claims.growth import UNRELATED
 from bluelib.reports.figures import draw, functions
@@ -32,16 +33,20 @@ def numbers(study, model="pocket-llama"):
 def test_judge():
     assert judge(True, True) == "reproduced"
     assert judge(True, False) == "partly"
-    assert judge(False) == "not at this scale"
+    assert judge(1, -1) == "partly"
+    assert judge(False, 0) == "not seen here"
+    assert judge(0, -1) == judge(-1) == "reversed here"
     with pytest.raises(ValueError, match="without conditions"):
         judge()
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("study", STUDIES)
-def test_the_committed_verdicts_follow_from_the_committed_numbers(study, model):
+def test_the_committed_numbers_are_of_the_analysis_that_is_described_and_are_judged(study, model):
     content = numbers(study, model)
-    assert [verdict._asdict() for verdict in verdicts(study, content)] == content["verdicts"]
+    found = verdicts(study, content)
+    assert found and {verdict.claim for verdict in found} <= {claim.text for claim in claims_of(study)}
+    assert "verdicts" not in content, "they are made from the numbers"
     assert content["provenance"]["scale"] == "pocket" and content["provenance"]["model"] == model
     parameters = content["parameters"]
     assert parameters.items() >= STUDIES[study].parameters.items(), (
@@ -56,9 +61,19 @@ def test_the_committed_verdicts_follow_from_the_committed_numbers(study, model):
 @pytest.mark.parametrize("claims", [*map(claims_of, STUDIES), (*main.CLAIMS, main.AVERAGE)], ids=[*STUDIES, "main"])
 def test_every_claim_has_its_rule_in_words(claims):
     rules = [rule for claim in claims for rule in claim.conditions]
-    assert all(claim.text and claim.conditions for claim in claims)
+    assert all(claim.text and claim.conditions and claim.source in SOURCES for claim in claims)
+    assert all(rule in claim.bar for claim in claims for rule in claim.conditions)
     assert all(len(rule.split()) >= 5 for rule in rules), rules
     assert len({claim.text for claim in claims}) == len(claims)
+
+
+def test_an_interval_is_above_a_bar_below_it_or_covers_it():
+    rows = pd.DataFrame({"low": [1.0, -2.0, -1.0, None], "high": [2.0, -1.0, 1.0, None]})
+    assert above(rows).tolist() == [1, -1, 0, 0] and below(rows).tolist() == [-1, 1, 0, 0]
+    assert above(rows.iloc[0], 3) == -1 and above({"low": 1, "high": 2}, 0.5) == 1
+    assert above(rows, [1.5, -3.0, 0.0, 0.0]).tolist() == [0, 1, 0, 0]
+    assert apart(rows.iloc[0], rows.iloc[1]) == 1 and apart(rows.iloc[1], rows.iloc[0]) == -1
+    assert apart(rows.iloc[0], rows.iloc[2]) == 0
 
 
 def test_a_condition_about_each_of_several_things_has_an_answer_for_each():
@@ -74,7 +89,7 @@ def test_a_method_that_nobody_knows_is_called_by_its_name():
         json.dumps(numbers("shift")).replace("alphaedit_blue", "mine").replace("AlphaEdit_BLUE", "Mine")
     )
     assert "mine " in verdicts("shift", content)[1].seen
-    assert [v.verdict for v in verdicts("shift", content)] == [v["verdict"] for v in content["verdicts"]]
+    assert [v.verdict for v in verdicts("shift", content)] == [v.verdict for v in verdicts("shift", numbers("shift"))]
     labels = [text.get_text() for text in functions("shift")["07_shift"]({"pocket-llama": content}).findobj(Text)]
     assert "mine" in labels and "AlphaEdit" in labels
 
@@ -83,7 +98,7 @@ def test_a_violated_bound_would_be_seen():
     content = copy.deepcopy(numbers("theory"))
     assert content["violations"] == 0 and content["cells"] > 100
     content["violations"] = 1
-    assert verdicts("theory", content)[0].verdict == "not at this scale"
+    assert verdicts("theory", content)[0].verdict == "not seen here"
 
 
 def test_residual_verdicts_change_with_the_numbers():
@@ -94,25 +109,26 @@ def test_residual_verdicts_change_with_the_numbers():
         if row["measure"] == "cosine":
             row["mean"] = 1 - row["mean"]
     assert {v.claim: v.verdict for v in verdicts("residuals", content)}[cosine] == "partly"
-    for row in content["trend"]:
-        row["low"] = -1.0
-    assert {v.claim: v.verdict for v in verdicts("residuals", content)}[cosine] == "not at this scale"
+    for high, verdict in ((1.0, "not seen here"), (-0.5, "reversed here")):
+        for row in content["trend"]:
+            row["low"], row["high"] = -1.0, high
+        assert {v.claim: v.verdict for v in verdicts("residuals", content)}[cosine] == verdict
 
 
 def test_the_ablation_s_verdict_needs_an_interval_near_zero():
     content = copy.deepcopy(numbers("growth"))
-    for low, verdict in ((-2, "reproduced"), (-9, "not at this scale")):
+    for low, high, verdict in ((-2, 1, "reproduced"), (-9, 1, "not seen here"), (-9, -4, "reversed here")):
         for row in content["ablation_differences"]:
-            row["low"] = low
+            row["low"], row["high"] = low, high
         assert verdicts("growth", content)[-1].verdict == verdict
     for row in content["ablation_best"]:
         row["reached"] = False
     found = {v.claim: v for v in verdicts("growth", content)}
     assert verdicts("growth", content)[-1].seen == "no single layer reaches BLUE's specificity"
-    assert verdicts("growth", content)[-1].verdict == "not at this scale"
+    assert verdicts("growth", content)[-1].verdict == "not seen here"
     direct = found["it is the direct residual that makes BLUE better"]
     assert "(does not reach BLUE's specificity)" in direct.seen and direct.verdict == "partly"
-    assert direct.size == "60 edits" and not found["the error grows with the distribution distance"].size
+    assert direct.size == "60 edits" and not found["the error grows with the length of the edit sequence"].size
 
 
 @pytest.mark.parametrize("d_mlp", [1024, 1280])
@@ -129,7 +145,7 @@ def test_unrelated_errors_gather_like_it_is_said(d_mlp):
 def test_errors_that_gather_like_unrelated_ones_do_not_count_as_growth():
     content = copy.deepcopy(numbers("growth"))
     claim = "the error grows with the length of the edit sequence"
-    for one, gathered, verdict in ((0.1, 0.3, "reproduced"), (-0.1, 0.3, "partly"), (-0.1, 0.19, "not at this scale")):
+    for one, gathered, verdict in ((0.1, 0.3, "reproduced"), (-0.1, 0.3, "partly"), (-0.1, 0.19, "not seen here")):
         content["growth"]["sequence"]["error"]["low"], content["growth"]["sequence"]["total"]["low"] = one, gathered
         assert {v.claim: v.verdict for v in verdicts("growth", content)}[claim] == verdict
 
@@ -150,7 +166,7 @@ def capability_numbers(gain, loss):
     ("gain", "loss", "expected"),
     [
         ((5, 1, 9), (-6, -9, -3), ["reproduced", "reproduced", "reproduced"]),
-        ((5, -1, 9), (-6, -12, 0), ["not at this scale", "not at this scale", "reproduced"]),
+        ((5, -1, 9), (-6, -12, 0), ["not seen here", "not seen here", "reproduced"]),
     ],
 )
 def test_capability_verdicts_are_about_the_mean_and_need_intervals_beyond_zero(gain, loss, expected):
@@ -166,7 +182,7 @@ def test_a_loss_that_does_not_go_on_is_partly_reproduced_and_a_large_one_is_not_
     assert [verdict.verdict for verdict in verdicts("capability", content)] == [
         "reproduced",
         "partly",
-        "not at this scale",
+        "not seen here",
     ]
 
 

@@ -21,18 +21,20 @@ from bluelib.models.known import DOWNLOADS, PAPER_MODELS, pocket_models, scale_o
 from bluelib.pocket.pretrain import RECIPES
 from bluelib.pocket.recall import short_of_bar
 from bluelib.pocket.text import text_hash
-from bluelib.reports.claims.main import average_improvement, blue_against_plain
+from bluelib.reports.claims.main import average_improvement, of_main_table
 from bluelib.reports.comparison import (
     champions,
     family_gains,
     improvement,
+    later_pairs,
     paired,
     published_improvement,
     record_scores,
+    variant_pairs,
 )
 from bluelib.reports.plots import plot_main, plot_methods, plot_pareto
 from bluelib.reports.published import published, published_score
-from bluelib.reports.report import claims, fill, shown, write_report
+from bluelib.reports.report import claims, contrasts, fill, shown, write_report
 from bluelib.reports.tables import load_cells, main_frame, results_frame, short_table, write_tables
 from bluelib.runs.cell import SCHEMA
 from bluelib.runs.grid import Grid
@@ -116,7 +118,14 @@ def test_published_figures_have_their_source():
     assert published_score("GPT2-XL", "counterfact", "MEMIT_BLUE", "efficacy") is None
     value, sd, source = published_score("Llama3-8B-Instruct", "counterfact", "MEMIT", "efficacy", kind="replication")
     assert (value, sd, "independent" in source) == (64.75, None, True)
-    for name in ("published_results", "single_layer_editing", "optimisation_steps", "edit_seconds"):
+    for name in (
+        "published_results",
+        "replications_fe",
+        "single_layer_editing",
+        "layer_analysis",
+        "optimisation_steps",
+        "edit_seconds",
+    ):
         assert published(name).source.notna().all()
 
 
@@ -246,7 +255,7 @@ def test_records_without_paraphrases_or_neighbours_make_tables(made, missing):
     gains, best = family_gains(scores), champions(scores)
     assert set(gains.measure) == {"editing", "success"} | ({"specificity"} - {missing})
     assert set(best.blue) <= {"MEMIT_BLUE", "AlphaEdit_BLUE"}
-    verdicts = blue_against_plain(*(frame[frame.model == "pocket-llama"] for frame in (gains, best, gains[:0])))
+    verdicts = of_main_table(contrasts(scores), best)
     assert any("leaves more of the rest alone" in verdict.claim for verdict in verdicts) == (missing != "specificity")
 
 
@@ -286,7 +295,7 @@ def test_committed_tables_are_those_of_the_committed_results(grid, tmp_path, mon
 def test_the_pages_show_the_committed_tables_and_verdicts(monkeypatch):
     """``scripts/update_pages.py`` would change nothing."""
     monkeypatch.chdir(ROOT)
-    for page, parts in shown(Grid.load(ROOT / "results" / "pocket" / "grid.json")).items():
+    for page, parts in shown().items():
         text = page.read_text(encoding="utf-8")
         assert fill(text, parts) == text, page.name
     with pytest.raises(ValueError, match="the text has no one place for 'nothing'"):
@@ -400,13 +409,31 @@ def test_family_gains_and_champions(made):
     assert row["mean"] == pytest.approx(np.mean(by_hand)) and row.low < row["mean"] < row.high
     best = champions(scores)
     assert set(best.blue) <= {"MEMIT_BLUE", "AlphaEdit_BLUE"} and (best.low > 0).all()
-    nothing, pmet = family_gains(scores, []), family_gains(scores, ["MEMIT"]).assign(method="PMET")
-    first, _, third = blue_against_plain(gains.reset_index(), best, nothing)
+    compared = contrasts(scores)
+    assert compared["blue"].drop(columns="other").equals(gains.reset_index())
+    assert all(compared[name].empty for name in ("pmet", "fe", "fe over blue", "cake")), "none of these in this grid"
+    first, _, third = of_main_table(compared, best)
     assert (first.verdict, third.verdict) == ("reproduced", "reproduced")
-    fourth = blue_against_plain(gains.reset_index(), best, pmet)[3]
+    fourth = of_main_table({**compared, "pmet": compared["blue"].assign(method="PMET")}, best)[3]
     assert fourth.claim.startswith("BLUE works with PMET too") and fourth.verdict == "reproduced"
     worse = best.assign(mean=-best["mean"], low=-best.high, high=-best.low)
-    assert blue_against_plain(gains.reset_index(), worse, nothing)[2].verdict == "not at this scale"
+    assert of_main_table(compared, worse)[2].verdict == "reversed here"
+
+
+def test_pairs_of_variants_and_of_later_methods():
+    labels = ["MEMIT_FE", "AlphaEdit", "MEMIT", "MEMIT_CAKE", "MEMIT_BLUE", "AlphaEdit_BLUE", "SPHERE", "RECT_FE"]
+    assert variant_pairs(labels, "", "blue") == [("MEMIT", "MEMIT_BLUE"), ("AlphaEdit", "AlphaEdit_BLUE")]
+    assert variant_pairs(labels, "", "fe") == [("MEMIT", "MEMIT_FE")]
+    assert variant_pairs(labels, "blue", "fe") == [("MEMIT_BLUE", "MEMIT_FE")]
+    assert later_pairs(labels) == [("MEMIT", "MEMIT_CAKE"), ("AlphaEdit", "SPHERE")]
+    assert later_pairs(labels, "CAKE") == [("MEMIT", "MEMIT_CAKE")] and later_pairs(["MEMIT_CAKE"]) == []
+
+
+def test_replaying_is_judged_against_plain_and_against_blue():
+    cells = [cell(name, efficacy=mean) for name, mean in (("memit", 60.0), ("memit_blue", 90.0), ("memit_fe", 75.0))]
+    found = {v.claim: v.verdict for v in of_main_table(contrasts(record_scores(cells)), pd.DataFrame())}
+    replaying = [verdict for claim, verdict in found.items() if claim.startswith("replaying")]
+    assert replaying == ["reproduced", "reversed here"]
 
 
 def test_the_average_improvement_needs_an_interval_above_zero():
@@ -422,7 +449,10 @@ def test_the_average_improvement_needs_an_interval_above_zero():
     assert average_improvement(row).verdict == "reproduced"
     assert average_improvement({**row, "high": 30.0}).verdict == "partly"
     assert average_improvement({**row, "low": 36.0}).verdict == "partly", "another size"
-    assert average_improvement({**row, "low": -1.0}).verdict == "not at this scale", "noise shows nothing"
+    assert average_improvement({**row, "low": -1.0}).verdict == "not seen here", "noise shows nothing"
+    assert average_improvement({**row, "low": -9.0, "high": -1.0, "points_low": -9.0, "points_high": -1.0}).verdict == (
+        "reversed here"
+    )
     assert average_improvement({**row, "points_low": -1.0}).verdict == "partly", "one baseline near 0 can carry a mean"
 
 

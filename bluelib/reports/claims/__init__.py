@@ -1,10 +1,11 @@
-"""Claims of the paper against what a notebook saw: each has a rule about the notebook's numbers, in words and in code.
+"""Claims of the paper, and of others about the same methods, against what a notebook saw.
 
-A verdict is *reproduced* where all of a claim's conditions hold, *partly* where some do, and *not at this scale* where
-none does: the last says that the numbers do not show it, not that they refute it. Conditions on sizes and differences
-are conditions on their 95 % intervals; those on an order, a count, a ratio of means or a median have none. What holds
-by definition (at the last critical layer the two residuals are one) is left out. "Edits better" is about efficacy and
-generalization; specificity is a claim of its own.
+Each claim has conditions, in words and in code: the bar that its numbers are held to. A condition on a size or a
+difference looks at its 95 % interval, and has three answers: it holds, the interval lies on the other side of the bar
+(the opposite holds), or the interval covers the bar (not seen). One on an order, a count, a ratio of means or a median
+has two: it holds, or it is not seen. From them follows the verdict, see :data:`MARKS`. What holds by definition (at the
+last critical layer the two residuals are one) is left out. "Edits better" is about efficacy and generalization;
+specificity is a claim of its own.
 
 A module for each study of :data:`~bluelib.studies.STUDIES`, and :mod:`~bluelib.reports.claims.main` for the main table,
 has ``View``, what its claims look at, and ``CLAIMS``, whose functions take a view.
@@ -12,24 +13,38 @@ has ``View``, what its claims look at, and ``CLAIMS``, whose functions take a vi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import numpy as np
+
 Numbers = Mapping[str, Any]
 
 #: By verdict, its mark in tables.
-MARKS = {"reproduced": "✓", "partly": "◐", "not at this scale": "✗"}
+MARKS = {"reproduced": "✓", "partly": "◐", "not seen here": "○", "reversed here": "✗"}
 #: What the words mean, for readers of a table.
 LEGEND = (
-    "*reproduced*: all of a claim's conditions hold, on 95 % intervals where there are any; *partly*: some do; *not at "
-    "this scale*: none does, so that the claim is not shown here, which does not refute it."
+    "✓ *reproduced*: all of a claim's conditions hold, on 95 % intervals where there are any; ◐ *partly*: some do; "
+    "○ *not seen here*: none does, and no interval says the opposite; ✗ *reversed here*: none does, and at least one "
+    "interval lies on the other side."
 )
+#: Whose claims there are, in the order of a report, and what a report calls them.
+SOURCES = {
+    "BLUE": "The paper (BLUE, arXiv:2502.03748)",
+    "ROME, MEMIT": "What it builds on (ROME, arXiv:2202.05262; MEMIT, arXiv:2210.07229)",
+    "FE": "Forward replay (FE, arXiv:2605.00358)",
+    "CAKE": "Shares by causal effect (CAKE, ACL 2026)",
+    "one-time": "A sequence and one batch (arXiv:2605.26670)",
+    "replication": "A public replication of BLUE (10,000 edits, Llama3)",
+}
+#: What a condition answers.
+Answer = bool | int | Iterable[bool | int]
 
 
 class Verdict(NamedTuple):
-    """One row of the table that ends a notebook; with the size of what it is about, if not that of the notebook."""
+    """What came of a claim; with the size of what it is about, if that is not the notebook's."""
 
     claim: str
     seen: str
@@ -39,22 +54,31 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper and the rule by which numbers show it. All functions take a view of the numbers.
+    """A claim and the rule by which numbers show it. All functions take a view of the numbers.
 
     Attributes:
-        text: what the paper claims.
+        text: what is claimed.
         seen: words the evidence.
-        conditions: by a condition in words, its test. A condition about *each* of several things has an answer for
-            each, and counts as so many conditions.
+        conditions: by a condition in words, its test: True or 1 where it holds, −1 where the opposite does, else False
+            or 0. A condition about *each* of several things has an answer for each, and counts as so many conditions.
+        source: whose claim it is, of :data:`SOURCES`.
+        published: what was published for it, in a few words.
         size: words the size of what the claim is about, if it is not the notebook's.
-        applies: whether the numbers have what the claim is about.
+        applies: whether the numbers have what the claim is about, and could have failed it.
     """
 
     text: str
     seen: Callable[[Any], str]
-    conditions: Mapping[str, Callable[[Any], bool | Iterable[bool]]]
+    conditions: Mapping[str, Callable[[Any], Answer]]
+    source: str = "BLUE"
+    published: str = ""
     size: Callable[[Any], str] = lambda view: ""
     applies: Callable[[Any], bool] = lambda view: True
+
+    @property
+    def bar(self) -> str:
+        """The conditions in words."""
+        return "; ".join(self.conditions)
 
     def verdict(self, view: Any) -> Verdict:
         """What came of the claim.
@@ -62,22 +86,47 @@ class Claim:
         Raises:
             ValueError: if the numbers have nothing that a condition could be about.
         """
-        answers: list[bool] = []
+        answers: list[bool | int] = []
         for test in self.conditions.values():
             found = test(view)
             answers.extend(found if isinstance(found, Iterable) else [found])
         return Verdict(self.text, self.seen(view), judge(*answers), self.size(view))
 
 
-def judge(*conditions: bool) -> str:
-    """*reproduced*, *partly* or *not at this scale*: all, some or none of the conditions hold.
+def judge(*answers: bool | int) -> str:
+    """The verdict that the answers of a claim's conditions make: see :data:`LEGEND`.
 
     Raises:
-        ValueError: for no conditions.
+        ValueError: for no answers.
     """
-    if not conditions:
+    if not answers:
         raise ValueError("a claim without conditions has no verdict")
-    return "reproduced" if all(conditions) else "partly" if any(conditions) else "not at this scale"
+    holds = [answer > 0 for answer in answers]
+    if any(holds):
+        return "reproduced" if all(holds) else "partly"
+    return "reversed here" if any(answer < 0 for answer in answers) else "not seen here"
+
+
+def above(rows: Any, bar: Any = 0.0) -> Any:
+    """Whether an interval is above a bar (1), below it (−1), or covers it (0); of a frame, for each row.
+
+    Args:
+        rows: with ``low`` and ``high``.
+        bar: a number, or one for each row.
+    """
+    low, high = (np.asarray(rows[end], dtype=float) for end in ("low", "high"))
+    found = np.sign((low > bar).astype(int) - (high < bar).astype(int))
+    return found if found.ndim else int(found)
+
+
+def below(rows: Any, bar: Any = 0.0) -> Any:
+    """The opposite of :func:`above`."""
+    return -above(rows, bar)
+
+
+def apart(one: Any, other: Any) -> int:
+    """Whether an interval lies above another (1), below it (−1), or meets it (0)."""
+    return int(one["low"] > other["high"]) - int(one["high"] < other["low"])
 
 
 def claims_of(study: str) -> tuple[Claim, ...]:
@@ -89,15 +138,3 @@ def verdicts(study: str, numbers: Numbers) -> list[Verdict]:
     """The verdicts on a study's claims that its notebook's numbers give."""
     view = import_module(f".{study}", __package__).View(numbers)
     return [claim.verdict(view) for claim in claims_of(study) if claim.applies(view)]
-
-
-def as_table(verdicts: Sequence[Mapping[str, str]]) -> str:
-    """The verdicts of a notebook's numbers as a Markdown table."""
-    lines = ["| claim | what we see | verdict |", "|---|---|---|"]
-    lines += [f"| {v['claim']} | {v['seen']} | **{v['verdict']}** |" for v in verdicts]
-    return "\n".join([*lines, "", LEGEND])
-
-
-def as_lines(verdicts: Sequence[Mapping[str, str]]) -> str:
-    """One line for each verdict and its claim."""
-    return "\n".join(f"{v['verdict']}: {v['claim']}" for v in verdicts)

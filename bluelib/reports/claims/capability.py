@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from ...studies.capability import MEAN
-from . import Claim, Numbers
+from . import Claim, Numbers, above, below
 from .wording import by_method
 
 #: Points of mean accuracy that an editor may lose and count as keeping what the unedited model can do.
@@ -38,7 +38,7 @@ CLAIMS = (
             f"after {v.edits} edits, less the plain method, paired over items: {by_method(v.gains, 'editor')} "
             "points of mean accuracy"
         ),
-        {"the interval of the gain in mean accuracy is above 0, for each BLUE variant": lambda v: v.gains.low > 0},
+        {"the interval of the gain in mean accuracy is above 0, for each BLUE variant": lambda v: above(v.gains)},
     ),
     Claim(
         "the plain methods lose general capability as edits add up",
@@ -48,7 +48,7 @@ CLAIMS = (
         ),
         {
             "the interval of the change in mean accuracy is below 0, for each plain method, over all edits and over "
-            "the later ones": lambda v: v.plain.high < 0,
+            "the later ones": lambda v: below(v.plain),
         },
     ),
     Claim(
@@ -56,7 +56,7 @@ CLAIMS = (
         lambda v: f"change over all {v.edits} edits: {by_method(v.blue_all, 'editor')} points",
         {
             f"the interval of the change in mean accuracy over all edits is above −{KEPT}, for each BLUE variant": (
-                lambda v: v.blue_all.low > -KEPT
+                lambda v: above(v.blue_all, -KEPT)
             )
         },
     ),

@@ -8,17 +8,37 @@ from typing import Any
 import pandas as pd
 
 from ..published import PUBLISHED_IMPROVEMENT
-from . import Claim, Verdict
+from . import Claim, Verdict, above
+from .wording import published_editing
 
 
 class View:
-    """One model's gains: of the paper's methods, ``editing`` and ``specificity``; of PMET, ``pmet``, where the grid has
-    it; and of the best BLUE variant against the best other method on each dataset, ``best``."""
+    """One model's gains in points, of :func:`~bluelib.reports.comparison.gains`, the datasets weighing alike.
 
-    def __init__(self, gains: pd.DataFrame, best: pd.DataFrame, of_pmet: pd.DataFrame) -> None:
-        self.editing, self.specificity = (gains[gains.measure == name] for name in ("editing", "specificity"))
+    Attributes:
+        editing, specificity: of BLUE variants of the paper's methods, over the plain ones.
+        best: of the best BLUE variant over the best other method, on each dataset.
+        pmet: of PMET_BLUE in editing.
+        replayed, replayed_specificity: of FE variants over the plain ones.
+        against_blue: of FE variants over BLUE's, in success.
+        shares: of CAKE's methods over those with even shares, in success.
+    """
+
+    def __init__(self, gains: Mapping[str, pd.DataFrame], best: pd.DataFrame) -> None:
+        def of(pairs: str, measure: str) -> pd.DataFrame:
+            frame = gains[pairs]
+            return frame[frame.measure == measure]
+
+        self.editing, self.specificity = of("blue", "editing"), of("blue", "specificity")
         self.best = best
-        self.pmet = of_pmet[of_pmet.measure == "editing"]
+        self.pmet = of("pmet", "editing")
+        self.replayed, self.replayed_specificity = of("fe", "editing"), of("fe", "specificity")
+        self.against_blue, self.shares = of("fe over blue", "success"), of("cake", "success")
+
+
+_OF_FE = published_editing(
+    "Llama3-8B-Instruct", "MEMIT", "MEMIT_BLUE", "MEMIT_FE", table="replications_fe", kind="replication"
+)
 
 
 def _interval(row: Any) -> str:
@@ -27,7 +47,12 @@ def _interval(row: Any) -> str:
 
 def _gains(rows: pd.DataFrame) -> str:
     each = "; ".join(f"{row.method} {_interval(row)}" for row in rows.itertuples())
-    return f"{each} points, paired over records, both datasets"
+    return f"{each} points, paired over records"
+
+
+def _others(rows: pd.DataFrame) -> str:
+    each = "; ".join(f"{row.other} {_interval(row)}" for row in rows.itertuples())
+    return f"{each} points, paired over records"
 
 
 CLAIMS = (
@@ -36,15 +61,16 @@ CLAIMS = (
         lambda v: _gains(v.editing),
         {
             "the interval of the gain, the mean of efficacy and generalization, is above 0, for each method": (
-                lambda v: v.editing.low > 0
+                lambda v: above(v.editing)
             )
         },
+        published=published_editing("Llama3-8B-Instruct", "MEMIT", "MEMIT_BLUE", "AlphaEdit", "AlphaEdit_BLUE"),
         applies=lambda v: len(v.editing) > 0,
     ),
     Claim(
         "every BLUE variant leaves more of the rest alone (specificity)",
         lambda v: _gains(v.specificity),
-        {"the interval of the gain in specificity is above 0, for each method": lambda v: v.specificity.low > 0},
+        {"the interval of the gain in specificity is above 0, for each method": lambda v: above(v.specificity)},
         applies=lambda v: len(v.specificity) > 0,
     ),
     Claim(
@@ -55,30 +81,68 @@ CLAIMS = (
         ),
         {
             "the interval of the difference in success between the best BLUE variant and the best other method is "
-            "above 0, on each dataset": lambda v: v.best.low > 0,
+            "above 0, on each dataset": lambda v: above(v.best),
         },
+        applies=lambda v: len(v.best) > 0,
     ),
     Claim(
         "BLUE works with PMET too (efficacy, generalization)",
         lambda v: _gains(v.pmet),
-        {
-            "the interval of PMET's gain, the mean of efficacy and generalization, is above 0": (
-                lambda v: v.pmet.low > 0
-            )
-        },
+        {"the interval of PMET's gain, the mean of efficacy and generalization, is above 0": (lambda v: above(v.pmet))},
         applies=lambda v: len(v.pmet) > 0,
     ),
+    Claim(
+        "replaying one target of the first critical layer edits better than dividing one of the last",
+        lambda v: _others(v.replayed),
+        {
+            "the interval of FE's gain over the plain method, the mean of efficacy and generalization, is above 0, for "
+            "each method": lambda v: above(v.replayed),
+        },
+        source="FE",
+        published=f"one batch of 2,000; {_OF_FE}",
+        applies=lambda v: len(v.replayed) > 0,
+    ),
+    Claim(
+        "replaying does better than BLUE's two targets",
+        lambda v: _others(v.against_blue),
+        {
+            "the interval of FE's gain in success over BLUE's is above 0, for each method": (
+                lambda v: above(v.against_blue)
+            ),
+        },
+        source="FE",
+        published=f"one batch of 2,000; {_OF_FE}",
+        applies=lambda v: len(v.against_blue) > 0,
+    ),
+    Claim(
+        "shares by the layers' causal effect do better than even ones",
+        lambda v: _others(v.shares),
+        {
+            "the interval of the gain in success over the method with even shares is above 0, for each method": (
+                lambda v: above(v.shares)
+            ),
+        },
+        source="CAKE",
+        applies=lambda v: len(v.shares) > 0,
+    ),
 )
+
+
+def _both(one: int, other: int) -> int:
+    """1 or −1 where two answers agree on it, else 0."""
+    return one if one == other else 0
+
+
 #: The claim about all models together; it takes the average's row.
 AVERAGE = Claim(
-    f"BLUE improves its methods by {PUBLISHED_IMPROVEMENT} % on average (the paper's abstract)",
+    f"BLUE improves its methods by {PUBLISHED_IMPROVEMENT} % on average",
     lambda row: (
         f"{row['improvement']:+.1f} % [{row['low']:+.1f}, {row['high']:+.1f}], median over settings "
         f"{row['median']:+.1f} %; {row['points']:+.1f} [{row['points_low']:+.1f}, {row['points_high']:+.1f}] points"
     ),
     {
-        "the interval of the average is above 0, in per cent and in points": (
-            lambda row: row["low"] > 0 and row["points_low"] > 0
+        "the interval of the average is above 0, in per cent and in points": lambda row: _both(
+            above(row), above({"low": row["points_low"], "high": row["points_high"]})
         ),
         f"the interval in per cent is above 0 and holds {PUBLISHED_IMPROVEMENT} %": (
             lambda row: 0 < row["low"] <= PUBLISHED_IMPROVEMENT <= row["high"]
@@ -87,10 +151,15 @@ AVERAGE = Claim(
 )
 
 
-def blue_against_plain(gains: pd.DataFrame, best: pd.DataFrame, of_pmet: pd.DataFrame) -> list[Verdict]:
-    """Of the main table, for one model: see :func:`~bluelib.reports.comparison.family_gains`, which has the paper's
-    methods and, by themselves, PMET where the grid has it, and ``champions``."""
-    view = View(gains, best, of_pmet)
+def of_main_table(gains: Mapping[str, pd.DataFrame], best: pd.DataFrame) -> list[Verdict]:
+    """Of the main table, for one model.
+
+    Args:
+        gains: frames of :func:`~bluelib.reports.comparison.gains` under ``blue``, ``pmet``, ``fe``, ``fe over blue``
+            and ``cake``, see :class:`View`.
+        best: of :func:`~bluelib.reports.comparison.champions`.
+    """
+    view = View(gains, best)
     return [claim.verdict(view) for claim in CLAIMS if claim.applies(view)]
 
 

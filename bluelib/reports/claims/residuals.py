@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from . import Claim, Numbers
-from .wording import band, listed, ordered, rises
+from . import Claim, Numbers, above, below
+from .wording import band, listed, ordered, published_layers, rises
 
 
 class View:
@@ -48,20 +48,20 @@ CLAIMS = (
         lambda v: f"from first to last: {listed(v.distributed['mean'])}",
         {
             "the interval of its contribution is below 0.7 at all layers before the last": (
-                lambda v: v.distributed.high.iloc[:-1].max() < 0.7
+                lambda v: min(below(v.distributed.iloc[:-1], 0.7))
             ),
-            "it is below 0.1 at the first": lambda v: v.distributed.high.iloc[0] < 0.1,
-            "it is above 0.8 at the last": lambda v: v.distributed.low.iloc[-1] > 0.8,
+            "it is below 0.1 at the first": lambda v: below(v.distributed.iloc[0], 0.1),
+            "it is above 0.8 at the last": lambda v: above(v.distributed.iloc[-1], 0.8),
         },
+        published=published_layers("layer_analysis", quantity="contribution_distributed"),
     ),
     Claim(
         "a direct residual contributes near 1 at every layer",
         lambda v: f"from first to last: {listed(v.direct['mean'])}",
         {
-            "the interval of its contribution is above 0.8, at each layer before the last": (
-                lambda v: v.direct.low.iloc[:-1] > 0.8
-            )
+            "the interval of its contribution is above 0.8, at each layer": lambda v: above(v.direct, 0.8),
         },
+        published=published_layers("layer_analysis", quantity="contribution_direct"),
     ),
     Claim(
         "the two residuals' cosine falls with distance",
@@ -73,8 +73,9 @@ CLAIMS = (
             "the mean cosine falls at every layer from the one before the last to the first": (
                 lambda v: rises(v.cosine[:-1])
             ),
-            "the interval of that fall from end to end is above 0": lambda v: v.trend.low["cosine"] > 0,
+            "the interval of that fall from end to end is above 0": lambda v: above(v.trend.loc["cosine"]),
         },
+        published=published_layers("layer_analysis", quantity="cosine"),
     ),
     Claim(
         "‖R* − R^L‖ grows with distance",
@@ -86,19 +87,20 @@ CLAIMS = (
             "its mean grows at every layer from the one before the last to the first": (
                 lambda v: rises(v.deviation[-2::-1])
             ),
-            "the interval of that growth from end to end is above 0": lambda v: v.trend.low["deviation"] > 0,
+            "the interval of that growth from end to end is above 0": lambda v: above(v.trend.loc["deviation"]),
         },
+        published=published_layers("layer_analysis", quantity="deviation_norm"),
     ),
     Claim(
-        "once the first layer is updated, the second needs far fewer steps (by 84 % on GPT-J, 55.6 % on Llama3), "
-        "and the third fewer than 2",
+        "once the first layer is updated, the second needs far fewer steps, and the third fewer than 2",
         lambda v: f"steps from first to last: {listed(v.steps['mean'])}: {v.drop:.0%} fewer at the second",
         {
             "the upper end of the second layer's interval is under half of the lower end of the first's": (
                 lambda v: v.steps.high.iloc[1] < 0.5 * v.steps.low.iloc[0]
             ),
-            "the third layer's interval is below 2": lambda v: v.steps.high.iloc[2] < 2,
+            "the third layer's interval is below 2": lambda v: below(v.steps.iloc[2], 2),
         },
+        published=published_layers("optimisation_steps", "mean_steps"),
     ),
     Claim(
         "single-layer editing is more than 3 times as effective with direct residuals",
@@ -110,7 +112,7 @@ CLAIMS = (
         {
             "mean efficacy over the layers before the last is more than 3 times as high": lambda v: v.times > 3,
             "the interval of the paired gain in efficacy is above 0 at all layers compared": (
-                lambda v: v.gains["low"].min() > 0
+                lambda v: min(above(v.gains))
             ),
         },
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from . import Claim, Numbers
+from . import Claim, Numbers, above, apart
 from .wording import listed, ordered, rises
 
 
@@ -50,7 +50,7 @@ CLAIMS = (
         {
             "the mean of ‖E‖/‖R*Q‖ rises at every step of the distance": lambda v: rises(v.relative["mean"]),
             "its interval at the largest distance is above that at the smallest": (
-                lambda v: v.relative.low.iloc[-1] > v.relative.high.iloc[0]
+                lambda v: apart(v.relative.iloc[-1], v.relative.iloc[0])
             ),
         },
     ),
@@ -60,6 +60,6 @@ CLAIMS = (
             f"‖Q_p‖/‖Q‖ with all other edits made before: {v.history['mean']:.3f} "
             f"[{v.history['low']:.3f}, {v.history['high']:.3f}]"
         ),
-        {"the interval of ‖Q_p‖/‖Q‖ is above 1": lambda v: v.history["low"] > 1},
+        {"the interval of ‖Q_p‖/‖Q‖ is above 1": lambda v: above(v.history, 1)},
     ),
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ...editing.catalogue import entry
+from ..published import published
 from . import Numbers
 
 #: The metrics that "edits better" is about.
@@ -42,3 +43,23 @@ def points(row: Any, digits: int = 1) -> str:
 def by_method(rows: pd.DataFrame, column: str, digits: int = 1) -> str:
     """Each row's difference with the label of the method that a column names."""
     return "; ".join(f"{entry(row[column]).label} {points(row, digits)}" for _, row in rows.iterrows())
+
+
+def published_layers(table: str, value: str = "value", **chosen: str) -> str:
+    """What was published by layer, from first to last critical layer, a model after the other."""
+    frame = published(table)
+    for column, name in chosen.items():
+        frame = frame[frame[column] == name]
+    return "; ".join(
+        f"{model} {' '.join(f'{one:.3g}' for one in rows.sort_values('layer')[value])}"
+        for model, rows in frame.groupby("model", sort=False)
+    )
+
+
+def published_editing(model: str, *methods: str, table: str = "published_results", kind: str = "published") -> str:
+    """The published mean of efficacy and generalization after 2,000 edits of CounterFact, a method after the other."""
+    frame = published(table)
+    frame = frame[(frame.model == model) & (frame.dataset == "counterfact") & (frame.edits == 2000)]
+    frame = frame[(frame.kind == kind) & frame.metric.isin(EDITING)]
+    means = frame.groupby("method").value.mean()
+    return f"{model}, CounterFact: {', '.join(f'{method} {means[method]:.1f}' for method in methods)}"
