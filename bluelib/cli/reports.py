@@ -27,8 +27,9 @@ def tables(arguments: Namespace) -> Answer:
     example="blue draw --grid workflow/grid-pocket.yaml 03_residuals",
 )
 def draw(arguments: Namespace) -> Answer:
-    """Draw the figures of analysis notebooks from their numbers, models side by side."""
+    """Draw the figures of analysis notebooks, models side by side, and of the runs that were followed."""
     from ..reports import figures
+    from ..reports.figures.follow import draw_followed
     from ..runs.grid import Grid
     from ..studies import study_of
 
@@ -37,6 +38,8 @@ def draw(arguments: Namespace) -> Answer:
     for notebook in arguments.notebook or grid.notebooks:
         numbers = {model: grid.numbers(notebook, model) for model in grid.models}
         paths += figures.draw(study_of(notebook).name, numbers, grid.figures)
+    if not arguments.notebook:
+        paths += draw_followed(grid.models, grid.figures)
     return written(paths)
 
 

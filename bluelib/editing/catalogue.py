@@ -22,7 +22,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from ..io.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, VERMILION, YELLOW
+from ..io.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, SKY, VERMILION
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
     ("instructedit", "InstructEdit", GREY, "o", "Zhang et al. 2024", MAIN_TABLE, _NOTHING, (), None),
     ("rome", "ROME", GREY, "s", "Meng et al. 2022", MAIN_TABLE, _C, (), _ROME),
     ("memit", "MEMIT", ORANGE, "o", "Meng et al. 2023", MAIN_TABLE, _C, _WITH_BOTH, _RIDGE),
-    ("memit_history", "MEMIT (history)", YELLOW, "o", "Meng et al. 2023", "", _C, _WITH_BOTH, _RIDGE),
+    ("memit_history", "MEMIT (history)", SKY, "o", "Meng et al. 2023", "", _C, _WITH_BOTH, _RIDGE),
     ("prune", "PRUNE", VERMILION, "o", "Ma et al. 2025", MAIN_TABLE, _C, _WITH_BOTH, _RIDGE),
     ("rect", "RECT", PURPLE, "o", "Gu et al. 2024", MAIN_TABLE, _C, _WITH_BOTH, _RIDGE),
     ("alphaedit", "AlphaEdit", BLUE, "o", "Fang et al. 2025", MAIN_TABLE, _C_AND_NULL, _WITH_BOTH, _NULL_SPACE),
@@ -239,7 +239,7 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
     ("alphaedit_cake", "AlphaEdit_CAKE", BLUE, "D", "CAKE, ACL 2026", "", _C_AND_NULL, (), _NULL_SPACE, "alphaedit"),
     ("emmet", "EMMET", GREY, "P", "Gupta et al. 2024", "", _C, (), _OF_TARGETS),
     ("sphere", "SPHERE", BLUE, "h", "ICLR 2026", "", _C_AND_NULL, (), _SPHERE, "alphaedit"),
-    ("encore", "ENCORE", YELLOW, "h", "Gupta et al. 2025", "", _C, (), _ENCORE, "memit"),
+    ("encore", "ENCORE", SKY, "h", "Gupta et al. 2025", "", _C, (), _ENCORE, "memit"),
     ("alphaedit_nas", "AlphaEdit_NAS", BLUE, "P", "arXiv:2602.02543", "", _C_AND_NULL, (), _NULL_SPACE, "alphaedit"),
     ("betaedit", "BetaEdit", BLUE, "p", "IJCAI 2026", "", _C_AND_NULL, (), _BETA, "alphaedit"),
 )

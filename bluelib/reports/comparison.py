@@ -13,7 +13,7 @@ from ..editing.catalogue import MAIN_TABLE, VARIANTS, Entry, entry, in_order, la
 from ..metrics.editing import METRICS, TEACHER_FORCED
 from ..metrics.intervals import RESAMPLES, bootstrap_means, limits
 from ..models.known import label_of_model, scale_of
-from .published import PUBLISHED_IMPROVEMENT, published
+from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published
 
 #: Of the sign-flip tests.
 FLIPS = 4999
@@ -288,6 +288,38 @@ def published_improvement() -> tuple[float, int]:
             plain = wide.loc[(model, dataset, entry(labelled(method).plain).label)]
             found.append((100 * (blue - plain) / plain).mean())
     return float(np.mean(found)), len(found)
+
+
+def published_gains(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """What was published of the same differences, by the authors of a method, for the counterparts of these models."""
+    table = published("published_results")
+    table = table[(table.kind == "published") & (table.edits == 2000)]
+    wide = table.pivot(index=["model", "dataset", "method"], columns="metric", values="value")
+    rows = []
+    for model, dataset in scores:
+        for method, other in label_pairs(there(scores)):
+            places = [(counterpart(model), benchmark(dataset), name) for name in (method, other)]
+            if not all(place in wide.index for place in places):
+                continue
+            plain, blue = (wide.loc[place] for place in places)
+            for measure, metrics in MEASURES.items():
+                difference = float(np.mean([blue[metric] - plain[metric] for metric in metrics]))
+                rows.append((model, dataset, other, measure, difference))
+    return pd.DataFrame(rows, columns=["model", "dataset", "other", "measure", "difference"])
+
+
+def all_gains(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """:func:`gains` of every variant over its plain method, for each model and dataset by themselves, with a column
+    ``dataset``."""
+    frames = []
+    for place, frame in scores.items():
+        labels = frame.columns.unique(0)
+        pairs = sorted(
+            (pair for kind in VARIANTS for pair in variant_pairs(labels, "", kind)),
+            key=lambda pair: labelled(pair[1]).order,
+        )
+        frames.append(gains({place: frame}, pairs).assign(dataset=place[1]))
+    return pd.concat(frames, ignore_index=True)
 
 
 #: What a verdict on BLUE looks at: a measure's name, and the metrics it is the mean of.

@@ -267,3 +267,87 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
             fontsize=10,
         )
         return figure
+
+
+def plot_forest(gains: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
+    """How much each variant gains over its plain method, a row for each setting, a panel for editing and one for
+    specificity; diamonds are the published differences of the counterpart.
+
+    Args:
+        gains: of :func:`bluelib.reports.comparison.gains`, of one model and dataset a row, with ``dataset`` besides.
+        theirs: ``model`` (whose counterpart it is of), ``dataset``, ``other``, ``measure`` and ``difference``.
+    """
+    measures = {"editing": "efficacy and generalization", "specificity": "specificity"}
+    rows = list(dict.fromkeys(zip(gains.model, gains.dataset, gains.other, strict=True)))
+    places = {row: place for place, row in enumerate(rows)}
+    with style():
+        figure, axes = plt.subplots(
+            1, 2, figsize=(9.5, 0.24 * len(rows) + 1.6), layout="constrained", sharey=True, squeeze=False
+        )
+        for axis, (measure, words) in zip(axes.flat, measures.items(), strict=True):
+            axis.axvline(0, color="black", linewidth=1)
+            for row in gains[gains.measure == measure].itertuples():
+                method = labelled(row.other)
+                axis.errorbar(
+                    row.mean,
+                    places[row.model, row.dataset, row.other],
+                    xerr=[[row.mean - row.low], [row.high - row.mean]],
+                    fmt="o",
+                    color=method.colour,
+                    **method.face,
+                    markersize=6,
+                    elinewidth=1.2,
+                    capsize=2,
+                )
+            for row in theirs[theirs.measure == measure].itertuples():
+                place = places.get((row.model, row.dataset, row.other))
+                if place is not None:
+                    axis.plot(row.difference, place, "D", color=GREY, markerfacecolor="white", markersize=5, zorder=0)
+            axis.set(xlabel=f"gain in {words}, points", ylim=(len(rows) - 0.4, -0.6))
+        labels = [f"{label_of_model(model)}, {dataset}: {other}" for model, dataset, other in rows]
+        axes[0, 0].set_yticks(range(len(rows)), labels, fontsize=8)
+        figure.suptitle(
+            "Variant less plain method, on the same records, with 95 % intervals; ◇ published for the LLM of the same "
+            "architecture",
+            fontsize=10,
+        )
+        return figure
+
+
+def plot_improvement(frame: pd.DataFrame, published_average: float, claimed: float) -> Figure:
+    """The relative improvement of each setting, and its average with its interval, beside the paper's headline.
+
+    Args:
+        frame: of :func:`bluelib.reports.comparison.improvement`; the average is its last row.
+        published_average: of the published pairs, by the same formula.
+        claimed: in the paper's abstract.
+    """
+    settings, average = frame.iloc[:-1], frame.iloc[-1]
+    with style():
+        figure, axis = plt.subplots(figsize=(8, 0.26 * len(settings) + 1.9), layout="constrained")
+        for place, row in enumerate(settings.itertuples()):
+            method = labelled(VARIANTS["blue"].label_of(row.method))
+            if pd.notna(row.improvement):
+                axis.plot(row.improvement, place, "o", color=method.colour, **method.face, markersize=6)
+        bottom = len(settings) + 0.4
+        axis.errorbar(
+            average.improvement,
+            bottom,
+            xerr=[[average.improvement - average.low], [average.high - average.improvement]],
+            fmt="o",
+            color="black",
+            markersize=8,
+            capsize=3,
+        )
+        axis.plot(average["median"], bottom, "|", color="black", markersize=14)
+        axis.axvline(0, color="black", linewidth=1)
+        for value, line, words in (
+            (claimed, "--", f"the paper's abstract: {claimed:g} %"),
+            (published_average, ":", f"the published pairs, by this formula: {published_average:.1f} %"),
+        ):
+            axis.axvline(value, color=GREY, linestyle=line, label=words)
+        names = [f"{label_of_model(row.model)}, {row.dataset}: {row.method}" for row in settings.itertuples()]
+        axis.set_yticks([*range(len(settings)), bottom], [*names, "average (| median)"], fontsize=8)
+        axis.set(xlabel="relative improvement of BLUE over plain, mean over metrics (%)", ylim=(bottom + 0.7, -0.7))
+        axis.legend(fontsize=8, loc="lower right")
+        return figure

@@ -18,9 +18,17 @@ from ..metrics.editing import METRICS, TEACHER_FORCED
 from ..models.known import label_of_model
 from ..runs.cell import SCHEMA
 from ..runs.grid import USUAL, Grid
-from .comparison import families, improvement, paired_table, record_scores
-from .plots import plot_main, plot_pareto, save
-from .published import benchmark, counterpart, published_score
+from .comparison import (
+    all_gains,
+    families,
+    improvement,
+    paired_table,
+    published_gains,
+    published_improvement,
+    record_scores,
+)
+from .plots import plot_forest, plot_improvement, plot_main, plot_pareto, save
+from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published_score
 
 NOT_AVAILABLE = "n/a"
 NOT_MEASURED = "–"
@@ -423,6 +431,10 @@ def write_tables(grid: Grid, *, partial: bool = False) -> list[Path]:
         _write(stem.with_suffix(".tex"), latex_table("", rows, header) + "\n\n" + commented)
         _write(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     save(plot_pareto(main), grid.figures / "pareto")
+    if compared:
+        save(plot_forest(all_gains(scores), published_gains(scores)), grid.figures / "forest")
+        average, pairs = improvement(scores)[0], published_improvement()[0]
+        save(plot_improvement(average, pairs, PUBLISHED_IMPROVEMENT), grid.figures / "improvement")
     return [path for path in grid.tables() if path.exists()]
 
 

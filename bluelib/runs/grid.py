@@ -240,7 +240,8 @@ class Grid:
             names = [plain(Path(name).stem) for name in self.datasets]
             of_a_dataset += [f"further_{name}{suffix}" for name in names for suffix in (".md", ".csv")]
         pairs = [f"{name}{suffix}" for name in ("improvement", "paired") for suffix in (".md", ".csv", ".tex")]
-        return [self.figures / name for name in (*of_a_dataset, *pairs, "pareto.png", "pareto.svg")]
+        drawn = [f"{name}{suffix}" for name in ("pareto", "forest", "improvement") for suffix in (".png", ".svg")]
+        return [self.figures / name for name in (*of_a_dataset, *pairs, *drawn)]
 
     def resources_of(self, model: str) -> dict[str, int]:
         return {"gpu": 0, **self.resources.get("default", {}), **self.resources.get(model, {})}

@@ -1,0 +1,180 @@
+"""Figures of runs along a sequence (:mod:`bluelib.studies.follow`): how far a method gets, what an option trades."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ...editing.catalogue import entry, in_order, labelled
+from ...metrics.intervals import interval
+from ...models.known import label_of_model, scale_of
+from ...studies.follow import followed
+from ..plots import save, style
+from .common import log_axis
+
+#: What a panel of :func:`lengths` shows, by column.
+PANELS = {
+    "editing": "efficacy and\ngeneralization (%)",
+    "specificity": "specificity (%)",
+    "elsewhere": "moved elsewhere\n($D_{KL}$, nats)",
+    "weight_change": r"largest $\Vert\Delta W\Vert/\Vert W\Vert$",
+}
+
+
+def with_editing(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs with ``editing`` besides: per record scored, the mean of efficacy and generalization."""
+    both = [
+        [(one + other) / 2 for one, other in zip(*pair, strict=True)]
+        for pair in zip(frame.efficacy, frame.generalization, strict=True)
+    ]
+    return frame.assign(editing=both)
+
+
+def lengths(frame: pd.DataFrame) -> Figure:
+    """How editing, preservation and the weights fare as a sequence grows, a column of panels per dataset.
+
+    Args:
+        frame: of :func:`~bluelib.studies.follow.followed`: runs of one model by the editors' own settings.
+    """
+    frame = with_editing(frame)
+    datasets = list(dict.fromkeys(frame.dataset))
+    with style():
+        figure, axes = plt.subplots(
+            len(PANELS),
+            len(datasets),
+            figsize=(5.2 * len(datasets) + 1.8, 2.2 * len(PANELS)),
+            layout="constrained",
+            squeeze=False,
+            sharex="col",
+        )
+        for column, dataset in zip(axes.T, datasets, strict=True):
+            chosen = frame[frame.dataset == dataset]
+            for label in in_order({entry(name).label for name in chosen.editor}):
+                rows = chosen[chosen.editor == labelled(label).name].sort_values("length")
+                for axis, what in zip(column, PANELS, strict=True):
+                    _line(axis, rows, what, label)
+            for axis, what in zip(column, PANELS, strict=True):
+                axis.set(ylim=(0, 102) if what in ("editing", "specificity") else (0, None))
+                log_axis(axis, chosen.length.tolist())
+            column[0].set_title(dataset)
+            column[-1].set_xlabel("edits made so far")
+        for axis, label in zip(axes[:, 0], PANELS.values(), strict=True):
+            axis.set_ylabel(label)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+        figure.suptitle(_title(frame), fontsize=10)
+        return figure
+
+
+def _title(frame: pd.DataFrame) -> str:
+    first = frame.iloc[0]
+    return (
+        f"{label_of_model(first.model)} ({scale_of(first.model)} scale), batches of {first.batch_size}; up to "
+        f"{frame.n.max()} of the edits so far are scored; bands: 95 % over records"
+    )
+
+
+def _line(axis: Axes, rows: pd.DataFrame, what: str, label: str) -> None:
+    row = labelled(label)
+    style_of = {"color": row.colour, "marker": row.marker, "linestyle": row.line, **row.face}
+    if what in ("elsewhere", "weight_change"):
+        axis.plot(rows.length, rows[what], label=label, **style_of)
+        return
+    found = [interval(values) for values in rows[what]]
+    axis.plot(rows.length, [one.mean for one in found], label=label, **style_of)
+    ends = ([one.low for one in found], [one.high for one in found])
+    axis.fill_between(rows.length, *ends, color=row.colour, alpha=0.12, linewidth=0)
+
+
+def frontiers(frame: pd.DataFrame, option: str) -> Figure:
+    """Editing against specificity as one option of the editors varies: a line per editor, a panel per dataset.
+
+    Args:
+        frame: of :func:`~bluelib.studies.follow.followed`: runs of one model and one length that differ in ``option``.
+        option: its name.
+    """
+    frame = with_editing(frame).assign(value=[dict(options)[option] for options in frame.options])
+    datasets = list(dict.fromkeys(frame.dataset))
+    values = sorted(set(frame.value))
+    sizes = dict(zip(values, np.linspace(4, 11, len(values)), strict=True))
+    with style():
+        figure, axes = plt.subplots(
+            1,
+            len(datasets),
+            figsize=(5.6 * len(datasets) + 1.5, 4.4),
+            layout="constrained",
+            squeeze=False,
+        )
+        for axis, dataset in zip(axes.flat, datasets, strict=True):
+            chosen = frame[frame.dataset == dataset]
+            for label in in_order({entry(name).label for name in chosen.editor}):
+                row = labelled(label)
+                rows = chosen[chosen.editor == row.name].sort_values("value")
+                x, y = rows.specificity.map(np.mean), rows.editing.map(np.mean)
+                axis.plot(x, y, color=row.colour, linestyle=row.line, linewidth=1, label=None)
+                for place, value in enumerate(rows.value):
+                    axis.plot(
+                        x.iloc[place],
+                        y.iloc[place],
+                        marker=row.marker,
+                        color=row.colour,
+                        markersize=sizes[value],
+                        linestyle="none",
+                        label=label if not place else None,
+                        **row.face,
+                    )
+            shown = chosen[chosen.editor == chosen.editor.iloc[0]]
+            for one in shown.itertuples():
+                axis.annotate(
+                    f"{one.value:g}",
+                    (np.mean(one.specificity), np.mean(one.editing)),
+                    xytext=(5, -9),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=entry(one.editor).colour,
+                )
+            axis.set(title=dataset, xlabel="specificity (%)")
+        axes[0, 0].set_ylabel("mean of efficacy and generalization (%)")
+        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        first = frame.iloc[0]
+        figure.suptitle(
+            f"{label_of_model(first.model)} ({scale_of(first.model)} scale): {first.length} edits in batches of "
+            f"{first.batch_size}; larger marks: larger {option}",
+            fontsize=10,
+        )
+        return figure
+
+
+def draw_followed(models: Sequence[str], folder: Path, source: Path | None = None) -> list[Path]:
+    """Draw what has been followed of these models into ``folder``: :func:`lengths` of the runs with the editors' own
+    settings, and :func:`frontiers` of those with one other option, by that option."""
+    frame = followed(source)
+    drawn: list[Path] = []
+    if frame.empty:
+        return drawn
+    for model, of_model in frame[frame.model.isin(models)].groupby("model", sort=False):
+        own = of_model[[not options for options in of_model.options]]
+        for (edits, size), rows in own.groupby(["edits", "batch_size"]):
+            if rows.length.nunique() > 1:
+                drawn += _save(lengths(rows), folder / f"lengths_{model}_{edits}x{size}")
+        single = of_model[[len(options) == 1 for options in of_model.options]]
+        by_option: Mapping[Any, pd.DataFrame] = dict(
+            tuple(single.groupby([single.options.map(lambda options: options[0][0]), "edits", "batch_size"]))
+        )
+        for (option, edits, size), rows in by_option.items():
+            ends = rows[rows.length == rows.edits]
+            drawn += _save(frontiers(ends, option), folder / f"frontier_{model}_{option}_{edits}x{size}")
+    return drawn
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    paths = save(figure, stem)
+    plt.close(figure)
+    return list(paths)

@@ -1,0 +1,122 @@
+"""Runs along a sequence: what is kept of them, and the pictures that they make."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
+from bluelib.io.formats import write_json
+from bluelib.reports.figures.follow import draw_followed, frontiers, lengths
+from bluelib.studies.follow import follow, followed, path_of, some_of
+
+HOW = {"dataset": "pocket-counterfact", "edits": 8, "batch_size": 2}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return load_model("pocket-llama")
+
+
+def test_a_run_is_scored_at_each_length_as_if_it_had_ended_there(llama, project):
+    before = llama.weight(0).clone()
+    path = follow(llama, "memit", at=(4,), others=3, **HOW)
+    assert llama.weight(0).equal(before), "the model is left as it was"
+    frame = followed()
+    assert path == path_of("pocket-llama", "pocket-counterfact", "memit", 8, 2) and frame.length.tolist() == [4, 8]
+    assert frame.n.tolist() == [4, 8] and (frame.elsewhere > 0).all() and (frame.weight_change > 0).all()
+    records = load_dataset("pocket-counterfact", split="report", limit=4)
+    run = edit_sequence(llama, records, get_editor("memit", llama), batch_size=2)
+    try:
+        scores = evaluate(llama, records, generate=False)
+        assert frame.efficacy[0] == pytest.approx(scores.values("efficacy"))
+        assert frame.weight_change[0] == pytest.approx(max(run.weight_change().values()), rel=1e-3)
+    finally:
+        run.revert()
+
+
+def test_a_run_that_is_there_is_kept_and_another_one_has_its_own_place(llama, project, monkeypatch):
+    path = follow(llama, "memit", others=0, **HOW)
+    written = path.stat().st_mtime_ns
+    assert follow(llama, "memit", others=0, **HOW).stat().st_mtime_ns == written
+    assert json.loads(path.read_text())["points"][0]["elsewhere"] is None
+    other = follow(llama, "memit", others=0, options={"mom2_update_weight": 1.0}, **HOW)
+    assert other != path and "mom2_update_weight-1.0" in other.name and len(list(path.parent.glob("*.json"))) == 2
+    follow(llama, "memit", others=0, scored=4, **HOW)  # the same place, of another measurement: made anew
+    again = followed()
+    assert again[[not options for options in again.options]].n.tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"at": (3,)}, "ends of batches of 2 among 8 edits, which 3 is not"),
+        ({"at": (10,)}, "which 10 is not"),
+        ({"batch_size": 9}, "batch_size"),
+        ({"scored": 0}, "scored"),
+    ],
+)
+def test_lengths_that_are_no_ends_of_batches_are_refused(llama, project, changed, message):
+    with pytest.raises(ValueError, match=message):
+        follow(llama, "memit", **{**HOW, **changed})
+    assert not (project / "results").exists()
+
+
+def test_who_is_scored_is_the_same_for_every_editor():
+    assert some_of([1, 2, 3], 3) == [1, 2, 3]
+    drawn = some_of(list(range(50)), 20)
+    assert drawn == sorted(drawn) == some_of(list(range(50)), 20) and len(set(drawn)) == 20
+
+
+def written_run(folder: Path, editor: str, options: dict, lengths: tuple[int, ...], good: float) -> None:
+    rng = np.random.default_rng(len(editor))
+    points = [
+        {
+            "edits": length,
+            "case_ids": list(range(length)),
+            "scores": {
+                name: (100.0 * (rng.random(length) < good)).tolist()
+                for name in ("efficacy", "generalization", "specificity")
+            },
+            "elsewhere": [0.1] * 5,
+            "weight_change": {"0": 0.2, "4": 0.5},
+        }
+        for length in lengths
+    ]
+    identity = {"model": "pocket-llama", "dataset": "d", "editor": editor, "options": options, "edits": lengths[-1]}
+    name = "-".join([editor, *map(str, options.values()), str(lengths[-1])])
+    write_json(
+        folder / f"{name}.json", {"identity": {**identity, "batch_size": 10, "seed": 0}, "points": points}, sealed=True
+    )
+
+
+def test_the_pictures_show_every_run_once(tmp_path):
+    for editor in ("memit", "memit_blue", "a-stranger"):
+        written_run(tmp_path, editor, {}, (10, 20, 40), 0.8)
+        for weight in (1, 100):
+            written_run(tmp_path, editor, {"mom2_update_weight": weight}, (20,), 0.7)
+    frame = followed(tmp_path)
+    own = frame[[not options for options in frame.options]]
+    figure = lengths(own)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MEMIT", "MEMIT_BLUE", "a-stranger"]
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [10, 20, 40]
+    varied = frame[[bool(options) for options in frame.options]]
+    figure = frontiers(varied, "mom2_update_weight")
+    assert {text.get_text() for text in figure.axes[0].texts} == {"1", "100"}
+    drawn = draw_followed(["pocket-llama"], tmp_path / "out", tmp_path)
+    assert [path.name for path in drawn if path.suffix == ".png"] == [
+        "lengths_pocket-llama_40x10.png",
+        "frontier_pocket-llama_mom2_update_weight_20x10.png",
+    ]
+    assert draw_followed(["pocket-gpt2"], tmp_path / "none", tmp_path) == []
+    assert draw_followed(["pocket-gpt2"], tmp_path / "none", tmp_path / "empty") == []
