@@ -19,6 +19,7 @@ from ..models.choices import CHOICES
 from ..models.known import label_of_model
 from ..runs.grid import Grid
 from ..studies import STUDIES, Study, study_of
+from . import open_questions
 from .claims import LEGEND, MARKS, SOURCES, Claim, Verdict, claims_of, verdicts
 from .claims.main import AVERAGE, CLAIMS, average_improvement, of_main_table
 from .comparison import (
@@ -189,11 +190,14 @@ def study_verdicts(study: str) -> str:
     return verdict_table(found, models, project_path("notebooks"))
 
 
+#: Edits, and edits per batch, of the runs that open questions are answered with.
+FOLLOWED = (100, 20)
 #: What of the committed results stands in which page of the project, by the name of its place: ``<!-- name -->``.
 SHOWN = {
     "README.md": ("main pocket-counterfact",),
     "docs/results.md": ("main pocket-zsre", "verdicts"),
     "docs/as-published.md": ("choices",),
+    "docs/open-questions.md": ("history", "one weight", "choices measured"),
     "docs/metrics.md": ("metrics",),
 }
 
@@ -203,11 +207,15 @@ def shown() -> dict[Path, dict[str, str]]:
     places."""
     grids = committed()
     parts: dict[str, str] = {}
+    cells = {grid.name: load_cells(grid, partial=True) for grid in grids}
     for grid in grids:
-        main = main_frame(load_cells(grid, partial=True))
+        main = main_frame(cells[grid.name])
         parts |= {f"main {plain(Path(name).stem)}": short_table(main[main.dataset == name]) for name in grid.datasets}
     models = [model for grid in grids for model in grid.models]
     parts["verdicts"] = verdict_table(claims(*grids, partial=True), models, project_path("docs"))
+    parts["history"] = open_questions.history([record_scores(of_grid) for of_grid in cells.values()])
+    parts["one weight"] = open_questions.one_option("mom2_update_weight", *FOLLOWED)
+    parts["choices measured"] = open_questions.choices_measured(*FOLLOWED)
     parts["choices"] = choices_table()
     parts["metrics"] = metrics_table()
     return {project_path(page): {name: parts[name] for name in names} for page, names in SHOWN.items()}

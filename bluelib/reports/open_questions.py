@@ -1,0 +1,113 @@
+"""The tables of ``docs/open-questions.md``: what this project measured about what the paper leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..editing.catalogue import entry, label
+from ..metrics.intervals import interval
+from ..models.choices import CHOICES
+from ..models.known import label_of_model
+from ..studies.follow import followed
+from .comparison import gains
+from .figures.follow import with_editing
+from .tables import markdown_table
+
+NOTHING = "*Not measured yet.*"
+
+
+def history(scores: Sequence[Mapping[tuple[str, str], pd.DataFrame]]) -> str:
+    """What earlier keys add without and with BLUE, and what BLUE adds without and with them, in points of editing and
+    of specificity, as Markdown.
+
+    Args:
+        scores: of each grid, see :func:`~bluelib.reports.comparison.record_scores`.
+    """
+    plain, blue, kept, both = map(label, ("memit", "memit_blue", "memit_history", "memit_history_blue"))
+    pairs = [(plain, kept), (blue, both), (plain, blue), (kept, both)]
+    rows = []
+    for of_grid in scores:
+        frame = gains(of_grid, pairs)
+        for (model, method, other), group in frame.groupby(["model", "method", "other"], sort=False):
+            found = group.set_index("measure")
+            cells = [_points(found.loc[name]) for name in ("editing", "specificity") if name in found.index]
+            rows.append([label_of_model(model), f"{other} − {method}", *cells])
+    header = ["model", "difference", "editing", "specificity"]
+    note = "Points, paired over records, the datasets weighing alike, with 95 % intervals."
+    return f"{markdown_table('', rows, header)}\n\n{note}" if rows else NOTHING
+
+
+def _points(row: Any) -> str:
+    return f"{row['mean']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
+
+
+def one_option(option: str, edits: int, batch_size: int) -> str:
+    """Runs of one size that differ in one option, a row for each editor and value, as Markdown."""
+    frame = _runs(edits, batch_size)
+    chosen = (
+        frame[[len(options) == 1 and options[0][0] == option for options in frame.options]] if len(frame) else frame
+    )
+    rows = [
+        [label_of_model(row.model), row.dataset, f"{dict(row.options)[option]:g}", label(row.editor), *_scores(row)]
+        for row in sorted(
+            chosen.itertuples(), key=lambda row: (row.model, row.dataset, -dict(row.options)[option], _order(row))
+        )
+    ]
+    header = ["model", "dataset", f"`{option}`", "method", *_HEADER]
+    return f"{markdown_table('', rows, header)}\n\n{_NOTE}" if rows else NOTHING
+
+
+def choices_measured(edits: int, batch_size: int) -> str:
+    """Each option of :data:`~bluelib.models.choices.CHOICES` with the text's value less the code's, paired over records,
+    as Markdown."""
+    frame = _runs(edits, batch_size)
+    rows = []
+    for row in frame.itertuples():
+        if len(row.options) != 1 or row.options[0][0] not in CHOICES:
+            continue
+        same = frame[(frame.model == row.model) & (frame.dataset == row.dataset) & (frame.editor == row.editor)]
+        own = same[[not options for options in same.options]]
+        if own.empty:
+            continue
+        differences = [
+            _points(interval(np.subtract(getattr(row, name), own[name].iloc[0]))._asdict()) for name in _MEASURES
+        ]
+        name, value = row.options[0]
+        rows.append([f"`{name}={value}`", label_of_model(row.model), row.dataset, label(row.editor), *differences])
+    header = ["text's value", "model", "dataset", "method", *_MEASURES]
+    note = f"Points, with the text's value less with the code's, paired over {edits} records, with 95 % intervals."
+    return f"{markdown_table('', rows, header)}\n\n{note}" if rows else NOTHING
+
+
+_MEASURES = ("efficacy", "generalization", "specificity")
+_HEADER = (*_MEASURES, "moved elsewhere", "‖ΔW‖/‖W‖")
+_NOTE = (
+    "Per cent, with 95 % intervals over records. Moved elsewhere: mean D_KL(before ‖ after) in nats of the next token "
+    "after prompts about subjects that nobody edited. ‖ΔW‖/‖W‖: of the most changed layer."
+)
+
+
+def _runs(edits: int, batch_size: int) -> pd.DataFrame:
+    """The ends of the followed runs of one size."""
+    frame = followed()
+    if frame.empty:
+        return frame
+    return with_editing(frame[(frame.edits == edits) & (frame.batch_size == batch_size) & (frame.length == edits)])
+
+
+def _order(row: Any) -> float:
+    return entry(row.editor).order
+
+
+def _scores(row: Any) -> list[str]:
+    found = [interval(getattr(row, name)) for name in _MEASURES]
+    elsewhere = "–" if row.elsewhere is None else f"{row.elsewhere:.3f}"
+    return [
+        *(f"{one.mean:.1f} [{one.low:.1f}, {one.high:.1f}]" for one in found),
+        elsewhere,
+        f"{row.weight_change:.2f}",
+    ]
