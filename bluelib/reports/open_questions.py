@@ -62,8 +62,8 @@ def one_option(option: str, edits: int, batch_size: int) -> str:
 
 
 def choices_measured(edits: int, batch_size: int) -> str:
-    """Each option of :data:`~bluelib.models.choices.CHOICES` with the text's value less the code's, paired over records,
-    as Markdown."""
+    """Each of :data:`~bluelib.models.choices.CHOICES` with the text's value less the code's, paired over records, as
+    Markdown."""
     frame = _runs(edits, batch_size)
     rows = []
     for row in frame.itertuples():

@@ -74,7 +74,13 @@ def jobs(output):
 
 @pytest.mark.parametrize(
     ("profile", "grid"),
-    [("local", "grid"), ("local", "grid-pocket"), ("slurm", "grid-paper"), ("kubernetes", "grid-paper")],
+    [
+        ("local", "grid"),
+        ("local", "grid-pocket"),
+        ("local", "grid-real"),
+        ("slurm", "grid-paper"),
+        ("kubernetes", "grid-paper"),
+    ],
 )
 def test_a_dry_run_plans_the_whole_grid(project, profile, grid):
     output = finished(blue(project, yaml.safe_load(GRIDS[grid].read_text()), "--profile", profile, "--", "-n"))
@@ -82,7 +88,9 @@ def test_a_dry_run_plans_the_whole_grid(project, profile, grid):
     places = len(found.models) * len(found.datasets) * len(found.seeds)
     assert planned.pop("cell") == places * len(found.editors)
     assert planned.pop("before") == places
-    assert planned.pop("statistics") == planned.pop("null_spaces") == len(found.models)
+    assert planned.pop("statistics") == len(found.models)
+    needs = [need for name in found.editors for need in catalogue.entry(name).needs]
+    assert planned.pop("null_spaces", 0) == len(found.models) * (catalogue.NULL_SPACE in needs)
     for notebook in found.notebooks:
         assert planned.pop(f"analysis_{notebook}", 0) <= len(found.models)
         assert planned.pop(f"figures_{notebook}") == 1
@@ -246,7 +254,7 @@ def test_an_unknown_profile_is_refused(project):
 
 
 def test_grid_files():
-    assert set(GRIDS) == {"grid", "grid-pocket", "grid-paper", "grid-small"}
+    assert set(GRIDS) == {"grid", "grid-pocket", "grid-paper", "grid-small", "grid-real"}
     grids = {name: Grid.load(path) for name, path in GRIDS.items()}
     for name in ("grid", "grid-pocket"):
         assert set(grids[name].models) == set(pocket_models())
@@ -259,7 +267,10 @@ def test_grid_files():
     assert set(grids["grid-paper"].editors) <= set(catalogue.names())
     small = grids["grid-small"]
     assert small.models == ("smollm2-135m",) and set(small.editors) == set(catalogue.names()) - {"mend"}
-    assert len({grid.name for grid in grids.values()}) == 4
+    assert grids["grid-real"].models == small.models and grids["grid-real"].datasets == ("facts",), (
+        "nothing to fetch by hand"
+    )
+    assert len({grid.name for grid in grids.values()}) == 5
     assert all(Grid.of(grid.as_dict()) == grid for grid in grids.values())
 
 
