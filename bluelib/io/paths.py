@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -17,6 +19,15 @@ def plain(name: str) -> str:
 def cell_name(model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int) -> str:
     """The name of a cell of a results table, for files."""
     return f"{plain(model)}_{plain(Path(dataset).stem)}_{editor}_{edits}x{batch_size}_seed{seed}"
+
+
+def followed_path(
+    model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int, options: Mapping[str, Any]
+) -> Path:
+    """Where the scores of one editor along a sequence are kept; ``model`` as file names have it."""
+    name = cell_name(model, dataset, editor, edits, batch_size, seed)
+    given = "".join(f"_{plain(str(key))}-{plain(str(value))}" for key, value in options.items())
+    return project_path("results", "follow", f"{name}{given}.json")
 
 
 def raw_path(*parts: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..editing import catalogue
 from ..io.formats import read_yaml
-from ..io.paths import cell_name, numbers_name, plain, project_path, raw_path
+from ..io.paths import cell_name, followed_path, numbers_name, plain, project_path, raw_path
 from ..studies import Study, study_of
 
 #: In place of an analysis notebook's parameters: those of its study in :data:`~bluelib.studies.STUDIES`.
@@ -37,6 +37,30 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Followed:
+    """One editor along one sequence: a run of ``blue follow``, see :func:`~bluelib.studies.follow.follow`."""
+
+    model: str
+    dataset: str
+    editor: str
+    edits: int
+    batch_size: int
+    at: tuple[int, ...] = ()
+    scored: int | None = None
+    others: int | None = None
+    option: tuple[str, Any] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {} if self.option is None else dict([self.option])
+
+    @property
+    def path(self) -> Path:
+        """Where its scores are kept."""
+        return followed_path(plain(self.model), self.dataset, self.editor, self.edits, self.batch_size, 0, self.options)
+
+
+@dataclass(frozen=True)
 class Grid:
     """What is run, and where its results are.
 
@@ -45,6 +69,8 @@ class Grid:
         models, datasets, editors, seeds: every combination is one cell.
         edits, batch_size: of each cell.
         notebooks: analysis notebooks that run for each model, with their parameters.
+        follow: runs of ``blue follow`` for each model and dataset: ``editors``, ``edits``, ``batch_size``, and, if not
+            the usual, ``at``, ``scored``, ``others``, and ``options``, of each of which every value is a run.
         device, dtype, corpus: as for :func:`~bluelib.load_model` and :func:`~bluelib.get_editor`.
         metrics, contexts: of each cell, as for :func:`~bluelib.evaluate`.
         threads: CPU threads of each job.
@@ -59,6 +85,7 @@ class Grid:
     edits: int
     batch_size: int
     notebooks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    follow: tuple[Mapping[str, Any], ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
     corpus: str = ""
@@ -118,6 +145,7 @@ class Grid:
             notebook: _parameters(notebook, parameters)
             for notebook, parameters in _mapping("notebooks", values.get("notebooks")).items()
         }
+        taken["follow"] = tuple(_follow(number, part) for number, part in enumerate(_listed(values.get("follow"))))
         resources = _mapping("resources", values.get("resources"))
         strangers = sorted(set(resources) - {"default", *taken["models"]})
         if strangers:
@@ -150,7 +178,7 @@ class Grid:
         Raises:
             ValueError: for an editor that nothing here makes.
         """
-        for name in self.editors:
+        for name in (*self.editors, *(name for part in self.follow for name in part["editors"])):
             catalogue.known(name)
 
     def only(self, models: Sequence[str]) -> Grid:
@@ -168,11 +196,24 @@ class Grid:
         """The keys of a grid file; ``metrics`` and ``contexts`` where they are others than the usual ones, as older
         files have no such keys."""
         given = {key: value for key, value in asdict(self).items() if value != USUAL.get(key)}
+        if not self.follow:
+            del given["follow"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
 
     def cells(self) -> list[Place]:
         """All cells, models outermost."""
         return [Place(*place) for place in product(self.models, self.datasets, self.editors, self.seeds)]
+
+    def followed(self) -> list[Followed]:
+        """All runs along a sequence, in the order of the file."""
+        found = []
+        for part in self.follow:
+            values = {key: part[key] for key in ("edits", "batch_size", "at", "scored", "others") if key in part}
+            given = [(name, value) for name, each in part.get("options", {}).items() for value in each]
+            options: list[tuple[str, Any] | None] = [*given] or [None]
+            for option, model, dataset, editor in product(options, self.models, self.datasets, part["editors"]):
+                found.append(Followed(model, dataset, editor, option=option, **values))
+        return found
 
     def parameters(self, cell: Place) -> dict[str, Any]:
         """A cell's parameters of ``05_sequential_editing``, without those that name files."""
@@ -252,6 +293,37 @@ def _distinct(key: str, values: Any, kind: type) -> tuple[Any, ...]:
     if not right or any(not isinstance(value, kind) or isinstance(value, bool) for value in values):
         raise ValueError(f"{key} of the grid must be a list of distinct {kind.__name__}, not {values!r}")
     return tuple(values)
+
+
+_FOLLOW = {"editors": list, "edits": int, "batch_size": int, "at": list, "scored": int, "others": int, "options": dict}
+
+
+def _listed(values: Any) -> list[Any]:
+    if not isinstance(values, (list, tuple)) and values is not None:
+        raise ValueError(f"follow of the grid must be a list of runs, not {values!r}")
+    return list(values or [])
+
+
+def _follow(number: int, part: Any) -> dict[str, Any]:
+    """One entry of ``follow``, checked."""
+    place = f"follow[{number}] of the grid"
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{place} must map {', '.join(_FOLLOW)}, not {part!r}")
+    for key in ("editors", "edits", "batch_size"):
+        if key not in part:
+            raise ValueError(f"{place} lacks {key}")
+    for key, value in part.items():
+        kind = _FOLLOW.get(key)
+        if kind is None:
+            raise ValueError(f"{place} has no key {key!r}; known: {', '.join(_FOLLOW)}")
+        value = list(value) if isinstance(value, tuple) else value
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{key} of {place} must be of type {kind.__name__}, not {value!r}")
+    for name, values in part.get("options", {}).items():
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ValueError(f"options of {place} must list the values of {name}, not {values!r}")
+    checked = {**part, "editors": _distinct(f"editors of {place}, which", part["editors"], str)}
+    return checked | ({"at": tuple(part["at"])} if "at" in part else {})
 
 
 def _mapping(key: str, values: Any) -> Mapping[str, Any]:

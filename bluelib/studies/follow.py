@@ -23,7 +23,7 @@ from ..editing.named import get_editor
 from ..editing.sequence import edit_sequence
 from ..io.checks import check_whole
 from ..io.formats import read_json, write_json
-from ..io.paths import cell_name, plain, project_path
+from ..io.paths import followed_path, project_path
 from ..io.timing import Timer
 from ..metrics import evaluate
 from ..metrics.drift import divergences, next_tokens
@@ -101,7 +101,7 @@ def follow(
         **{key: origin[key] for key in ("model_revision", "dtype", "records_hash")},
     }
     identity = json.loads(json.dumps(identity))  # as it will be read
-    path = path_of(model.stem, dataset, editor, edits, batch_size, seed, options)
+    path = followed_path(model.stem, str(dataset), editor, edits, batch_size, seed, options)
     if path.exists() and read_json(path).get("identity") == identity:
         return path
     elsewhere = [record.request.text for record in more]
@@ -149,21 +149,6 @@ def _changes(model: Model, originals: Mapping[int, Any]) -> dict[int, float]:
         layer: ((model.weight(layer).float() - original).norm() / original.norm()).item()
         for layer, original in originals.items()
     }
-
-
-def path_of(
-    model: str,
-    dataset: str | Path,
-    editor: str,
-    edits: int,
-    batch_size: int,
-    seed: int = 0,
-    options: Mapping[str, Any] | None = None,
-) -> Path:
-    """Where a run is kept."""
-    name = cell_name(model, str(dataset), editor, edits, batch_size, seed)
-    given = "".join(f"_{plain(str(key))}-{plain(str(value))}" for key, value in (options or {}).items())
-    return project_path("results", "follow", f"{name}{given}.json")
 
 
 def followed(folder: Path | None = None) -> pd.DataFrame:

@@ -78,6 +78,7 @@ def jobs(output):
         ("local", "grid"),
         ("local", "grid-pocket"),
         ("local", "grid-real"),
+        ("local", "grid-small"),
         ("slurm", "grid-paper"),
         ("kubernetes", "grid-paper"),
     ],
@@ -91,6 +92,7 @@ def test_a_dry_run_plans_the_whole_grid(project, profile, grid):
     assert planned.pop("statistics") == len(found.models)
     needs = [need for name in found.editors for need in catalogue.entry(name).needs]
     assert planned.pop("null_spaces", 0) == len(found.models) * (catalogue.NULL_SPACE in needs)
+    assert planned.pop("follow", 0) == len(found.followed())
     for notebook in found.notebooks:
         assert planned.pop(f"analysis_{notebook}", 0) <= len(found.models)
         assert planned.pop(f"figures_{notebook}") == 1
@@ -296,10 +298,30 @@ def test_a_report_takes_from_the_committed_grid_what_its_own_does_not_run(projec
     assert other.drawn("01_locate")[0] == project / "figures" / "pocket" / "01_causal_traces.png"
 
 
+FOLLOW = {"editors": ["memit", "memit_blue"], "edits": 4, "batch_size": 2}
+
+
+def test_every_value_of_an_option_is_followed_by_itself():
+    grid = Grid.of({**TINY, "follow": [FOLLOW | {"at": [2]}, FOLLOW | {"options": {"l2": [1, 2], "p": ["x"]}}]})
+    runs = grid.followed()
+    places = len(grid.models) * len(grid.datasets) * 2
+    assert len(runs) == places * (1 + 3) == len({run.path for run in runs})
+    assert runs[0].at == (2,) and [run.options for run in runs[places::places]] == [{"l2": 1}, {"l2": 2}, {"p": "x"}]
+    assert Grid.of(grid.as_dict()) == grid and "follow" not in Grid.of(TINY).as_dict()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"modles": []}, "a grid has no key 'modles'; known: name, models"),
+        ({"follow": {}}, "follow of the grid must be a list of runs"),
+        ({"follow": [{"editors": ["memit"], "edits": 4}]}, r"follow\[0\] of the grid lacks batch_size"),
+        ({"follow": [FOLLOW | {"length": 4}]}, r"follow\[0\] of the grid has no key 'length'; known: editors, edits"),
+        ({"follow": [FOLLOW | {"at": 4}]}, r"at of follow\[0\] of the grid must be of type list, not 4"),
+        (
+            {"follow": [FOLLOW | {"options": {"l2": 1}}]},
+            r"options of follow\[0\] of the grid must list the values of l2",
+        ),
         ({"models": []}, r"models of the grid must be a list of distinct str, not \[\]"),
         ({"models": "pocket-llama"}, "models of the grid must be a list of distinct str, not 'pocket-llama'"),
         ({"seeds": [0, 0]}, "seeds of the grid must be a list of distinct int"),

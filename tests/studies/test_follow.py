@@ -10,8 +10,9 @@ import pytest
 
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.io.formats import write_json
+from bluelib.io.paths import followed_path
 from bluelib.reports.figures.follow import draw_followed, frontiers, lengths
-from bluelib.studies.follow import follow, followed, path_of, some_of
+from bluelib.studies.follow import follow, followed, some_of
 
 HOW = {"dataset": "pocket-counterfact", "edits": 8, "batch_size": 2}
 
@@ -33,7 +34,9 @@ def test_a_run_is_scored_at_each_length_as_if_it_had_ended_there(llama, project)
     path = follow(llama, "memit", at=(4,), others=3, **HOW)
     assert llama.weight(0).equal(before), "the model is left as it was"
     frame = followed()
-    assert path == path_of("pocket-llama", "pocket-counterfact", "memit", 8, 2) and frame.length.tolist() == [4, 8]
+    assert path == followed_path(
+        "pocket-llama", "pocket-counterfact", "memit", 8, 2, 0, {}
+    ) and frame.length.tolist() == [4, 8]
     assert frame.n.tolist() == [4, 8] and (frame.elsewhere > 0).all() and (frame.weight_change > 0).all()
     records = load_dataset("pocket-counterfact", split="report", limit=4)
     run = edit_sequence(llama, records, get_editor("memit", llama), batch_size=2)
