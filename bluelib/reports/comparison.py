@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -291,21 +292,32 @@ def published_improvement() -> tuple[float, int]:
 
 
 def published_gains(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
-    """What was published of the same differences, by the authors of a method, for the counterparts of these models."""
+    """What was published of the same differences for the counterparts of these models: by the authors of a method
+    (``kind`` is ``published``), and by FE's, in one batch of 2,000 (``replication``).
+
+    A measure is left out of which not all metrics were published.
+    """
     table = published("published_results")
-    table = table[(table.kind == "published") & (table.edits == 2000)]
-    wide = table.pivot(index=["model", "dataset", "method"], columns="metric", values="value")
+    sources = {
+        "published": table[(table.kind == "published") & (table.edits == 2000)],
+        "replication": published("replications_fe"),
+    }
     rows = []
-    for model, dataset in scores:
-        for method, other in label_pairs(there(scores)):
+    pairs = [pair for kind in VARIANTS for pair in variant_pairs(there(scores), "", kind)]
+    for kind, source in sources.items():
+        wide = source.pivot(index=["model", "dataset", "method"], columns="metric", values="value")
+        for (model, dataset), (method, other) in product(scores, pairs):
             places = [(counterpart(model), benchmark(dataset), name) for name in (method, other)]
             if not all(place in wide.index for place in places):
                 continue
             plain, blue = (wide.loc[place] for place in places)
             for measure, metrics in MEASURES.items():
-                difference = float(np.mean([blue[metric] - plain[metric] for metric in metrics]))
-                rows.append((model, dataset, other, measure, difference))
-    return pd.DataFrame(rows, columns=["model", "dataset", "other", "measure", "difference"])
+                difference = float(
+                    np.mean([blue.get(metric, np.nan) - plain.get(metric, np.nan) for metric in metrics])
+                )
+                if np.isfinite(difference):
+                    rows.append((model, dataset, other, measure, difference, kind))
+    return pd.DataFrame(rows, columns=["model", "dataset", "other", "measure", "difference", "kind"])
 
 
 def all_gains(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:

@@ -271,11 +271,11 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
 
 def plot_forest(gains: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
     """How much each variant gains over its plain method, a row for each setting, a panel for editing and one for
-    specificity; diamonds are the published differences of the counterpart.
+    specificity; diamonds are the published differences of the counterpart, triangles those of FE's replication.
 
     Args:
         gains: of :func:`bluelib.reports.comparison.gains`, of one model and dataset a row, with ``dataset`` besides.
-        theirs: ``model`` (whose counterpart it is of), ``dataset``, ``other``, ``measure`` and ``difference``.
+        theirs: of :func:`bluelib.reports.comparison.published_gains`.
     """
     measures = {"editing": "efficacy and generalization", "specificity": "specificity"}
     rows = list(dict.fromkeys(zip(gains.model, gains.dataset, gains.other, strict=True)))
@@ -302,13 +302,16 @@ def plot_forest(gains: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
             for row in theirs[theirs.measure == measure].itertuples():
                 place = places.get((row.model, row.dataset, row.other))
                 if place is not None:
-                    axis.plot(row.difference, place, "D", color=GREY, markerfacecolor="white", markersize=5, zorder=0)
+                    marker = {"published": "D", "replication": "^"}[row.kind]
+                    axis.plot(
+                        row.difference, place, marker, color=GREY, markerfacecolor="white", markersize=5, zorder=0
+                    )
             axis.set(xlabel=f"gain in {words}, points", ylim=(len(rows) - 0.4, -0.6))
         labels = [f"{label_of_model(model)}, {dataset}: {other}" for model, dataset, other in rows]
         axes[0, 0].set_yticks(range(len(rows)), labels, fontsize=8)
         figure.suptitle(
-            "Variant less plain method, on the same records, with 95 % intervals; ◇ published for the LLM of the same "
-            "architecture",
+            "Variant less plain method, on the same records, with 95 % intervals;\n"
+            "for the LLM of the same architecture: ◇ published, △ replicated by FE's authors (one batch of 2,000)",
             fontsize=10,
         )
         return figure

@@ -42,9 +42,12 @@ def _published(name: str) -> pd.DataFrame:
 
 
 def published(name: str) -> pd.DataFrame:
-    """One of the CSV files: ``published_results``, ``replications_fe`` (of another group, under its own protocol),
-    ``single_layer_editing``, ``layer_analysis`` (read from pictures, ± 0.02 of their axes), ``optimisation_steps``,
-    ``edit_seconds`` or ``hyperparameters``."""
+    """One of the CSV files.
+
+    They are ``published_results``; ``replications_fe`` (another group's, under its own protocol);
+    ``single_layer_editing`` and ``single_layer_replication`` (another group's, 10,000 edits); ``layer_analysis`` (read
+    from pictures, ± 0.02 of their axes); ``optimisation_steps``; ``edit_seconds``; and ``hyperparameters``.
+    """
     return _published(name).copy()
 
 

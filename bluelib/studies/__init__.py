@@ -48,7 +48,7 @@ _ROWS = (
             "03_residuals": "residual_comparison",
             "03_picture": "residual_picture",
             "03_steps_left": "steps_left",
-            "03_single_layer": "radar",
+            "03_single_layer": "single_layers",
         },
     ),
     Study(

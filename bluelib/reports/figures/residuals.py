@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...io.palette import GREEN, GREY
 from ...metrics.editing import TEACHER_FORCED
-from ...models.known import label_of_model
 from ..plots import style
 from ..published import counterpart, published
 from .common import DIRECT, DISTRIBUTED, Numbers, band, bars, integers, panels, table
@@ -130,50 +129,46 @@ def steps_left(numbers: Numbers) -> Figure:
         return figure
 
 
-def radar(numbers: Numbers) -> Figure:
-    """Single-layer editing by either residual, one spoke per critical layer: ours, and as published, for each model."""
-    metrics = TEACHER_FORCED
-    sources = []
-    for model, found in numbers.items():
-        sources.append(
-            (f"{label_of_model(model)}\n({found['provenance']['scale']} scale)", table(found, "single_layer"))
-        )
-        theirs = published("single_layer_editing")
-        theirs = theirs[theirs.model == counterpart(model)]
-        if len(theirs):
-            theirs = theirs.melt(["layer", "residual"], list(metrics), "metric", "mean")
-            sources.append((f"{counterpart(model)}\n(published)", theirs))
+def single_layers(numbers: Numbers) -> Figure:
+    """One layer edited alone by either residual, from the first to the last critical layer: ours with intervals, and
+    hollow what was published for the counterpart; for Llama3 also a replication's layers, alone, after 10,000 edits."""
     with style():
-        size = (2.6 * len(sources), 2.8 * len(metrics) + 0.8)
-        figure, axes = plt.subplots(
-            len(metrics),
-            len(sources),
-            figsize=size,
-            layout="constrained",
-            squeeze=False,
-            subplot_kw={"projection": "polar"},
-        )
-        for row, metric in zip(axes, metrics, strict=True):
-            for axis, (title, frame) in zip(row, sources, strict=True):
-                _spokes(axis, frame[frame.metric == metric])
-                axis.set_title(f"{title}\n{metric}" if metric == metrics[0] else metric, fontsize=9)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        figure, axes = panels(numbers, len(TEACHER_FORCED), 2.3, sharex="col", sharey="row")
+        for column, (model, found) in enumerate(numbers.items()):
+            ours = table(found, "single_layer")
+            layers = sorted(ours.layer.unique())
+            theirs = published("single_layer_editing")
+            theirs = theirs[theirs.model == counterpart(model)]
+            again = published("single_layer_replication")
+            again = again[again.model == counterpart(model)].sort_values("layer")
+            for axis, metric in zip(axes[:, column], TEACHER_FORCED, strict=True):
+                for kind in RESIDUAL_COLOURS:
+                    colour, marker, label = CONTRIBUTING[kind]
+                    rows = ours[(ours.metric == metric) & (ours.residual == kind)].sort_values("layer")
+                    band(axis, rows, "layer", label, color=colour, marker=marker)
+                    shown = theirs[theirs.residual == kind].sort_values("layer")
+                    hollow = {"color": colour, "markerfacecolor": "white", "markersize": 7, "linestyle": "none"}
+                    axis.plot(_moved(shown.layer, layers), shown[metric], marker=marker, **hollow)
+                axis.plot(
+                    _moved(again.layer, layers),
+                    again[metric],
+                    "D",
+                    color="black",
+                    markerfacecolor="white",
+                    markersize=5,
+                    label="replication, AlphaEdit, 10,000 edits" if len(again) else None,
+                )
+                axis.set(ylim=(-3, 103))
+            integers(axes[-1, column], layers)
+            axes[-1, column].set_xlabel(f"the layer edited (hollow: {counterpart(model)})")
+        for axis, metric in zip(axes[:, 0], TEACHER_FORCED, strict=True):
+            axis.set_ylabel(f"{metric} (%)")
+        handles, labels = axes[0, -1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
         return figure
 
 
-def _spokes(axis: Axes, frame: pd.DataFrame) -> None:
-    layers = sorted(frame.layer.unique())
-    angles = np.linspace(0, 2 * np.pi, len(layers), endpoint=False)
-    for kind, colour in RESIDUAL_COLOURS.items():
-        values = frame[frame.residual == kind].set_index("layer").loc[layers, "mean"]
-        axis.plot(
-            [*angles, angles[0]],
-            [*values, values.iloc[0]],
-            color=colour,
-            label=kind,
-            linestyle="-" if kind == "direct" else "--",
-        )
-        axis.fill(angles, values, color=colour, alpha=0.12)
-    axis.set(xticks=angles, xticklabels=[str(layer) for layer in layers], ylim=(0, 100), yticks=(25, 50, 75, 100))
-    axis.tick_params(labelsize=7)
+def _moved(theirs: pd.Series, ours: Sequence[int]) -> pd.Series:
+    """The layers of another model at the same distance from the last critical one; before our first, none."""
+    places = theirs + ours[-1] - theirs.max()
+    return places.where(places >= ours[0])
