@@ -2,7 +2,7 @@
 
     python -m benchmarks.quickstart                                    # notebooks/00_quickstart.ipynb, one run
     binder/start python -m benchmarks.quickstart --runs 3              # with the threads that Binder gives it
-    python -m benchmarks.quickstart notebooks/01_locate.ipynb
+    python -m benchmarks.quickstart notebooks/02_locate.ipynb
 
 Each run has a kernel of its own, of the environment that this is started with, in a temporary folder with copies of
 ``results`` and ``figures``, which notebooks read, so that what they write stays out of the checkout. All runs share one

@@ -1,10 +1,12 @@
-"""Put the committed grids' main tables and verdicts into README.md and docs/results.md, between their marks."""
+"""Put what the committed grids say into README.md and docs/, between their marks, and draw all models in one."""
 
+from bluelib.io.paths import project_path
 from bluelib.io.writing import atomic_file
-from bluelib.reports.report import fill, shown
+from bluelib.reports.report import draw_overlay, fill, shown
 
 if __name__ == "__main__":
     for page, parts in shown().items():
         text = fill(page.read_text(encoding="utf-8"), parts)
         with atomic_file(page) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    draw_overlay(project_path("figures"))

@@ -24,7 +24,7 @@ def tables(arguments: Namespace) -> Answer:
 @command(
     Option("notebook", nargs="*", help="notebooks by name; by default all of the grid"),
     Option("--grid", type=Path, default=Path("workflow/grid-pocket.yaml"), help="the grid file"),
-    example="blue draw --grid workflow/grid-pocket.yaml 03_residuals",
+    example="blue draw --grid workflow/grid-pocket.yaml 04_residuals",
 )
 def draw(arguments: Namespace) -> Answer:
     """Draw the figures of analysis notebooks, models side by side, and of the runs that were followed."""

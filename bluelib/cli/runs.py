@@ -22,7 +22,7 @@ from .common import GRID, Answer, Gather, Option, command, named_values, written
         metavar="NAME=VALUE",
         help="values in JSON, or plain strings",
     ),
-    example="blue notebook 03_residuals out.ipynb -p model=pocket-gpt2 edits=20",
+    example="blue notebook 04_residuals out.ipynb -p model=pocket-gpt2 edits=20",
 )
 def notebook(arguments: Namespace) -> Answer:
     """Run a notebook through papermill."""

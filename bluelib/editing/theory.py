@@ -1,4 +1,4 @@
-"""The weight-shift error of residual distribution, exactly and in bounds (proofs: ``02_weight_shift_theory.ipynb``).
+"""The weight-shift error of residual distribution, exactly and in bounds (proofs: ``03_theory.ipynb``).
 
 A solver's update is linear in the residual: Δ = R Q, where the gain Q ``(u, d_mlp)`` depends on the keys alone. With a
 target optimised at the layer l itself the update would be R* Q. A rule that takes a share η of what is missing at the

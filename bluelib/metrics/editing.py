@@ -311,3 +311,16 @@ def scores_frame(scores: Scores) -> pd.DataFrame:
             for i, value in enumerate(scores.values(metric))
         ]
     )
+
+
+def readable(value: float, decimals: int) -> float:
+    """A number with so many decimals; one below 1 with so many significant digits."""
+    return round(value, decimals) if abs(value) >= 1 else float(f"{value:.{decimals}g}")
+
+
+def per_record(scores: Scores) -> dict[str, list[float | None]]:
+    """Each metric's values in the order of the records, for paired comparisons; None where a record has none."""
+    return {
+        metric: [None if metric not in record else readable(float(record[metric]), 3) for record in scores.records]
+        for metric in scores.means
+    }

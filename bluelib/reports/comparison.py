@@ -410,7 +410,7 @@ def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     each draw, since the best of several on some records is not as good on others."""
     rows = []
     chosen = families(scores)
-    for (model, dataset), frame in scores.items():
+    for (model, dataset), frame in scores.items() if chosen else ():
         sampled = draws(frame)
         methods = [m for m in frame.columns.unique(0) if _in_contest(labelled(m), chosen)]
         scored = _measured(frame, TEACHER_FORCED)
@@ -430,7 +430,7 @@ def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
                 "high": high,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["model", "dataset", "blue", "other", "mean", "low", "high"])
 
 
 def _in_contest(method: Entry, families: Sequence[str]) -> bool:

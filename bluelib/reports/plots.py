@@ -55,6 +55,13 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     return png, svg
 
 
+def keep(figure: Figure, stem: Path) -> list[Path]:
+    """:func:`save` a figure that nobody will look at here, and close it."""
+    paths = save(figure, stem)
+    plt.close(figure)
+    return list(paths)
+
+
 def plot_methods(frame: pd.DataFrame) -> Figure:
     """One panel per metric: a bar per method with its standard error, a diamond for the published figure.
 
@@ -123,7 +130,7 @@ def plot_main(frame: pd.DataFrame) -> Figure:
         figure, axes = plt.subplots(
             len(metrics),
             len(models),
-            figsize=(3.6 * len(models) + 1, 0.27 * len(rows) * len(metrics) + 1.6),
+            figsize=(3.6 * len(models) + 1, (0.27 * len(rows) + 0.25) * len(metrics) + 1.6),
             layout="constrained",
             sharex="row",
             sharey=True,

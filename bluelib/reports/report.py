@@ -34,9 +34,11 @@ from .comparison import (
     there,
     variant_pairs,
 )
+from .figures.residuals import overlay
+from .plots import keep
 from .tables import NOT_AVAILABLE, NOT_MEASURED, load_cells, main_frame, markdown_table, short_table
 
-MAIN = "05_sequential_editing"
+MAIN = "06_main_table"
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,18 @@ def committed() -> list[Grid]:
     """Those of :data:`COMMITTED` that have results."""
     files = [project_path("results", name, "grid.json") for name in COMMITTED]
     return [Grid.load(path) for path in files if path.exists()]
+
+
+def draw_overlay(folder: Path) -> list[Path]:
+    """Draw the residuals of all models of the committed grids, and the published ones, into ``folder``."""
+    study = STUDIES["residuals"]
+    paths = {
+        model: grid.numbers(study.notebook, model)
+        for grid in committed()
+        if study.notebook in grid.notebooks
+        for model in grid.models
+    }
+    return keep(overlay({model: read_json(path) for model, path in paths.items()}), folder / "overlay")
 
 
 def study_verdicts(study: str) -> str:

@@ -27,7 +27,7 @@ from .comparison import (
     published_improvement,
     record_scores,
 )
-from .plots import plot_forest, plot_improvement, plot_main, plot_pareto, save
+from .plots import keep, plot_forest, plot_improvement, plot_main, plot_pareto
 from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published_score
 
 NOT_AVAILABLE = "n/a"
@@ -415,7 +415,7 @@ def write_tables(grid: Grid, *, partial: bool = False) -> list[Path]:
         commented = "\n".join(f"% {line}".rstrip() for line in below.splitlines())
         _write(stem.with_suffix(".tex"), "\n\n".join([*main_table(frame, latex_table), commented]))
         _write(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-        save(plot_main(frame), stem)
+        keep(plot_main(frame), stem)
         if grid.metrics != USUAL["metrics"]:
             stem = grid.figures / f"further_{plain(Path(dataset).stem)}"
             note = "Mean ± standard error over records (how many); what each metric is: docs/metrics.md."
@@ -430,11 +430,11 @@ def write_tables(grid: Grid, *, partial: bool = False) -> list[Path]:
         _write(stem.with_suffix(".md"), markdown_table("", rows, header) + "\n\n" + below)
         _write(stem.with_suffix(".tex"), latex_table("", rows, header) + "\n\n" + commented)
         _write(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-    save(plot_pareto(main), grid.figures / "pareto")
+    keep(plot_pareto(main), grid.figures / "pareto")
     if compared:
-        save(plot_forest(all_gains(scores), published_gains(scores)), grid.figures / "forest")
+        keep(plot_forest(all_gains(scores), published_gains(scores)), grid.figures / "forest")
         average, pairs = improvement(scores)[0], published_improvement()[0]
-        save(plot_improvement(average, pairs, PUBLISHED_IMPROVEMENT), grid.figures / "improvement")
+        keep(plot_improvement(average, pairs, PUBLISHED_IMPROVEMENT), grid.figures / "improvement")
     return [path for path in grid.tables() if path.exists()]
 
 

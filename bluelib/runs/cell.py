@@ -18,7 +18,7 @@ from ..io.timing import Timer
 from ..io.writing import check_new_file
 from ..metrics import Scores, evaluate
 from ..metrics.before import COMPARING, Before
-from ..metrics.editing import GROUPS, PUBLISHED, Measures, check_groups
+from ..metrics.editing import GROUPS, PUBLISHED, Measures, check_groups, per_record, readable
 from ..metrics.generated import CONTEXTS
 from ..models.model import Model
 
@@ -226,17 +226,4 @@ def summary(scores: Scores) -> dict[str, dict[str, float | None]]:
             "n": len(scores.values(metric)),
         }
         for metric, mean in scores.means.items()
-    }
-
-
-def readable(value: float, decimals: int) -> float:
-    """A number with so many decimals; one below 1 with so many significant digits."""
-    return round(value, decimals) if abs(value) >= 1 else float(f"{value:.{decimals}g}")
-
-
-def per_record(scores: Scores) -> dict[str, list[float | None]]:
-    """Each metric's values in the order of the records, for paired comparisons; None where a record has none."""
-    return {
-        metric: [None if metric not in record else readable(float(record[metric]), 3) for record in scores.records]
-        for metric in scores.means
     }

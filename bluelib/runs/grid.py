@@ -216,7 +216,7 @@ class Grid:
         return found
 
     def parameters(self, cell: Place) -> dict[str, Any]:
-        """A cell's parameters of ``05_sequential_editing``, without those that name files."""
+        """A cell's parameters of ``06_main_table``, without those that name files."""
         measured = {key: value for key, value in self.as_dict().items() if key in USUAL}
         return {**asdict(cell), "edits": self.edits, "batch_size": self.batch_size, **measured, **self.where}
 

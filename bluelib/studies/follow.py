@@ -27,8 +27,8 @@ from ..io.paths import followed_path, project_path
 from ..io.timing import Timer
 from ..metrics import evaluate
 from ..metrics.drift import divergences, next_tokens
+from ..metrics.editing import per_record
 from ..models.model import Model
-from ..runs.cell import per_record
 from .growth import check_batch
 
 EDITS, BATCH_SIZE = 100, 20

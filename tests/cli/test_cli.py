@@ -67,7 +67,7 @@ def test_an_option_that_is_given_twice_loses_nothing():
 
 
 def test_a_parameter_that_is_given_twice_is_refused(tmp_path, capsys):
-    command = ["notebook", "05_sequential_editing", str(tmp_path / "o.ipynb"), "-p", "edits=2", "-p", "edits=3"]
+    command = ["notebook", "06_main_table", str(tmp_path / "o.ipynb"), "-p", "edits=2", "-p", "edits=3"]
     assert main(command) == 2
     assert "parameter edits is given twice, as 2 and as 3" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -335,10 +335,10 @@ EDIT = ["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor
         ),
         (["notebook", "nonsense", "{folder}/o.ipynb"], "no notebook is called 'nonsense'; known: 00_quickstart"),
         (
-            ["notebook", "03_residuals", "{folder}/o.ipynb", "-p", "modle=x"],
-            "03_residuals has no parameter modle; known: ",
+            ["notebook", "04_residuals", "{folder}/o.ipynb", "-p", "modle=x"],
+            "04_residuals has no parameter modle; known: ",
         ),
-        (["notebook", "03_residuals", "{folder}"], "{folder} is a folder; a file is to be written there"),
+        (["notebook", "04_residuals", "{folder}"], "{folder} is a folder; a file is to be written there"),
         (["draw", "00_quickstart"], "no analysis notebook is called '00_quickstart'; known: "),
         (["tables", "--grid", "{file}"], "{file} is no YAML: while parsing a flow sequence"),
     ],

@@ -18,12 +18,14 @@ from bluelib.reports.claims import SOURCES, Claim, above, apart, below, claims_o
 from bluelib.reports.claims.capability import KEPT
 from bluelib.reports.claims.growth import UNRELATED
 from bluelib.reports.figures import draw, functions
-from bluelib.studies import STUDIES
+from bluelib.runs.grid import Grid
+from bluelib.studies import STUDIES, study_of
 from bluelib.studies.capability import MEAN
 
 ROOT = Path(__file__).parents[2]
 NUMBERS, PICTURES = ROOT / "results" / "pocket" / "analysis", ROOT / "figures" / "pocket"
 MODELS = sorted(pocket_models())
+SMALL = Grid.load(ROOT / "results" / "small" / "grid.json")
 
 
 def numbers(study, model="pocket-llama"):
@@ -58,6 +60,18 @@ def test_the_committed_numbers_are_of_the_analysis_that_is_described_and_are_jud
     )
 
 
+@pytest.mark.parametrize("notebook", SMALL.notebooks)
+def test_so_are_those_of_the_real_model(notebook, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    study = study_of(notebook)
+    (model,) = SMALL.models
+    content = json.loads(SMALL.numbers(notebook, model).read_text())
+    assert verdicts(study.name, content) and content["provenance"]["scale"] == "small"
+    assert content["parameters"].items() >= SMALL.notebooks[notebook].items()
+    for path in draw(study.name, {model: SMALL.numbers(notebook, model)}, tmp_path):
+        assert path.read_bytes() == (SMALL.figures / path.name).read_bytes(), path.name
+
+
 @pytest.mark.parametrize("claims", [*map(claims_of, STUDIES), (*main.CLAIMS, main.AVERAGE)], ids=[*STUDIES, "main"])
 def test_every_claim_has_its_rule_in_words(claims):
     rules = [rule for claim in claims for rule in claim.conditions]
@@ -90,7 +104,7 @@ def test_a_method_that_nobody_knows_is_called_by_its_name():
     )
     assert "mine " in verdicts("shift", content)[1].seen
     assert [v.verdict for v in verdicts("shift", content)] == [v.verdict for v in verdicts("shift", numbers("shift"))]
-    labels = [text.get_text() for text in functions("shift")["07_shift"]({"pocket-llama": content}).findobj(Text)]
+    labels = [text.get_text() for text in functions("shift")["08_shift"]({"pocket-llama": content}).findobj(Text)]
     assert "mine" in labels and "AlphaEdit" in labels
 
 

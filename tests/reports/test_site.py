@@ -20,7 +20,7 @@ from bluelib.reports import site
 from tests.support.browser import complaints
 
 ROOT = Path(__file__).parents[2]
-THEORY = "02_weight_shift_theory"
+THEORY = "03_theory"
 TAKEN = [
     "docs/performance.md",
     "figures/pocket/main_pocket-counterfact.md",
@@ -262,15 +262,15 @@ def test_what_cannot_be_built_is_refused(in_project, tmp_path):
 
 
 def test_the_report_comes_first(in_project, tmp_path):
-    for name in ("01_more", "09_report"):
+    for name in ("01_more", "12_report"):
         write_notebook(tmp_path / f"{name}.ipynb", f"# Notebook `{name}`")
     titles = site.stage_sources(
-        tmp_path / "stage", {name: tmp_path / f"{name}.ipynb" for name in ("01_more", "09_report")}
+        tmp_path / "stage", {name: tmp_path / f"{name}.ipynb" for name in ("01_more", "12_report")}
     )
     assert list(titles.items())[:4] == [
         (site.LANDING, "What residual distribution does to a model, and what BLUE does instead"),
         (site.GALLERY, "Figures and tables"),
-        ("notebooks/09_report.ipynb", "Notebook 09_report"),
+        ("notebooks/12_report.ipynb", "Notebook 12_report"),
         ("notebooks/01_more.ipynb", "Notebook 01_more"),
     ]
 

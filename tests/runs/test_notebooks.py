@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMMON = ("model", "dataset", "edits", "batch_size", "seed")
 #: Notebooks that make no sequence of edits: the report reads a grid's numbers, the demo edits what it is told to.
-OTHERS = {"09_report.ipynb": ("grid", "models"), "demo_edit_a_fact.ipynb": ("model", "dataset", "editor")}
+OTHERS = {"12_report.ipynb": ("grid", "models"), "demo_edit_a_fact.ipynb": ("model", "dataset", "editor")}
 
 
 def code_cells(path):
@@ -121,7 +121,7 @@ def test_nbval_would_notice_another_number(tmp_path):
     assert done.returncode == 1 and "1 failed" in done.stdout
 
 
-SEQUENTIAL = ROOT / "notebooks" / "05_sequential_editing.ipynb"
+SEQUENTIAL = ROOT / "notebooks" / "06_main_table.ipynb"
 
 
 @pytest.mark.parametrize(

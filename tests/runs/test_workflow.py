@@ -137,7 +137,7 @@ def test_the_grid_makes_only_what_is_missing(project):
     assert cell["seconds"]["evaluate_before"] < cell["seconds"]["evaluate_after"]  # it was shared, not measured
 
     assert "Nothing to be done" in finished(blue(project, TINY))
-    (project / "notebooks" / "05_sequential_editing.ipynb").touch()
+    (project / "notebooks" / "06_main_table.ipynb").touch()
     assert "Nothing to be done" in finished(blue(project, TINY))
 
     deleted = found.result(Place("pocket-llama", "pocket-zsre", "memit_blue", 0))
@@ -289,13 +289,13 @@ def test_the_committed_grid_runs_every_study():
 
 
 def test_a_report_takes_from_the_committed_grid_what_its_own_does_not_run(project):
-    grid = Grid.of({**TINY, "notebooks": {"03_residuals": {"edits": 4}}})
+    grid = Grid.of({**TINY, "notebooks": {"04_residuals": {"edits": 4}}})
     assert grid.source_of(STUDIES["residuals"]) is grid
-    assert grid.numbers("03_residuals", "pocket-llama").parent == project / "results" / "tiny" / "analysis"
+    assert grid.numbers("04_residuals", "pocket-llama").parent == project / "results" / "tiny" / "analysis"
     other = grid.source_of(STUDIES["locate"])
-    assert (other.models, other.notebooks) == (grid.models, {"01_locate": STUDIES["locate"].parameters})
-    assert other.numbers("01_locate", "pocket-llama").exists()
-    assert other.drawn("01_locate")[0] == project / "figures" / "pocket" / "01_causal_traces.png"
+    assert (other.models, other.notebooks) == (grid.models, {"02_locate": STUDIES["locate"].parameters})
+    assert other.numbers("02_locate", "pocket-llama").exists()
+    assert other.drawn("02_locate")[0] == project / "figures" / "pocket" / "02_causal_traces.png"
 
 
 FOLLOW = {"editors": ["memit", "memit_blue"], "edits": 4, "batch_size": 2}
@@ -332,8 +332,8 @@ def test_every_value_of_an_option_is_followed_by_itself():
         ({"name": "../outside"}, "name of the grid becomes a folder"),
         ({"name": "raw"}, "name of the grid becomes a folder"),
         ({"device": 0}, "device of the grid must be a string, not 0"),
-        ({"notebooks": {"10_none": {}}}, "no analysis notebook is called '10_none'; known: 01_locate"),
-        ({"notebooks": {"01_locate": 3}}, "notebooks.01_locate of the grid must be a mapping, not 3"),
+        ({"notebooks": {"10_none": {}}}, "no analysis notebook is called '10_none'; known: 02_locate"),
+        ({"notebooks": {"02_locate": 3}}, "notebooks.02_locate of the grid must be a mapping, not 3"),
         (
             {"resources": {"gpt-5": {"gpu": 8}}},
             "resources of the grid name gpt-5, which are neither models nor default",

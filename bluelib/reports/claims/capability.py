@@ -1,4 +1,4 @@
-"""Claims of ``06_general_capability``."""
+"""Claims of ``07_general_capability``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Claims of ``04_error_growth``."""
+"""Claims of ``05_error_growth``."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from ...editing.catalogue import entry
 from . import Claim, Numbers, above, below
 from .wording import EDITING, band, listed, points
 
@@ -26,7 +25,7 @@ class View:
             smallest or the largest that was tried.
         single: the best single layer that reaches it, or None.
         edits: of the ablation.
-        once: by layer, how far a sequence ends from one batch, a column for each editor; None if that was not measured.
+        once: by layer, how far a sequence ends from one batch, with and without history (True, False); None if that was not measured.
     """
 
     def __init__(self, numbers: Numbers) -> None:
@@ -42,7 +41,7 @@ class View:
         self.single = singles.success.idxmax() if len(singles) else None
         once = numbers.get("against_once")
         self.once = (
-            None if once is None else pd.DataFrame(once).pivot(index="layer", columns="editor", values="deviation")
+            None if once is None else pd.DataFrame(once).pivot(index="layer", columns="remembers", values="deviation")
         )
         self.edits = len(numbers["ablation_provenance"]["case_ids"])
 
@@ -74,7 +73,7 @@ def _single(view: View) -> str:
 def _against_once(view: View) -> str:
     assert view.once is not None  # or the claim would not apply
     return "‖ΔW_sequence − ΔW_once‖/‖ΔW_once‖ by layer: " + "; ".join(
-        f"{entry(name).label} {listed(view.once[name])}" for name in view.once
+        f"{'with' if remembers else 'without'} history {listed(view.once[remembers])}" for remembers in view.once
     )
 
 
@@ -114,8 +113,8 @@ CLAIMS = (
         "with earlier keys remembered, a sequence of batches ends where one batch does",
         _against_once,
         {
-            "with history the end is at most a tenth away, at each layer": lambda v: v.once["memit_history"] < 0.1,
-            "it is nearer than without history, at each layer": lambda v: v.once["memit_history"] < v.once["memit"],
+            "with history the end is at most a tenth away, at each layer": lambda v: v.once[True] < 0.1,
+            "it is nearer than without history, at each layer": lambda v: v.once[True] < v.once[False],
         },
         source="one-time",
         published="equal, where the keys do not move (a proof)",

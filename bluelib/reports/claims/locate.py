@@ -1,4 +1,4 @@
-"""Claims of ``01_locate``."""
+"""Claims of ``02_locate``."""
 
 from __future__ import annotations
 

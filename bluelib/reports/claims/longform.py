@@ -1,4 +1,4 @@
-"""Claims of ``08_long_form_and_batch``."""
+"""Claims of ``09_long_texts_and_batches``."""
 
 from __future__ import annotations
 

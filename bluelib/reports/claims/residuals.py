@@ -1,4 +1,4 @@
-"""Claims of ``03_residuals``."""
+"""Claims of ``04_residuals``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims of ``07_hidden_state_shift``."""
+"""Claims of ``08_hidden_states``."""
 
 from __future__ import annotations
 

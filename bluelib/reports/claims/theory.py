@@ -1,4 +1,4 @@
-"""Claims of ``02_weight_shift_theory``."""
+"""Claims of ``03_theory``."""
 
 from __future__ import annotations
 

@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from ...io.formats import read_json
 from ...studies import STUDIES
-from ..plots import save
+from ..plots import keep
 from .common import Numbers
 
 
@@ -31,9 +30,5 @@ def draw(study: str, numbers: Mapping[str, Path], folder: Path) -> list[Path]:
     contents = {model: read_json(path) for model, path in numbers.items()}
     drawn = []
     for name, function in functions(study).items():
-        stem = folder / name
-        figure = function(contents)
-        save(figure, stem)
-        plt.close(figure)
-        drawn += [stem.with_suffix(extension) for extension in (".png", ".svg")]
+        drawn += keep(function(contents), folder / name)
     return drawn

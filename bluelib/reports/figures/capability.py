@@ -1,4 +1,4 @@
-"""Figures of ``06_general_capability``."""
+"""Figures of ``07_general_capability``."""
 
 from __future__ import annotations
 

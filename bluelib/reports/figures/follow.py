@@ -16,7 +16,7 @@ from ...editing.catalogue import entry, in_order, labelled
 from ...metrics.intervals import interval
 from ...models.known import label_of_model, scale_of
 from ...studies.follow import followed
-from ..plots import save, style
+from ..plots import keep, style
 from .common import log_axis
 
 #: What a panel of :func:`lengths` shows, by column.
@@ -163,18 +163,12 @@ def draw_followed(models: Sequence[str], folder: Path, source: Path | None = Non
         own = of_model[[not options for options in of_model.options]]
         for (edits, size), rows in own.groupby(["edits", "batch_size"]):
             if rows.length.nunique() > 1:
-                drawn += _save(lengths(rows), folder / f"lengths_{model}_{edits}x{size}")
+                drawn += keep(lengths(rows), folder / f"lengths_{model}_{edits}x{size}")
         single = of_model[[len(options) == 1 for options in of_model.options]]
         by_option: Mapping[Any, pd.DataFrame] = dict(
             tuple(single.groupby([single.options.map(lambda options: options[0][0]), "edits", "batch_size"]))
         )
         for (option, edits, size), rows in by_option.items():
             ends = rows[rows.length == rows.edits]
-            drawn += _save(frontiers(ends, option), folder / f"frontier_{model}_{option}_{edits}x{size}")
+            drawn += keep(frontiers(ends, option), folder / f"frontier_{model}_{option}_{edits}x{size}")
     return drawn
-
-
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    paths = save(figure, stem)
-    plt.close(figure)
-    return list(paths)

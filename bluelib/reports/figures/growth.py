@@ -1,4 +1,4 @@
-"""Figures of ``04_error_growth``."""
+"""Figures of ``05_error_growth``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of ``01_locate``, and of ``blue locate``."""
+"""Figures of ``02_locate``, and of ``blue locate``."""
 
 from __future__ import annotations
 

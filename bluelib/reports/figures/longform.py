@@ -1,4 +1,4 @@
-"""Figures of ``08_long_form_and_batch``."""
+"""Figures of ``09_long_texts_and_batches``."""
 
 from __future__ import annotations
 

@@ -1,15 +1,19 @@
-"""Figures of ``03_residuals``."""
+"""Figures of ``04_residuals``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ...io.palette import GREEN, GREY
 from ...metrics.editing import TEACHER_FORCED
+from ...models.known import label_of_model
 from ..plots import style
 from ..published import counterpart, published
 from .common import DIRECT, DISTRIBUTED, Numbers, band, bars, integers, panels, table
@@ -172,3 +176,85 @@ def _moved(theirs: pd.Series, ours: Sequence[int]) -> pd.Series:
     """The layers of another model at the same distance from the last critical one; before our first, none."""
     places = theirs + ours[-1] - theirs.max()
     return places.where(places >= ours[0])
+
+
+#: By published model, its marker in :func:`overlay`.
+_PUBLISHED_MARKERS = {"GPT2-XL": "s", "GPT-J-6B": "^", "Llama3-8B-Instruct": "D"}
+#: Markers of ours there, the first model's first.
+_OUR_MARKERS = "osv^Pp"
+
+
+def overlay(numbers: Numbers) -> Figure:
+    """Contribution and cosine of all models in one picture, by the distance from the last critical layer.
+
+    The first model is drawn strongly, with its band; the others thinly; what was published for the three LLMs hollow.
+    """
+    with style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7), layout="constrained")
+        for number, found in enumerate(numbers.values()):
+            contribution, compared = table(found, "contributions"), table(found, "compared")
+            last = compared.layer.max()
+            strong = number == 0
+            look: dict[str, Any] = {"linewidth": 2, "markersize": 7} if strong else {"linewidth": 0.8, "markersize": 4}
+            look |= {"marker": _OUR_MARKERS[number % len(_OUR_MARKERS)], "alpha": 1 if strong else 0.55}
+            for axis, frame, kinds in (
+                (left, contribution, {"direct": DIRECT, "distributed": DISTRIBUTED, "undivided": GREY}),
+                (right, compared[compared.measure == "cosine"].assign(residual="cosine"), {"cosine": GREEN}),
+            ):
+                for kind, colour in kinds.items():
+                    rows = frame[frame.residual == kind].sort_values("layer")
+                    if rows.empty or (kind == "undivided" and not strong):
+                        continue
+                    axis.plot(rows.layer - last, rows["mean"], color=colour, **look)
+                    if strong:
+                        axis.fill_between(rows.layer - last, rows.low, rows.high, color=colour, alpha=0.2, linewidth=0)
+        values = published("layer_analysis")
+        for model, marker in _PUBLISHED_MARKERS.items():
+            of_model = values[values.model == model]
+            last = of_model[of_model.quantity == "contribution_distributed"].layer.max()
+            for axis, quantity, colour in (
+                (left, "contribution_direct", DIRECT),
+                (left, "contribution_distributed", DISTRIBUTED),
+                (right, "cosine", GREEN),
+            ):
+                rows = of_model[of_model.quantity == quantity].sort_values("layer")
+                hollow: dict[str, Any] = {
+                    "markerfacecolor": "white",
+                    "markersize": 6,
+                    "linewidth": 0.6,
+                    "linestyle": ":",
+                }
+                axis.plot(rows.layer - last, rows.value, marker, color=colour, **hollow)
+        for axis in (left, right):
+            axis.set(xlabel="layers from the last critical one", ylim=(-0.04, 1.06))
+            axis.set_xticks(range(-5, 1))
+        left.set_ylabel("contribution $s$")
+        right.set_ylabel("cosine of $R^{l*}$ and $R^{L*}$")
+        colours = {"direct": DIRECT, "last, not divided": GREY, "distributed": DISTRIBUTED}
+        handles = [Line2D([], [], color=colour, linewidth=2, label=label) for label, colour in colours.items()]
+        left.legend(handles=handles, fontsize=8, loc="center left")
+        handles = [
+            Line2D(
+                [],
+                [],
+                color="black",
+                linestyle="-",
+                marker=_OUR_MARKERS[number % len(_OUR_MARKERS)],
+                label=label_of_model(model),
+            )
+            for number, model in enumerate(numbers)
+        ]
+        handles += [
+            Line2D(
+                [],
+                [],
+                color="black",
+                linestyle=":",
+                marker=marker,
+                markerfacecolor="white",
+                label=f"{model} (published)",
+            )
+            for model, marker in _PUBLISHED_MARKERS.items()
+        ]
+        figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=4)
+        return figure

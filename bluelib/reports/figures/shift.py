@@ -1,4 +1,4 @@
-"""Figures of ``07_hidden_state_shift``."""
+"""Figures of ``08_hidden_states``."""
 
 from __future__ import annotations
 

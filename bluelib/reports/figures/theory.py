@@ -1,4 +1,4 @@
-"""Figures of ``02_weight_shift_theory``."""
+"""Figures of ``03_theory``."""
 
 from __future__ import annotations
 
