@@ -17,8 +17,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMMON = ("model", "dataset", "edits", "batch_size", "seed")
-#: Notebooks that make no sequence of edits: the report reads a grid's numbers, the demo edits what it is told to.
-OTHERS = {"12_report.ipynb": ("grid", "models"), "demo_edit_a_fact.ipynb": ("model", "dataset", "editor")}
+#: Notebooks that make no sequence of edits: one batch is edited from scratch, the report reads a grid's numbers, and the
+#: demo edits what it is told to.
+OTHERS = {
+    "01_blue_from_scratch.ipynb": ("model", "dataset", "edits", "seed"),
+    "12_report.ipynb": ("grid", "models"),
+    "demo_edit_a_fact.ipynb": ("model", "dataset", "editor"),
+}
+#: Statements of a notebook at most: where the computation is the subject, it stands in the notebook.
+LONG = {"01_blue_from_scratch.ipynb": 200}
 
 
 def code_cells(path):
@@ -40,8 +47,9 @@ def test_a_notebook_follows_the_rules(path):
     cells = code_cells(path)
     source = "\n".join(cell.source for cell in cells)
     code = ast.parse(re.sub(r"%pip .*", "pass", source))
-    assert sum(isinstance(node, ast.stmt) for node in ast.walk(code)) < 100
-    assert not re.search(r"^\s*(def|class) ", source, re.M), "functions belong in the library"
+    assert sum(isinstance(node, ast.stmt) for node in ast.walk(code)) < LONG.get(path.name, 100)
+    if path.name not in LONG:
+        assert not re.search(r"^\s*(def|class) ", source, re.M), "functions belong in the library"
     (parameters,) = [cell for cell in cells if "parameters" in tags(cell)]
     for name in OTHERS.get(path.name, COMMON):
         assert re.search(rf"^{name} = ", parameters.source, re.M), f"{name} is not a parameter"
@@ -75,7 +83,7 @@ def test_a_notebook_gives_its_numbers(path, tmp_path):
     On one thread, as the kept outputs were made: the number of threads decides how sums are rounded.
     """
     (tmp_path / "notebooks").mkdir()
-    for part in ("ablation", "contributions", "pocket"):  # what notebooks read
+    for part in ("ablation", "contributions", "small", "pocket"):  # what notebooks read
         shutil.copytree(ROOT / "results" / part, tmp_path / "results" / part)
     copy = tmp_path / "notebooks" / path.name
     copy.write_bytes(path.read_bytes())

@@ -25,7 +25,7 @@ class View:
             smallest or the largest that was tried.
         single: the best single layer that reaches it, or None.
         edits: of the ablation.
-        once: by layer, how far a sequence ends from one batch, with and without history (True, False); None if that was not measured.
+        once: by layer, how far a sequence ends from one batch, with and without history (True, False); or None.
     """
 
     def __init__(self, numbers: Numbers) -> None:
