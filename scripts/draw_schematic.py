@@ -1,4 +1,4 @@
-"""Draw docs/schematic.png and .svg: where MEMIT, BLUE and FE find their targets, and what each critical layer is given."""
+"""Draw docs/schematic.png and .svg: where MEMIT, BLUE and FE find their targets, and what each layer is given."""
 
 from __future__ import annotations
 

@@ -22,6 +22,8 @@ FLIPS = 4999
 LEVEL = 0.05
 
 Table = tuple[pd.DataFrame, list[list[str]], list[str], str]
+#: See :func:`record_scores`.
+Scores = Mapping[tuple[str, str], pd.DataFrame]
 
 
 def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.DataFrame]:
@@ -62,7 +64,7 @@ def draws(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(bootstrap_means(values).T, columns=frame.columns)
 
 
-def paired(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+def paired(scores: Scores) -> pd.DataFrame:
     """BLUE minus plain for every (model, dataset, method, metric), with its 95 % interval over seeds and records, and
     the p-value of a sign-flip test over records, as it is and adjusted for the number of tests (Benjamini–Hochberg)."""
     rows = []
@@ -114,7 +116,7 @@ def _sign_flip(differences: np.ndarray) -> float:
     return float(found.pvalue)
 
 
-def paired_table(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
+def paired_table(scores: Scores) -> Table:
     """:func:`paired` as a table."""
     frame = paired(scores)
     rows = [
@@ -140,7 +142,7 @@ def paired_table(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
     return frame, rows, header, f"{_scale(scores)} {below} {_of_seeds(scores)}".strip()
 
 
-def _of_seeds(scores: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+def _of_seeds(scores: Scores) -> str:
     """What an interval cannot say if there are few seeds."""
     seeds = next(iter(scores.values())).index.get_level_values("seed").nunique()
     if seeds == 1:
@@ -148,18 +150,18 @@ def _of_seeds(scores: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     return f"Only {seeds} seeds: the interval says little of other sequences of edits." if seeds < 5 else ""
 
 
-def _scale(scores: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+def _scale(scores: Scores) -> str:
     models = list(dict.fromkeys(model for model, _ in scores))
     return f"{scale_of(models[0]).capitalize()} scale ({', '.join(map(label_of_model, models))})."
 
 
-def there(scores: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:
+def there(scores: Scores) -> list[str]:
     """The labels of the methods that every model and dataset has."""
     frames = [frame.columns.unique(0) for frame in scores.values()]
     return [label for label in frames[0] if all(label in labels for labels in frames)]
 
 
-def families(scores: Mapping[tuple[str, str], pd.DataFrame]) -> list[str]:
+def families(scores: Scores) -> list[str]:
     """The methods of the paper's main table of which there are both variants, or any others if there are none."""
     plain = [method for method, _ in label_pairs(there(scores))]
     return [method for method in plain if labelled(method).reported == MAIN_TABLE] or plain
@@ -173,7 +175,7 @@ def _blue(method: str) -> str:
 FLOOR = 5.0
 
 
-def improvement(scores: Mapping[tuple[str, str], pd.DataFrame]) -> Table:
+def improvement(scores: Scores) -> Table:
     """The relative improvement of each BLUE variant over its plain method, and the average that the paper's abstract
     gives as 35.59 %.
 
@@ -291,7 +293,7 @@ def published_improvement() -> tuple[float, int]:
     return float(np.mean(found)), len(found)
 
 
-def published_gains(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+def published_gains(scores: Scores) -> pd.DataFrame:
     """What was published of the same differences for the counterparts of these models: by the authors of a method
     (``kind`` is ``published``), and by FE's, in one batch of 2,000 (``replication``).
 
@@ -320,7 +322,7 @@ def published_gains(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFr
     return pd.DataFrame(rows, columns=["model", "dataset", "other", "measure", "difference", "kind"])
 
 
-def all_gains(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+def all_gains(scores: Scores) -> pd.DataFrame:
     """:func:`gains` of every variant over its plain method, for each model and dataset by themselves, with a column
     ``dataset``."""
     frames = []
@@ -338,13 +340,13 @@ def all_gains(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
 MEASURES = {"editing": TEACHER_FORCED[:2], "specificity": TEACHER_FORCED[2:], "success": TEACHER_FORCED}
 
 
-def family_gains(scores: Mapping[tuple[str, str], pd.DataFrame], methods: Sequence[str] | None = None) -> pd.DataFrame:
+def family_gains(scores: Scores, methods: Sequence[str] | None = None) -> pd.DataFrame:
     """BLUE minus plain by model, method and measure: :func:`gains` of the paper's methods, or of those named."""
     chosen = families(scores) if methods is None else methods
     return gains(scores, [(method, _blue(method)) for method in chosen]).drop(columns="other")
 
 
-def gains(scores: Mapping[tuple[str, str], pd.DataFrame], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+def gains(scores: Scores, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """How much better the second of two methods is than the first, by model and measure (:data:`MEASURES`), the
     datasets weighing alike: mean and 95 % interval over seeds and records.
 
@@ -404,7 +406,7 @@ def _gain(means: Any, pair: tuple[str, str], metrics: Sequence[str]) -> Any:
     return np.mean([means[other, m] - means[method, m] for m in metrics], axis=0)
 
 
-def champions(scores: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+def champions(scores: Scores) -> pd.DataFrame:
     """By model and dataset, the best BLUE variant and the best other method of the paper's table by success (the mean
     of efficacy, generalization and specificity), and their difference with its 95 % interval. Both are chosen anew in
     each draw, since the best of several on some records is not as good on others."""

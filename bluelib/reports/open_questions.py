@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,14 @@ from ..metrics.intervals import interval
 from ..models.choices import CHOICES
 from ..models.known import label_of_model
 from ..studies.follow import followed
-from .comparison import gains
+from .comparison import Scores, gains
 from .figures.follow import with_editing
 from .tables import markdown_table
 
 NOTHING = "*Not measured yet.*"
 
 
-def history(scores: Sequence[Mapping[tuple[str, str], pd.DataFrame]]) -> str:
+def history(scores: Sequence[Scores]) -> str:
     """What earlier keys add without and with BLUE, and what BLUE adds without and with them, in points of editing and
     of specificity, as Markdown.
 

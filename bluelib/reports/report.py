@@ -19,7 +19,7 @@ from ..models.choices import CHOICES
 from ..models.known import label_of_model
 from ..runs.grid import Grid
 from ..studies import STUDIES, Study, study_of
-from . import open_questions
+from . import open_questions, summary
 from .claims import LEGEND, MARKS, SOURCES, Claim, Verdict, claims_of, verdicts
 from .claims.main import AVERAGE, CLAIMS, average_improvement, of_main_table
 from .comparison import (
@@ -208,8 +208,8 @@ def study_verdicts(study: str) -> str:
 FOLLOWED = (100, 20)
 #: What of the committed results stands in which page of the project, by the name of its place: ``<!-- name -->``.
 SHOWN = {
-    "README.md": ("main pocket-counterfact",),
-    "docs/results.md": ("main pocket-zsre", "verdicts"),
+    "README.md": ("findings", "differences"),
+    "docs/results.md": ("main pocket-counterfact", "main pocket-zsre", "verdicts"),
     "docs/as-published.md": ("choices",),
     "docs/open-questions.md": ("history", "one weight", "choices measured"),
     "docs/metrics.md": ("metrics",),
@@ -227,7 +227,10 @@ def shown() -> dict[Path, dict[str, str]]:
         parts |= {f"main {plain(Path(name).stem)}": short_table(main[main.dataset == name]) for name in grid.datasets}
     models = [model for grid in grids for model in grid.models]
     parts["verdicts"] = verdict_table(claims(*grids, partial=True), models, project_path("docs"))
-    parts["history"] = open_questions.history([record_scores(of_grid) for of_grid in cells.values()])
+    scores = {name: record_scores(of_grid) for name, of_grid in cells.items()}
+    parts["findings"] = summary.findings(grids, scores)
+    parts["differences"] = summary.differences(scores)
+    parts["history"] = open_questions.history(list(scores.values()))
     parts["one weight"] = open_questions.one_option("mom2_update_weight", *FOLLOWED)
     parts["choices measured"] = open_questions.choices_measured(*FOLLOWED)
     parts["choices"] = choices_table()

@@ -1,0 +1,111 @@
+"""What the README says of the committed results: three findings, and what the variants gain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from ..editing.catalogue import VARIANTS, in_order
+from ..io.formats import read_json
+from ..models.known import label_of_model
+from ..runs.grid import Grid
+from ..studies import STUDIES
+from .claims import MARKS, verdicts
+from .claims.main import average_improvement
+from .comparison import Scores, families, gains, improvement, there, variant_pairs
+from .published import PUBLISHED_IMPROVEMENT, counterpart, published
+from .tables import markdown_table
+
+
+def findings(grids: Sequence[Grid], scores: Mapping[str, Scores]) -> str:
+    """Three findings as Markdown: what the first of the grids' models shows of residuals, and what all show of BLUE.
+
+    Args:
+        grids: of which the first one runs the study of residuals.
+        scores: by a grid's name, :func:`~bluelib.reports.comparison.record_scores` of its cells.
+    """
+    study = STUDIES["residuals"]
+    grid = next(grid for grid in grids if study.notebook in grid.notebooks)
+    model = grid.models[0]
+    numbers = read_json(grid.numbers(study.notebook, model))
+    marks = {verdict.claim: MARKS[verdict.verdict] for verdict in verdicts(study.name, numbers)}
+    return "\n".join([_share(model, numbers, marks), _steps(model, numbers, marks), _gain(scores)])
+
+
+def _mark(marks: Mapping[str, str], words: str) -> str:
+    return next(mark for claim, mark in marks.items() if words in claim)
+
+
+def _share(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> str:
+    contribution = pd.DataFrame(numbers["contributions"])
+    first = contribution[contribution.layer == contribution.layer.min()].set_index("residual")["mean"]
+    theirs = published("layer_analysis")
+    theirs = theirs[theirs.model == counterpart(model)]
+    theirs = theirs[theirs.layer == theirs.layer.min()].set_index("quantity").value
+    return (
+        f"- {_mark(marks, 'a distributed residual contributes')} **A share is not what a layer needs.** At the first "
+        f"critical layer of {_short(model)} MEMIT's share raises the new object's probability by "
+        f"{first['distributed']:.2f}, a residual of the layer's own by {first['direct']:.2f} (published for "
+        f"{counterpart(model)}: {theirs['contribution_distributed']:.2f} and {theirs['contribution_direct']:.2f}). "
+        f"Undivided it is {first['undivided']:.2f}: not only the length is wrong, but the direction."
+    )
+
+
+def _steps(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> str:
+    steps = pd.DataFrame(numbers["steps"]).sort_values("layer")["mean"].tolist()
+    theirs = published("optimisation_steps")
+    theirs = theirs[theirs.model == counterpart(model)].sort_values("layer").mean_steps.tolist()
+    return (
+        f"- {_mark(marks, 'once the first layer is updated')} **The first layer does the work.** Its own residual "
+        f"takes {steps[0]:.1f} steps to find; after its update the second layer needs {steps[1]:.1f}, the third "
+        f"{steps[2]:.1f} (published: {theirs[0]:.1f}, {theirs[1]:.1f}, {theirs[2]:.1f})."
+    )
+
+
+def _gain(scores: Mapping[str, Scores]) -> str:
+    found, marks, smaller = [], [], []
+    for of_grid in scores.values():
+        if not families(of_grid):
+            continue
+        average = improvement(of_grid)[0].iloc[-1]
+        models = list(dict.fromkeys(model for model, _ in of_grid))
+        names = _short(models[0]) if len(models) == 1 else f"the {len(models)} pocket models"
+        found.append(
+            f"on {names} {average['points']:+.1f} points "
+            f"[{average['points_low']:+.1f}, {average['points_high']:+.1f}], or {average['improvement']:+.1f} % "
+            f"[{average['low']:+.1f}, {average['high']:+.1f}]"
+        )
+        marks.append(MARKS[average_improvement(average).verdict])
+        smaller.append(average["high"] < PUBLISHED_IMPROVEMENT)
+    words = "is smaller than published" if all(smaller) else "need not be what was published"
+    return (
+        f"- {' '.join(dict.fromkeys(marks))} **What BLUE gains, where every method has settings of its own, {words}**: "
+        f"{'; '.join(found)}. The paper's abstract has {PUBLISHED_IMPROVEMENT} %."
+    )
+
+
+def _short(model: str) -> str:
+    """A model's label without what stands behind a comma."""
+    return label_of_model(model).partition(",")[0]
+
+
+def differences(scores: Mapping[str, Scores]) -> str:
+    """Every variant less its plain method, a column for each model, the datasets weighing alike, as a Markdown table:
+    in a cell, editing above specificity."""
+    cells: dict[str, dict[str, str]] = {}
+    for of_grid in scores.values():
+        labels = there(of_grid)
+        pairs = [pair for kind in VARIANTS for pair in variant_pairs(labels, "", kind)]
+        for (model, other), group in gains(of_grid, pairs).groupby(["model", "other"], sort=False):
+            found = group.set_index("measure")
+            lines = [
+                f"{found['mean'][name]:+.1f} [{found.low[name]:+.1f}, {found.high[name]:+.1f}]"
+                for name in ("editing", "specificity")
+                if name in found.index
+            ]
+            cells.setdefault(model, {})[other] = "<br>".join(lines)
+    methods = in_order({method for of_model in cells.values() for method in of_model})
+    rows = [[method, *(of_model.get(method, "–") for of_model in cells.values())] for method in methods]
+    return markdown_table("", rows, ["", *map(_short, cells)])
