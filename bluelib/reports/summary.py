@@ -31,14 +31,21 @@ def findings(grids: Sequence[Grid], scores: Mapping[str, Scores]) -> str:
     model = grid.models[0]
     numbers = read_json(grid.numbers(study.notebook, model))
     marks = {verdict.claim: MARKS[verdict.verdict] for verdict in verdicts(study.name, numbers)}
-    return "\n".join([_share(model, numbers, marks), _steps(model, numbers, marks), _gain(scores)])
+    return "\n".join([_share(grid, model, numbers, marks), _steps(model, numbers, marks), _gain(scores)])
 
 
 def _mark(marks: Mapping[str, str], words: str) -> str:
     return next(mark for claim, mark in marks.items() if words in claim)
 
 
-def _share(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> str:
+def _share(grid: Grid, model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> str:
+    error = ""
+    if (theory := STUDIES["theory"].notebook) in grid.notebooks:
+        terms = pd.DataFrame(read_json(grid.numbers(theory, model))["terms"])
+        shares = terms[terms.term == "direction"]["mean"] * 100
+        error = (
+            f" Of the error that follows in the weights {shares.min():.0f} to {shares.max():.0f} % is one of direction."
+        )
     contribution = pd.DataFrame(numbers["contributions"])
     first = contribution[contribution.layer == contribution.layer.min()].set_index("residual")["mean"]
     theirs = published("layer_analysis")
@@ -49,7 +56,7 @@ def _share(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> 
         f"critical layer of {_short(model)} MEMIT's share raises the new object's probability by "
         f"{first['distributed']:.2f}, a residual of the layer's own by {first['direct']:.2f} (published for "
         f"{counterpart(model)}: {theirs['contribution_distributed']:.2f} and {theirs['contribution_direct']:.2f}). "
-        f"Undivided it is {first['undivided']:.2f}: not only the length is wrong, but the direction."
+        f"Undivided it is {first['undivided']:.2f}: not only the length is wrong, but the direction.{error}"
     )
 
 

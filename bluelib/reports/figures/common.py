@@ -27,9 +27,9 @@ def table(numbers: Mapping[str, Any], name: str) -> pd.DataFrame:
 
 
 def title(model: str, found: Mapping[str, Any]) -> str:
-    """What a panel is called: its model, on two lines if its label is long, and the scale of its numbers."""
-    label = label_of_model(model).replace(", ", ",\n")
-    return f"{label} ({found['provenance']['scale']} scale)"
+    """What a panel is called: its model, and the scale of its numbers, unless the name says it."""
+    label, scale = label_of_model(model).partition(",")[0], found["provenance"]["scale"]
+    return label if label.startswith(scale) else f"{label} ({scale} scale)"
 
 
 def panels(numbers: Numbers, rows: int, height: float, width: float = 4.0, **how: Any) -> tuple[Figure, np.ndarray]:

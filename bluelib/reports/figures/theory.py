@@ -45,8 +45,8 @@ def error_terms(numbers: Numbers) -> Figure:
     """Shares of ‖E‖²: what the theorem's two terms give and how much of them cancels; and direction against amount."""
     parts = (
         {
-            "deviation": ("‖DQ‖²", DIRECT),
-            "division": ("‖(1 − 1/c) R^L Q‖²", DISTRIBUTED),
+            "deviation": (r"$\Vert DQ\Vert^2$", DIRECT),
+            "division": (r"$\Vert(1-1/c)\,R^{L*}Q\Vert^2$", DISTRIBUTED),
             "cross": ("cross term", GREY),
         },
         {"direction": ("direction", GREEN), "amount": ("amount", VERMILION)},
@@ -63,6 +63,6 @@ def error_terms(numbers: Numbers) -> Figure:
                 integers(axis, terms.distance)
             axes[1, column].set(xlabel="distribution distance L − l")
         for row in (0, 1):
-            axes[row, 0].set_ylabel("share of ‖E‖²")
+            axes[row, 0].set_ylabel(r"share of $\Vert E\Vert^2$")
             axes[row, 0].legend(fontsize=8)
         return figure
