@@ -1,0 +1,86 @@
+"""What pages say of the results follows from them: the README's findings, and the tables of the open questions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bluelib.io.formats import write_json
+from bluelib.reports import open_questions, summary
+
+LABELS = ("MEMIT", "MEMIT_BLUE", "MEMIT (history)", "MEMIT (history)_BLUE")
+
+
+def scores_of(means: dict[str, float], model="smollm2-135m", n=40) -> dict:
+    """Of one dataset: each method's scores are around its mean in every metric, and the same records throughout."""
+    noise = np.random.default_rng(0).normal(0, 1, n)
+    index = pd.MultiIndex.from_product([[0], range(n)], names=["seed", "record"])
+    columns = {
+        (label, metric): mean + noise
+        for label, mean in means.items()
+        for metric in ("efficacy", "generalization", "specificity")
+    }
+    return {(model, "d"): pd.DataFrame(columns, index=index)}
+
+
+def test_history_and_blue_are_taken_apart():
+    table = open_questions.history([scores_of(dict(zip(LABELS, (60.0, 80.0, 70.0, 85.0), strict=True)))])
+    found = dict(re_rows(table))
+    assert found["MEMIT (history) − MEMIT"] == "+10.0 [+10.0, +10.0]"
+    assert found["MEMIT (history)_BLUE − MEMIT_BLUE"] == "+5.0 [+5.0, +5.0]"
+    assert found["MEMIT_BLUE − MEMIT"] == "+20.0 [+20.0, +20.0]"
+    assert open_questions.history([scores_of({"MEMIT": 60.0})]) == open_questions.NOTHING
+
+
+def re_rows(table: str):
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if "−" in line and len(cells) == 4:
+            yield cells[1], cells[2]
+
+
+@pytest.mark.parametrize(
+    ("blue", "words"), [(62.0, "is smaller than published"), (90.0, "need not be what was published")]
+)
+def test_the_gain_is_worded_by_its_interval(blue, words):
+    found = summary._gain({"small": scores_of({"MEMIT": 60.0, "MEMIT_BLUE": blue})})
+    assert words in found and "on SmolLM2-135M-Instruct" in found and f"{blue - 60:+.1f} points" in found
+
+
+def test_every_variant_has_a_cell_for_each_model():
+    table = summary.differences(
+        {"a": scores_of({"MEMIT": 60.0, "MEMIT_FE": 61.0}), "b": scores_of({"MEMIT": 60.0, "MEMIT_BLUE": 55.0}, "mine")}
+    )
+    header, _, blue, fe = table.splitlines()
+    assert header == "|  | SmolLM2-135M-Instruct | mine |"
+    assert blue == "| MEMIT_BLUE | – | -5.0 [-5.0, -5.0]<br>-5.0 [-5.0, -5.0] |"
+    assert fe == "| MEMIT_FE | +1.0 [+1.0, +1.0]<br>+1.0 [+1.0, +1.0] | – |"
+
+
+def followed_run(folder, editor, options, efficacy) -> None:
+    identity = {"model": "smollm2-135m", "dataset": "d.json", "editor": editor, "options": options}
+    scores = {name: [efficacy] * 30 for name in ("efficacy", "generalization", "specificity")}
+    point = {"edits": 30, "case_ids": list(range(30)), "scores": scores, "elsewhere": None, "weight_change": {"4": 0.5}}
+    name = "-".join([editor, *map(str, options.values())])
+    content = {"identity": {**identity, "edits": 30, "batch_size": 10, "seed": 0}, "points": [point]}
+    write_json(folder / "results" / "follow" / f"{name}.json", content, sealed=True)
+
+
+def test_options_are_compared_with_the_run_without(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert open_questions.choices_measured(30, 10) == open_questions.NOTHING
+    for editor, options, efficacy in (
+        ("memit", {}, 90.0),
+        ("memit", {"kl_at": "prompt"}, 80.0),
+        ("memit", {"mom2_update_weight": 10}, 50.0),
+        ("memit_blue", {"kl_at": "prompt"}, 80.0),  # without a run to compare with
+    ):
+        followed_run(tmp_path, editor, options, efficacy)
+    table = open_questions.choices_measured(30, 10)
+    assert "| `kl_at=prompt` | SmolLM2-135M-Instruct, 4-bit weights dequantised | d.json | MEMIT | -10.0 " in table
+    assert "MEMIT_BLUE" not in table and "mom2" not in table
+    weights = open_questions.one_option("mom2_update_weight", 30, 10)
+    assert "| 10 | MEMIT | 50.0 [50.0, 50.0] |" in weights and "kl_at" not in weights
+    assert open_questions.one_option("mom2_update_weight", 40, 10) == open_questions.NOTHING
