@@ -228,7 +228,7 @@ def shown() -> dict[Path, dict[str, str]]:
     models = [model for grid in grids for model in grid.models]
     parts["verdicts"] = verdict_table(claims(*grids, partial=True), models, project_path("docs"))
     scores = {name: record_scores(of_grid) for name, of_grid in cells.items()}
-    parts["findings"] = summary.findings(grids, scores)
+    parts["findings"] = summary.findings(grids, scores, cells)
     parts["differences"] = summary.differences(scores)
     parts["history"] = open_questions.history(list(scores.values()))
     parts["one weight"] = open_questions.one_option("mom2_update_weight", *FOLLOWED)

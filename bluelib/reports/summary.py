@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..editing.catalogue import VARIANTS, in_order
+from ..editing.catalogue import VARIANTS, entry, in_order
 from ..io.formats import read_json
 from ..models.known import label_of_model
 from ..runs.grid import Grid
@@ -19,19 +19,24 @@ from .published import PUBLISHED_IMPROVEMENT, counterpart, published
 from .tables import markdown_table
 
 
-def findings(grids: Sequence[Grid], scores: Mapping[str, Scores]) -> str:
+def findings(
+    grids: Sequence[Grid], scores: Mapping[str, Scores], cells: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> str:
     """Three findings as Markdown: what the first of the grids' models shows of residuals, and what all show of BLUE.
 
     Args:
         grids: of which the first one runs the study of residuals.
         scores: by a grid's name, :func:`~bluelib.reports.comparison.record_scores` of its cells.
+        cells: by a grid's name, its cells.
     """
     study = STUDIES["residuals"]
     grid = next(grid for grid in grids if study.notebook in grid.notebooks)
     model = grid.models[0]
     numbers = read_json(grid.numbers(study.notebook, model))
     marks = {verdict.claim: MARKS[verdict.verdict] for verdict in verdicts(study.name, numbers)}
-    return "\n".join([_share(grid, model, numbers, marks), _steps(model, numbers, marks), _gain(scores)])
+    return "\n".join(
+        [_share(grid, model, numbers, marks), _steps(model, numbers, marks), _gain(scores) + _moved(cells)]
+    )
 
 
 def _mark(marks: Mapping[str, str], words: str) -> str:
@@ -72,25 +77,40 @@ def _steps(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> 
 
 
 def _gain(scores: Mapping[str, Scores]) -> str:
-    found, marks, smaller = [], [], []
+    found, smaller = [], []
     for of_grid in scores.values():
         if not families(of_grid):
             continue
         average = improvement(of_grid)[0].iloc[-1]
         models = list(dict.fromkeys(model for model, _ in of_grid))
         names = _short(models[0]) if len(models) == 1 else f"the {len(models)} pocket models"
+        mark = MARKS[average_improvement(average).verdict]
         found.append(
-            f"on {names} {average['points']:+.1f} points "
+            f"on {names} {mark} {average['points']:+.1f} points "
             f"[{average['points_low']:+.1f}, {average['points_high']:+.1f}], or {average['improvement']:+.1f} % "
             f"[{average['low']:+.1f}, {average['high']:+.1f}]"
         )
-        marks.append(MARKS[average_improvement(average).verdict])
         smaller.append(average["high"] < PUBLISHED_IMPROVEMENT)
     words = "is smaller than published" if all(smaller) else "need not be what was published"
     return (
-        f"- {' '.join(dict.fromkeys(marks))} **What BLUE gains, where every method has settings of its own, {words}**: "
+        f"- **What BLUE gains, where every method has settings of its own, {words}**: "
         f"{'; '.join(found)}. The paper's abstract has {PUBLISHED_IMPROVEMENT} %."
     )
+
+
+def _moved(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """How far neighbours' answers moved with plain methods and with BLUE, where that was measured."""
+    kl = {
+        entry(cell["editor"]["name"]).label: cell["after"]["kl"]
+        for of in cells.values()
+        for cell in of
+        if "kl" in cell["after"]
+    }
+    pairs = variant_pairs(kl, "", "blue")
+    if not pairs:
+        return ""
+    each = "; ".join(f"{blue} {kl[blue]['mean']:.2f}, {plain} {kl[plain]['mean']:.2f}" for plain, blue in pairs)
+    return f" How far the answers about neighbours move, D_KL in nats: {each}."
 
 
 def _short(model: str) -> str:

@@ -69,7 +69,7 @@ def test_a_notebook_has_checked_cells_with_outputs(path):
 
 
 #: What `make test` runs; the others are among the slow tests.
-QUICK = ("00",)
+QUICK = ("08",)
 
 
 @pytest.mark.parametrize(
