@@ -209,7 +209,13 @@ FOLLOWED = (100, 20)
 #: What of the committed results stands in which page of the project, by the name of its place: ``<!-- name -->``.
 SHOWN = {
     "README.md": ("findings", "differences"),
-    "docs/results.md": ("main pocket-counterfact", "main pocket-zsre", "verdicts"),
+    "docs/results.md": (
+        "real model",
+        "main counterfact_2000",
+        "main pocket-counterfact",
+        "main pocket-zsre",
+        "verdicts",
+    ),
     "docs/as-published.md": ("choices",),
     "docs/open-questions.md": ("history", "one weight", "choices measured"),
     "docs/metrics.md": ("metrics",),
@@ -229,6 +235,7 @@ def shown() -> dict[Path, dict[str, str]]:
     parts["verdicts"] = verdict_table(claims(*grids, partial=True), models, project_path("docs"))
     scores = {name: record_scores(of_grid) for name, of_grid in cells.items()}
     parts["findings"] = summary.findings(grids, scores, cells)
+    parts["real model"] = summary.real_model(scores[grids[0].name], cells[grids[0].name])
     parts["differences"] = summary.differences(scores)
     parts["history"] = open_questions.history(list(scores.values()))
     parts["one weight"] = open_questions.one_option("mom2_update_weight", *FOLLOWED)

@@ -15,7 +15,7 @@ from ..studies import STUDIES
 from .claims import MARKS, verdicts
 from .claims.main import average_improvement
 from .comparison import Scores, families, gains, improvement, there, variant_pairs
-from .published import PUBLISHED_IMPROVEMENT, counterpart, published
+from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published
 from .tables import markdown_table
 
 
@@ -136,3 +136,36 @@ def differences(scores: Mapping[str, Scores]) -> str:
     methods = in_order({method for of_model in cells.values() for method in of_model})
     rows = [[method, *(of_model.get(method, "–") for of_model in cells.values())] for method in methods]
     return markdown_table("", rows, ["", *map(_short, cells)])
+
+
+def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:
+    """What the main table of the real model says, in sentences: how BLUE variants edit, how far the answers about
+    neighbours move, and what is said in the model's own words, bare and in chat."""
+    pairs = variant_pairs(there(scores), "", "blue")
+    gained = gains(scores, pairs).set_index(["other", "measure"]) if pairs else None
+    lines = []
+    for plain, blue in pairs:
+        assert gained is not None
+        words = [
+            f"{gained['mean'][blue, name]:+.1f} [{gained.low[blue, name]:+.1f}, {gained.high[blue, name]:+.1f}]"
+            for name in ("editing", "specificity")
+        ]
+        lines.append(
+            f"- *{blue} less {plain}*: {words[0]} points of efficacy and generalization, {words[1]} of specificity."
+        )
+    for dataset in dict.fromkeys(cell["dataset"] for cell in cells):
+        after = {entry(cell["editor"]["name"]).label: cell["after"] for cell in cells if cell["dataset"] == dataset}
+        order = in_order(after)
+        for metric, what in (
+            ("kl", "How far the answers about neighbours move"),
+            ("contains_efficacy", "The new object is in what the model says after the edit's own prompt"),
+            ("chat_contains_efficacy", "The same in chat"),
+        ):
+            there_ = [name for name in order if metric in after[name]]
+            unit = " nats of D_KL" if metric == "kl" else " %"
+            values = ", ".join(
+                f"{name} {after[name][metric]['mean']:.{2 if metric == 'kl' else 1}f}" for name in there_
+            )
+            if there_:
+                lines.append(f"- *{what}* ({benchmark(dataset)}): {values}{unit}.")
+    return "\n".join(lines)

@@ -58,6 +58,19 @@ def test_every_variant_has_a_cell_for_each_model():
     assert fe == "| MEMIT_FE | +1.0 [+1.0, +1.0]<br>+1.0 [+1.0, +1.0] | – |"
 
 
+def test_the_real_model_s_sentences_have_the_table_s_numbers():
+    def cell(name, **means):
+        after = {metric: {"mean": mean} for metric, mean in means.items()}
+        return {"editor": {"name": name}, "dataset": "data/counterfact_2000.json", "after": after}
+
+    cells = [cell("memit_blue", kl=0.5, contains_efficacy=90.0), cell("memit", kl=0.85, contains_efficacy=88.5)]
+    lines = summary.real_model(scores_of({"MEMIT": 60.0, "MEMIT_BLUE": 62.0}), cells).splitlines()
+    assert lines[0].startswith("- *MEMIT_BLUE less MEMIT*: +2.0 [+2.0, +2.0] points of efficacy and generalization")
+    assert lines[1].endswith("(counterfact): MEMIT 0.85, MEMIT_BLUE 0.50 nats of D_KL.")
+    assert lines[2].endswith("MEMIT 88.5, MEMIT_BLUE 90.0 %.") and len(lines) == 3, "nothing is said of chat"
+    assert summary.real_model(scores_of({"MEMIT": 60.0}), []) == ""
+
+
 def followed_run(folder, editor, options, efficacy) -> None:
     identity = {"model": "smollm2-135m", "dataset": "d.json", "editor": editor, "options": options}
     scores = {name: [efficacy] * 30 for name in ("efficacy", "generalization", "specificity")}
