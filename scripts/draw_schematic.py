@@ -67,10 +67,10 @@ def schematic() -> Figure:
             ORANGE,
         )
         star = _target(memit, 4, ORANGE, r"$\delta^{L}$")
-        for place, share in enumerate(("1/5", "1/4", "1/3", "1/2", "1")):
+        for place, share in enumerate((" / 5", " / 4", " / 3", " / 2", "")):
             bend = {"connectionstyle": f"arc3,rad={-0.10 * (4 - place)}"}
             _arrow(memit, (star[0] - 0.1, star[1] - 0.12 * (place < 4)), (0.68, place), ORANGE, **bend)
-            memit.text(-0.75, place, rf"$R^L\times${share}", ha="right", va="center", fontsize=10)
+            memit.text(-0.75, place, rf"$(z-h^L)${share}", ha="right", va="center", fontsize=10)
         _stream(
             blue,
             "BLUE",
