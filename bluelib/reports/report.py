@@ -122,7 +122,10 @@ def _of_study(grid: Grid, study: Study) -> list[Finding]:
 
 
 def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
-    scores = record_scores(load_cells(grid, partial=partial))
+    cells = load_cells(grid, partial=partial)
+    if len(cells) < len(grid.cells()):
+        return []  # claims are about every method and both datasets
+    scores = record_scores(cells)
     compared, best = contrasts(scores), champions(scores)
     by_model = {
         model: of_main_table(
@@ -232,9 +235,11 @@ def shown() -> dict[Path, dict[str, str]]:
         main = main_frame(cells[grid.name])
         parts |= {f"main {plain(Path(name).stem)}": short_table(main[main.dataset == name]) for name in grid.datasets}
     models = [model for grid in grids for model in grid.models]
-    parts["verdicts"] = verdict_table(claims(*grids, partial=True), models, project_path("docs"))
+    found = claims(*grids, partial=True)
+    parts["verdicts"] = verdict_table(found, models, project_path("docs"))
     scores = {name: record_scores(of_grid) for name, of_grid in cells.items()}
-    parts["findings"] = summary.findings(grids, scores, cells)
+    lines = [summary.findings(grids, scores, cells), summary.reversals(found), LEGEND]
+    parts["findings"] = "\n".join(filter(None, lines[:2])) + f"\n\n<sub>{lines[2]}</sub>"
     parts["real model"] = summary.real_model(scores[grids[0].name], cells[grids[0].name])
     parts["differences"] = summary.differences(scores)
     parts["history"] = open_questions.history(list(scores.values()))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from bluelib.io.formats import write_json
 from bluelib.reports import open_questions, summary
+from bluelib.reports.claims import Claim, Verdict
+from bluelib.reports.report import Finding
 
 LABELS = ("MEMIT", "MEMIT_BLUE", "MEMIT (history)", "MEMIT (history)_BLUE")
 
@@ -41,11 +45,11 @@ def re_rows(table: str):
 
 
 @pytest.mark.parametrize(
-    ("blue", "words"), [(62.0, "is smaller than published"), (90.0, "need not be what was published")]
+    ("blue", "words"), [(62.0, "is smaller in our runs"), (90.0, "need not be what was published")]
 )
 def test_the_gain_is_worded_by_its_interval(blue, words):
     found = summary._gain({"small": scores_of({"MEMIT": 60.0, "MEMIT_BLUE": blue})})
-    assert words in found and "on SmolLM2-135M-Instruct" in found and f"{blue - 60:+.1f} points" in found
+    assert words in found and "SmolLM2-135M-Instruct (MEMIT; d)" in found and f"{blue - 60:+.1f} points" in found
 
 
 def test_every_variant_has_a_cell_for_each_model():
@@ -69,6 +73,16 @@ def test_the_real_model_s_sentences_have_the_table_s_numbers():
     assert lines[1].endswith("(counterfact): MEMIT 0.85, MEMIT_BLUE 0.50 nats of D_KL.")
     assert lines[2].endswith("MEMIT 88.5, MEMIT_BLUE 90.0 %.") and len(lines) == 3, "nothing is said of chat"
     assert summary.real_model(scores_of({"MEMIT": 60.0}), []) == ""
+
+
+def test_claims_that_most_models_reverse_are_told():
+    claim = Claim("it helps", str, {"it is above zero": bool})
+    verdict = lambda word: Verdict("it helps", "", word)  # noqa: E731
+    words = ("reversed here", "reversed here", "partly")
+    found = Finding("n", claim, {str(i): verdict(word) for i, word in enumerate(words)}, (), {})
+    assert summary.reversals([found]) == "- ✗ **Reversed here**: “it helps” (2 of 3 models)."
+    half = replace(found, verdicts={"a": verdict("reversed here"), "b": verdict("partly")})
+    assert summary.reversals([half, replace(found, claim=replace(claim, source="FE"))]) == ""
 
 
 def followed_run(folder, editor, options, efficacy) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from . import Claim, Numbers, above, below
-from .wording import band, listed, ordered, published_layers, rises
+from .wording import band, listed, ordered, published_layers, published_single_layers, rises
 
 
 class View:
@@ -115,5 +115,6 @@ CLAIMS = (
                 lambda v: min(above(v.gains))
             ),
         },
+        published=published_single_layers(),
     ),
 )

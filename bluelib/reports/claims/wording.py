@@ -56,10 +56,22 @@ def published_layers(table: str, value: str = "value", **chosen: str) -> str:
     )
 
 
-def published_editing(model: str, *methods: str, table: str = "published_results", kind: str = "published") -> str:
-    """The published mean of efficacy and generalization after 2,000 edits of CounterFact, a method after the other."""
+def published_mean(
+    model: str, *methods: str, of: Sequence[str] = EDITING, table: str = "published_results", kind: str = "published"
+) -> str:
+    """The published mean of some metrics after 2,000 edits of CounterFact, a method after the other."""
     frame = published(table)
     frame = frame[(frame.model == model) & (frame.dataset == "counterfact") & (frame.edits == 2000)]
-    frame = frame[(frame.kind == kind) & frame.metric.isin(EDITING)]
+    frame = frame[(frame.kind == kind) & frame.metric.isin(of)]
     means = frame.groupby("method").value.mean()
     return f"{model}, CounterFact: {', '.join(f'{method} {means[method]:.1f}' for method in methods)}"
+
+
+def published_single_layers() -> str:
+    """The published mean efficacy of single layers before the last, by direct and by distributed residuals."""
+    frame = published("single_layer_editing")
+    found = []
+    for model, rows in frame.groupby("model", sort=False):
+        means = rows[rows.layer < rows.layer.max()].groupby("residual").efficacy.mean()
+        found.append(f"{model} {means['direct']:.1f} and {means['distributed']:.1f}")
+    return f"efficacy direct and distributed: {'; '.join(found)}"
