@@ -48,8 +48,8 @@ def _share(grid: Grid, model: str, numbers: Mapping[str, Any], marks: Mapping[st
         terms = pd.DataFrame(read_json(grid.numbers(theory, model))["terms"])
         shares = terms[terms.term == "direction"]["mean"] * 100
         error = (
-            f" Whatever the share, {shares.min():.0f} to {shares.max():.0f} % of the squared error in the weights would "
-            "be left."
+            f" Whatever the share, {shares.min():.0f} to {shares.max():.0f} % of the squared error in the weights "
+            "would be left."
         )
     contribution = pd.DataFrame(numbers["contributions"])
     first = contribution[contribution.layer == contribution.layer.min()].set_index("residual")["mean"]
