@@ -17,6 +17,7 @@ from ...metrics.intervals import interval
 from ...models.known import label_of_model, scale_of
 from ...studies.follow import followed
 from ..plots import keep, style
+from ..published import benchmark
 from .common import log_axis
 
 #: What a panel of :func:`lengths` shows, by column.
@@ -63,12 +64,12 @@ def lengths(frame: pd.DataFrame) -> Figure:
             for axis, what in zip(column, PANELS, strict=True):
                 axis.set(ylim=(0, 102) if what in ("editing", "specificity") else (0, None))
                 log_axis(axis, chosen.length.tolist())
-            column[0].set_title(dataset)
+            column[0].set_title(benchmark(dataset))
             column[-1].set_xlabel("edits made so far")
         for axis, label in zip(axes[:, 0], PANELS.values(), strict=True):
             axis.set_ylabel(label)
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+        figure.legend(handles, labels, loc="outside right center", fontsize=8)
         figure.suptitle(_title(frame), fontsize=10)
         return figure
 
@@ -76,8 +77,8 @@ def lengths(frame: pd.DataFrame) -> Figure:
 def _title(frame: pd.DataFrame) -> str:
     first = frame.iloc[0]
     return (
-        f"{label_of_model(first.model)} ({scale_of(first.model)} scale), batches of {first.batch_size}; up to "
-        f"{frame.n.max()} of the edits so far are scored; bands: 95 % over records"
+        f"{label_of_model(first.model).partition(',')[0]} ({scale_of(first.model)} scale), batches of "
+        f"{first.batch_size};\nup to {frame.n.max()} of the edits so far are scored; bands: 95 % over records"
     )
 
 
@@ -140,13 +141,13 @@ def frontiers(frame: pd.DataFrame, option: str) -> Figure:
                     fontsize=7,
                     color=entry(one.editor).colour,
                 )
-            axis.set(title=dataset, xlabel="specificity (%)")
+            axis.set(title=benchmark(dataset), xlabel="specificity (%)")
         axes[0, 0].set_ylabel("mean of efficacy and generalization (%)")
         axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         first = frame.iloc[0]
         figure.suptitle(
-            f"{label_of_model(first.model)} ({scale_of(first.model)} scale): {first.length} edits in batches of "
-            f"{first.batch_size}; larger marks: larger {option}",
+            f"{label_of_model(first.model).partition(',')[0]} ({scale_of(first.model)} scale): {first.length} edits in "
+            f"batches of {first.batch_size};\nlarger marks: larger {option}",
             fontsize=10,
         )
         return figure
