@@ -27,8 +27,10 @@ PATIENCE = 90_000
 
 
 def serve(folder: Path, ready: str, *command: str):
-    """Start a server on loopback, with a copy of the notebooks and settings of its own; yields its address."""
-    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    """Start a server on loopback, with settings of its own and a copy of the notebooks and what their text shows;
+    yields its address."""
+    for name in ("notebooks", "docs", "figures"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(".*"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]

@@ -23,12 +23,15 @@ ROOT = Path(__file__).parents[2]
 THEORY = "03_theory"
 TAKEN = [
     "docs/performance.md",
+    "figures/pocket/forest.png",
+    "figures/pocket/improvement.png",
     "figures/pocket/main_pocket-counterfact.md",
     "figures/pocket/main_pocket-counterfact.png",
     "figures/pocket/pareto.png",
     "figures/pocket/report.md",
     "results/benchmarks/edit_speed.json",
     f"notebooks/{THEORY}.ipynb",
+    *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(f"figures/*/{THEORY[:2]}_*.png"))),
 ]
 SMALL = """# A small notebook
 
