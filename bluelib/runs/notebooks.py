@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,31 @@ def _tidy(value: Any) -> Any:
         return [_tidy(item) for item in value]
     value = value.item() if hasattr(value, "item") else value
     return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def check_answer(answer: Any, right: Any, within: float = 0.0) -> None:
+    """Tell the reader of a notebook whether an answer to an exercise is right, without telling the right one.
+
+    Args:
+        answer: the reader's; None while there is none.
+        right: the right one: a number, or anything that can be compared.
+        within: how far a number may be off, as a share of the right one.
+
+    Raises:
+        TypeError: for an answer of another kind than the right one.
+    """
+    if answer is None:
+        print("No answer yet: put yours in place of None, and run the cell again.")
+        return
+    if isinstance(right, (int, float)) and not isinstance(right, bool):
+        if not isinstance(answer, (int, float)) or isinstance(answer, bool):
+            raise TypeError(f"the answer is a number; {answer!r} was given")
+        good = math.isclose(answer, right, rel_tol=within)
+    elif not isinstance(answer, type(right)):
+        raise TypeError(f"the answer is of type {type(right).__name__}; {answer!r} was given")
+    else:
+        good = answer == right
+    print("Right." if good else "Not yet.")
 
 
 def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> None:
