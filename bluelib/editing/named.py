@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from inspect import Parameter
 from typing import Any
 
 from ..data.corpora import check_corpus
@@ -258,11 +259,7 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
         inspect.signature(make).bind(**settings)
     except TypeError as error:
         takes = ", ".join(sorted(_hyper_parameters(make)))
-        for key in MEASURED.keys() & inspect.signature(make).parameters.keys() - settings.keys():
-            raise ValueError(
-                f"editor {name!r} needs {key}, which is measured on a model: `{MEASURED[key]}` measures it and writes "
-                "it into your settings"
-            ) from error
+        check_measured(name, model.name, settings)
         raise ValueError(
             f"editor {name!r}: {error}; it takes {takes}; these come from what is passed, from the configuration of "
             f"{model.name}, and from the method that it was registered to be like"
@@ -295,6 +292,23 @@ _OF_ITSELF = {"corpus", "tokens", "token_budget", "key_mean", "contexts"}
 
 #: Hyper-parameters that are measured on a model, and are no other model's; and what measures them.
 MEASURED = {"layer_scores": "blue locate MODEL", "anchor": "blue tune MODEL --editor alphaedit_nas"}
+
+
+def check_measured(name: str, model: str, settings: Mapping[str, Any]) -> None:
+    """Make sure that settings hold what an editor needs measured on the model.
+
+    Raises:
+        ValueError: naming the editor, what is missing, and the command that measures it.
+    """
+    taken = inspect.signature(known(name).make()).parameters
+    for key in (
+        key for key in MEASURED.keys() & taken.keys() - settings.keys() if taken[key].default is Parameter.empty
+    ):
+        command = MEASURED[key].replace("MODEL", model)
+        raise ValueError(
+            f"editor {name!r} needs {key}, which is measured on a model: `{command}` measures it and writes it into "
+            "your settings"
+        )
 
 
 def composes(make: Callable[..., Method]) -> bool:

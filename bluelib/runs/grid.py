@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..editing import catalogue
+from ..editing.named import check_measured, composes
+from ..editing.settings import editor_settings, settings_of
 from ..io.formats import read_yaml
 from ..io.paths import cell_name, followed_path, numbers_name, plain, project_path, raw_path
 from ..studies import Study, study_of
@@ -173,13 +175,17 @@ class Grid:
         return cls.of(values)
 
     def check_editors(self) -> None:
-        """Make sure, before anything runs, that all editors are there. (Tables show results of others too.)
+        """Make sure, before anything runs, that all editors are there, and that what they need measured on each model
+        is in its settings. (Tables show results of others too.)
 
         Raises:
-            ValueError: for an editor that nothing here makes.
+            ValueError: for an editor that nothing here makes, or one that misses a setting.
         """
         for name in (*self.editors, *(name for part in self.follow for name in part["editors"])):
-            catalogue.known(name)
+            make = catalogue.known(name).make()
+            for model in self.models if composes(make) else ():
+                if settings_of(model) is not None:  # a checkpoint of one's own may get its settings in time
+                    check_measured(name, model, editor_settings(model, name))
 
     def only(self, models: Sequence[str]) -> Grid:
         """The grid of some of its models, or of all if none is named.

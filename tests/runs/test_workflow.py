@@ -268,7 +268,10 @@ def test_grid_files():
     assert grids["grid-paper"].models == PAPER_MODELS
     assert set(grids["grid-paper"].editors) <= set(catalogue.names())
     small = grids["grid-small"]
-    assert small.models == ("smollm2-135m",) and set(small.editors) == set(catalogue.names()) - {"mend"}
+    assert small.models == ("smollm2-135m",) and set(small.editors) == set(catalogue.names()) - {
+        "mend",  # has no network for this model
+        "alphaedit_nas",  # nor an anchor
+    }
     assert grids["grid-real"].models == small.models and grids["grid-real"].datasets == ("facts",), (
         "nothing to fetch by hand"
     )
@@ -364,6 +367,17 @@ def test_a_grid_of_unknown_editors_makes_tables_and_does_not_run(tmp_path):
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(ValueError, match="no editor is called 'memmit'; known: ft, mend, rome, memit, memit_blue"):
         run_grid(tmp_path / "grid.yaml")
+
+
+def test_a_grid_whose_editor_misses_a_measured_setting_does_not_run():
+    """All statistics are one job: it would fail, and with it every cell."""
+    editors = ["memit", "memit_blue", "alphaedit_nas"]
+    grid = Grid.of({**TINY, "models": ["pocket-gpt2", "smollm2-135m"], "editors": editors})
+    with pytest.raises(
+        ValueError, match=r"'alphaedit_nas' needs anchor.*: `blue tune smollm2-135m --editor alphaedit_nas`"
+    ):
+        grid.check_editors()
+    grid.only(["pocket-gpt2"]).check_editors()
 
 
 def test_a_grid_that_lacks_something_is_refused(tmp_path):

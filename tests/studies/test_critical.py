@@ -109,7 +109,9 @@ def test_the_settings_file_configures_every_editor(located, tmp_path, monkeypatc
     assert text.startswith("# Written by `blue locate`.\n# layers") and yaml.safe_load(text) == located.config
     copy = replace(located.model, name="another")
     assert find_settings(copy) == (file, located.config)
-    with pytest.raises(ValueError, match="needs anchor, which is measured on a model: `blue tune MODEL --editor alph"):
+    with pytest.raises(
+        ValueError, match="needs anchor, which is measured on a model: `blue tune another --editor alph"
+    ):
         get_editor("alphaedit_nas", copy)
     for name in catalogue.names():
         editor = get_editor(name, copy, **({"anchor": 2.0} if name == "alphaedit_nas" else {}))
