@@ -104,5 +104,6 @@ def schematic() -> Figure:
 
 
 if __name__ == "__main__":
-    for path in save(schematic(), Path(__file__).parents[1] / "docs" / "schematic"):
+    for suffix in (".png", ".svg"):
+        path = save(schematic(), Path(__file__).parents[1] / "docs" / "schematic", suffix)
         print(path)

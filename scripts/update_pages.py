@@ -1,7 +1,9 @@
-"""Put what the committed grids say into README.md and docs/, between their marks, and draw all models in one."""
+"""Put what the committed grids say into README.md and docs/, between their marks; draw the pictures of all models."""
 
 from bluelib.io.paths import project_path
 from bluelib.io.writing import atomic_file
+from bluelib.reports.figures.theory import toy, toy_example
+from bluelib.reports.plots import keep
 from bluelib.reports.report import draw_overlay, fill, shown
 
 if __name__ == "__main__":
@@ -10,3 +12,4 @@ if __name__ == "__main__":
         with atomic_file(page) as temporary:
             temporary.write_text(text, encoding="utf-8")
     draw_overlay(project_path("figures"))
+    keep(toy(*toy_example(65), 0.2, 1.0), project_path("figures") / "toy")

@@ -64,7 +64,7 @@ def locate(arguments: Namespace) -> Answer:
         tokens=arguments.tokens,
     )
     stem = project_path("results", "locate", model.stem)
-    numbers, picture = located.write(stem), save(critical_layers(located.as_dict()), stem)[0]
+    numbers, picture = located.write(stem), save(critical_layers(located.as_dict()), stem)
     assert target is not None  # of a model that is loaded
     file = located.write_settings(target)
     paths = {"settings": str(file), "numbers": str(numbers), "picture": str(picture)}

@@ -46,20 +46,19 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    """Write ``stem.png`` and ``stem.svg``, and return their paths."""
-    png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
-    for path, metadata in ((png, {"Software": None}), (svg, {"Date": None})):
-        with atomic_file(path) as temporary, style():
-            figure.savefig(temporary, bbox_inches="tight", metadata=metadata)
-    return png, svg
+def save(figure: Figure, stem: Path, suffix: str = ".png") -> Path:
+    """Write ``stem.png``, or ``stem.svg``, and return its path."""
+    path = stem.with_name(stem.name + suffix)
+    with atomic_file(path) as temporary, style():
+        figure.savefig(temporary, bbox_inches="tight", metadata={"Date" if suffix == ".svg" else "Software": None})
+    return path
 
 
-def keep(figure: Figure, stem: Path) -> list[Path]:
+def keep(figure: Figure, stem: Path) -> Path:
     """:func:`save` a figure that nobody will look at here, and close it."""
-    paths = save(figure, stem)
+    path = save(figure, stem)
     plt.close(figure)
-    return list(paths)
+    return path
 
 
 def plot_methods(frame: pd.DataFrame) -> Figure:

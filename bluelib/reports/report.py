@@ -187,7 +187,7 @@ def committed() -> list[Grid]:
     return [Grid.load(path) for path in files if path.exists()]
 
 
-def draw_overlay(folder: Path) -> list[Path]:
+def draw_overlay(folder: Path) -> Path:
     """Draw the residuals of all models of the committed grids, and the published ones, into ``folder``."""
     study = STUDIES["residuals"]
     paths = {

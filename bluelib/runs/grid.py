@@ -266,7 +266,7 @@ class Grid:
         Raises:
             ValueError: for a notebook that has none.
         """
-        return [self.figures / f"{name}{suffix}" for name in study_of(notebook).figures for suffix in (".png", ".svg")]
+        return [self.figures / f"{name}.png" for name in study_of(notebook).figures]
 
     def source_of(self, study: Study) -> Grid | None:
         """The grid from which a report on this one takes a study: itself if it runs the study, else the committed one,
@@ -281,13 +281,13 @@ class Grid:
         of_a_dataset = [
             f"main_{plain(Path(name).stem)}{suffix}"
             for name in self.datasets
-            for suffix in (".md", ".csv", ".tex", ".png", ".svg")
+            for suffix in (".md", ".csv", ".tex", ".png")
         ]
         if self.metrics != USUAL["metrics"]:
             names = [plain(Path(name).stem) for name in self.datasets]
             of_a_dataset += [f"further_{name}{suffix}" for name in names for suffix in (".md", ".csv")]
         pairs = [f"{name}{suffix}" for name in ("improvement", "paired") for suffix in (".md", ".csv", ".tex")]
-        drawn = [f"{name}{suffix}" for name in ("pareto", "forest", "improvement") for suffix in (".png", ".svg")]
+        drawn = [f"{name}.png" for name in ("pareto", "forest", "improvement")]
         return [self.figures / name for name in (*of_a_dataset, *pairs, *drawn)]
 
     def resources_of(self, model: str) -> dict[str, int]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -204,7 +205,7 @@ def test_a_loss_that_does_not_go_on_is_partly_reproduced_and_a_large_one_is_not_
 def test_every_figure_has_its_function_and_its_committed_picture(study):
     for stem, function in functions(study).items():
         assert function.__doc__ and function.__module__ == f"bluelib.reports.figures.{study}"
-        assert (PICTURES / f"{stem}.png").exists() and (PICTURES / f"{stem}.svg").exists()
+        assert (PICTURES / f"{stem}.png").exists()
 
 
 def test_the_table_of_studies_needs_neither_torch_nor_matplotlib():
@@ -218,5 +219,4 @@ def test_the_figures_are_those_of_the_committed_numbers(study, tmp_path):
     drawn = draw(study.name, committed, tmp_path)
     assert {path.stem for path in drawn} == set(study.figures)
     for path in drawn:
-        if path.suffix == ".svg":
-            assert path.read_bytes() == (PICTURES / path.name).read_bytes(), path.name
+        assert np.array_equal(plt.imread(path), plt.imread(PICTURES / path.name)), path.name

@@ -30,5 +30,5 @@ def draw(study: str, numbers: Mapping[str, Path], folder: Path) -> list[Path]:
     contents = {model: read_json(path) for model, path in numbers.items()}
     drawn = []
     for name, function in functions(study).items():
-        drawn += keep(function(contents), folder / name)
+        drawn.append(keep(function(contents), folder / name))
     return drawn

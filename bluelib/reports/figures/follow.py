@@ -164,12 +164,12 @@ def draw_followed(models: Sequence[str], folder: Path, source: Path | None = Non
         own = of_model[[not options for options in of_model.options]]
         for (edits, size), rows in own.groupby(["edits", "batch_size"]):
             if rows.length.nunique() > 1:
-                drawn += keep(lengths(rows), folder / f"lengths_{model}_{edits}x{size}")
+                drawn.append(keep(lengths(rows), folder / f"lengths_{model}_{edits}x{size}"))
         single = of_model[[len(options) == 1 for options in of_model.options]]
         by_option: Mapping[Any, pd.DataFrame] = dict(
             tuple(single.groupby([single.options.map(lambda options: options[0][0]), "edits", "batch_size"]))
         )
         for (option, edits, size), rows in by_option.items():
             ends = rows[rows.length == rows.edits]
-            drawn += keep(frontiers(ends, option), folder / f"frontier_{model}_{option}_{edits}x{size}")
+            drawn.append(keep(frontiers(ends, option), folder / f"frontier_{model}_{option}_{edits}x{size}"))
     return drawn
