@@ -75,6 +75,12 @@ _ROWS = (
         {"edits": 20, "batch_size": 5, "sizes": [50, 200, 800]},
         {"09_batch": "batch_scores", "09_long_form": "long_form_scores", "09_seconds": "edit_times"},
     ),
+    Study(
+        "rules",
+        "10_methods_since",
+        {"edits": 40, "batch_size": 10},
+        {"10_which_residual": "which_residual", "10_one_time": "one_time"},
+    ),
 )
 #: The studies by name, in the order of their notebooks.
 STUDIES = {study.name: study for study in _ROWS}

@@ -77,6 +77,24 @@ def compare_residuals(found: Residuals) -> pd.DataFrame:
 
 
 @torch.no_grad()
+def probability_with(model: Model, requests: Sequence[Request], layer: int, residual: Tensor) -> Tensor:
+    """P(new object), ``(u,)``, with a residual ``(d_model, u)`` added to a block's output at the subject's last token.
+
+    The geometric mean over the object's tokens; weights are untouched.
+    """
+    rows = list(range(len(requests)))
+    columns = [locate(model.tokenizer, r.prompt, r.subject, before=r.before).subject_last for r in requests]
+
+    def add(key: object, hidden: Tensor) -> Tensor:
+        hidden = hidden.clone()
+        hidden[rows, columns] += residual.T.to(hidden.dtype)
+        return hidden
+
+    with trace(outputs={layer: model.blocks[layer]}, edit=add):
+        return (-request_nll(model, requests)).exp()
+
+
+@torch.no_grad()
 def residual_contributions(model: Model, requests: Sequence[Request], found: Residuals) -> pd.DataFrame:
     """The paper's contribution s = P(new | edited) − P(new | original), per layer and request, of three residuals.
 
@@ -84,18 +102,6 @@ def residual_contributions(model: Model, requests: Sequence[Request], found: Res
     direction of the second, and not its length. *Edited* is read as: with the residual added to the block's output at
     the subject's last token, weights untouched. P is the geometric mean over the new object's tokens.
     """
-    rows = list(range(len(requests)))
-    columns = [locate(model.tokenizer, r.prompt, r.subject, before=r.before).subject_last for r in requests]
-
-    def probabilities(layer: int, added: Tensor) -> Tensor:
-        def add(key: object, hidden: Tensor) -> Tensor:
-            hidden = hidden.clone()
-            hidden[rows, columns] += added.T.to(hidden.dtype)
-            return hidden
-
-        with trace(outputs={layer: model.blocks[layer]}, edit=add):
-            return (-request_nll(model, requests)).exp()
-
     original = (-request_nll(model, requests)).exp()
     frames = []
     for layer in found.layers:
@@ -105,7 +111,7 @@ def residual_contributions(model: Model, requests: Sequence[Request], found: Res
             "direct": found.direct(layer),
         }
         for kind, residual in residuals.items():
-            gains = (probabilities(layer, residual) - original).tolist()
+            gains = (probability_with(model, requests, layer, residual) - original).tolist()
             frames.append(
                 pd.DataFrame({"layer": layer, "residual": kind, "request": range(len(gains)), "contribution": gains})
             )
