@@ -57,6 +57,17 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
     return Interval(mean, float(found.low), float(found.high))
 
 
+def share_interval(percent: float, n: int) -> Interval:
+    """Wilson's 95 % interval of a share, in per cent; it stays within 0 and 100.
+
+    Args:
+        percent: the share that was seen.
+        n: independent records that it was seen in.
+    """
+    found = stats.binomtest(round(percent / 100 * n), n).proportion_ci(method="wilson")
+    return Interval(percent, 100 * found.low, 100 * found.high)
+
+
 def bootstrap_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     """Means of resampled values that come in groups (the records of several seeds): groups are drawn with replacement,
     and values within each.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..editing.catalogue import UNEDITED, VARIANTS, Variant, entry, in_order, labelled
 from ..io.palette import GREY
 from ..io.writing import atomic_file
 from ..metrics.editing import METRICS, TEACHER_FORCED
+from ..metrics.intervals import share_interval
 from ..models.known import label_of_model
-from .published import counterpart
+from .published import benchmark, counterpart
 
 #: By how the marker of a variant is filled.
 SIGNS = {"full": "●", "left": "◐"}
@@ -150,6 +153,71 @@ def plot_main(frame: pd.DataFrame) -> Figure:
             f"{_signs(frame)}, | before editing;\n"
             "grey: published at the paper scale (2,000 edits in batches of 100), to compare the pattern, not the size",
             fontsize=9,
+        )
+        return figure
+
+
+#: What one edit can be asked, from the mildest question to the hardest: by panel, the question and its metric.
+WAYS = {
+    "the edit's own prompt": {
+        "P(new) > P(true)": "efficacy",
+        "the new object is the first choice": "argmax_efficacy",
+        "the answer names it": "contains_efficacy",
+        "the answer is it": "exact_efficacy",
+        "the answer names it, in chat": "chat_contains_efficacy",
+    },
+    "in other words": {
+        "P(new) > P(true)": "generalization",
+        "the new object is the first choice": "argmax_generalization",
+        "the answer names it": "contains_generalization",
+        "the answer is it": "exact_generalization",
+        "the answer names it, in chat": "chat_contains_generalization",
+    },
+    "other subjects": {
+        "P(true) > P(new)": "specificity",
+        "same first choice as before": "overlap_1",
+        "same first five choices": "overlap_5",
+        "the answer names its object": "contains_specificity",
+        "the answer names its object, in chat": "chat_contains_specificity",
+    },
+}
+
+
+def plot_ways(frame: pd.DataFrame) -> Figure:
+    """The same edits asked in several ways: a panel for the edit's own prompt, paraphrases, other subjects.
+
+    Args:
+        frame: of one dataset, see :func:`bluelib.reports.tables.main_frame`; its first model is drawn.
+    """
+    first = frame.iloc[0]
+    rows = frame[frame.model == first.model].set_index(["metric", "method"])
+    methods = [UNEDITED, *_edited(frame)]
+    with style():
+        figure, axes = plt.subplots(len(WAYS), 1, figsize=(7.8, 8.2), layout="constrained", sharex=True)
+        for axis, (title, questions) in zip(axes, WAYS.items(), strict=True):
+            for (number, metric), (place, name) in product(enumerate(questions.values()), enumerate(methods)):
+                if (metric, name) not in rows.index:
+                    continue
+                seen, row = rows.loc[(metric, name)], labelled(name)
+                at = number + 0.7 * ((place + 0.5) / len(methods) - 0.5)
+                found = share_interval(seen["mean"], int(seen.records))
+                axis.plot([found.low, found.high], [at, at], color=row.colour, linewidth=1)
+                axis.plot([found.mean], [at], row.marker, color=row.colour, **row.face)
+            axis.set_yticks(range(len(questions)), list(questions))
+            axis.set(title=title, xlim=(-1, 101), ylim=(len(questions) - 0.5, -0.5))
+            axis.grid(axis="y", visible=False)
+        axes[-1].set_xlabel("of all edits, or prompts of an edit (%)")
+        handles = [
+            Line2D([], [], color=labelled(name).colour, marker=labelled(name).marker, linestyle="none", label=name)
+            for name in methods
+        ]
+        for handle, name in zip(handles, methods, strict=True):
+            handle.set(**labelled(name).face)
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+        figure.suptitle(
+            f"{label_of_model(first.model).partition(',')[0]} ({first.scale} scale), {benchmark(first.dataset)}: "
+            f"{first.edits} edits in batches of {first.batch_size}; 95 % intervals",
+            fontsize=10,
         )
         return figure
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -285,19 +286,21 @@ def fill(text: str, parts: Mapping[str, str]) -> str:
     return text
 
 
-def evidence_table(found: Sequence[Finding]) -> str:
-    """What was seen, a row for each claim and model, as Markdown; what several models have in common, once."""
-    lines = ["| claim | model | what we see | verdict | size |", "|---|---|---|---|---|"]
+def evidence(found: Sequence[Finding]) -> str:
+    """What was seen, as Markdown to fold out, claim by claim; what several models have in common, once."""
+    blocks = []
     for one in found:
         by_verdict: dict[Verdict, list[str]] = {}
         for model, verdict in one.verdicts.items():
             by_verdict.setdefault(verdict, []).append(model)
-        for verdict, models in by_verdict.items():
-            lines.append(
-                f"| {one.claim.text} | {', '.join(models)} | {verdict.seen} | **{verdict.verdict}** | "
-                f"{one.size[models[0]]} |"
-            )
-    return "\n".join(lines)
+        marks = " ".join(MARKS[verdict.verdict] for verdict in one.verdicts.values())
+        seen = [
+            f"- {', '.join(models)}: **{verdict.verdict}** ({one.size[models[0]]}): {verdict.seen}"
+            for verdict, models in by_verdict.items()
+        ]
+        summary = f"<summary>{marks} {escape(one.claim.text, quote=False)}</summary>"
+        blocks.append("\n".join([f"<details>{summary}", "", *seen, "", "</details>"]))
+    return "\n\n".join(blocks)
 
 
 def _link(path: Path, folder: Path) -> str:
@@ -369,7 +372,7 @@ def write_report(grid: Grid, found: Sequence[Finding], folder: Path) -> list[Pat
             f"[paired.md]({_link(grid.figures / 'paired.md', folder)}).",
             paired_summary(grid),
             "## What was seen",
-            evidence_table(found),
+            evidence(found),
         ]
     )
     with atomic_file(folder / "report.md") as temporary:

@@ -1,4 +1,4 @@
-"""What the README says of the committed results: three findings, and what the variants gain."""
+"""What the README says of the committed results: findings, and what the variants gain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .tables import markdown_table
 def findings(
     grids: Sequence[Grid], scores: Mapping[str, Scores], cells: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> str:
-    """Three findings as Markdown: what the first of the grids' models shows of residuals, and what all show of BLUE.
+    """Findings as Markdown: what the first of the grids' models shows of residuals, and what all show of BLUE.
 
     Args:
         grids: of which the first one runs the study of residuals.
@@ -34,7 +34,9 @@ def findings(
     numbers = read_json(grid.numbers(study.notebook, model))
     marks = {verdict.claim: MARKS[verdict.verdict] for verdict in verdicts(study.name, numbers)}
     return "\n".join(
-        [_share(grid, model, numbers, marks), _steps(model, numbers, marks), _gain(scores) + _moved(cells)]
+        line
+        for line in (_share(grid, model, numbers, marks), _steps(model, numbers, marks), _gain(scores), _asked(cells))
+        if line
     )
 
 
@@ -87,31 +89,50 @@ def _gain(scores: Mapping[str, Scores]) -> str:
         models, datasets = (list(dict.fromkeys(names)) for names in zip(*of_grid, strict=True))
         names = _short(models[0]) if len(models) == 1 else f"the {len(models)} pocket models"
         found.append(
-            f"{names} ({', '.join(families(of_grid))}; {', '.join(map(benchmark, datasets))}): "
-            f"{average['points']:+.1f} points [{average['points_low']:+.1f}, {average['points_high']:+.1f}], or "
-            f"{average['improvement']:+.1f} % [{average['low']:+.1f}, {average['high']:+.1f}], median setting "
-            f"{average['median']:+.1f} %"
+            f"{average['points']:+.1f} points [{average['points_low']:+.1f}, {average['points_high']:+.1f}] on {names} "
+            f"({', '.join(families(of_grid))}; {', '.join(map(benchmark, datasets))}), or "
+            f"{average['improvement']:+.1f} %"
         )
         smaller.append(average["high"] < PUBLISHED_IMPROVEMENT)
     words = "is smaller in our runs" if all(smaller) else "need not be what was published"
     return (
-        f"- **BLUE's gain {words}**, where every method has settings of its own (mean over efficacy, generalization "
-        f"and specificity). {'; '.join(found)}. The abstract has {PUBLISHED_IMPROVEMENT} %, over plain methods that "
-        "collapse after 2,000 edits."
+        f"- **BLUE's gain {words}**, where every method has settings of its own: {'; '.join(found)} (mean of "
+        f"efficacy, generalization and specificity). The abstract has {PUBLISHED_IMPROVEMENT} %, over plain methods "
+        "that collapse after 2,000 edits."
     )
 
 
-def _moved(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """How far neighbours' answers moved with plain methods and with BLUE, where that was measured."""
-    measured = [cell for of_grid in cells.values() for cell in of_grid if "kl" in cell["after"]]
-    kl = {entry(cell["editor"]["name"]).label: cell["after"]["kl"]["mean"] for cell in measured}
+def _asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """What the first data set that was asked further shows: likelihood against chat, and how far the rest moved."""
+    measured = [
+        cell
+        for of_grid in cells.values()
+        for cell in of_grid
+        if {"kl", "chat_contains_efficacy"} <= cell["after"].keys()
+    ]
+    if not measured:
+        return ""
+    measured = [cell for cell in measured if cell["dataset"] == measured[0]["dataset"]]
+    after = {entry(cell["editor"]["name"]).label: cell["after"] for cell in measured}
     weights = {entry(cell["editor"]["name"]).label: cell["editor"]["solver"].get("weight") for cell in measured}
-    found = [
-        f"{name} {kl[name]:.2f}" + (f" (λ = {weights[name]:g})" if weights[name] else "")
-        for pair in variant_pairs(kl, "", "blue")
+    ranges = [
+        _range([scores[metric]["mean"] for scores in after.values()])
+        for metric in ("efficacy", "chat_contains_efficacy")
+    ]
+    moved = [
+        f"{name} {after[name]['kl']['mean']:.2f}" + (f" (λ = {weights[name]:g})" if weights[name] else "")
+        for pair in variant_pairs(after, "", "blue")
         for name in pair
     ]
-    return f" How far next tokens after neighbours' prompts move, D_KL in nats: {', '.join(found)}." if found else ""
+    return (
+        f"- **Likelihood is the mildest of questions.** Of {measured[0]['edits']} edits {ranges[0]} % succeed by "
+        f"likelihood; in chat {_short(measured[0]['model'])} names {ranges[1]} % of the new objects. How far next "
+        f"tokens about other subjects move, D_KL in nats: {', '.join(moved)}."
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.0f} to {max(values):.0f}"
 
 
 def reversals(found: Sequence[Any]) -> str:

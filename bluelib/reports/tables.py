@@ -27,7 +27,7 @@ from .comparison import (
     published_improvement,
     record_scores,
 )
-from .plots import keep, plot_forest, plot_improvement, plot_main, plot_pareto
+from .plots import keep, plot_forest, plot_improvement, plot_main, plot_pareto, plot_ways
 from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published_score
 
 NOT_AVAILABLE = "n/a"
@@ -422,6 +422,7 @@ def write_tables(grid: Grid, *, partial: bool = False) -> list[Path]:
             _write(stem.with_suffix(".md"), "\n\n".join([*further_table(frame), note, provenance_note(own)]))
             others = frame[~frame.metric.isin(METRICS)]
             _write(stem.with_suffix(".csv"), others.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+            keep(plot_ways(frame), stem)
     compared = {"paired": paired_table, "improvement": improvement} if families(scores) else {}
     for name, (frame, rows, header, below) in ((name, make(scores)) for name, make in compared.items()):
         stem = grid.figures / name

@@ -285,7 +285,7 @@ class Grid:
         ]
         if self.metrics != USUAL["metrics"]:
             names = [plain(Path(name).stem) for name in self.datasets]
-            of_a_dataset += [f"further_{name}{suffix}" for name in names for suffix in (".md", ".csv")]
+            of_a_dataset += [f"further_{name}{suffix}" for name in names for suffix in (".md", ".csv", ".png")]
         pairs = [f"{name}{suffix}" for name in ("improvement", "paired") for suffix in (".md", ".csv", ".tex")]
         drawn = [f"{name}.png" for name in ("pareto", "forest", "improvement")]
         return [self.figures / name for name in (*of_a_dataset, *pairs, *drawn)]

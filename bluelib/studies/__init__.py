@@ -78,7 +78,7 @@ _ROWS = (
     Study(
         "rules",
         "10_methods_since",
-        {"edits": 40, "batch_size": 10},
+        {"edits": 40, "batch_size": 10, "live_edits": 40},
         {"10_which_residual": "which_residual", "10_one_time": "one_time"},
     ),
 )

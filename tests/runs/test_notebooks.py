@@ -27,7 +27,7 @@ OTHERS = {
     "demo_edit_a_fact.ipynb": ("model", "dataset", "editor"),
 }
 #: Statements of a notebook at most: where the computation is the subject, it stands in the notebook.
-LONG = {"01_blue_from_scratch.ipynb": 200}
+LONG = {"01_blue_from_scratch.ipynb": 200, "03_theory.ipynb": 150}
 
 
 def code_cells(path):
