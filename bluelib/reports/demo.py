@@ -1,13 +1,15 @@
-"""The interactive page: change a fact, and see MEMIT beside MEMIT_BLUE (or another method beside its BLUE variant).
+"""The interactive page: change a fact, and read what a model says before, after a method, and after its variant.
 
-Everything that is shown comes from :func:`compare`, a function of the model, the list of edits, the method and λ; the
-page only collects these and shows :func:`plot_comparison`. The model itself is never left edited.
+Everything that is shown comes from :func:`compare`, a function of the model, the edits, the method and λ; the page only
+collects these, and shows :func:`answers_table` and :func:`plot_comparison`. The model itself is never left edited.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from html import escape
@@ -15,7 +17,6 @@ from typing import Any
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -24,107 +25,170 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data import Record
+from ..data import Probe, Record
 from ..data.records import put_subject_out
-from ..editing.catalogue import VARIANTS, blue_pairs, entry, labelled, names
+from ..editing.catalogue import Entry, entry, names
 from ..editing.editor import Editor
 from ..editing.named import get_composition
-from ..editing.sequence import edited
 from ..editing.solvers import NullSpace
 from ..io.palette import GREY, SKY, VERMILION
+from ..io.timing import Timer
+from ..models.generation import answer
 from ..models.model import Model
-from ..models.prompts import encode_answer
-from ..models.scoring import next_token_log_probs, score_targets, top_tokens
+from ..models.prompts import Request, chat_frame, encode_answer
+from ..models.scoring import next_token_log_probs
 from .plots import style
 
-
-#: The methods to choose from, by their names in tables: each is there with and without BLUE.
-def methods() -> dict[str, str]:
-    """The methods that have a BLUE variant, by label."""
-    return {entry(plain).label: plain for plain, _ in blue_pairs(names())}
-
-
-#: Edits that are made from the first to the last each time, so that a page answers in seconds.
+#: Edits of a list at most; all of them are made anew where the method or λ changes.
 MAX_EDITS = 10
+#: Tokens of an answer at most, and how many neighbours of a record are asked about.
+TOKENS, NEIGHBOURS = 12, 4
 
 
-@dataclass(frozen=True)
-class State:
-    """A model before editing, or after the edits of one method.
-
-    Attributes:
-        name: ``before``, or the method's name in tables.
-        next_token: probabilities of the next token after the last edit's prompt, ``(vocabulary,)``.
-        margins: log P(new object) − log P(true object) of each question, in their order; nats per token.
-        weight_change: ‖W − W₀‖ / ‖W₀‖ (Frobenius) by layer.
-        weight: λ, as the method took it.
-    """
-
-    name: str
-    next_token: Tensor = field(repr=False)
-    margins: tuple[float, ...]
-    weight_change: dict[int, float]
-    weight: float | None = None
+def variants() -> dict[str, list[Entry]]:
+    """The variants of each method that has any, by the method's label."""
+    rows = [entry(name) for name in names()]
+    return {row.label: [other for other in rows if other.plain == row.name] for row in rows if row.variants}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same edits by a method and by its BLUE variant, each from the unedited model.
+    """The same edits by a method and by its variant, each from the unedited model.
+
+    What is known by state has the keys ``before`` and the methods' labels.
 
     Attributes:
-        records: the edits, in order; the questions are those of the last one, and the rewrites of the others.
-        questions: (kind, prompt, new object, true object); kinds: ``rewrite``, ``paraphrase``, ``neighbour``,
-            ``earlier edit``.
-        states: before, after the plain method, after its BLUE variant.
+        records: the edits, in order.
+        answers: what the model says to each question, a column a state; the index is the ``kind`` of question, and the
+            ``prompt``. Kinds: ``prompt``, ``paraphrase``, ``in chat``, ``neighbour``, ``earlier edit``.
+        objects: the new object of each question.
+        next_token: by state, probabilities of the next token after the last edit's prompt, ``(vocabulary,)``.
+        weights: by method, λ.
+        changes: by method, ‖W − W₀‖ / ‖W₀‖ (Frobenius) by layer.
     """
 
     records: tuple[Record, ...]
-    questions: tuple[tuple[str, str, str, str], ...]
-    states: tuple[State, State, State]
+    answers: pd.DataFrame
+    objects: tuple[str, ...]
+    next_token: dict[str, Tensor] = field(repr=False)
+    weights: dict[str, float]
+    changes: dict[str, dict[int, float]]
 
-    def table(self) -> pd.DataFrame:
-        """A row for each question: its kind and prompt, and the margin in each state."""
-        margins = {state.name: state.margins for state in self.states}
-        kinds, prompts, *_ = zip(*self.questions, strict=True)
-        return pd.DataFrame({"kind": kinds, "prompt": prompts, **margins})
+    @property
+    def kinds(self) -> pd.Index:
+        return self.answers.index.get_level_values("kind")
+
+    def holds(self) -> pd.DataFrame:
+        """Whether the new object stands in what the model says, laid out as :attr:`answers`."""
+        rows = zip(self.objects, self.answers.to_numpy(), strict=True)
+        found = [[bool(_mention(new).search(said)) for said in row] for new, row in rows]
+        return pd.DataFrame(found, self.answers.index, self.answers.columns)
+
+    def changed(self) -> pd.DataFrame:
+        """Whether it is a neighbour, and begins with another word than before editing, laid out as :attr:`answers`."""
+        words = self.answers.map(lambda said: (re.findall(r"\w+", said.lower()) or [""])[0])
+        return words.ne(words["before"], axis=0) & (self.kinds == "neighbour")[:, None]
+
+
+def _mention(target: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(target)}(?!\w)", re.IGNORECASE)
+
+
+class _Line:
+    """Edits by one editor, one after another; more can follow without making the earlier ones again."""
+
+    def __init__(self, model: Model, editor: Editor):
+        self.model, self.editor, self.label = model, editor, entry(editor.name).label
+        self.done: list[Request] = []
+        self.keys: list[Mapping[int, Tensor]] = []
+        self.weights = self.original = {layer: model.weight(layer).clone() for layer in editor.layers}
+
+    @contextmanager
+    def edited(self, requests: Sequence[Request], tell: Callable[[str], None]) -> Iterator[dict[int, float]]:
+        """The model with these edits inside the block, and as it was afterwards. Yields how far the weights moved."""
+        model, editor, original = self.model, self.editor, self.original
+        state = editor.prepare(model)  # anew each time: it takes a second, and much memory
+        for keys in self.keys:
+            editor.remember(state, keys)
+        with model.preserved(editor.layers):
+            model.edit_in_float32(editor.layers)
+            for layer, weight in self.weights.items():
+                model.weight(layer).copy_(weight)
+            for number, request in enumerate(requests[len(self.done) :], len(self.done) + 1):
+                tell(f"{self.label}: edit {number} of {len(requests)} …")
+                keys = editor.edit(model, [request], state, Timer()).keys
+                editor.remember(state, keys)
+                self.keys.append(keys)
+                self.done.append(request)
+                self.weights = {layer: model.weight(layer).clone() for layer in editor.layers}
+            editor.finish(model, original)
+            moved = {layer: model.weight(layer).float() - old.float() for layer, old in original.items()}
+            yield {layer: (moved[layer].norm() / old.float().norm()).item() for layer, old in original.items()}
 
 
 def compare(
     model: Model,
     records: Sequence[Record],
-    plain: str = "memit",
+    variant: str = "memit_blue",
     *,
     factor: float = 1.0,
-    tell: Callable[[str], None] = lambda message: None,
+    tell: Callable[[str, float], None] = lambda message, share: None,
+    kept: dict[tuple[str, float], _Line] | None = None,
 ) -> Comparison:
-    """Make the same edits, one after another, with an editor and with its BLUE variant, and look at each.
+    """Make the same edits, one after another, with an editor and with its variant, and ask the model each time.
 
     Args:
         model: unedited; it is so again afterwards.
-        records: the edits, of the ``counterfact`` kind.
-        plain: the editor, see :func:`methods`.
+        records: the edits. Of the last one, paraphrases, questions (in chat) and the first neighbours are asked.
+        variant: the variant, see :func:`variants`; the plain method stands beside it.
         factor: λ of both as a multiple of its configured value.
-        tell: called with what is being done.
+        tell: called with what is being done, and the share of all that is done, in [0, 1].
+        kept: filled with what the next call can go on from, if it only adds edits.
 
     Raises:
-        ValueError: for no records, or a factor that is not above 0.
+        ValueError: for no records, an editor that is no variant, a factor that is not above 0, a new object that the
+            model says already, or a prompt longer than the model's context.
         ArithmeticError: if a target diverges or a matrix cannot be factored.
     """
     if not records:
         raise ValueError("there is nothing to edit yet")
     if not factor > 0:
         raise ValueError(f"λ must be above 0; {factor} times the configured one was asked for")
-    questions = tuple(_questions(records))
-    states = [_look(model, "before", records[-1], questions)]
-    for name in (plain, VARIANTS["blue"].name_of(plain)):
-        tell(f"Editing with {entry(name).label} …")
-        editor = scaled(get_composition(name, model), factor)
-        with edited(model, records, editor, batch_size=1) as run:
-            state = _look(model, entry(name).label, records[-1], questions)
-            changes = state.weight_change | run.weight_change()
-            states.append(replace(state, weight_change=changes, weight=_weight(editor)[1]))
-    before, one, other = states
-    return Comparison(tuple(records), questions, (before, one, other))
+    if not entry(variant).plain:
+        known = ", ".join(row.name for rows in variants().values() for row in rows)
+        raise ValueError(f"{variant!r} is no variant of a method; known: {known}")
+    requests, last = [record.request for record in records], records[-1]
+    index, objects, asked = _questions(model, records)
+    kept = {} if kept is None else kept
+    before = dict(kept)
+    kept.clear()
+    for key in ((entry(variant).plain, factor), (variant, factor)):
+        line = before.get(key)
+        if line is None or line.done != requests[: len(line.done)]:
+            line = _Line(model, scaled(get_composition(key[0], model), factor))
+        kept[key] = line
+    lines = list(kept.values())
+    steps = 3 + sum(len(requests) - len(line.done) for line in lines)
+    shares = iter(step / steps for step in range(steps))
+    answers, next_token = {}, {}
+
+    def step(message: str) -> None:
+        tell(message, next(shares))
+
+    def look(state: str) -> None:
+        step(f"{state}: asking {len(asked)} questions …")
+        answers[state] = answer(model, asked, tokens=TOKENS, stops="\n")
+        with torch.no_grad():
+            next_token[state] = next_token_log_probs(model, [last.request.text])[0].exp().cpu()
+
+    look("before")
+    if (said := _mention(last.target_new).search(answers["before"][0])) and not said.start():
+        raise ValueError(f"“{last.target_new}” is what {model.name} says already; give another object.")
+    weights, changes = {line.label: _weight(line.editor)[1] for line in lines}, {}
+    for line in lines:
+        with line.edited(requests, step) as changes[line.label]:
+            look(line.label)
+    return Comparison(tuple(records), pd.DataFrame(answers, index), objects, next_token, weights, changes)
 
 
 def scaled(editor: Editor, factor: float) -> Editor:
@@ -139,198 +203,166 @@ def _weight(editor: Editor) -> tuple[str, float]:
     return name, getattr(editor.solver, name)
 
 
-def _questions(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
+def _questions(model: Model, records: Sequence[Record]) -> tuple[pd.Index, tuple[str, ...], list[str]]:
+    """The kind and the prompt of each question, its new object, and what the model reads."""
     *earlier, last = records
-    new, true = last.target_new, _true_object(last)
-    return [
-        ("rewrite", last.request.text, new, true),
-        *(("paraphrase", prompt, new, true) for prompt in last.paraphrases),
-        *(("neighbour", probe.prompt, new, probe.answer) for probe in last.locality if probe.answer is not None),
-        *(("earlier edit", record.request.text, record.target_new, _true_object(record)) for record in earlier),
+    front, behind = chat_frame(model.tokenizer) if model.tokenizer.chat_template else ("", "")
+    turns = (last.questions or (last.request.text,)) if behind else ()
+    rows = [
+        ("prompt", last.request.text),
+        *(("paraphrase", prompt) for prompt in last.paraphrases),
+        *(("in chat", prompt) for prompt in turns),
+        *(("neighbour", probe.prompt) for probe in last.locality[:NEIGHBOURS]),
     ]
+    objects = (last.target_new,) * len(rows) + tuple(record.target_new for record in earlier)
+    rows += [("earlier edit", record.request.text) for record in earlier]
+    asked = [front + prompt + behind if kind == "in chat" else prompt for kind, prompt in rows]
+    return pd.MultiIndex.from_tuples(rows, names=["kind", "prompt"]), objects, asked
 
 
-def _true_object(record: Record) -> str:
-    if record.target_true is None:
-        raise ValueError(
-            f"record {record.case_id} has no true object, which the new one is compared with; choose a "
-            "dataset in CounterFact's form"
-        )
-    return record.target_true
+# --- what is shown -----------------------------------------------------------------
 
 
-@torch.no_grad()
-def _look(model: Model, name: str, record: Record, questions: Sequence[tuple[str, str, str, str]]) -> State:
-    pairs = [(prompt, target) for _, prompt, new, true in questions for target in (new, true)]
-    scores = [score.log_prob for score in score_targets(model, pairs)]
-    margins = tuple(new - true for new, true in zip(scores[0::2], scores[1::2], strict=True))
-    next_token = next_token_log_probs(model, [record.request.text])[0].exp().cpu()
-    return State(name, next_token, margins, dict.fromkeys(range(model.n_layers), 0.0))
+def summary(comparison: Comparison) -> str:
+    """A sentence for each method, as HTML: does the edit hold, what follows it, how many neighbours changed."""
+    kinds, found = comparison.kinds, comparison.holds()
+    others = kinds == "neighbour"
+    found.loc[others] = comparison.changed().loc[others].to_numpy()
+    lines = []
+    for name in comparison.weights:
+        counts = found[name].groupby(kinds.map(_COUNTED), sort=False).agg(lambda hits: f"{hits.sum()} of {len(hits)}")
+        told = [f"{count} {what}" for what, count in counts.items() if what]
+        holds = "holds" if found[name].iloc[0] else "does <b>not</b> hold"
+        lines.append(f"<b>{escape(name)}</b>: {', '.join([f'the edit {holds}', *told])}.")
+    return "<br>".join(lines)
 
 
-# --- requests ----------------------------------------------------------------------
+_COUNTED = {
+    "prompt": "",
+    "paraphrase": "paraphrases follow",
+    "in chat": "answers in chat follow",
+    "neighbour": "neighbours changed",
+    "earlier edit": "earlier edits still hold",
+}
 
 
-def find_record(records: Sequence[Record], subject: str) -> Record:
-    """The record about a subject.
-
-    Raises:
-        ValueError: if there is none; the message suggests subjects that are spelt alike.
-    """
-    subject = subject.strip()
-    if not subject:
-        raise ValueError("The subject is empty: pick one from the list, or type its name.")
-    for record in records:
-        if record.subject == subject:
-            return record
-    close = get_close_matches(subject, [record.subject for record in records], n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(close)}?" if close else " The list of the field shows whom it knows."
-    raise ValueError(f"No record is about “{subject}”, so there is nothing to compare with.{hint}")
+def answers_table(comparison: Comparison) -> str:
+    """What the model says, as HTML: the new object in bold, and neighbours that changed marked."""
+    table, changed = comparison.answers.map(escape), comparison.changed()
+    for row, new in enumerate(comparison.objects):
+        for column, said in enumerate(table.iloc[row]):
+            said = _mention(escape(new)).sub(r"<b>\g<0></b>", said)
+            table.iat[row, column] = f"<mark>≠ {said}</mark>" if changed.iat[row, column] else said
+    table.index = pd.MultiIndex.from_tuples([(kind, escape(prompt)) for kind, prompt in table.index])
+    html = table.to_html(escape=False, border=0)
+    return f"<style>{_LOOKS}</style>{html}<p>{_LEGEND}</p>"
 
 
-def requested(record: Record, prompt: str, target_new: str) -> Record:
-    """A record with another wording of its prompt and another new object.
-
-    Args:
-        record: what is known about the subject.
-        prompt: a full prompt that mentions the subject; the object is to follow it.
-        target_new: the new object.
-
-    Raises:
-        ValueError: if the object is empty or the true one, or the prompt does not mention the subject.
-    """
-    prompt, target_new = prompt.strip(), target_new.strip()
-    if not target_new:
-        raise ValueError("The new object is empty: what should the model say in future?")
-    if target_new == record.target_true:
-        raise ValueError(f"“{target_new}” is what the model says already; give another object.")
-    if record.subject not in prompt:
-        raise ValueError(
-            f"The prompt does not mention the subject “{record.subject}”: it has to, letter for letter, "
-            "for the edit is made where the subject's last token is read."
-        )
-    template = put_subject_out(prompt, record.subject, record.case_id, "prompt")
-    return replace(record, prompt=template, target_new=target_new)
-
-
-# --- the picture -------------------------------------------------------------------
+_LOOKS = (
+    ".bluelib-edit-page th, .bluelib-edit-page td { border-bottom: 1px solid #ccc; padding: 2px 8px; "
+    "text-align: left; vertical-align: top; line-height: 1.35; font-weight: normal } mark { background: #ffe9a8 }"
+)
+_LEGEND = (
+    "<b>Bold</b>: the new object. <mark>≠</mark>: a neighbour whose answer begins with another word than before. "
+    f"In the picture: <span style='color:{SKY}'>■</span> what came first before the edit, "
+    f"<span style='color:{VERMILION}'>■</span> the new object."
+)
 
 
 def plot_comparison(model: Model, comparison: Comparison) -> Figure:
-    """Next tokens before and after; the margin of every question in each state; where the weights moved.
+    """The most probable next tokens before and after, and where the weights moved.
 
     Args:
-        model: for its tokenizer, its layers and its name.
+        model: for its tokenizer and its name.
         comparison: see :func:`compare`.
     """
-    record = comparison.records[-1]
-    rows = 0.24 * len(comparison.questions)
+    last = comparison.records[-1]
     with style():
-        figure = plt.figure(figsize=(10, 4.6 + rows), layout="constrained")
-        parts: Any = figure.subfigures(3, 1, height_ratios=[2.2, 0.8 + rows, 1.5])
-        top, middle, bottom = parts
-        _next_tokens(top, model, comparison)
-        _margins(middle.subplots(), comparison)
-        _changes(bottom.subplots(), comparison)
-        edits = "1 edit" if len(comparison.records) == 1 else f"{len(comparison.records)} edits, the last one"
-        figure.suptitle(f"{model.name}, {edits}: {record.request.text} … {record.target_true} → {record.target_new}")
+        figure = plt.figure(figsize=(10, 4.2), layout="constrained")
+        parts: Any = figure.subfigures(2, 1, height_ratios=[2.4, 1.3])
+        _next_tokens(parts[0], model, comparison)
+        _changes(parts[1].subplots(), comparison)
+        figure.suptitle(f"{model.name}: {last.request.text} … {last.target_new}")
         return figure
 
 
 def _next_tokens(figure: Any, model: Model, comparison: Comparison) -> None:
-    likely = {int(t): None for state in comparison.states for t in state.next_token.topk(4).indices}
-    _, asked, *objects = comparison.questions[0]
-    first_new, first_true = (encode_answer(model.tokenizer, asked, target)[0] for target in objects)
-    tokens = sorted(likely, key=lambda token: -comparison.states[0].next_token[token])
-    labels = [model.tokenizer.decode([token]).strip() or "␣" for token in tokens]
-    colours = [VERMILION if t == first_new else SKY if t == first_true else GREY for t in tokens]
+    tokens = list(dict.fromkeys(int(t) for p in comparison.next_token.values() for t in p.topk(3).indices))
+    last = comparison.records[-1]
+    new = encode_answer(model.tokenizer, last.request.text, last.target_new)[0]
+    colours = {tokens[0]: SKY, new: VERMILION}
     axes = figure.subplots(1, 3, sharey=True)
-    for axis, state in zip(axes, comparison.states, strict=True):
-        axis.barh(range(len(tokens)), state.next_token[tokens].numpy(), color=colours)
-        weight = "" if state.weight is None else f", λ = {state.weight:g}"
-        axis.set(xlim=(0, 1), title=f"{state.name}{weight}", xlabel="probability of the next token")
-        axis.set_yticks(range(len(tokens)), labels)
-    axis.invert_yaxis()
-
-
-def _margins(axis: Axes, comparison: Comparison) -> None:
-    kinds, prompts, *_ = zip(*comparison.questions, strict=True)
-    places = np.arange(len(prompts))
-    _, plain, blue = comparison.states
-    colour = labelled(plain.name).colour
-    looks = ((GREY, "|", GREY, 12), (colour, "o", "white", 7), (colour, "o", colour, 7))
-    for state, (edge, marker, face, size) in zip(comparison.states, looks, strict=True):
-        axis.plot(
-            state.margins,
-            places,
-            marker,
-            markeredgecolor=edge,
-            markerfacecolor=face,
-            markersize=size,
-            linestyle="none",
-            label=state.name,
-        )
-    axis.axvline(0, color="black", linewidth=1)
-    axis.set_yticks(
-        places, [f"{kind}: {_short(prompt)}" for kind, prompt in zip(kinds, prompts, strict=True)], fontsize=8
-    )
-    axis.invert_yaxis()
-    axis.set(xlabel="log P(new object) − log P(true object): to the right of 0 the new object is preferred")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    for label, kind, *margins in zip(axis.get_yticklabels(), kinds, plain.margins, blue.margins, strict=True):
-        moved = kind == "neighbour" and max(margins) > 0
-        label.set_color("#B00020" if moved else "black")
+    for axis, (name, p) in zip(axes, comparison.next_token.items(), strict=True):
+        axis.barh(range(len(tokens)), p[tokens].numpy(), color=[colours.get(token, GREY) for token in tokens])
+        title = f"{name}, λ = {comparison.weights[name]:g}" if name in comparison.weights else name
+        axis.set(xlim=(0, 1), title=title, xlabel="probability of the next token")
+        axis.set_yticks(range(len(tokens)), [model.tokenizer.decode([token]).strip() or "␣" for token in tokens])
+    axes[0].invert_yaxis()
 
 
 def _changes(axis: Axes, comparison: Comparison) -> None:
-    changes = 100 * pd.DataFrame({state.name: state.weight_change for state in comparison.states[1:]}).T
-    told = changes.map(lambda change: f"{change:,.0f}" if change >= 10 else f"{change:.1g}")
+    changes = 100 * pd.DataFrame(comparison.changes).T
     sns.heatmap(
         changes,
-        mask=changes == 0,
-        annot=told,
+        mask=~(changes > 0),
+        annot=changes.map(lambda change: f"{change:,.0f}" if change >= 10 else f"{change:.1g}"),
         fmt="",
         cmap="Blues",
         norm=LogNorm(),
         cbar=False,
         ax=axis,
         linewidths=1,
-        annot_kws={"fontsize": 7} if changes.shape[1] > 16 else None,
     )
     axis.set(title="how far the weights moved, ‖W − W₀‖ / ‖W₀‖ (%); empty: not touched", xlabel="layer")
     axis.tick_params(axis="y", rotation=0)
     axis.grid(False)
 
 
-def _short(text: str, limit: int = 64) -> str:
-    return text if len(text) <= limit else f"…{text[1 - limit :]}"
-
-
 # --- the page ----------------------------------------------------------------------
 
 
-class EditPage(widgets.VBox):
-    """The page as one widget: fields for the request, the method and λ; buttons; a message; the picture.
+def find_record(records: Sequence[Record], subject: str) -> Record:
+    """The first record about a subject.
 
-    Each press of *Edit* makes all edits of the list anew, in their order, with the method and the λ that are chosen;
-    an edit of a subject that is in the list already replaces that one. *Undo* takes the last press back.
+    Raises:
+        ValueError: if there is none; the message suggests subjects that are spelt alike.
+    """
+    for record in records:
+        if record.subject == subject:
+            return record
+    close = get_close_matches(subject, [record.subject for record in records], n=3, cutoff=0.7)
+    raise ValueError(f"No record is about “{subject}”." + f" Did you mean {' or '.join(close)}?" * bool(close))
+
+
+class EditPage(widgets.VBox):
+    """The page as one widget: fields for the request, the method and λ; buttons; a message; the answers; the picture.
+
+    Each press of *Edit* adds an edit to the list; it takes the place of one with the same prompt. All are made in their
+    order with the method and the λ that are chosen. *Undo* takes the last press back.
 
     Args:
         model: the model to edit, unedited.
-        records: what it may be asked, of the ``counterfact`` kind: paraphrases and neighbours come from here.
+        records: facts that fill the fields when their subject is picked.
         subject, target_new: what stands in the fields at first.
+        editor: the variant that is chosen at first.
 
     Raises:
-        ValueError: for records that name no true object to compare with.
+        ValueError: for an editor that is no variant.
     """
 
-    def __init__(self, model: Model, records: Sequence[Record], *, subject: str = "", target_new: str = ""):
-        for record in records:
-            _true_object(record)
+    def __init__(
+        self,
+        model: Model,
+        records: Sequence[Record],
+        *,
+        subject: str = "",
+        target_new: str = "",
+        editor: str = "memit_blue",
+    ):
         self.model, self.records = model, list(records)
-        self._presses: list[tuple[tuple[Record, ...], str, bytes]] = []
-        wide = widgets.Layout(width="95%")
-        about = {"style": {"description_width": "90px"}, "layout": wide}
+        self._presses: list[tuple[tuple[Record, ...], str, str, bytes]] = []
+        self._kept: dict[tuple[str, float], _Line] = {}
+        about = {"style": {"description_width": "90px"}, "layout": widgets.Layout(width="95%")}
         self.subject = widgets.Combobox(
             description="Subject",
             options=sorted({r.subject for r in records}),
@@ -340,35 +372,39 @@ class EditPage(widgets.VBox):
         )
         self.prompt = widgets.Text(description="Prompt", placeholder="a prompt that mentions the subject", **about)
         self.target = widgets.Combobox(description="New object", placeholder="what should come next", **about)
-        self.method = widgets.Dropdown(description="Method", options=list(methods()), **about)
+        self.paraphrases, self.questions, self.neighbours = self.lists = [
+            widgets.Textarea(description=name, placeholder=f"{what}, one a line", rows=rows, **about)
+            for name, what, rows in (
+                ("Paraphrases", "the same in other words", 2),
+                ("In chat", "the same as a question", 2),
+                ("Neighbours", "prompts about other subjects", NEIGHBOURS),
+            )
+        ]
+        more = widgets.Accordion([widgets.VBox(self.lists)], titles=("What else to ask",), layout=about["layout"])
+        self.method = widgets.Dropdown(description="Method", options=list(variants()), **about)
+        self.variant = widgets.Dropdown(description="Variant", **about)
         self.factor = widgets.FloatLogSlider(
             description="λ ×", value=1.0, base=10, min=-2, max=2, step=0.25, readout_format=".3g", **about
         )
         self.edit = widgets.Button(description="Edit", button_style="primary", icon="pencil")
         self.undo = widgets.Button(description="Undo", icon="undo", disabled=True)
         self.reset = widgets.Button(description="Start over", icon="trash", disabled=True)
-        self.message = widgets.HTML()
-        self.edits = widgets.HTML()
+        self.buttons = [self.edit, self.undo, self.reset]
+        self.progress = widgets.FloatProgress(max=1.0, layout=widgets.Layout(width="95%", display="none"))
+        self.message, self.edits, self.answers = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", display="none"))
-        self.subject.observe(lambda change: self._show_problem(self._fill), names="value")
-        self.edit.on_click(lambda button: self._show_problem(self._press_edit))
+        self.subject.observe(lambda change: self._fill(), names="value")
+        self.method.observe(lambda change: self._show_variants(), names="value")
+        self.edit.on_click(lambda button: self._press_edit())
         self.undo.on_click(lambda button: self._go_back(len(self._presses) - 1))
         self.reset.on_click(lambda button: self._go_back(0))
-        super().__init__(
-            [
-                self.subject,
-                self.prompt,
-                self.target,
-                self.method,
-                self.factor,
-                widgets.HBox([self.edit, self.undo, self.reset]),
-                self.message,
-                self.edits,
-                self.picture,
-            ],
-            layout=widgets.Layout(max_width="1000px"),
-        )
+        fields = (self.subject, self.prompt, self.target, more, self.method, self.variant, self.factor)
+        shown = (self.progress, self.message, self.edits, self.answers, self.picture)
+        super().__init__([*fields, widgets.HBox(self.buttons), *shown], layout=widgets.Layout(max_width="1100px"))
         self.add_class("bluelib-edit-page")
+        self.method.value = entry(entry(editor).plain).label
+        self._show_variants()
+        self.variant.value = editor
         self.subject.value = subject
         self.target.value = target_new or self.target.value
 
@@ -376,50 +412,75 @@ class EditPage(widgets.VBox):
         """What is shown where there is no kernel behind a notebook."""
         return "An interactive page: open this notebook in JupyterLab or Voilà to use it."
 
-    def _show_problem(self, action: Callable[[], None]) -> None:
-        """Run an action; input that cannot be used is explained on the page."""
-        try:
-            action()
-        except (ValueError, ArithmeticError) as error:
-            self._say(f'<div role="alert" style="color:#B00020">⚠ {escape(str(error))}</div>')
+    def request(self) -> Record:
+        """The edit that the fields describe.
 
-    def _say(self, html: str) -> None:
-        self.message.value = html
+        Raises:
+            ValueError: if the subject or the object is empty, or the prompt does not mention the subject.
+        """
+        prompt, subject, target_new = (box.value.strip() for box in (self.prompt, self.subject, self.target))
+        if not subject:
+            raise ValueError("The subject is empty: pick one from the list, or type its name.")
+        if not target_new:
+            raise ValueError("The new object is empty: what should the model say in future?")
+        if subject not in prompt:
+            raise ValueError(
+                f"The prompt does not mention the subject “{subject}”: it has to, letter for letter, "
+                "for the edit is made where the subject's last token is read."
+            )
+        template = put_subject_out(prompt, subject, "typed", "prompt")
+        paraphrases, questions, neighbours = (
+            tuple(line for line in box.value.splitlines() if line.strip()) for box in self.lists
+        )
+        return Record(
+            *("typed", "counterfact", template, subject, target_new, None),
+            paraphrases=paraphrases,
+            questions=questions,
+            locality=tuple(map(Probe, neighbours)),
+        )
+
+    def _show_variants(self) -> None:
+        self.variant.options = [(row.label, row.name) for row in variants()[self.method.value]]
+
+    def _say(self, html: str, share: float = 0.0) -> None:
+        self.message.value, self.progress.value = f'<div role="status">{html}</div>', share
 
     def _fill(self) -> None:
-        """A subject was chosen: take its record's prompt and object, and ask the model."""
-        record = find_record(self.records, self.subject.value)
-        self.prompt.value = record.request.text
-        self.target.options = sorted(
-            {target for r in self.records if r.relation == record.relation for target in (r.target_new, r.target_true)}
-        )
-        self.target.value = record.target_new
-        answers = ", ".join(
-            f"{escape(token.strip())} ({p:.0%})" for token, p in top_tokens(self.model, record.request.text, 3)
-        )
-        self._say(f'<div role="status">Unedited, {escape(self.model.name)} goes on with: <b>{answers}</b></div>')
+        """A subject was chosen: take its record's texts, or none."""
+        texts: list[Sequence[str]] = [(), (), ()]
+        try:
+            record = find_record(self.records, self.subject.value.strip())
+            texts = [record.paraphrases, record.questions, [probe.prompt for probe in record.locality[:NEIGHBOURS]]]
+            alike = [r for r in self.records if r.relation == record.relation]
+            self.target.options = sorted({text for r in alike for text in (r.target_new, r.target_true) if text})
+            self.prompt.value, self.target.value = record.request.text, record.target_new
+            (said,) = answer(self.model, [record.request.text], tokens=TOKENS, stops="\n")
+            self._say(f"Unedited, {escape(self.model.name)} goes on with: <b>{escape(said)}</b>")
+        except ValueError as error:
+            self._say(f"{escape(str(error))} Write a prompt about it, and what the model should say.")
+        for box, lines in zip(self.lists, texts, strict=True):
+            box.value = "\n".join(lines)
 
     def _press_edit(self) -> None:
-        record = requested(find_record(self.records, self.subject.value), self.prompt.value, self.target.value)
-        records = (*(r for r in self._edits() if r.subject != record.subject), record)
-        if len(records) > MAX_EDITS:
-            raise ValueError(f"This page makes {MAX_EDITS} edits at most; undo some, or start over.")
-        buttons = (self.edit, self.undo, self.reset)
+        """Make the edit; input that cannot be used is explained on the page."""
         try:
-            for button in buttons:
+            record = self.request()
+            records = (*(r for r in self._edits() if r.request.text != record.request.text), record)
+            if len(records) > MAX_EDITS:
+                raise ValueError(f"This page makes {MAX_EDITS} edits at most; undo some, or start over.")
+            for button in self.buttons:
                 button.disabled = True
-            comparison = compare(
-                self.model,
-                records,
-                methods()[self.method.value],
-                factor=self.factor.value,
-                tell=lambda text: self._say(f'<div role="status">{escape(text)}</div>'),
-            )
-            self._presses.append((records, summary(comparison), _png(plot_comparison(self.model, comparison))))
+            self.progress.layout.display = ""
+            how: dict[str, Any] = {"factor": self.factor.value, "tell": self._say, "kept": self._kept}
+            comparison = compare(self.model, records, self.variant.value, **how)
+            picture = _png(plot_comparison(self.model, comparison))
+            self._presses.append((records, summary(comparison), answers_table(comparison), picture))
+            self._show()
+        except (ValueError, ArithmeticError) as error:
+            self.message.value = f'<div role="alert" style="color:#B00020">⚠ {escape(str(error))}</div>'
         finally:
-            self.edit.disabled = False
+            self.progress.layout.display = "none"
             self._show_buttons()
-        self._show()
 
     def _edits(self) -> tuple[Record, ...]:
         return self._presses[-1][0] if self._presses else ()
@@ -430,34 +491,15 @@ class EditPage(widgets.VBox):
         self._show()
 
     def _show_buttons(self) -> None:
-        self.undo.disabled = self.reset.disabled = not self._presses
+        self.edit.disabled, self.undo.disabled, self.reset.disabled = False, not self._presses, not self._presses
 
     def _show(self) -> None:
-        records, text, picture = self._presses[-1] if self._presses else ((), "The model is unedited.", b"")
+        nothing = ((), "The model is unedited.", "", b"")
+        records, text, self.answers.value, picture = self._presses[-1] if self._presses else nothing
         items = "".join(f"<li>{escape(r.request.text)} <b>{escape(r.target_new)}</b></li>" for r in records)
         self.edits.value = f"Edits, in their order:<ol>{items}</ol>" if items else ""
         self.picture.value, self.picture.layout.display = picture, "" if picture else "none"
-        self._say(f'<div role="status">{text}</div>')
-
-
-def summary(comparison: Comparison) -> str:
-    """A sentence for each method, as HTML: does the edit hold, do paraphrases follow, how many neighbours moved."""
-    table = comparison.table()
-    lines = []
-    for state in comparison.states[1:]:
-        follows = (table[state.name] > 0).groupby(table.kind).agg(["sum", "count"])
-        counts = {kind: f"{row['sum']} of {row['count']}" for kind, row in follows.iterrows()}
-        holds = "holds" if follows.loc["rewrite", "sum"] else "does <b>not</b> hold"
-        parts = [f"the edit {holds}"]
-        for kind, text in (
-            ("paraphrase", "paraphrases follow"),
-            ("neighbour", "neighbours moved along"),
-            ("earlier edit", "earlier edits still hold"),
-        ):
-            if kind in counts:
-                parts.append(f"{counts[kind]} {text}")
-        lines.append(f"<b>{escape(state.name)}</b>: {', '.join(parts)}.")
-    return "<br>".join(lines)
+        self._say(text)
 
 
 def _png(figure: Figure) -> bytes:

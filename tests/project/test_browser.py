@@ -82,7 +82,7 @@ def lab(tmp_path_factory, real_model):
 
 
 @pytest.fixture(scope="module")
-def voila(tmp_path_factory):
+def voila(tmp_path_factory, real_model):
     yield from serve(
         tmp_path_factory.mktemp("voila"), "/voila/static/style.css", "voila", "notebooks/demo_edit_a_fact.ipynb"
     )
@@ -101,9 +101,10 @@ def page(browser):
     assert not errors
 
 
-def shoot(page, name: str) -> None:
+def shoot(what, name: str) -> None:
+    """Keep a picture of a page, or of an element of it."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    what.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
 #: The open notebook's code cells, as they are in JupyterLab's model: those out of sight are not in the page.
@@ -162,43 +163,46 @@ def press(page, button: str) -> None:
 
 
 def click_through(page, name: str) -> None:
-    """The demo as a visitor has it: edit, be told what is wrong, edit another subject, undo."""
-    message = ".bluelib-edit-page [role=status]"
-    page.wait_for_selector(f"{message}:has-text('Paris')")
+    """The demo as a visitor has it: edit, be told what is wrong, edit a subject of one's own, undo."""
+    message, problem = ".bluelib-edit-page [role=status]", ".bluelib-edit-page [role=alert]"
+    page.wait_for_selector(f"{message}:has-text('Spanish')", timeout=4 * PATIENCE)
     shoot(page, f"{name}_before")
     press(page, "Edit")
-    page.wait_for_selector(f"{message}:has-text('MEMIT_BLUE: the edit holds')")
+    page.wait_for_selector(f"{message}:has-text('MEMIT: edit 1 of 1')")
+    shoot(page, f"{name}_during")
+    page.wait_for_selector(f"{message}:has-text('MEMIT_BLUE: the edit holds')", timeout=4 * PATIENCE)
+    table = page.locator(".bluelib-edit-page table")
+    assert table.locator("tr").count() == 10 and table.locator("b:has-text('Polish')").count() > 4
     picture = page.locator(".bluelib-edit-page img")
     picture.wait_for(state="visible")
     page.wait_for_function("() => document.querySelector('.bluelib-edit-page img').naturalWidth > 900")
-    picture.scroll_into_view_if_needed()
-    shoot(page, f"{name}_after")
+    page.set_viewport_size({"width": 1300, "height": 1550})  # all of it
+    shoot(page.locator(".bluelib-edit-page"), f"{name}_after")
 
-    problem = ".bluelib-edit-page [role=alert]"
-    fill(page, "Subject", "Eifel Tower")
-    page.wait_for_selector(f"{problem}:has-text('Did you mean Eiffel Tower')")
-    fill(page, "Subject", "Tower Bridge")
-    page.wait_for_selector(f"{message}:has-text('London')")
+    fill(page, "Subject", "Nicaragu")
+    page.wait_for_selector(f"{message}:has-text('Did you mean Nicaragua')")
+    fill(page, "Subject", "Wales")
+    page.wait_for_selector(f"{message}:has-text('No record is about “Wales”')")
     fill(page, "New object", " ")
     press(page, "Edit")
     page.wait_for_selector(f"{problem}:has-text('The new object is empty')")
     fill(page, "New object", "Oslo")
-    fill(page, "Prompt", "The bridge is in")
     press(page, "Edit")
-    page.wait_for_selector(f"{problem}:has-text('does not mention the subject “Tower Bridge”')")
-    fill(page, "Prompt", "Tower Bridge is in")
+    page.wait_for_selector(f"{problem}:has-text('does not mention the subject “Wales”')")
+    fill(page, "Prompt", "The capital of Wales is")
     press(page, "Edit")
-    page.wait_for_selector(f"{message}:has-text('1 of 1 earlier edits still hold')")
+    page.wait_for_selector(f"{message}:has-text('1 of 1 earlier edits still hold')", timeout=4 * PATIENCE)
+    shoot(page, f"{name}_second")
     assert page.locator(".bluelib-edit-page li").count() == 2
     press(page, "Undo")
     page.wait_for_function("() => document.querySelectorAll('.bluelib-edit-page li').length == 1")
     press(page, "Undo")
     page.wait_for_selector(f"{message}:has-text('The model is unedited')")
-    assert not picture.is_visible()
+    assert not picture.is_visible() and not table.is_visible()
 
 
 def test_the_demo_is_a_page_of_its_own(voila, page):
-    page.goto(voila)
+    page.goto(voila, timeout=4 * PATIENCE)  # the whole notebook runs first
     click_through(page, "demo")
     assert page.locator(".jp-InputArea-editor").count() == 0, "no code on the page"
 
