@@ -74,6 +74,11 @@ def label_of_model(name: str) -> str:
     return DOWNLOADS[name].label if name in DOWNLOADS else name
 
 
+def short_label(name: str) -> str:
+    """A model's label without what stands behind a comma."""
+    return label_of_model(name).partition(",")[0]
+
+
 def known_models() -> tuple[str, ...]:
     """The names under which ``load_model`` finds a model without a path and without a hub."""
     return (*pocket_models(), *DOWNLOADS)

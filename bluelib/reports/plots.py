@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -20,7 +21,7 @@ from ..io.palette import GREY
 from ..io.writing import atomic_file
 from ..metrics.editing import METRICS, TEACHER_FORCED
 from ..metrics.intervals import share_interval
-from ..models.known import label_of_model
+from ..models.known import short_label
 from .published import benchmark, counterpart
 
 #: By how the marker of a variant is filled.
@@ -109,9 +110,9 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
                 label.set_horizontalalignment("right")
                 label.set_rotation_mode("anchor")
         figure.suptitle(
-            f"{label_of_model(first.model)} on {first.dataset} ({first.scale} scale): {first.edits} edits in batches "
-            f"of {first.batch_size}; bars: mean ± standard error\n◇ published at paper scale ({first.published_model}, "
-            "2,000 edits in batches of 100): compare the pattern, not the size",
+            f"{short_label(first.model)} on {benchmark(first.dataset)} ({first.scale} scale): {first.edits} edits in "
+            f"batches of {first.batch_size}; bars: mean ± standard error\n◇ published at paper scale "
+            f"({first.published_model}, 2,000 edits in batches of 100): compare the pattern, not the size",
             fontsize=10,
         )
         return figure
@@ -144,11 +145,11 @@ def plot_main(frame: pd.DataFrame) -> Figure:
                 _dumbbells(axis, rows, values)
                 axis.set(xlabel=UNITS[metric], ylabel="")
                 if metric == metrics[0]:
-                    axis.set_title(f"{label_of_model(model)}\n(published: {counterpart(model)})", fontsize=10)
+                    axis.set_title(f"{short_label(model)}\n(published: {counterpart(model)})", fontsize=10)
         axes[0, 0].set_yticks(range(len(rows)), rows)
-        axes[0, 0].invert_yaxis()
+        axes[0, 0].set_ylim(len(rows) - 0.4, -0.6)
         figure.suptitle(
-            f"{first.dataset} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, "
+            f"{benchmark(first.dataset)} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, "
             f"{first.seeds} {'seed' if first.seeds == 1 else 'seeds'}, mean ± standard error; ○ plain, "
             f"{_signs(frame)}, | before editing;\n"
             "grey: published at the paper scale (2,000 edits in batches of 100), to compare the pattern, not the size",
@@ -215,7 +216,7 @@ def plot_ways(frame: pd.DataFrame) -> Figure:
             handle.set(**labelled(name).face)
         figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
         figure.suptitle(
-            f"{label_of_model(first.model).partition(',')[0]} ({first.scale} scale), {benchmark(first.dataset)}: "
+            f"{short_label(first.model)} ({first.scale} scale), {benchmark(first.dataset)}: "
             f"{first.edits} edits in batches of {first.batch_size}; 95 % intervals",
             fontsize=10,
         )
@@ -275,9 +276,15 @@ def _dumbbells(axis: Axes, rows: Sequence[str], values: pd.DataFrame) -> None:
                 )
 
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
+#: Per cent of editing, or of specificity, below which a method is outside a picture that compares methods that work.
+EDITS = 40
+
+
 def plot_pareto(frame: pd.DataFrame) -> Figure:
     """Editing against preservation: the mean of efficacy and generalization against specificity, a row of panels per
-    dataset, a column per model; arrows lead from a plain method to its variants.
+    dataset, a column per model; arrows lead from a plain method to its variants. Methods that hardly edit, or leave
+    hardly anything, stand in words below, so that the others have room.
 
     Args:
         frame: see :func:`bluelib.reports.tables.main_frame`.
@@ -298,7 +305,7 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                 means, errors = (
                     chosen.pivot(index="method", columns="metric", values=value) for value in ("mean", "standard_error")
                 )
-                axis.set_title(f"{model}, {dataset}", fontsize=9)
+                axis.set_title(f"{short_label(model)}, {benchmark(dataset)}", fontsize=9)
                 axis.set(xlabel="specificity (%)")
                 if "specificity" not in means:  # its records have no neighbours
                     axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
@@ -307,7 +314,13 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                 x, y = means.specificity, sum(means[metric] for metric in editing) / len(editing)
                 # The two go together: no smaller than this.
                 spread = sum(errors[metric] for metric in editing) / len(editing)
+                far = _outside(x, y, _edited(chosen))
+                if far:
+                    words = [f"{method} {x[method]:.0f} | {y[method]:.0f}".replace(" ", NO_BREAK) for method in far]
+                    axis.set_xlabel("specificity (%)\n" + fill("outside: " + ", ".join(words), 46), fontsize=8)
                 for method in _edited(chosen):
+                    if method in far:
+                        continue
                     row, start = labelled(method), _plain(method)
                     colour, is_variant = row.colour, bool(row.variant)
                     axis.errorbar(
@@ -322,7 +335,7 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                         elinewidth=0.8,
                         label=None if is_variant else method,
                     )
-                    if is_variant and start in means.index:
+                    if is_variant and start in means.index and start not in far:
                         axis.annotate(
                             "",
                             (x[method], y[method]),
@@ -331,16 +344,30 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                         )
         for axis in axes[:, 0]:
             axis.set_ylabel("mean of efficacy and\ngeneralization (%)")
-        if any(axes[0, -1].get_legend_handles_labels()):
-            axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        handles = {
+            label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        if handles:
+            order = in_order(handles)
+            figure.legend([handles[name] for name in order], order, fontsize=8, loc="outside right center")
         variants = " or ".join(f"{kind.name.upper()} variant ({SIGNS[kind.fill]})" for kind in _variants(frame))
         figure.suptitle(
             f"{first.scale} scale, {first.edits} edits in batches of {first.batch_size}: arrows lead from "
             f"a plain method (○) to its {variants}; "
-            "up and right is better",
+            "up and right is better;\nbelow, specificity | editing of methods outside",
             fontsize=10,
         )
         return figure
+
+
+def _outside(x: pd.Series, y: pd.Series, methods: Sequence[str]) -> list[str]:
+    """The methods that would take the room of the others: those that hardly edit or leave hardly anything, and those
+    without a variant that lie far below the ones that have one."""
+    works = {method for method in methods if min(x[method], y[method]) >= EDITS}
+    compared = [m for m in works if labelled(m).variant or any(_plain(other) == m != other for other in works)]
+    if not compared:
+        return []
+    return [m for m in methods if m not in works or x[m] < x[compared].min() - 5 or y[m] < y[compared].min() - 5]
 
 
 def plot_forest(gains: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
@@ -356,7 +383,7 @@ def plot_forest(gains: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
     places = {row: place for place, row in enumerate(rows)}
     with style():
         figure, axes = plt.subplots(
-            1, 2, figsize=(9.5, 0.24 * len(rows) + 1.6), layout="constrained", sharey=True, squeeze=False
+            1, 2, figsize=(9.5, 0.24 * len(rows) + 1.8), layout="constrained", sharey=True, squeeze=False
         )
         for axis, (measure, words) in zip(axes.flat, measures.items(), strict=True):
             axis.axvline(0, color="black", linewidth=1)
@@ -380,8 +407,8 @@ def plot_forest(gains: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
                     axis.plot(
                         row.difference, place, marker, color=GREY, markerfacecolor="white", markersize=5, zorder=0
                     )
-            axis.set(xlabel=f"gain in {words}, points", ylim=(len(rows) - 0.4, -0.6))
-        labels = [f"{label_of_model(model)}, {dataset}: {other}" for model, dataset, other in rows]
+            axis.set(title=words, xlabel="gain, points", ylim=(len(rows) - 0.4, -0.6))
+        labels = [f"{short_label(model)}, {benchmark(dataset)}: {other}" for model, dataset, other in rows]
         axes[0, 0].set_yticks(range(len(rows)), labels, fontsize=8)
         figure.suptitle(
             "Variant less plain method, on the same records, with 95 % intervals;\n"
@@ -423,7 +450,7 @@ def plot_improvement(frame: pd.DataFrame, published_average: float, claimed: flo
             (published_average, ":", f"the published pairs, by this formula: {published_average:.1f} %"),
         ):
             axis.axvline(value, color=GREY, linestyle=line, label=words)
-        names = [f"{label_of_model(row.model)}, {row.dataset}: {row.method}" for row in settings.itertuples()]
+        names = [f"{short_label(row.model)}, {benchmark(row.dataset)}: {row.method}" for row in settings.itertuples()]
         axis.set_yticks([*range(len(settings)), bottom], [*names, "average (| median)"], fontsize=8)
         axis.set(xlabel="relative improvement of BLUE over plain, mean over metrics (%)", ylim=(bottom + 0.7, -0.7))
         axis.legend(fontsize=8, loc="lower right")

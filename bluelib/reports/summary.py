@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..editing.catalogue import VARIANTS, entry, in_order
 from ..io.formats import read_json
-from ..models.known import label_of_model
+from ..models.known import short_label
 from ..runs.grid import Grid
 from ..studies import STUDIES
 from .claims import MARKS, verdicts
@@ -60,7 +60,7 @@ def _share(grid: Grid, model: str, numbers: Mapping[str, Any], marks: Mapping[st
     theirs = theirs[theirs.layer == theirs.layer.min()].set_index("quantity").value
     return (
         f"- {_mark(marks, 'a distributed residual contributes')} **A share is not what a layer needs.** At the first "
-        f"critical layer of {_short(model)} MEMIT's share raises the new object's probability by "
+        f"critical layer of {short_label(model)} MEMIT's share raises the new object's probability by "
         f"{first['distributed']:.2f}, a residual of the layer's own by {first['direct']:.2f} (published for "
         f"{counterpart(model)}: {theirs['contribution_distributed']:.2f} and {theirs['contribution_direct']:.2f}). "
         f"The whole, undivided residual raises it by {first['undivided']:.2f}: the direction is wrong, not only the "
@@ -87,7 +87,7 @@ def _gain(scores: Mapping[str, Scores]) -> str:
             continue
         average = improvement(of_grid)[0].iloc[-1]
         models, datasets = (list(dict.fromkeys(names)) for names in zip(*of_grid, strict=True))
-        names = _short(models[0]) if len(models) == 1 else f"the {len(models)} pocket models"
+        names = short_label(models[0]) if len(models) == 1 else f"the {len(models)} pocket models"
         found.append(
             f"{average['points']:+.1f} points [{average['points_low']:+.1f}, {average['points_high']:+.1f}] on {names} "
             f"({', '.join(families(of_grid))}; {', '.join(map(benchmark, datasets))}), or "
@@ -126,7 +126,7 @@ def _asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     ]
     return (
         f"- **Likelihood is the mildest of questions.** Of {measured[0]['edits']} edits {ranges[0]} % succeed by "
-        f"likelihood; in chat {_short(measured[0]['model'])} names {ranges[1]} % of the new objects. How far next "
+        f"likelihood; in chat {short_label(measured[0]['model'])} names {ranges[1]} % of the new objects. How far next "
         f"tokens about other subjects move, D_KL in nats: {', '.join(moved)}."
     )
 
@@ -149,11 +149,6 @@ def reversals(found: Sequence[Any]) -> str:
     return f"- {MARKS['reversed here']} **Reversed here**: {'; '.join(texts)}." if texts else ""
 
 
-def _short(model: str) -> str:
-    """A model's label without what stands behind a comma."""
-    return label_of_model(model).partition(",")[0]
-
-
 def differences(scores: Mapping[str, Scores]) -> str:
     """Every variant less its plain method, a column for each model, the datasets weighing alike, as a Markdown table:
     in a cell, editing above specificity."""
@@ -171,7 +166,7 @@ def differences(scores: Mapping[str, Scores]) -> str:
             cells.setdefault(model, {})[other] = "<br>".join(lines)
     methods = in_order({method for of_model in cells.values() for method in of_model})
     rows = [[method, *(of_model.get(method, "–") for of_model in cells.values())] for method in methods]
-    return markdown_table("", rows, ["", *map(_short, cells)])
+    return markdown_table("", rows, ["", *map(short_label, cells)])
 
 
 def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:

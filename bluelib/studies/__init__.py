@@ -55,7 +55,7 @@ _ROWS = (
         "growth",
         "05_error_growth",
         {"edits": 100, "batch_size": 10, "largest": 400},
-        {"05_error_growth": "error_growth", "05_score_growth": "score_growth", "05_ablation": "pareto"},
+        {"05_error_growth": "error_growth", "05_score_growth": "score_growth", "05_ablation": "ablation"},
     ),
     Study(
         "capability",

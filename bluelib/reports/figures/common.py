@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ...editing.catalogue import entry
 from ...io.palette import BLUE, ORANGE
-from ...models.known import label_of_model
+from ...models.known import short_label
 
 Numbers = Mapping[str, Mapping[str, Any]]
 
@@ -28,7 +28,7 @@ def table(numbers: Mapping[str, Any], name: str) -> pd.DataFrame:
 
 def title(model: str, found: Mapping[str, Any]) -> str:
     """What a panel is called: its model, and the scale of its numbers, unless the name says it."""
-    label, scale = label_of_model(model).partition(",")[0], found["provenance"]["scale"]
+    label, scale = short_label(model), found["provenance"]["scale"]
     return label if label.startswith(scale) else f"{label} ({scale} scale)"
 
 

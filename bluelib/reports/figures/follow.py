@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ...editing.catalogue import entry, in_order, labelled
 from ...metrics.intervals import interval
-from ...models.known import label_of_model, scale_of
+from ...models.known import scale_of, short_label
 from ...studies.follow import followed
 from ..plots import keep, style
 from ..published import benchmark
@@ -77,7 +77,7 @@ def lengths(frame: pd.DataFrame) -> Figure:
 def _title(frame: pd.DataFrame) -> str:
     first = frame.iloc[0]
     return (
-        f"{label_of_model(first.model).partition(',')[0]} ({scale_of(first.model)} scale), batches of "
+        f"{short_label(first.model)} ({scale_of(first.model)} scale), batches of "
         f"{first.batch_size};\nup to {frame.n.max()} of the edits so far are scored; bands: 95 % over records"
     )
 
@@ -146,7 +146,7 @@ def frontiers(frame: pd.DataFrame, option: str) -> Figure:
         axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         first = frame.iloc[0]
         figure.suptitle(
-            f"{label_of_model(first.model).partition(',')[0]} ({scale_of(first.model)} scale): {first.length} edits in "
+            f"{short_label(first.model)} ({scale_of(first.model)} scale): {first.length} edits in "
             f"batches of {first.batch_size};\nlarger marks: larger {option}",
             fontsize=10,
         )

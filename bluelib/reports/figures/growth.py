@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ...editing.catalogue import entry
 from ...io.palette import GREEN, GREY, PURPLE, SKY, VERMILION
@@ -104,42 +105,39 @@ def score_growth(numbers: Numbers) -> Figure:
         return figure
 
 
-_FAMILIES: dict[str, tuple[str, str, float]] = {
-    "MEMIT": (DISTRIBUTED, "s", 1.0),
-    "BLUE: first and last layer": (DIRECT, "o", 1.0),
-    "another pair, direct": (SKY, "o", 0.45),
-    "one layer, direct": (GREEN, "^", 0.8),
-    "all layers, direct": (VERMILION, "D", 1.0),
-    "distributed, BLUE's settings": (PURPLE, "v", 1.0),
+#: The kinds of choices of layers, from top to bottom, with colour and marker.
+_FAMILIES = {
+    "BLUE: first and last layer": (DIRECT, "o"),
+    "all layers, direct": (VERMILION, "D"),
+    "another pair, direct": (SKY, "o"),
+    "one layer, direct": (GREEN, "^"),
+    "distributed, BLUE's settings": (PURPLE, "v"),
+    "MEMIT": (DISTRIBUTED, "s"),
 }
 
 
-def pareto(numbers: Numbers) -> Figure:
-    """The ablation: efficacy and generalization against specificity as λ varies, one line per choice of layers."""
+def ablation(numbers: Numbers) -> Figure:
+    """The ablation: each choice of layers less BLUE, at equal specificity, with 95 % intervals; hollow where BLUE's
+    specificity is not reached."""
+    first = table(next(iter(numbers.values())), "ablation_best")
+    rank = {family: place for place, family in enumerate(_FAMILIES)}
+    choices = first.sort_values("choice").sort_values("family", key=lambda column: column.map(rank), kind="stable")
     with style():
-        figure, axes = panels(numbers, 2, 3.4, width=4.6)
-        for column, found in enumerate(numbers.values()):
-            scores = table(found, "ablation")
-            for row, metric in enumerate(("efficacy", "generalization")):
-                axis = axes[row, column]
-                for family, rows in scores.groupby("family", sort=False):
-                    colour, marker, alpha = _FAMILIES[family]
-                    for name, line in rows.groupby("choice", sort=False):
-                        line = line.sort_values("mom2_update_weight")
-                        axis.plot(line.specificity, line[metric], color=colour, linewidth=0.9, alpha=alpha)
-                        sizes = [12 + 16 * i for i in range(len(line))]
-                        axis.scatter(
-                            line.specificity,
-                            line[metric],
-                            color=colour,
-                            marker=marker,
-                            s=sizes,
-                            alpha=alpha,
-                            label=family if name == rows.choice.iloc[0] else None,
-                            zorder=3 if alpha == 1 else 2,
-                        )
-                axis.set(
-                    xlabel="specificity (%); larger marks: larger λ", ylabel=f"{metric} (%)" if column == 0 else ""
-                )
-        axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        figure, axes = panels(numbers, 1, 0.24 * len(choices) + 1.4, width=3.6, sharey=True, sharex=True)
+        for axis, found in zip(axes[0], numbers.values(), strict=True):
+            best = table(found, "ablation_best").set_index("choice")
+            gaps = table(found, "ablation_differences").set_index("choice")
+            axis.axvline(0, color="black", linewidth=1)
+            for place, choice in enumerate(choices.choice):
+                gap, (colour, marker) = gaps.loc[choice], _FAMILIES[best.family[choice]]
+                face = colour if best.reached[choice] else "white"
+                axis.plot([gap.low, gap.high], [place, place], color=colour, linewidth=1.3)
+                axis.plot(gap["mean"], place, marker, color=colour, markerfacecolor=face)
+            axis.set_yticks(range(len(choices)), list(choices.choice), fontsize=8)
+            axis.set(xlabel="success less BLUE's, points", ylim=(len(choices) - 0.5, -0.5))
+        handles = [
+            Line2D([], [], color=colour, marker=marker, linestyle="none", label=family)
+            for family, (colour, marker) in _FAMILIES.items()
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
         return figure
