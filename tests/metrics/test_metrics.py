@@ -12,6 +12,7 @@ import torch
 from bluelib import evaluate, load_dataset
 from bluelib.data import Probe, Record
 from bluelib.metrics.editing import PUBLISHED, TEACHER_FORCED, TEXT, Measures, Scores, _editing_metrics
+from bluelib.metrics.intervals import share_interval
 from bluelib.metrics.text import fixed_idf, ngram_entropy, words_of
 from bluelib.models.generation import continue_greedily, encode_openings, generate_texts
 from bluelib.models.prompts import encode_prompt, encode_target
@@ -346,3 +347,14 @@ def test_what_cannot_be_evaluated_is_refused(any_model):
         evaluate(any_model, [replace(CF, paraphrases=("word " * 300,))], generate=False)
     with pytest.raises(ValueError, match=r"'Alpha Alpha Alpha"):
         score_targets(any_model, [("Zeta plays the", "harp"), ("Alpha " * 300, "harp"), ("Ilvane plays the", "harp")])
+
+
+def test_a_share_s_interval_stays_within_0_and_100():
+    """Against Wilson's formula, and at its ends."""
+    for percent, n in ((0.0, 10), (50.0, 40), (98.5, 200), (100.0, 7)):
+        found = share_interval(percent, n)
+        p, z = round(percent / 100 * n) / n, 1.959963984540054
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+        assert found.mean == percent and 0 <= found.low <= percent <= found.high <= 100
+        assert (found.low, found.high) == pytest.approx((100 * (centre - half), 100 * (centre + half)), abs=1e-9)

@@ -15,7 +15,7 @@ from ...editing.theory import BOUNDS, Norms, spectral_norm, weight_shift
 from ...editing.theory import error_terms as terms_of
 from ...io.palette import GREEN, GREY, LIGHT_GREY, VERMILION
 from ..plots import style
-from .common import DIRECT, DISTRIBUTED, Numbers, bars, integers, panels, table
+from .common import DIRECT, DISTRIBUTED, Numbers, band, bars, integers, panels, table
 
 #: How the theory's quantities are written in figures.
 _BOUND_NAMES = {"residual": "residual", "shared": "shared", "tight": "tight", "paper": "paper (Theorem 4.1)"}
@@ -59,9 +59,8 @@ def toy(keys: NDArray, direct: NDArray, last: NDArray, share: float, weight: flo
             size = getattr(parts, name)
             axes["parts"].barh([0], [size], left=left, color=colour, label=name, height=0.5)
             left += size
-        axes["parts"].set(xlim=(0, 4), ylim=(-0.4, 0.4), yticks=[])
-        axes["parts"].set_title(r"$\Vert E\Vert_F^2$: wrong in direction, wrong in amount")
-        axes["parts"].legend(fontsize=8, loc="center right")
+        axes["parts"].set(xlim=(0, 1.05 * left), ylim=(-0.4, 0.4), yticks=[])
+        axes["parts"].set_title(r"$\Vert E\Vert_F^2$: direction (green), amount (red)")
         _gain_curve(axes["gain"])
         sigma = np.linalg.svd(stretched, compute_uv=False)
         axes["gain"].plot(sigma, sigma / (1 + sigma**2), "o", color="black")
@@ -137,27 +136,33 @@ def error_and_bounds(numbers: Numbers) -> Figure:
 
 
 def error_terms(numbers: Numbers) -> Figure:
-    """Shares of ‖E‖²: what the theorem's two terms give and how much of them cancels; and direction against amount."""
+    """‖E‖ over the direct update; and shares of its square: what the theorem's two terms give and how much of them
+    cancels, then direction against amount."""
     parts = (
         {
-            "deviation": (r"$\Vert DQ\Vert^2$", DIRECT),
-            "division": (r"$\Vert(1-1/c)\,R^{L*}Q\Vert^2$", DISTRIBUTED),
+            "deviation": (r"$\Vert DQ\Vert_F^2$", DIRECT),
+            "division": (r"$\Vert(1-1/c)\,R^LQ\Vert_F^2$", DISTRIBUTED),
             "cross": ("cross term", GREY),
         },
         {"direction": ("direction", GREEN), "amount": ("amount", VERMILION)},
     )
     with style():
-        figure, axes = panels(numbers, 2, 2.9, sharey="row")
+        figure, axes = panels(numbers, 3, 2.6, sharey="row")
         for column, found in enumerate(numbers.values()):
+            band(axes[0, column], table(found, "relative"), "distance", None, color="black", marker="o")
+            axes[0, column].set(ylim=(0, 1.05))
+            integers(axes[0, column], table(found, "relative").distance)
             terms = table(found, "terms").sort_values("distance")
-            for axis, group in zip(axes[:, column], parts, strict=True):
+            for axis, group in zip(axes[1:, column], parts, strict=True):
                 for number, (part, (label, colour)) in enumerate(group.items()):
                     rows, at = terms[terms.term == part], 0.27 * (number - (len(group) - 1) / 2)
                     bars(axis, rows.distance + at, rows, width=0.25, color=colour, label=label)
                 axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
                 integers(axis, terms.distance)
-            axes[1, column].set(xlabel="distribution distance L − l")
-        for row in (0, 1):
-            axes[row, 0].set_ylabel(r"share of $\Vert E\Vert^2$")
-            axes[row, 0].legend(fontsize=8)
+            axes[-1, column].set(xlabel="distribution distance L − l")
+        axes[0, 0].set_ylabel(r"$\Vert E\Vert/\Vert R^{l*}Q\Vert$")
+        for axis in axes[1:, -1]:
+            axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        for axis in axes[1:, 0]:
+            axis.set_ylabel(r"share of $\Vert E\Vert_F^2$")
         return figure
