@@ -35,7 +35,7 @@ MYST = (sys.executable, "-m", "jupyter_book", "build", "--html")
 #: Seconds until MyST must have fetched its theme, and until it must be done after that.
 THEME_SECONDS, BUILD_SECONDS = 90, 1200
 
-_NOT_RUN = "*Not run for this page: only the outputs that the tests check are shown, and no pictures.*"
+_NOT_RUN = "*Not run for this page: outputs are those kept with the notebook; the pictures that it draws are missing.*"
 
 
 def build_site(output: Path, *, only: Sequence[str] = (), execute: bool = True, plain: bool = False) -> Path:

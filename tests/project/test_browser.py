@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+import nbformat
 import pytest
 
 from tests.support.browser import complaints
@@ -26,11 +27,21 @@ SCREENSHOTS = ROOT / "build" / "screenshots"
 PATIENCE = 90_000
 
 
+def toy() -> nbformat.NotebookNode:
+    """Of the theory's notebook what the toy with the sliders needs, and nothing that takes a model."""
+    theory = nbformat.read(ROOT / "notebooks" / "03_theory.ipynb", as_version=4)
+    code = [cell for cell in theory.cells if cell.cell_type == "code"]
+    (sliders,) = [cell for cell in code if "interact(" in cell.source]
+    theory.cells = [code[0], sliders]
+    return theory
+
+
 def serve(folder: Path, ready: str, *command: str):
     """Start a server on loopback, with settings of its own and a copy of the notebooks and what their text shows;
     yields its address."""
     for name in ("notebooks", "docs", "figures"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(".*"))
+    nbformat.write(toy(), folder / "notebooks" / "toy.ipynb")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -150,6 +161,26 @@ def test_the_quickstart_runs_in_jupyterlab(lab, page):
     page.wait_for_selector(".jp-RenderedImage img")
     page.locator(".jp-RenderedImage img").first.scroll_into_view_if_needed()
     shoot(page, "jupyterlab")
+
+
+def test_the_theory_s_sliders_move_the_picture(lab, page):
+    cells = run_all(page, lab, "toy.ipynb")
+    assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    picture = page.locator(".widget-interact img, .jupyter-widgets img").first
+    picture.wait_for(state="visible")
+    handles = page.locator(".noUi-handle")
+    assert handles.count() == 3, "an angle, a share and λ"
+    seen = {picture.get_attribute("src")}
+    for number in range(3):
+        handles.nth(number).focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function(
+            "seen => { const i = document.querySelector('.jupyter-widgets img'); return i && !seen.includes(i.src); }",
+            arg=list(seen),
+        )
+        seen.add(picture.get_attribute("src"))
+    picture.scroll_into_view_if_needed()
+    shoot(page, "theory")
 
 
 def fill(page, label: str, value: str) -> None:
