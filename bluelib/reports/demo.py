@@ -6,7 +6,6 @@ collects these, and shows :func:`answers_table` and :func:`plot_comparison`. The
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ from ..models.model import Model
 from ..models.prompts import Request, chat_frame, encode_answer
 from ..models.scoring import next_token_log_probs
 from .plots import style
+from .sliders import png
 
 #: Edits of a list at most; all of them are made anew where the method or λ changes.
 MAX_EDITS = 10
@@ -473,7 +473,7 @@ class EditPage(widgets.VBox):
             self.progress.layout.display = ""
             how: dict[str, Any] = {"factor": self.factor.value, "tell": self._say, "kept": self._kept}
             comparison = compare(self.model, records, self.variant.value, **how)
-            picture = _png(plot_comparison(self.model, comparison))
+            picture = png(plot_comparison(self.model, comparison))
             self._presses.append((records, summary(comparison), answers_table(comparison), picture))
             self._show()
         except (ValueError, ArithmeticError) as error:
@@ -500,10 +500,3 @@ class EditPage(widgets.VBox):
         self.edits.value = f"Edits, in their order:<ol>{items}</ol>" if items else ""
         self.picture.value, self.picture.layout.display = picture, "" if picture else "none"
         self._say(text)
-
-
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    plt.close(figure)
-    return content.getvalue()

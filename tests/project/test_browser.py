@@ -31,7 +31,7 @@ def toy() -> nbformat.NotebookNode:
     """Of the theory's notebook what the toy with the sliders needs, and nothing that takes a model."""
     theory = nbformat.read(ROOT / "notebooks" / "03_theory.ipynb", as_version=4)
     code = [cell for cell in theory.cells if cell.cell_type == "code"]
-    (sliders,) = [cell for cell in code if "interact(" in cell.source]
+    (sliders,) = [cell for cell in code if "Sliders(" in cell.source]
     theory.cells = [code[0], sliders]
     return theory
 
@@ -166,7 +166,7 @@ def test_the_quickstart_runs_in_jupyterlab(lab, page):
 def test_the_theory_s_sliders_move_the_picture(lab, page):
     cells = run_all(page, lab, "toy.ipynb")
     assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
-    picture = page.locator(".widget-interact img, .jupyter-widgets img").first
+    picture = page.locator(".jupyter-widgets img").first
     picture.wait_for(state="visible")
     handles = page.locator(".noUi-handle")
     assert handles.count() == 3, "an angle, a share and λ"
