@@ -19,8 +19,9 @@ from .common import Command
 #: In the order in which ``--help`` lists their commands.
 GROUPS = (models, data, editing, studies, runs, reports)
 
-STATUS = """exit status: 0, done; 1, done, and the answer is no (an unhealthy model, recall below its bar, a job that
-failed); 2, the input cannot be used, or the machine is short of something; 130, interrupted."""
+STATUS = """exit status: 0: success; 1: the command ran, and its answer is no (an unhealthy model, recall below its bar,
+a failed job); 2: the input cannot be used, or something is missing (memory, disk space, the network); 130:
+interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="blue", description="Edit facts in language models, and measure what happens.", epilog=STATUS
+        prog="blue", description="Edit facts in language models, and measure the effects.", epilog=STATUS
     )
     parser.add_argument("--version", action="version", version=f"bluelib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -54,12 +54,12 @@ class Command:
 
 def goes_on(arguments: argparse.Namespace) -> str:
     """What is left of a command that was interrupted, where the same command takes it up."""
-    return "what was written is whole, and the same command goes on from it"
+    return "what was written is complete, and the same command continues from it"
 
 
 def begins_anew(arguments: argparse.Namespace) -> str:
     """What is left of one that has nothing to keep."""
-    return "nothing was kept; the same command begins anew"
+    return "nothing was kept; the same command starts again"
 
 
 def command(
@@ -84,32 +84,35 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, [], False) else super()._get_help_string(action)
 
 
-MODEL = Option(
-    "--model", required=True, help="see: blue models; or a local checkpoint folder, a GGUF file, or a hub id"
-)
-CORPUS = Option("--corpus", help="the text, if not the configuration's")
+#: What names a model, for arguments and options alike.
+MODEL_HELP = "a name that `blue models` lists, a local checkpoint folder, a GGUF file, or a hub id"
+MODEL = Option("--model", required=True, help=MODEL_HELP)
+CORPUS = Option("--corpus", help="the text for second moments: wikipedia, or a path; by default the configuration's")
+TOKENS = Option("--tokens", type=int, help="how many tokens of that text; by default the configuration's")
 GRID = Option("--grid", type=Path, default=Path("workflow/grid.yaml"), help="the grid file")
 
 #: Where a model is loaded, and how.
 PLACE = (
-    Option("--device", default="cpu", help="a torch device; or auto, to spread a model over all there are"),
+    Option("--device", default="cpu", help="a torch device, or auto to spread the model over all devices"),
     Option("--dtype", default="float32", help="float32, bfloat16 or float16"),
 )
 
 #: A model, and records.
 RECORDS = (
     MODEL,
-    Option("--dataset", help="see: blue datasets; or the path of a file"),
+    Option("--dataset", help="a name that `blue datasets` lists, or the path of a file"),
     Option(
         "--facts",
         type=Path,
         metavar="FILE",
-        help="facts of your own, in place of a dataset: JSON, JSON Lines or CSV with subject, prompt and target_new",
+        help="your own facts instead of a dataset: JSON, JSON Lines or CSV with subject, prompt and target_new",
     ),
-    Option("--split", help="tune or report; by default report, and all of a file of facts"),
-    Option("--edits", type=int, help="number of records; by default up to 100, and all of a file of facts"),
-    Option("--skip-bad-records", action="store_true", help="leave out, and name, records that cannot be used"),
-    Option("--seed", type=int, default=0, help="0 keeps the dataset's order, others shuffle it"),
+    Option("--split", help="tune or report; by default report for a dataset, and all records for a file of facts"),
+    Option(
+        "--edits", type=int, help="number of records; by default up to 100 of a dataset, and all of a file of facts"
+    ),
+    Option("--skip-bad-records", action="store_true", help="leave out records that cannot be used, and name them"),
+    Option("--seed", type=int, default=0, help="0 keeps the dataset's order; any other seed shuffles it"),
     *PLACE,
 )
 CONTEXTS = Option(
@@ -118,7 +121,7 @@ CONTEXTS = Option(
     action=Gather,
     default=["bare"],
     metavar="CONTEXT",
-    help="how to ask for answers: bare, instruction, chat",
+    help="how to ask for generated answers: bare, instruction, chat",
 )
 
 #: And how the one is evaluated on the others.
@@ -128,7 +131,7 @@ EVALUATION = (
     Option(
         "--text",
         action="store_true",
-        help="where the papers' text and their public code differ, do as the text says (docs/as-published.md)",
+        help="where the papers' text and their public code differ, follow the text (docs/as-published.md)",
     ),
     Option("--chat", action="store_true", help="put every prompt behind the tokenizer's chat template"),
     Option(
@@ -137,7 +140,7 @@ EVALUATION = (
         action=Gather,
         default=[],
         metavar="NAME=VALUE",
-        help="one of these options of metrics: idf, words, score_bos",
+        help="options of metrics: idf, words, score_bos (docs/as-published.md)",
     ),
     Option(
         "--metrics",
@@ -200,7 +203,7 @@ def scores_table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Scores by row and metric as text, each with its standard error."""
     metrics = list(dict.fromkeys(metric for scores in rows.values() for metric in scores))
     if not metrics:
-        return "no metric can be measured of these records"
+        return "no metric can be measured on these records"
     table = [["", *metrics]]
     table += [[name, *(_cell(scores.get(metric)) for metric in metrics)] for name, scores in rows.items()]
     if len(metrics) > BESIDE:

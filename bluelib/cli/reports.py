@@ -10,7 +10,7 @@ from .common import GRID, Answer, Gather, Option, command, written
 
 @command(
     GRID,
-    Option("--partial", action="store_true", help="show the cells that have been run so far, where not all have"),
+    Option("--partial", action="store_true", help="for an unfinished grid: show the cells that have been run so far"),
     example="blue tables --grid workflow/grid-pocket.yaml",
 )
 def tables(arguments: Namespace) -> Answer:
@@ -22,12 +22,12 @@ def tables(arguments: Namespace) -> Answer:
 
 
 @command(
-    Option("notebook", nargs="*", help="notebooks by name; by default all of the grid"),
+    Option("notebook", nargs="*", help="names of notebooks; by default all of the grid's"),
     Option("--grid", type=Path, default=Path("workflow/grid-pocket.yaml"), help="the grid file"),
     example="blue draw --grid workflow/grid-pocket.yaml 04_residuals",
 )
 def draw(arguments: Namespace) -> Answer:
-    """Draw the figures of analysis notebooks, models side by side, and of the runs that were followed."""
+    """Draw the figures of analysis notebooks, with the models side by side, and of `blue follow`."""
     from ..reports import figures
     from ..reports.figures.follow import draw_followed
     from ..runs.grid import Grid
@@ -44,17 +44,16 @@ def draw(arguments: Namespace) -> Answer:
 
 
 @command(
-    Option("--output", type=Path, metavar="DIR", help="folder of the site; by default build/site"),
+    Option("--output", type=Path, metavar="DIR", help="the folder of the site; by default build/site"),
     Option(
-        "--only", nargs="+", action=Gather, default=[], metavar="NOTEBOOK", help="these notebooks only; by default all"
+        "--only", nargs="+", action=Gather, default=[], metavar="NOTEBOOK", help="only these notebooks; by default all"
     ),
     Option(
         "--no-execute",
         action="store_true",
-        help="take notebooks as they are kept, with the outputs of checked cells only, in place of running those that "
-        "have changed",
+        help="use the notebooks with the outputs that are kept in them, instead of running those that have changed",
     ),
-    Option("--plain", action="store_true", help="plain pages by nbconvert, without asking MyST"),
+    Option("--plain", action="store_true", help="build plain pages with nbconvert, without MyST"),
     example="blue site --plain --only 00_quickstart",
 )
 def site(arguments: Namespace) -> Answer:

@@ -12,7 +12,7 @@ from .common import GRID, Answer, Gather, Option, command, named_values, written
 
 @command(
     Option("name", help="the notebook's name, without .ipynb"),
-    Option("executed", type=Path, help="where the executed copy goes"),
+    Option("executed", type=Path, help="the file for the executed copy"),
     Option(
         "-p",
         "--parameters",
@@ -20,7 +20,7 @@ from .common import GRID, Answer, Gather, Option, command, named_values, written
         action=Gather,
         default=[],
         metavar="NAME=VALUE",
-        help="values in JSON, or plain strings",
+        help="parameters of the notebook; values in JSON or as plain strings",
     ),
     example="blue notebook 04_residuals out.ipynb -p model=pocket-gpt2 edits=20",
 )
@@ -35,11 +35,11 @@ def notebook(arguments: Namespace) -> Answer:
 @command(
     GRID,
     Option("--profile", default="local", help="where jobs run: local, slurm or kubernetes"),
-    Option("snakemake", nargs="*", help="after --, more arguments for Snakemake"),
+    Option("snakemake", nargs="*", help="after --, further arguments for Snakemake"),
     example="blue reproduce --grid workflow/grid-pocket.yaml -- --dry-run",
 )
 def reproduce(arguments: Namespace) -> Answer:
-    """Run a grid: cells, tables, pictures, report. Makes only what is missing."""
+    """Make a grid's cells, tables, pictures and report. Only what is missing is made."""
     from ..runs.grid import Grid
     from ..runs.workflow import run_grid
 

@@ -6,45 +6,59 @@ from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import MODEL, PLACE, Answer, Gather, Option, begins_anew, command, named_values, written
+from .common import (
+    CORPUS,
+    MODEL,
+    MODEL_HELP,
+    PLACE,
+    TOKENS,
+    Answer,
+    Gather,
+    Option,
+    begins_anew,
+    command,
+    named_values,
+    written,
+)
 
 if TYPE_CHECKING:
     from ..data.records import Record
     from ..models.model import Model
 
 DATASET = Option(
-    "--dataset", help="see: blue datasets; or a file; by default pocket-counterfact for a pocket model, else facts"
+    "--dataset",
+    help="a name that `blue datasets` lists, or the path of a file; by default pocket-counterfact for a pocket model, "
+    "and facts for any other",
 )
-SPLIT = Option("--split", help="tune or report; by default tune, where the dataset has that")
+SPLIT = Option("--split", help="tune or report; by default tune, if the dataset has it")
 #: A text for second moments.
-TEXT = (
-    Option("--corpus", help="the text of second moments, if not the configuration's: wikipedia, or a path"),
-    Option("--tokens", type=int, help="how many tokens of it, if not the configuration's"),
-)
+TEXT = (CORPUS, TOKENS)
 
 
 def _edits(default: int | str) -> Option:
-    return Option("--edits", type=int, help=f"number of records; by default {default}; all where there are fewer")
+    return Option("--edits", type=int, help=f"number of records; by default {default}, or all if there are fewer")
 
 
 def _batch_size(default: int | str) -> Option:
-    return Option("--batch-size", type=int, help=f"edits per batch; by default {default}; all where there are fewer")
+    return Option("--batch-size", type=int, help=f"edits per batch; by default {default}, or all if there are fewer")
 
 
 @command(
-    Option("model", help="see: blue models; or a local checkpoint folder, a GGUF file, or a hub id"),
+    Option("model", help=MODEL_HELP),
     DATASET,
     SPLIT,
-    Option("--edits", type=int, help="records to edit one layer with; by default 8, or as many as there are"),
+    Option(
+        "--edits", type=int, help="number of records to edit each layer with; by default 8, or all if there are fewer"
+    ),
     *TEXT,
     *PLACE,
-    Option("--output", type=Path, metavar="FILE", help="the settings file; by default one in your own folder of them"),
+    Option("--output", type=Path, metavar="FILE", help="the settings file; by default one in your own settings folder"),
     Option("--force", action="store_true", help="replace the settings file if it exists"),
     example="blue locate pocket-llama --output settings.yaml",
     kept=begins_anew,
 )
 def locate(arguments: Namespace) -> Answer:
-    """Find the layers to edit and settings to begin with, and write them into a settings file."""
+    """Find the layers to edit, and write them into a settings file, with settings to start from."""
     from ..editing.settings import USER_CONFIGS, user_folder
     from ..io.paths import config_dir, project_path
     from ..models.load import load_model
@@ -74,42 +88,43 @@ def locate(arguments: Namespace) -> Answer:
     ]
     lines = [explain(located), "", *(f"{name}: {path}" for name, path in paths.items()), ""]
     if file.parent not in (user_folder(), config_dir()):
-        lines.append(f"settings are read from {user_folder()}: put {file} there, or let {USER_CONFIGS} name its folder")
+        lines.append(f"settings are read from {user_folder()}: put {file} there, or set {USER_CONFIGS} to its folder")
     lines += ["next:", *(f"  {line}" for line in commands)]
     return Answer({**located.as_dict(), **paths, "next": commands}, "\n".join(lines))
 
 
 @command(
-    Option("model", nargs="?", help="a model with settings: blue locate MODEL writes some"),
-    Option("--model", dest="named_model", metavar="MODEL", help="the same"),
+    Option("model", nargs="?", help="a model with settings; `blue locate MODEL` writes some"),
+    Option("--model", dest="named_model", metavar="MODEL", help="the same as the argument"),
     Option(
         "--editor",
         nargs="+",
         action=Gather,
         default=["memit_blue"],
-        help="one or more editors; see: blue editors",
+        help="editors that `blue editors` lists",
     ),
     DATASET,
     SPLIT,
-    _edits("20, of a pocket model 60"),
-    _batch_size("10, of a pocket model 3"),
+    _edits("20 (60 for a pocket model)"),
+    _batch_size("10 (3 for a pocket model)"),
     Option(
         "--axes",
         choices=["solver", "all"],
-        help="what to search: the solver's parameters, or those of the targets too; by default all for a pocket model",
+        help="search the solver's parameters, or all, with those of the targets; by default all for a pocket model, "
+        "and solver for any other",
     ),
     *TEXT,
     Option(
         "--write",
         action=BooleanOptionalAction,
         default=None,
-        help="put the best into the settings file; by default if it is your own",
+        help="write the best settings into the settings file; by default only if it is your own",
     ),
     *PLACE,
     example="blue tune pocket-gpt2 --editor memit",
 )
 def tune(arguments: Namespace) -> Answer:
-    """Search editors' hyper-parameters on records that no result is reported on."""
+    """Search the hyper-parameters of editors, on records that no result is reported on."""
     from ..editing.named import check_corpus_of
     from ..editing.settings import is_shipped, settings_file
     from ..io.formats import read_json
@@ -168,7 +183,7 @@ def tune(arguments: Namespace) -> Answer:
     kept=begins_anew,
 )
 def contributions(arguments: Namespace) -> Answer:
-    """Measure what an edit of each layer alone contributes."""
+    """Edit each layer alone, and measure how much that contributes."""
     from ..editing.named import get_composition
     from ..editing.settings import critical_layers
     from ..io.paths import project_path
@@ -198,14 +213,18 @@ def contributions(arguments: Namespace) -> Answer:
     _edits(60),
     _batch_size(10),
     Option(
-        "--weights", type=float, nargs="+", action=Gather, help="λ, if not ten times, once and a tenth of the settings'"
+        "--weights",
+        type=float,
+        nargs="+",
+        action=Gather,
+        help="values of λ; by default 10, 1 and 0.1 times that of the settings",
     ),
     *TEXT,
     *PLACE,
     example="blue ablation --model pocket-gpt2",
 )
 def ablation(arguments: Namespace) -> Answer:
-    """Edit with every choice of layers at several λ: which of them matter."""
+    """Find which layers matter: edit with every choice of layers, at several λ."""
     from ..editing.named import check_corpus_of
     from ..models.load import load_model
     from ..studies.ablation import run_ablation
@@ -236,9 +255,9 @@ def ablation(arguments: Namespace) -> Answer:
         nargs="+",
         action=Gather,
         default=["memit", "memit_blue"],
-        help="one or more editors; see: blue editors",
+        help="editors that `blue editors` lists",
     ),
-    Option("--edits", type=int, default=100, help="of the sequence"),
+    Option("--edits", type=int, default=100, help="length of the sequence"),
     Option("--batch-size", type=int, default=20, help="edits per batch"),
     Option(
         "--at",
@@ -248,22 +267,27 @@ def ablation(arguments: Namespace) -> Answer:
         default=[],
         help="after how many edits to score, besides the end of the sequence",
     ),
-    Option("--scored", type=int, default=200, help="edits that are scored at each length, at most"),
-    Option("--others", type=int, default=100, help="records behind the sequence that tell how far the model has moved"),
-    Option("--seed", type=int, default=0, help="0 keeps the dataset's order, others shuffle it"),
+    Option("--scored", type=int, default=200, help="maximum number of edits to score at each length"),
+    Option(
+        "--others",
+        type=int,
+        default=100,
+        help="number of records after the sequence; they tell how far the model has moved elsewhere",
+    ),
+    Option("--seed", type=int, default=0, help="0 keeps the dataset's order; any other seed shuffles it"),
     Option(
         "--set",
         nargs="+",
         action=Gather,
         default=[],
         metavar="NAME=VALUE",
-        help="options of the editors in place of their settings, for example mom2_update_weight=15000",
+        help="options of the editors, instead of their settings, for example mom2_update_weight=15000",
     ),
     *PLACE,
     example="blue follow --model pocket-gpt2 --editor memit memit_blue --edits 200 --at 50 100",
 )
 def follow(arguments: Namespace) -> Answer:
-    """Edit a sequence with an editor, and score it as it grows."""
+    """Edit a model with a sequence of records, and score it as the sequence grows."""
     from ..models.load import load_model
     from ..studies.follow import follow
     from ..studies.tuning import default_dataset
@@ -292,7 +316,7 @@ def follow(arguments: Namespace) -> Answer:
     MODEL, DATASET, SPLIT, _edits(100), *TEXT, *PLACE, example="blue nullspace --model pocket-gpt2", kept=begins_anew
 )
 def nullspace(arguments: Namespace) -> Answer:
-    """Report what the null space of C keeps of edited subjects' keys."""
+    """Report how much of the edited subjects' keys lies in the null space of C."""
     from ..data.corpora import POCKET_CORPORA
     from ..editing.named import get_composition
     from ..models.known import scale_of
@@ -312,13 +336,13 @@ def nullspace(arguments: Namespace) -> Answer:
     MODEL,
     DATASET,
     SPLIT,
-    Option("--edits", type=int, help="sample edits, in one batch; by default 50, or as many as there are"),
+    Option("--edits", type=int, help="number of edits, in one batch; by default 50, or all if there are fewer"),
     Option(
         "--editor",
         nargs="+",
         action=Gather,
         default=["memit_blue", "alphaedit_blue"],
-        help="one or more editors with second moments; see: blue editors",
+        help="editors with second moments that `blue editors` lists",
     ),
     *TEXT,
     *PLACE,

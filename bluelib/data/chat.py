@@ -23,7 +23,7 @@ def in_chat(model: Model, records: Sequence[Record]) -> list[Record]:
     before, after = chat_frame(model.tokenizer)
     framed = [record.case_id for record in records if record.before]
     if framed:
-        raise ValueError(f"record {framed[0]} is behind a chat template already")
+        raise ValueError(f"record {framed[0]} is already behind a chat template")
 
     def turn(words: str) -> str:
         return before + words + after

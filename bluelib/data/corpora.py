@@ -129,7 +129,7 @@ def _path(corpus: str) -> Path:
         return SHIPPED[corpus]
     if not Path(corpus).exists():
         raise ValueError(
-            f"no corpus is called {corpus!r}: it is {', '.join((*POCKET_CORPORA, *SHIPPED))}, wikipedia, or the path "
+            f"no corpus is called {corpus!r}; known: {', '.join((*POCKET_CORPORA, *SHIPPED))}, wikipedia, or the path "
             "of a text file (one document per line), of a Parquet, JSON Lines or CSV file, or of a saved dataset"
         )
     return Path(corpus)
@@ -151,7 +151,7 @@ def _rows(corpus: str, path: Path | None) -> Iterator[dict[str, Any]]:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(f"corpus {corpus!r} is read by datasets: pip install 'bluelib[corpora]'") from error
+        raise ImportError(f"to read corpus {corpus!r}, install datasets: pip install 'bluelib[corpora]'") from error
     if path is None:
         name, config, revision = WIKIPEDIA
         yield from datasets.load_dataset(name, config, revision=revision, split="train", streaming=True)

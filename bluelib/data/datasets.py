@@ -170,7 +170,7 @@ def load_dataset(
             cannot be used: all of them at once.
     """
     if limit is not None and up_to is not None:
-        raise ValueError("limit and up_to are two ways to say how many records; one of them is enough")
+        raise ValueError("limit and up_to both set the number of records; give only one of them")
     if split is not None and split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     for argument, value in (("limit", limit), ("up_to", up_to)):
@@ -233,7 +233,9 @@ def load_facts(
         ValueError: from :func:`load_dataset`.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is no file; facts are read from JSON, JSON Lines (.jsonl) or a table (.csv)")
+        raise FileNotFoundError(
+            f"{path} is not a file; facts are read from JSON, JSON Lines (.jsonl) or a table (.csv)"
+        )
     return load_dataset(Path(path).absolute(), split=split, limit=limit, seed=seed, skip_bad=skip_bad)
 
 
@@ -265,8 +267,8 @@ def _parsed(
                 first = seen.setdefault(str(record.case_id), position)
                 if first != position:
                     raise RecordError(
-                        f"record {record.case_id}: field 'case_id' at position {position} must be another "
-                        f"than at position {first}"
+                        f"record {record.case_id}: field 'case_id' at position {position} must differ "
+                        f"from that at position {first}"
                     )
             room = None if most is None else most - len(chosen) - (0 if skip_bad else len(bad))
             chosen += [(entries[position], record) for record in records[:room]]

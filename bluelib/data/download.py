@@ -233,7 +233,7 @@ def downloaded(name: str) -> Path:
     path = cached(name)
     if not path.exists():
         by_hand = _by_hand(name, FILES[name].page)
-        raise FileNotFoundError(f"{name} is not here: run `blue download {name}`, or {by_hand}")
+        raise FileNotFoundError(f"{name} is not in the cache: run `blue download {name}`, or {by_hand}")
     _check_here(name)
     return path
 
@@ -310,8 +310,8 @@ def _check(path: Path, file: File, sha256: str) -> None:
     if found != sha256 and not (sha256 == file.sha256 and file.git_id and _git_id(path) == file.git_id):
         known = f" and {file.size:,} bytes" if file.size and sha256 == file.sha256 else ""
         raise ValueError(
-            f"{path} has SHA-256 {found} and {size:,} bytes, where {file.name} should have "
-            f"{sha256}{known}; to use it all the same, give --sha256 {found}"
+            f"{path} has SHA-256 {found} and {size:,} bytes, but {file.name} should have "
+            f"{sha256}{known}; to use it anyway, give --sha256 {found}"
         )
 
 
@@ -330,7 +330,9 @@ def _check_here(name: str, sha256: str | None = None) -> None:
         _check(path, FILES[name], sha256 or expected_hash(name))
     except ValueError as error:
         kept = f" and {_memory(path).name}" if _memory(path).exists() else ""
-        raise ValueError(f"{error} to `blue download {name}`; or remove {path.name}{kept}, and run it anew") from error
+        raise ValueError(
+            f"{error} to `blue download {name}`; or remove {path.name}{kept}, and run the command again"
+        ) from error
 
 
 def _check_entries(path: Path, file: File) -> None:
@@ -376,7 +378,7 @@ def _fetch(name: str, part: Path, url: str, progress: bool | None) -> None:
                 have = 0
                 _remove_part(part)
                 if answer.status != 200:
-                    raise ConnectionError(f"the server sent {answer.status}, and not what was asked for")
+                    raise ConnectionError(f"the server sent {answer.status} instead of the file")
                 plan = {"url": source, "version": _version(answer), "length": answer.length}
                 write_json(_plan(part), plan, sealed=True)
             bar = progress_bar(total=plan["length"], initial=have, desc=name, unit="B", unit_scale=True, show=progress)
@@ -393,9 +395,9 @@ def _fetch(name: str, part: Path, url: str, progress: bool | None) -> None:
         why = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
         resumable = plan.get("version") and part.exists()
         if isinstance(error, OSError) and error.errno in NO_ROOM:
-            kept = "; the same command goes on from there" if resumable else ""
+            kept = "; the same command continues from there" if resumable else ""
             raise WriteError(error.errno, f"{os.strerror(error.errno)}{kept}", str(part)) from error
-        kept = f"{part} has what came so far, and the same command goes on from there. " if resumable else ""
+        kept = f"{part} has what was received so far; the same command continues from there. " if resumable else ""
         raise ConnectionError(
             f"{source} could not be fetched: {' '.join(str(why).split())}. {kept}Without a network, "
             f"{_by_hand(name, url)}"
@@ -422,7 +424,7 @@ def _check_url(url: str, base: str) -> None:
     to, asked = urlsplit(url), urlsplit(base)
     if to.scheme != "https" and not (to.scheme == asked.scheme == "http" and to.hostname in THIS_MACHINE):
         by = f", to which {base} redirects," if url != base else ""
-        raise ValueError(f"{url}{by} is not fetched: only https is, and http by this machine from itself")
+        raise ValueError(f"{url}{by} is refused: only https is allowed, and http to a server on this machine")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

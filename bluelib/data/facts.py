@@ -125,13 +125,14 @@ def _check_relation(relation: Relation, facts: Sequence[Fact]) -> None:
     for template in (template for templates in wordings for template in templates):
         if template.count("{}") != 1 or template != template.strip():
             raise ValueError(
-                f"{where}: {template!r} must hold {{}} for the subject, once, and neither start nor end blank"
+                f"{where}: {template!r} must contain {{}} for the subject exactly once, and neither start nor end "
+                "with a blank"
             )
     if len(set(relation.statements)) != 4 or not relation.questions or len(relation.openings) < 2:
-        raise ValueError(f"{where} must have a prompt, 3 other rewordings, a question or more, and 2 openings or more")
+        raise ValueError(f"{where} must have a prompt, 3 other rewordings, at least 1 question and at least 2 openings")
     times = Counter(subject_key(fact.subject) for fact in facts)
     if twice := [subject for subject, count in times.items() if count > 1]:
-        raise ValueError(f"{where}: {twice[0]!r} is there twice; other objects that are true of it belong under 'also'")
+        raise ValueError(f"{where}: {twice[0]!r} appears twice; other objects that are true of it belong under 'also'")
     subjects, objects = {fact.subject for fact in facts}, {fact.object for fact in facts}
     for subject, others in relation.also.items():
         if subject not in subjects or not set(others) <= objects:
@@ -159,7 +160,7 @@ def build_facts() -> list[dict[str, Any]]:
         found = checked.get((rewrite["relation_id"], rewrite["subject"]))
         if found is None or found.new != rewrite["target_new"]["str"]:
             raise ValueError(
-                f"{CHECKED.name} says nothing of {rewrite['subject']!r} in {rewrite['relation_id']} with "
+                f"{CHECKED.name} has no entry for {rewrite['subject']!r} in {rewrite['relation_id']} with "
                 f"{rewrite['target_new']['str']!r}; `blue datasets --check MODEL` writes it again"
             )
         record["known"] = found.known

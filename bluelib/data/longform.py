@@ -100,7 +100,9 @@ def parse_akew(entry: Mapping[str, Any], position: int) -> Record:
             "already"
         ) from error
     if not _several_sentences(text):
-        raise RecordError(f"record {case_id}: requested_rewrite.fact_new_uns must be several sentences, not {text!r}")
+        raise RecordError(
+            f"record {case_id}: requested_rewrite.fact_new_uns must consist of several sentences, not {text!r}"
+        )
     record = parse_counterfact(entry, position)
     return replace(
         record, prompt=put_subject_out(question, record.subject, case_id, "requested_rewrite.question"), target_new=text

@@ -83,7 +83,7 @@ def read_entries(path: Path) -> list[Any]:
 
 def _decoded(text: str, where: str) -> Any:
     def twice(found: dict[str, Any], name: str) -> RecordError:
-        return RecordError(f"record {found.get('case_id', 'without an id')}: field {name!r} is there twice")
+        return RecordError(f"record {found.get('case_id', 'without an id')}: field {name!r} appears twice")
 
     try:
         return decode_json(text, twice)
@@ -103,14 +103,14 @@ def _rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
     try:
         names = [name.strip() for name in next(reader, [])]
         if doubled := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"{path}: column {doubled[0]!r} is there twice in the header")
+            raise ValueError(f"{path}: column {doubled[0]!r} appears twice in the header")
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) > len(names):
                 raise ValueError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells, and {len(names)} columns in the header; a "
-                    "text with a comma in it must stand in double quotes"
+                    f"{path}, line {reader.line_num}: {len(cells)} cells, but {len(names)} columns in the header; put "
+                    "a text with a comma into double quotes"
                 )
             yield {
                 name: [part.strip() for part in cell.split(BETWEEN)] if name in _LISTS else cell
@@ -118,7 +118,7 @@ def _rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
                 if cell.strip()
             }
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: is no CSV: {error}") from error
+        raise ValueError(f"{path}, line {reader.line_num}: is not valid CSV: {error}") from error
 
 
 def parse_flat(entry: Mapping[str, Any], position: int) -> Record:
@@ -192,7 +192,9 @@ def _name(entry: Mapping[str, Any], name: str, case_id: object) -> str:
     """The name under which a record has a field; null is the same as absent."""
     there = [known for known in (name, *_NAMES.get(name, ())) if entry.get(known) is not None]
     if len(there) > 1:
-        raise RecordError(f"record {case_id}: fields {there[0]!r} and {there[1]!r} say the same; one of them is enough")
+        raise RecordError(
+            f"record {case_id}: fields {there[0]!r} and {there[1]!r} have the same meaning; give only one of them"
+        )
     return there[0] if there else name
 
 

@@ -111,13 +111,12 @@ class Record:
                 raise RecordError(f"record {self.case_id}: {field} must be a {wrong}, not {text!r}")
         if self.prompt.count("{}") != 1:
             raise RecordError(
-                f"record {self.case_id}: prompt must hold {{}} for the subject, and once, not {self.prompt!r}"
+                f"record {self.case_id}: prompt must contain {{}} for the subject exactly once, not {self.prompt!r}"
             )
         true = self.target_true
         if self.kind == "counterfact" and true is not None and self.target_new.strip() == true.strip():
             raise RecordError(
-                f"record {self.case_id}: target_new must be another object than target_true; "
-                f"both are {self.target_new!r}"
+                f"record {self.case_id}: target_new must differ from target_true; both are {self.target_new!r}"
             )
         texts = {name: getattr(self, name) for name in _LISTS}
         for name, listed in texts.items():
@@ -246,12 +245,12 @@ def put_subject_out(prompt: str, subject: str, case_id: object, name: str) -> st
         near = _nearest(prompt, subject)
         raise RecordError(
             f"record {case_id}: field {name!r} does not mention the subject {subject!r}: {prompt!r}"
-            + (f"; did you mean {near!r}? The subject must stand there letter for letter" if near else "")
+            + (f"; did you mean {near!r}? The prompt must mention the subject letter for letter" if near else "")
         )
     at = max(places, key=lambda at: (not _inside_word(prompt, at, at + len(subject)), at))
     template = prompt[:at] + "{}" + prompt[at + len(subject) :]
     if template.count("{}") != 1:
-        raise RecordError(f"record {case_id}: field {name!r} holds {{}} besides the subject: {prompt!r}")
+        raise RecordError(f"record {case_id}: field {name!r} contains {{}} besides the subject: {prompt!r}")
     return template
 
 

@@ -135,7 +135,7 @@ def _readings(template: str, sentence: str, where: str, case_id: object) -> dict
     found = {subject: target for subject, target in found.items() if subject.strip() and target}
     if not found:
         raise RecordError(
-            f"record {case_id}: field {where!r} must be {template!r} with a subject, and an object behind it, not "
+            f"record {case_id}: field {where!r} must be {template!r} with a subject, followed by an object, not "
             f"{sentence!r}"
         )
     return found
@@ -169,7 +169,7 @@ def parse_mquake(entry: Mapping[str, Any], position: int) -> list[Record]:
     case_id = record_id(entry, position, needed=True)
     edits = field(entry, "requested_rewrite", case_id, list)
     if not edits:
-        raise RecordError(f"record {case_id}: field 'requested_rewrite' must hold an edit at least")
+        raise RecordError(f"record {case_id}: field 'requested_rewrite' must contain at least one edit")
     records = []
     for number, edit in enumerate(edits, 1):
         name = case_id if len(edits) == 1 else f"{case_id}-{number}"

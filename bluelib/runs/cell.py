@@ -202,7 +202,9 @@ def evaluate_unedited(
     if differing:
         raise ValueError(f"{path} holds scores of something else: {'; '.join(differing)}; delete it")
     if compares and not compared.exists():
-        raise FileNotFoundError(f"{compared}, which belongs to {path}, is not here; delete {path}, and run it anew")
+        raise FileNotFoundError(
+            f"{compared}, which belongs to {path}, is missing; delete {path}, and run the command again"
+        )
     return Unedited(Scores(tuple(found["records"])), Before.load(compared, found["before"]) if compares else None)
 
 

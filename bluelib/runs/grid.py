@@ -123,7 +123,7 @@ class Grid:
 
             check_groups(**{**USUAL, **asked})
             if not {*USUAL["metrics"]} <= {*asked.get("metrics", USUAL["metrics"])}:
-                raise ValueError("metrics of the grid must have editing among them, which its tables are made of")
+                raise ValueError("metrics of the grid must include editing, which its tables are made from")
         taken |= asked
         for key in ("edits", "batch_size", "threads"):
             if key in values and (isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 1):
@@ -140,7 +140,9 @@ class Grid:
         if values.get("dtype", DTYPES[0]) not in DTYPES:
             raise ValueError(f"dtype of the grid must be one of {', '.join(DTYPES)}, not {values['dtype']!r}")
         if not values["name"] or plain(values["name"]) != values["name"] or values["name"] == "raw":
-            raise ValueError(f"name of the grid becomes a folder: letters, digits and -, not {values['name']!r}")
+            raise ValueError(
+                f"name of the grid becomes a folder; it must consist of letters, digits and -, not {values['name']!r}"
+            )
         if values["batch_size"] > values["edits"]:
             raise ValueError(f"batch_size of the grid, {values['batch_size']}, exceeds its edits, {values['edits']}")
         taken["notebooks"] = {

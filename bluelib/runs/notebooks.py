@@ -69,10 +69,10 @@ def check_answer(answer: Any, right: Any, within: float = 0.0) -> None:
         return
     if isinstance(right, (int, float)) and not isinstance(right, bool):
         if not isinstance(answer, (int, float)) or isinstance(answer, bool):
-            raise TypeError(f"the answer is a number; {answer!r} was given")
+            raise TypeError(f"the answer must be a number, not {answer!r}")
         good = math.isclose(answer, right, rel_tol=within)
     elif not isinstance(answer, type(right)):
-        raise TypeError(f"the answer is of type {type(right).__name__}; {answer!r} was given")
+        raise TypeError(f"the answer must be of type {type(right).__name__}, not {answer!r}")
     else:
         good = answer == right
     print("Right." if good else "Not yet.")
@@ -90,7 +90,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
     import papermill
 
     if Path(name).name != name:
-        raise ValueError(f"a notebook is named as in notebooks/, without a folder, not {name!r}")
+        raise ValueError(f"name a notebook as in notebooks/, without a folder, not {name!r}")
     notebook = project_path("notebooks", f"{name}.ipynb")
     if not notebook.parent.is_dir():
         raise FileNotFoundError(f"{notebook.parent} does not exist: run this in a checkout of the project")
@@ -115,7 +115,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
             )
         except papermill.PapermillExecutionError as error:
             raise RuntimeError(
-                f"{name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}\nall of it is in {executed}"
+                f"{name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}\nthe whole notebook is in {executed}"
             ) from error
         except OSError:
             if executed.exists():

@@ -38,7 +38,7 @@ _ROWS = (
         "theory",
         "03_theory",
         {"edits": 100},
-        {"03_bounds": "error_and_bounds", "03_error_terms": "error_terms", "03_gain": "gain_curve"},
+        {"03_bounds": "error_and_bounds", "03_error_terms": "error_terms"},
     ),
     Study(
         "residuals",

@@ -122,7 +122,7 @@ def test_interrupted_it_says_so_in_a_line(tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == 130 and not out
-    assert err == "blue: interrupted; what was written is whole, and the same command goes on from it\n"
+    assert err == "blue: interrupted; what was written is complete, and the same command continues from it\n"
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["batches"]
 
 

@@ -78,7 +78,7 @@ def test_the_answer_is_a_line_a_fact(facts, known, capsys, caplog):
 
 def test_without_anything_to_compare_the_answer_says_so(facts, capsys):
     assert edit(facts()) == 0
-    assert "no metric can be measured of these records" in capsys.readouterr().out
+    assert "no metric can be measured on these records" in capsys.readouterr().out
 
 
 def test_of_a_dataset_the_first_records_are_told_of(capsys):
@@ -124,7 +124,7 @@ def test_how_many_are_edited_by_default(tmp_path, capsys, monkeypatch):
     [
         (["--edits", "4"], "my.json has 3 records; 4 were asked for"),
         (["--batch-size", "4"], "batch_size must be between 1 and the number of records, 3; it is 4"),
-        (["--dataset", "pocket-zsre"], "give --dataset NAME or --facts FILE, and only one of them"),
+        (["--dataset", "pocket-zsre"], "give either --dataset NAME or --facts FILE"),
         (["--split", "tune"], "my.json has no records in split 'tune'"),
     ],
 )
@@ -136,7 +136,7 @@ def test_what_is_asked_for_and_is_not_there_is_refused(facts, options, message, 
 
 def test_records_or_facts_are_needed(capsys):
     assert main(["edit", "--model", "pocket-llama"]) == 2
-    assert "give --dataset NAME or --facts FILE" in capsys.readouterr().err
+    assert "give either --dataset NAME or --facts FILE" in capsys.readouterr().err
 
 
 def test_bad_records_are_refused_together_or_left_out(facts, capsys, caplog):
@@ -181,12 +181,12 @@ def test_a_saved_edit_is_asked_about(facts, known, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
-        ([], "no edit was kept; with --checkpoint DIR, the same command goes on after the last whole batch"),
-        (["--checkpoint", "{}/run"], "what was written is whole, and the same command goes on from it"),
+        ([], "no edit was kept; with --checkpoint DIR, the same command continues after the last whole batch"),
+        (["--checkpoint", "{}/run"], "what was written is complete, and the same command continues from it"),
         (["--save", "{}/saved"], "no edit was kept; with --checkpoint"),
         (
             ["--save", "{}/saved", "SAVES"],
-            "the edited model is saved ({}/saved), and was not evaluated to the end",
+            "the edited model is saved ({}/saved), but its evaluation was not finished",
         ),
     ],
 )
@@ -210,7 +210,7 @@ def test_what_has_nothing_to_keep_says_that_it_begins_anew(monkeypatch, capsys):
 
     monkeypatch.setattr("bluelib.models.load.load_model", interrupted)
     assert main(["ask", "pocket-llama", "Peru is"]) == 130
-    assert capsys.readouterr().err == "blue: interrupted; nothing was kept; the same command begins anew\n"
+    assert capsys.readouterr().err == "blue: interrupted; nothing was kept; the same command starts again\n"
 
 
 def test_long_texts_are_shortened_in_the_table():

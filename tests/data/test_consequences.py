@@ -208,7 +208,7 @@ def test_a_case_of_mquake_is_as_many_records_as_edits(tmp_path, caplog):
 
 
 def test_cases_of_mquake_that_cannot_be_read():
-    with pytest.raises(RecordError, match="record 7: field 'requested_rewrite' must hold an edit"):
+    with pytest.raises(RecordError, match="record 7: field 'requested_rewrite' must contain at least one edit"):
         parse_mquake({**CASE, "requested_rewrite": []}, 0)
     with pytest.raises(RecordError, match="field 'new_single_hops' is missing"):
         parse_mquake({name: value for name, value in CASE.items() if name != "new_single_hops"}, 0)

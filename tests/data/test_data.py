@@ -227,7 +227,7 @@ def broken(record, path, value=None):
             broken(COUNTERFACT, "requested_rewrite.target_new"),
             "record 12: field 'requested_rewrite.target_new.str' is missing",
         ),
-        (broken(COUNTERFACT, "requested_rewrite.prompt", "no subject"), r"record 12: prompt must hold \{\}"),
+        (broken(COUNTERFACT, "requested_rewrite.prompt", "no subject"), r"record 12: prompt must contain \{\}"),
         (broken(COUNTERFACT, "requested_rewrite.subject", " "), "record 12: subject must be a non-empty string"),
         (broken(COUNTERFACT, "requested_rewrite.target_new", {"str": ""}), "record 12: target_new must be a non-empty"),
         (broken(COUNTERFACT, "requested_rewrite.target_new", {"str": 5}), 'must be a string: write "5" with quotes'),
@@ -361,7 +361,7 @@ def test_zsre_by_name_installs_the_right_answer(put):
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_that_is_not_here_is_asked_for(put, name):
     with pytest.raises(
-        FileNotFoundError, match=f"{name} is not here: run `blue download {name}`, or put https://.*by hand"
+        FileNotFoundError, match=f"{name} is not in the cache: run `blue download {name}`, or put https://.*by hand"
     ):
         load_dataset(name)
     cached(name).write_text("[]", encoding="utf-8")

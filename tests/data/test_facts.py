@@ -179,17 +179,17 @@ def test_a_record_that_was_not_checked_is_refused(monkeypatch):
     pair = next(iter(checked))
     checked[pair] = Checked("another", True, True)
     monkeypatch.setattr(module, "read_checked", lambda: (name, checked))
-    with pytest.raises(ValueError, match=f"says nothing of '{re.escape(pair[1])}' in {pair[0]}"):
+    with pytest.raises(ValueError, match=f"has no entry for '{re.escape(pair[1])}' in {pair[0]}"):
         build_facts()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt": "The capital is"}, "must hold {} for the subject, once"),
-        ({"prompt": "The capital of {} is "}, "neither start nor end blank"),
+        ({"prompt": "The capital is"}, "must contain {} for the subject exactly once"),
+        ({"prompt": "The capital of {} is "}, "neither start nor end with a blank"),
         ({"rewordings": ["In {}, it is"]}, "3 other rewordings"),
-        ({"facts": {"Paris": ["France"], "Lyon": ["the France", "France"]}}, "is there twice"),
+        ({"facts": {"Paris": ["France"], "Lyon": ["the France", "France"]}}, "appears twice"),
         ({"also": {"Spain": ["Paris"]}}, "'also' of 'Spain' must be about a subject"),
         ({"also": {"France": ["Madrid"]}}, "'also' of 'France' must be about a subject and objects"),
     ],

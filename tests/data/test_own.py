@@ -196,11 +196,11 @@ def test_what_can_be_measured_is(write):
         ({"prompt": "The Eifel-Tower is in"}, "did you mean 'Eifel-Tower'?"),
         ({"prompt": "The Eïffel Tower is in"}, "did you mean 'Eïffel Tower'?"),
         ({"prompt": "Peru lies in"}, "does not mention the subject 'Eiffel Tower': 'Peru lies in'$"),
-        ({"prompt": "{} and {} are"}, r"prompt must hold \{\} for the subject, and once"),
-        ({"prompt": "The Eiffel Tower and {} are"}, r"field 'prompt' holds \{\} besides the subject"),
+        ({"prompt": "{} and {} are"}, r"prompt must contain \{\} for the subject exactly once"),
+        ({"prompt": "The Eiffel Tower and {} are"}, r"field 'prompt' contains \{\} besides the subject"),
         ({"subject": " "}, "subject must be a non-empty string"),
-        ({"target_true": "Rome"}, "target_new must be another object than target_true; both are 'Rome'"),
-        ({"target_true": "a", "ground_truth": "b"}, "fields 'target_true' and 'ground_truth' say the same"),
+        ({"target_true": "Rome"}, "target_new must differ from target_true; both are 'Rome'"),
+        ({"target_true": "a", "ground_truth": "b"}, "fields 'target_true' and 'ground_truth' have the same meaning"),
         ({"paraphrases": 5}, "field 'paraphrases' must be str or list, not int"),
         ({"paraphrases": ["a", 5]}, r"field 'paraphrases\[1\]' must be a string: write \"5\" with quotes"),
         ({"paraphrases": [""]}, "paraphrases holds ''"),
@@ -233,17 +233,17 @@ def test_what_a_fact_must_have(write, name):
         (
             "my.jsonl",
             '{"subject": "a", "subject": "b"}',
-            "line 1, record without an id: field 'subject' is there twice",
+            "line 1, record without an id: field 'subject' appears twice",
         ),
         ("my.csv", "", "or a table"),
         ("my.csv", "subject,prompt,target_new\n", "or a table"),
-        ("my.csv", "subject,prompt,subject\na,b,c\n", "column 'subject' is there twice in the header"),
+        ("my.csv", "subject,prompt,subject\na,b,c\n", "column 'subject' appears twice in the header"),
         (
             "my.csv",
             "subject,prompt,target_new\nA,Well, A is in,Rome\n",
-            "line 2: 4 cells, and 3 columns.*double quotes",
+            "line 2: 4 cells, but 3 columns.*double quotes",
         ),
-        ("my.csv", 'subject,prompt,target_new\nA,"A is in,Rome\n', "line 2: is no CSV"),
+        ("my.csv", 'subject,prompt,target_new\nA,"A is in,Rome\n', "line 2: is not valid CSV"),
         ("my.csv", "subject,prompt,target_new\nA,A is in\n", "record 0: field 'target_new' is missing"),
         ("my.json", lines(TOWER, CURIE), "JSON Lines are read from a file that ends in .jsonl"),
     ],
@@ -257,7 +257,7 @@ def test_a_table_that_is_not_in_utf_8_is_refused(tmp_path):
     (tmp_path / "my.csv").write_bytes("subject,prompt,target_new\nZoë,Zoë is in,Rome\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"my.csv must be in UTF-8"):
         load_facts(tmp_path / "my.csv")
-    with pytest.raises(FileNotFoundError, match="is no file; facts are read from JSON"):
+    with pytest.raises(FileNotFoundError, match="is not a file; facts are read from JSON"):
         load_facts(tmp_path / "none.json")
 
 
@@ -319,7 +319,7 @@ def test_up_to_takes_all_where_there_are_fewer(write):
     assert load_dataset(path, up_to=100) == MINIMAL and load_dataset(path, up_to=1) == MINIMAL[:1]
     with pytest.raises(ValueError, match="2 records; 3 were asked for"):
         load_dataset(path, limit=3)
-    with pytest.raises(ValueError, match="one of them is enough"):
+    with pytest.raises(ValueError, match="give only one of them"):
         load_dataset(path, limit=1, up_to=1)
     with pytest.raises(ValueError, match="up_to must be at least 1, not 0"):
         load_dataset(path, up_to=0)

@@ -961,7 +961,7 @@ def test_paths_that_climb_are_refused_where_a_name_is_wanted(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "inside")
     for name in ("../../evil", "/etc/evil", "a/b"):
         assert main(["notebook", name, "out.ipynb"]) == 2
-        assert "a notebook is named as in notebooks/, without a folder" in capsys.readouterr().err
+        assert "name a notebook as in notebooks/, without a folder" in capsys.readouterr().err
     for name in ("../x", "a/b", "..", "", ".", "$(touch pwned)", "a\nb", "raw"):
         with pytest.raises(ValueError, match="name of the grid becomes a folder"):
             Grid.of({**GRID, "name": name})
@@ -1114,7 +1114,7 @@ def test_a_redirect_leads_nowhere_else_and_not_for_ever(fetched, location):
     [
         ("[" * 200_000, "it is nested too deeply"),
         ('[{"a": ' * 100_000, "it is nested too deeply"),
-        ('[{"prompt": "{} is", "prompt": "{} was"}]', "field 'prompt' is there twice"),
+        ('[{"prompt": "{} is", "prompt": "{} was"}]', "field 'prompt' appears twice"),
         ('[{"prompt": NaN}]', "NaN is no number of JSON"),
         (f'[{{"case_id": {"9" * 5000}}}]', "is not JSON: Exceeds the limit"),
         ('"\\ud800"', "must hold a JSON list"),

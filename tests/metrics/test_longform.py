@@ -114,7 +114,7 @@ def test_akew_is_read_and_what_is_missing_is_named(tmp_path):
     ):
         load_long_form(written(tmp_path, plain))
     with pytest.raises(
-        RecordError, match=r"record 4: requested_rewrite\.fact_new_uns must be several sentences, not 'A"
+        RecordError, match=r"record 4: requested_rewrite\.fact_new_uns must consist of several sentences, not 'A"
     ):
         load_long_form(written(tmp_path, changed(fact_new_uns="A tuba.")))
     with pytest.raises(

@@ -154,7 +154,7 @@ def test_prompts_become_turns_of_the_template(chatty):
     before, after = chat_frame(chatty.tokenizer)
     assert framed.paraphrases == (before + "Ilvane is from" + after,) and "Peru is in" in framed.locality[0].prompt
     assert framed.generation_prompts == record.generation_prompts
-    with pytest.raises(ValueError, match="record 2 is behind a chat template already"):
+    with pytest.raises(ValueError, match="record 2 is already behind a chat template"):
         in_chat(chatty, [framed])
 
 

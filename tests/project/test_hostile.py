@@ -264,14 +264,18 @@ def test_a_full_prompt_that_mentions_another_subject_or_holds_braces_is_refused(
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("requested_rewrite.prompt", "{} and {} are", r"record 12: prompt must hold \{\} for the subject, and once"),
+        (
+            "requested_rewrite.prompt",
+            "{} and {} are",
+            r"record 12: prompt must contain \{\} for the subject exactly once",
+        ),
         ("requested_rewrite.prompt", "\u200b", "record 12: prompt must be a text with a visible character"),
         ("requested_rewrite.subject", "\u200b\u202e", "record 12: subject must be a text with a visible character"),
         ("requested_rewrite.subject", "\ud800", "record 12: subject must be a text without lone surrogates"),
         (
             "requested_rewrite.target_new.str",
             "Polish ",
-            "record 12: target_new must be another object than target_true",
+            "record 12: target_new must differ from target_true",
         ),
         ("requested_rewrite.target_new.str", "\x00", "record 12: target_new must be a text with a visible character"),
         ("paraphrase_prompts", ["good", " \n"], r"record 12: paraphrases holds ' \\n'"),
@@ -279,7 +283,7 @@ def test_a_full_prompt_that_mentions_another_subject_or_holds_braces_is_refused(
         ("case_id", True, "at position 1: field 'case_id' must be int or str, not bool"),
         ("case_id", None, "at position 1: field 'case_id' must be int or str, not NoneType"),
         ("case_id", " ", "at position 1: field 'case_id' must be a non-empty string"),
-        ("case_id", "the first", "record the first: field 'case_id' at position 1 must be another than at position 0"),
+        ("case_id", "the first", "record the first: field 'case_id' at position 1 must differ from that at position 0"),
         ("split", "test", "at position 1: field 'split' must be one of tune, report, not 'test'"),
     ],
 )
@@ -295,7 +299,9 @@ def test_ids_of_zsre_are_checked_though_it_need_not_have_any(file):
         with pytest.raises(RecordError, match="at position 1: field 'case_id' must be int or str"):
             load_dataset(file)
     file.write_text(json.dumps([ZSRE | {"case_id": 1}, ZSRE]))
-    with pytest.raises(RecordError, match="record 1: field 'case_id' at position 1 must be another than at position 0"):
+    with pytest.raises(
+        RecordError, match="record 1: field 'case_id' at position 1 must differ from that at position 0"
+    ):
         load_dataset(file)
 
 
@@ -326,7 +332,7 @@ def test_fields_in_surplus_and_empty_lists_are_no_hindrance(file, entry):
         (b"[[]]", "in no known form"),
         (
             json.dumps([FLAT]).replace('"tuba"', '"tuba", "target_new": "lute"').encode(),
-            "record 3: field 'target_new' is there twice",
+            "record 3: field 'target_new' appears twice",
         ),
     ],
 )
@@ -362,7 +368,7 @@ def test_a_hundred_thousand_records_are_loaded_in_little_memory(file, entry):
         ({"kind": "trivia"}, "record 0: kind must be counterfact or zsre, not 'trivia'"),
         ({"paraphrases": "text"}, "record 0: paraphrases must be a tuple, not 'text'"),
         ({"locality": (Probe("", "x"),)}, "record 0: locality holds ''"),
-        ({"prompt": "nothing"}, r"record 0: prompt must hold \{\}"),
+        ({"prompt": "nothing"}, r"record 0: prompt must contain \{\}"),
         ({"target_true": ""}, "record 0: target_true must be a non-empty string, not ''"),
         ({"kind": "zsre", "target_true": 5}, "record 0: target_true must be a non-empty string, not 5"),
     ],
@@ -547,7 +553,7 @@ def test_names_that_are_unknown_are_refused_with_the_known_ones(any_model):
         (partial(get_editor, "memitt", any_model), "known: ft, mend, rome, memit"),
         (
             partial(get_editor, "memit", any_model, corpus="pockett", **settings),
-            "no corpus is called 'pockett': it is pocket, pocket-others",
+            "no corpus is called 'pockett'; known: pocket, pocket-others",
         ),
         (partial(load_model, "pocket-bert"), "known: pocket-gpt2, pocket-gptj, pocket-llama"),
         (partial(load_model, "pocket-llama", device="gpu0"), "neither auto nor a torch device"),

@@ -138,7 +138,7 @@ def test_a_grid_says_what_its_cells_measure():
     assert Grid.of(asked.as_dict()) == asked
     with pytest.raises(ValueError, match="metrics: there is no 'speed'"):
         Grid.of(grid(metrics=["speed"]))
-    with pytest.raises(ValueError, match="must have editing among them, which its tables are made of"):
+    with pytest.raises(ValueError, match="must include editing, which its tables are made from"):
         Grid.of(grid(metrics=["generated"]))
     with pytest.raises(ValueError, match="contexts of the grid must be a list of distinct str"):
         Grid.of(grid(contexts="chat"))

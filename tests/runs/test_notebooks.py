@@ -90,7 +90,7 @@ def test_an_exercise_tells_right_from_wrong(answer, right, said, capsys):
 
 @pytest.mark.parametrize(("answer", "right"), [("3", 3), (True, 1.0), (3, "memit"), (1, True)])
 def test_an_answer_of_another_kind_is_refused(answer, right):
-    with pytest.raises(TypeError, match="the answer is"):
+    with pytest.raises(TypeError, match="the answer must be"):
         check_answer(answer, right)
 
 
