@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from ..editing.catalogue import VARIANTS, entry, in_order
+from ..editing.catalogue import VARIANTS, entry, in_order, label_pairs
 from ..io.formats import read_json
+from ..metrics.intervals import interval
 from ..models.known import short_label
 from ..runs.grid import Grid
 from ..studies import STUDIES
+from ..studies.follow import followed
 from .claims import MARKS, verdicts
 from .comparison import Scores, families, gains, improvement, there, variant_pairs
 from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published
@@ -35,7 +38,13 @@ def findings(
     marks = {verdict.claim: MARKS[verdict.verdict] for verdict in verdicts(study.name, numbers)}
     return "\n".join(
         line
-        for line in (_share(grid, model, numbers, marks), _steps(model, numbers, marks), _gain(scores), _asked(cells))
+        for line in (
+            _share(grid, model, numbers, marks),
+            _steps(model, numbers, marks),
+            _length(followed()),
+            _gain(scores),
+            _asked(cells),
+        )
         if line
     )
 
@@ -77,6 +86,36 @@ def _steps(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> 
         f"takes {steps[0]:.1f} steps to find; after its update the second layer needs {steps[1]:.1f}, the third "
         f"{steps[2]:.1f} (published for {counterpart(model)}: {theirs[0]:.1f}, the limit there, {theirs[1]:.1f}, "
         f"{theirs[2]:.1f})."
+    )
+
+
+def _length(runs: pd.DataFrame) -> str:
+    """How a method and its BLUE variant end on the longest sequence that both were followed along, own settings."""
+    own = runs[[not options for options in runs.options]]
+    own = own.assign(label=[entry(name).label for name in own.editor])
+    for edits in sorted(set(own.edits), reverse=True):
+        ends = own[(own.edits == edits) & (own.length == edits)].set_index("label")
+        for pair in label_pairs(ends.index.unique()):
+            return _ends(*(ends.loc[label] for label in pair))
+    return ""
+
+
+def _ends(plain: pd.Series, blue: pd.Series) -> str:
+    def told(values: Sequence[Sequence[float]], unit: str = "") -> str:
+        gain = interval([b - a for a, b in zip(*values, strict=True)])
+        return (
+            f"{fmean(values[1]):.0f} % with {blue.name} and {fmean(values[0]):.0f} % with {plain.name} "
+            f"({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}]{unit})"
+        )
+
+    editing = [
+        [(one + two) / 2 for one, two in zip(end.efficacy, end.generalization, strict=True)] for end in (plain, blue)
+    ]
+    return (
+        f"- **Along a long sequence BLUE holds longer.** After {plain.edits:,} edits of {short_label(plain.model)} in "
+        f"batches of {plain.batch_size}, efficacy and generalization are {told(editing, ' points')}, specificity is "
+        f"{told([plain.specificity, blue.specificity])}. Next tokens about other subjects have moved by "
+        f"{blue.elsewhere:.1f} and {plain.elsewhere:.1f} nats."
     )
 
 
