@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..editing import catalogue
-from ..editing.named import check_measured, composes
-from ..editing.settings import editor_settings, settings_of
 from ..io.formats import read_yaml
 from ..io.paths import cell_name, followed_path, numbers_name, plain, project_path, raw_path
 from ..studies import Study, study_of
@@ -183,6 +181,9 @@ class Grid:
         Raises:
             ValueError: for an editor that nothing here makes, or one that misses a setting.
         """
+        from ..editing.named import check_measured, composes
+        from ..editing.settings import editor_settings, settings_of
+
         for name in (*self.editors, *(name for part in self.follow for name in part["editors"])):
             make = catalogue.known(name).make()
             for model in self.models if composes(make) else ():

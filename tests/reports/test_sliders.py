@@ -10,7 +10,7 @@ from bluelib.reports.sliders import Sliders
 
 
 def test_a_slider_draws_the_figure_again():
-    asked = []
+    asked, opened = [], plt.get_fignums()
 
     def draw(angle, share):
         asked.append((angle, share))
@@ -23,5 +23,5 @@ def test_a_slider_draws_the_figure_again():
     assert asked[-1] == (0, 0.2) and bytes(shown.picture.value) != first
     shown.sliders["angle"].value = 65
     assert bytes(shown.picture.value) == first
-    assert not plt.get_fignums(), "no figure is left open"
+    assert plt.get_fignums() == opened, "no figure is left open"
     assert "JupyterLab" in repr(shown)

@@ -65,7 +65,7 @@ def test_what_is_compared_with_is_kept_beside_the_scores(model, records, tmp_pat
         evaluate_unedited(model, "pocket-ripple", records, path=path, **HOW, **ALL)
     (tmp_path / "scores.json.before.safetensors").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"scores\.json\.before\.safetensors, which belongs to .*scores\.json, is not"
+        FileNotFoundError, match=r"scores\.json\.before\.safetensors, which belongs to .*scores\.json, is missing"
     ):
         evaluate_unedited(model, "pocket-ripple", records, path=path, **HOW, **ALL)
 
