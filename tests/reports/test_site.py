@@ -29,6 +29,7 @@ TAKEN = [
     "figures/pocket/main_pocket-counterfact.png",
     "figures/pocket/pareto.png",
     "figures/pocket/report.md",
+    "figures/toy.png",
     "results/benchmarks/edit_speed.json",
     f"notebooks/{THEORY}.ipynb",
     *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(f"figures/*/{THEORY[:2]}_*.png"))),
