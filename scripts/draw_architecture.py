@@ -1,5 +1,5 @@
-"""Draw docs/architecture.svg from the imports of the package: a box for each wing, an arrow to what it imports on the
-floor below. (A wing may import every wing on a floor below its own.)"""
+"""Draw docs/architecture.svg from the imports of the package: a box for each subpackage, an arrow to what it imports
+on the level below. (A subpackage may import all that stand on levels below its own.)"""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ABOUT = {
 }
 
 
-def wings() -> dict[str, set[str]]:
-    """By wing, the wings that it imports, also inside functions."""
+def subpackages() -> dict[str, set[str]]:
+    """By subpackage, the subpackages that it imports, also inside functions."""
     found: dict[str, set[str]] = {}
     for file in PACKAGE.rglob("*.py"):
         *folders, _ = file.relative_to(PACKAGE).parts
@@ -38,42 +38,40 @@ def wings() -> dict[str, set[str]]:
     return found
 
 
-def floors(imports: dict[str, set[str]]) -> dict[str, int]:
-    """By wing, one more than the highest of those that it imports.
+def levels(imports: dict[str, set[str]]) -> dict[str, int]:
+    """By subpackage, one more than the highest of those that it imports.
 
     Raises:
-        ValueError: for wings that import each other in a circle.
+        ValueError: for subpackages that import each other in a circle.
     """
     left, found = dict(imports), dict[str, int]()
     while left:
-        free = [wing for wing, to in left.items() if to <= found.keys()]
+        free = [name for name, to in left.items() if to <= found.keys()]
         if not free:
             raise ValueError(f"{', '.join(sorted(left))} import each other in a circle")
-        for wing in free:
-            found[wing] = 1 + max((found[other] for other in left.pop(wing)), default=0)
+        for name in free:
+            found[name] = 1 + max((found[other] for other in left.pop(name)), default=0)
     return found
 
 
 def draw(path: Path) -> None:
     """Draw the picture into an SVG file."""
-    imports = wings()
-    floor = floors(imports)
-    levels = {n: sorted(wing for wing in floor if floor[wing] == n) for n in set(floor.values())}
-    places = {
-        wing: (3.4 * (i - (len(level) - 1) / 2), n) for n, level in levels.items() for i, wing in enumerate(level)
-    }
+    imports = subpackages()
+    level = levels(imports)
+    rows = {n: sorted(name for name in level if level[name] == n) for n in set(level.values())}
+    places = {name: (3.4 * (i - (len(row) - 1) / 2), n) for n, row in rows.items() for i, name in enumerate(row)}
     with plt.rc_context({"svg.hashsalt": "bluelib", "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
         figure, axis = plt.subplots(figsize=(7, 7.6), layout="constrained")
-        for wing, to in sorted(imports.items()):
+        for name, to in sorted(imports.items()):
             for other in sorted(to):
-                if floor[wing] - floor[other] == 1:
+                if level[name] - level[other] == 1:
                     arrow = {"arrowstyle": "-|>", "color": "#0072B2", "linewidth": 1.4, "shrinkA": 24, "shrinkB": 28}
-                    axis.annotate("", places[other], places[wing], arrowprops=arrow)
-        for wing, (x, y) in places.items():
-            text = f"$\\bf{{{wing}}}$\n{ABOUT[wing]}"
+                    axis.annotate("", places[other], places[name], arrowprops=arrow)
+        for name, (x, y) in places.items():
+            text = f"$\\bf{{{name}}}$\n{ABOUT[name]}"
             box = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": "#0072B2"}
             axis.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box)
-        axis.set(xlim=(-3.9, 3.9), ylim=(0.5, max(levels) + 0.5))
+        axis.set(xlim=(-3.9, 3.9), ylim=(0.5, max(rows) + 0.5))
         axis.set_axis_off()
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)

@@ -1,4 +1,4 @@
-"""The house is as docs/architecture.md says: its wings, what they import, and nothing that tests a method's name."""
+"""The house is as docs/architecture.md says: its subpackages, what they import, and nothing that tests a method's name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def drawing():
     return module
 
 
-def test_the_root_has_wings_and_a_face():
+def test_the_root_has_subpackages_and_a_face():
     assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and not path.name.startswith("__")}
     assert all(f"`bluelib/{folder}`" in PAGE for folder in folders)
@@ -38,10 +38,10 @@ def test_the_root_has_wings_and_a_face():
     }
 
 
-def test_a_wing_imports_only_wings_below_it(drawing):
-    """`floors` has no answer for a circle."""
-    floors = drawing.floors(drawing.wings())
-    assert floors == {
+def test_a_subpackage_imports_only_those_below_it(drawing):
+    """`levels` has no answer for a circle."""
+    levels = drawing.levels(drawing.subpackages())
+    assert levels == {
         "io": 1,
         "models": 2,
         "pocket": 3,
@@ -53,9 +53,9 @@ def test_a_wing_imports_only_wings_below_it(drawing):
         "reports": 8,
         "cli": 9,
     }
-    assert drawing.ABOUT.keys() == floors.keys()
+    assert drawing.ABOUT.keys() == levels.keys()
     with pytest.raises(ValueError, match="data, models import each other in a circle"):
-        drawing.floors({"io": set(), "models": {"data"}, "data": {"models", "io"}})
+        drawing.levels({"io": set(), "models": {"data"}, "data": {"models", "io"}})
 
 
 def test_the_picture_is_of_these_imports(drawing, tmp_path):
