@@ -61,7 +61,11 @@ _ROWS = (
         "capability",
         "07_general_capability",
         {"edits": 200, "batch_size": 10, "every": 5, "limit": 100},
-        {"07_mean_capability": "mean_capability", "07_task_capability": "task_capability"},
+        {
+            "07_mean_capability": "mean_capability",
+            "07_task_capability": "task_capability",
+            "07_further_tasks": "further_tasks",
+        },
     ),
     Study(
         "shift",

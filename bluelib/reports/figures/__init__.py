@@ -18,9 +18,9 @@ from ..plots import keep
 from .common import Numbers
 
 
-def functions(study: str) -> dict[str, Callable[[Numbers], Figure]]:
+def functions(study: str) -> dict[str, Callable[[Numbers], Figure | None]]:
     """By file name without suffix, the function that draws each figure of a study of
-    :data:`~bluelib.studies.STUDIES`."""
+    :data:`~bluelib.studies.STUDIES`; it returns None where there is nothing to show."""
     module = import_module(f".{study}", __package__)
     return {stem: getattr(module, name) for stem, name in STUDIES[study].figures.items()}
 
@@ -30,5 +30,6 @@ def draw(study: str, numbers: Mapping[str, Path], folder: Path) -> list[Path]:
     contents = {model: read_json(path) for model, path in numbers.items()}
     drawn = []
     for name, function in functions(study).items():
-        drawn.append(keep(function(contents), folder / name))
+        if (figure := function(contents)) is not None:
+            drawn.append(keep(figure, folder / name))
     return drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -29,11 +30,33 @@ def mean_capability(numbers: Numbers) -> Figure:
 
 
 def task_capability(numbers: Numbers) -> Figure:
-    """The accuracy of each task along the sequence of edits, a line per editor; dotted: guessing.
+    """The accuracy of the three tasks that lose most along the edits, a line per editor; dotted: guessing."""
+    return _task_panels(numbers, _by_loss(numbers)[:SHOWN])
 
-    Rows are tasks and columns models; the tasks of one model alone stand in rows of three.
-    """
-    tasks = [task for task in table(next(iter(numbers.values())), "scores").task.unique() if task != MEAN]
+
+def further_tasks(numbers: Numbers) -> Figure | None:
+    """:func:`task_capability` of the other tasks; None where there are no others."""
+    tasks = _by_loss(numbers)[SHOWN:]
+    return _task_panels(numbers, tasks) if tasks else None
+
+
+#: How many tasks :func:`task_capability` shows.
+SHOWN = 3
+
+
+def _by_loss(numbers: Numbers) -> list[str]:
+    """The tasks, first those of which an editor loses most on a model."""
+    loss: dict[str, float] = {}
+    for found in numbers.values():
+        scores = table(found, "scores")
+        for (task, _), rows in scores[scores.task != MEAN].groupby(["task", "editor"], sort=False):
+            along = rows.sort_values("edits")["mean"]
+            loss[task] = max(loss.get(task, -math.inf), along.iloc[0] - along.iloc[-1])
+    return sorted(loss, key=lambda task: -loss[task])
+
+
+def _task_panels(numbers: Numbers, tasks: Sequence[str]) -> Figure:
+    """Rows are tasks and columns models; the tasks of one model alone stand in rows of three."""
     shown = [(task, model) for task in tasks for model in numbers]
     columns = len(numbers) if len(numbers) > 1 else min(3, len(tasks))
     rows = math.ceil(len(shown) / columns)

@@ -87,6 +87,7 @@ def score_growth(numbers: Numbers) -> Figure:
                 for editor, colour in EDITOR_COLOURS.items():
                     for metric, line in metrics.items():
                         chosen = scores[(scores.editor == editor) & (scores.metric == metric)]
+                        chosen = chosen.assign(low=chosen.low.clip(lower=0), high=chosen.high.clip(upper=100))
                         band(
                             axes[row, column],
                             chosen,
