@@ -1,14 +1,15 @@
-"""Put what the committed grids say into README.md and docs/, between their marks; draw the pictures of all models."""
+"""Put what the committed grids say into README.md, docs/ and notebooks/, between their marks; draw the pictures of all
+models."""
 
 from bluelib.io.paths import project_path
 from bluelib.io.writing import atomic_file
 from bluelib.reports.figures.theory import toy, toy_example
 from bluelib.reports.plots import keep
-from bluelib.reports.report import draw_overlay, fill, shown
+from bluelib.reports.report import draw_overlay, filled, shown
 
 if __name__ == "__main__":
     for page, parts in shown().items():
-        text = fill(page.read_text(encoding="utf-8"), parts)
+        text = filled(page, parts)
         with atomic_file(page) as temporary:
             temporary.write_text(text, encoding="utf-8")
     draw_overlay(project_path("figures"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -200,10 +201,10 @@ def draw_overlay(folder: Path) -> Path:
     return keep(overlay({model: read_json(path) for model, path in paths.items()}), folder / "overlay")
 
 
-def study_verdicts(study: str) -> str:
-    """The verdicts on one study's claims over the models of the committed grids, as Markdown, for its notebook."""
+def study_verdicts(notebook: str) -> str:
+    """The verdicts on the claims of a notebook's study over the models of the committed grids, as Markdown for it."""
     grids = committed()
-    found = _of_notebook(STUDIES[study].notebook, grids, partial=True)
+    found = _of_notebook(notebook, grids, partial=True)
     models = [model for grid in grids for model in grid.models if any(model in one.verdicts for one in found)]
     return verdict_table(found, models, project_path("notebooks"))
 
@@ -248,7 +249,12 @@ def shown() -> dict[Path, dict[str, str]]:
     parts["choices measured"] = open_questions.choices_measured(*FOLLOWED)
     parts["choices"] = choices_table()
     parts["metrics"] = metrics_table()
-    return {project_path(page): {name: parts[name] for name in names} for page, names in SHOWN.items()}
+    pages = {project_path(page): {name: parts[name] for name in names} for page, names in SHOWN.items()}
+    notebooks = {
+        project_path("notebooks", f"{study.notebook}.ipynb"): study_verdicts(study.notebook)
+        for study in STUDIES.values()
+    }
+    return pages | {path: {"verdicts": verdicts} for path, verdicts in notebooks.items()}
 
 
 def choices_table() -> str:
@@ -271,14 +277,38 @@ def metrics_table() -> str:
     return "\n".join([*lines, "", "; ".join(f"`{part}` is {meaning}" for part, meaning in VARYING.items()) + "."])
 
 
+def filled(page: Path, parts: Mapping[str, str]) -> str:
+    """The text of a page, or of a notebook (its JSON), with each part between its marks, ``<!-- name -->`` and
+    ``<!-- /name -->``.
+
+    Raises:
+        ValueError: for a part that has no place.
+    """
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return fill(text, parts)
+    notebook = json.loads(text)
+    for name, part in parts.items():
+        cells = [cell for cell in notebook["cells"] if _marks(name)[0] in "".join(cell["source"])]
+        if len(cells) != 1:
+            raise ValueError(f"{page.name} has {len(cells)} cells with the mark {_marks(name)[0]}: one is expected")
+        cells[0]["source"] = fill("".join(cells[0]["source"]), {name: part}).splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _marks(name: str) -> tuple[str, str]:
+    """Between what the part of that name stands."""
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
 def fill(text: str, parts: Mapping[str, str]) -> str:
-    """The text with each part between its marks, ``<!-- name -->`` and ``<!-- /name -->``.
+    """The text with each part between its marks.
 
     Raises:
         ValueError: for a part that has no place.
     """
     for name, part in parts.items():
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        start, end = _marks(name)
         if text.count(start) != 1 or text.count(end) != 1:
             raise ValueError(f"the text has no one place for {name!r}: {start} … {end}")
         before, rest = text.split(start)

@@ -34,7 +34,7 @@ from bluelib.reports.comparison import (
 )
 from bluelib.reports.plots import plot_main, plot_methods, plot_pareto
 from bluelib.reports.published import published, published_score
-from bluelib.reports.report import claims, contrasts, draw_overlay, fill, shown, write_report
+from bluelib.reports.report import claims, contrasts, draw_overlay, filled, shown, write_report
 from bluelib.reports.tables import load_cells, main_frame, results_frame, short_table, write_tables
 from bluelib.runs.cell import SCHEMA
 from bluelib.runs.grid import Grid
@@ -299,12 +299,13 @@ def test_the_pages_show_the_committed_tables_and_verdicts(tmp_path, monkeypatch)
     """``scripts/update_pages.py`` would change nothing."""
     monkeypatch.chdir(ROOT)
     for page, parts in shown().items():
-        text = page.read_text(encoding="utf-8")
-        assert fill(text, parts) == text, page.name
+        assert filled(page, parts) == page.read_text(encoding="utf-8"), page.name
     path = draw_overlay(tmp_path)
     assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes()
     with pytest.raises(ValueError, match="the text has no one place for 'nothing'"):
-        fill(text, {"nothing": "x"})
+        filled(ROOT / "README.md", {"nothing": "x"})
+    with pytest.raises(ValueError, match=r"03_theory.ipynb has 0 cells with the mark <!-- nothing -->"):
+        filled(ROOT / "notebooks" / "03_theory.ipynb", {"nothing": "x"})
 
 
 def test_methods_that_hardly_edit_stand_in_words_below_the_pareto_picture():
