@@ -102,6 +102,7 @@ def gain_curve(numbers: Numbers) -> Figure:
                 axis.plot(group.sigma, [place] * len(group), "|", color="black", markersize=9, alpha=0.4)
                 axis.text(0.012, place, f"{edits} edit{'s' if edits > 1 else ''}", va="center", fontsize=8)
             axis.set_ylim(-0.07 * (row + 1), 0.56)
+            axis.set_yticks([0, 0.2, 0.4])
         return figure
 
 
