@@ -29,7 +29,7 @@ __all__ = [
     "load_model",
     "register",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 #: Where each public name is. Loaded at first use: torch and transformers take seconds, and a workflow needs neither.
 _HOME = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import bluelib
 from bluelib.models.known import pocket_models
 
 ROOT = Path(__file__).parents[2]
@@ -280,7 +282,10 @@ def test_badges_open_what_is_there():
 def test_the_repository_has_one_address():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["repository-code"] == REPOSITORY
-    assert citation["version"] == PROJECT["version"]
+    zenodo = json.loads((ROOT / ".zenodo.json").read_text(encoding="utf-8"))
+    assert citation["version"] == zenodo["version"] == bluelib.__version__ == PROJECT["version"]
+    released = f"## {PROJECT['version']}, {citation['date-released']}\n"
+    assert released in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     for url in re.findall(
         r"https://(?:mybinder\.org|colab\.\S+?)/[^\s)]+", (ROOT / "README.md").read_text(encoding="utf-8")
     ):
@@ -288,12 +293,19 @@ def test_the_repository_has_one_address():
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_the_quickstart_installs_the_library_only_where_it_is_missing(installed, monkeypatch):
-    first = next(cell for cell in nbformat.read(QUICKSTART, as_version=4).cells if cell.cell_type == "code")
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_a_notebook_installs_the_library_only_where_it_is_missing(notebook, installed, monkeypatch):
+    first = next(cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
     if not installed:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     asked: list[str] = []
     shell = InteractiveShell()
     shell.register_magic_function(asked.append, magic_name="pip")
     shell.run_cell(first.source).raise_error()
-    assert asked == ([] if installed else [f"install -q git+{REPOSITORY}"])
+    if installed:
+        assert asked == []
+    else:
+        (line,) = asked
+        assert re.fullmatch(rf"install -q (git\+{REPOSITORY}|\"bluelib\[capability\] @ git\+{REPOSITORY}\")", line)
+        needs = "capability(" in notebook.read_text(encoding="utf-8")
+        assert ("[capability]" in line) == needs, "lm-eval is asked for where it is used, and only there"
