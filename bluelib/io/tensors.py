@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,17 @@ def _read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, ValueError, RuntimeError) as error:  # torch's too, for shapes that cannot be
         raise DamagedError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+
+
+def tensors_in(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor | None]]:
+    """Each name with its tensor from a checkpoint's safetensors files, one at a time; None for one that none has."""
+    from safetensors import safe_open
+
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(folder.glob("*.safetensors"))]
+        holder = {name: file for file in files for name in file.keys()}
+        for name in names:
+            yield name, holder[name].get_tensor(name) if name in holder else None
 
 
 def tensors_hash(tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> str:

@@ -139,6 +139,11 @@ def _read_checkpoint(
                 ignore_mismatched_sizes=True,
                 **pinned,
             )
+        if getattr(hf_model, "_hf_peft_config_loaded", False):  # by transformers, if peft is installed
+            raise ValueError(
+                f"{name!r} has an adapter beside its weights (adapter_config.json), which would count on top of them: "
+                "take the adapter's files out of it if it is merged already, or merge it first"
+            )
         with _any_error_named():
             tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
     except SafetensorError as error:

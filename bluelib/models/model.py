@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ..io.paths import stem_of
-from ..io.tensors import tensors_hash
+from ..io.tensors import tensors_hash, tensors_in
 from ..io.writing import atomic_directory
 from .adapters import Adapter, adapter_for
 from .known import known_models
@@ -181,10 +181,12 @@ class Model:
     def save(self, path: str | Path) -> Path:
         """Write the model in its present state as a checkpoint that ``transformers`` loads, whole or not at all.
 
-        Matrices that are edited in float32 are rounded to the model's type.
+        Matrices that are edited in float32 are rounded to the model's type. The value projections are read back from
+        what was written, and compared.
 
         Raises:
             FileExistsError: if there is something at ``path`` already.
+            OSError: if what was written has not the model's value projections; nothing is at ``path`` then.
         """
         path = Path(path)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -196,6 +198,16 @@ class Model:
             }
             self.hf_model.save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
+            projections = [
+                f"{self.adapter.blocks}.{n}.{self.adapter.value_projection}.weight" for n in range(self.n_layers)
+            ]
+            for name, written in tensors_in(temporary, projections):
+                if written is None or not torch.equal(written, state[name].cpu()):
+                    found = "lacks" if written is None else "has another"
+                    raise OSError(
+                        f"nothing was saved at {path}: the checkpoint that transformers wrote {found} {name}. If an "
+                        "adapter is active (peft), merge it into the model first"
+                    )
         return path
 
     def ask(self, prompt: str, *, chat: bool = False, tokens: int = 40, top: int = 5) -> Reply:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from bluelib import apply_delta, edit_sequence, fe, get_editor, load_dataset, load_model
 from bluelib.editing.checkpoints import CheckpointError
@@ -298,6 +299,27 @@ def test_a_saved_model_is_what_transformers_loads(tmp_path):
     assert again.tokenizer("Peru is").input_ids == model.tokenizer("Peru is").input_ids
     with pytest.raises(FileExistsError, match="exists already"):
         run.save(folder)
+
+
+@pytest.mark.parametrize(("spoil", "found"), [("change", "has another"), ("rename", "lacks")])
+def test_nothing_is_called_saved_that_is_not(spoil, found, tmp_path, monkeypatch):
+    """Whatever transformers writes, such as an adapter alone."""
+    model, write = load_model("pocket-llama"), PreTrainedModel.save_pretrained
+    name = "model.layers.2.mlp.down_proj.weight"
+
+    def spoilt(self, folder, state_dict):
+        write(self, folder, state_dict=state_dict)
+        tensors = load_file(folder / "model.safetensors")
+        if spoil == "change":
+            tensors[name][3, 5] += 1e-6
+        else:
+            tensors[f"base_model.{name}"] = tensors.pop(name)
+        save_file(tensors, folder / "model.safetensors")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", spoilt)
+    with pytest.raises(OSError, match=rf"nothing was saved at .*saved: .* {found} {name}"):
+        model.save(tmp_path / "saved")
+    assert not any(tmp_path.iterdir())
 
 
 def test_conflicts_are_found():

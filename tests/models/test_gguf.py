@@ -221,6 +221,20 @@ def test_an_adapter_alone_is_refused(tmp_path):
         load_model(str(tmp_path))
 
 
+def test_an_adapter_that_counts_beside_the_weights_is_refused(tmp_path, monkeypatch):
+    """transformers puts it on top of them, if peft is installed, and would save the adapter alone."""
+    folder, read = write_checkpoint(tmp_path / "both", "llama-3"), AutoModelForCausalLM.from_pretrained
+
+    def with_peft(*args, **kwargs):
+        model, info = read(*args, **kwargs)
+        model._hf_peft_config_loaded = True
+        return model, info
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", with_peft)
+    with pytest.raises(ValueError, match=r"both' has an adapter beside its weights .* merge it first"):
+        load_model(str(folder))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_checkpoint_without_a_tokenizer_is_refused(name, tmp_path):
     """Of several architectures transformers makes a tokenizer without any tokens, and says nothing."""
