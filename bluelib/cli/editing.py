@@ -120,6 +120,13 @@ def _kept_edits(arguments: Namespace) -> str:
         "--save-delta wrote)",
     ),
     Option(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="DELTA",
+        help="go on from earlier edits of the same model: a file that --save-delta wrote; what is saved has both",
+    ),
+    Option(
         "--on-conflict",
         default="last",
         help="several edits of the same fact in a batch: last makes only the last of them, keep all, refuse stops",
@@ -133,7 +140,7 @@ def edit(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records, show its answers before and after, and evaluate it."""
     from ..data.chat import in_chat
     from ..editing.named import check_corpus_of, get_editor
-    from ..editing.sequence import check_sequence
+    from ..editing.sequence import check_sequence, check_start
     from ..metrics.answers import ask_about, compare
     from ..metrics.drift import drift, next_tokens, unrelated
     from ..metrics.editing import check_groups
@@ -156,6 +163,8 @@ def edit(arguments: Namespace) -> Answer:
             run.save_delta(arguments.save_delta)
 
     how = {"checkpoint_dir": arguments.checkpoint, "on_conflict": arguments.on_conflict}
+    if arguments.start:
+        check_start(model, editor, arguments.start)
     batch_size = min(10, len(records)) if arguments.batch_size is None else arguments.batch_size
     check_sequence(records, editor, batch_size=batch_size, **how)
     editor.check(model)
@@ -176,6 +185,7 @@ def edit(arguments: Namespace) -> Answer:
         metrics=arguments.metrics,
         contexts=arguments.contexts,
         keep=keep,
+        start=arguments.start,
         **how,
     )
     answers = compare(said, ask_about(model, asked))

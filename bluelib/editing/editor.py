@@ -101,6 +101,14 @@ class Editor(Method):
     def prefixes(self, model: Model) -> tuple[str, ...]:
         return context_prefixes(model, self.contexts)
 
+    @property
+    def remembers(self) -> bool:
+        return self.solver.remembers
+
+    @property
+    def acts_once(self) -> bool:
+        return self.constraint.once
+
     def check(self, model: Model) -> None:
         """Make sure that there is a text for second moments, and that it is long enough.
 
@@ -120,7 +128,8 @@ class Editor(Method):
         moments = self.second_moments(model, layers, self.tokens)
         solvers = {}
         for layer in layers:
-            with _named(f"{self.name}, factoring C of layer {layer}"):
+            of = f"C of layer {layer}, from {self.tokens} tokens for keys of {model.weight(layer).shape[1]} dimensions"
+            with _named(f"{self.name}, factoring {of}"):
                 prepared = self.solver.prepare(moments[layer].matrix.to(model.weight(layer).device))
             solvers[layer] = on_device(prepared, "cpu")
         return EditState(self.prefixes(model), solvers, self.token_budget or default_token_budget(model))
@@ -224,7 +233,7 @@ class Editor(Method):
         targets = {step.at: step.targets for step in taken}
         return BatchResult(
             {step.layer: step.kept for step in taken},
-            {step.layer: step.keys for step in taken} if self.solver.remembers else {},
+            {step.layer: step.keys for step in taken} if self.remembers else {},
             targets,
             steps=sum(t.steps.float().mean().item() for t in targets.values()),
             loss=torch.stack([t.loss.mean() for t in targets.values()]).mean().item(),

@@ -88,6 +88,16 @@ class Method(ABC):
     layers: tuple[int, ...]
     max_batch: int | None = None
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a batch needs the keys of earlier ones."""
+        return False
+
+    @property
+    def acts_once(self) -> bool:
+        """Whether :meth:`finish` does something to all edits together, so that a finished run cannot go on."""
+        return False
+
     def prefixes(self, model: Model) -> tuple[str, ...]:
         """Texts that stand before a prompt while it is edited, the empty one first."""
         return ("",)

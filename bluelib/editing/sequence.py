@@ -17,13 +17,14 @@ from ..data import Record
 from ..data.chat import in_chat
 from ..data.provenance import records_hash
 from ..io.checks import check_whole
+from ..io.tensors import file_hash
 from ..io.timing import Timer, progress_bar
 from ..io.writing import check_writable
 from ..models.model import Model, Snapshot, check_finite
 from ..models.prompts import encode_answer, locate
 from .checkpoints import Checkpoint, held
 from .conflicts import Conflict, resolve
-from .deltas import save_delta
+from .deltas import Delta, put, read_delta, save_delta
 from .method import BatchResult, Method, describe
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Run:
     skipped: list[int | str]
     inputs: dict[str, Any]
     _originals: Snapshot = field(repr=False)
+    _keys: list[Mapping[int, Tensor]] = field(repr=False)
 
     def revert(self) -> None:
         """Restore the weights from before the first batch, bit for bit and in their type. Calling it again changes
@@ -75,14 +77,15 @@ class Run:
 
     def save_delta(self, path: str | Path) -> Path:
         """Write only the changed matrices, for :func:`~bluelib.apply_delta` on the same model: this run's, and those of
-        runs before it, if they were not reverted."""
+        runs before it, if they were not reverted; and the keys that a method with a history needs to go on from it
+        (``edit_sequence(…, start=PATH)``)."""
         about = {
             "editor": describe(self.editor),
             "edits": sum(int(batch["edits"]) for batch in self.batches),
             "batch_size": self.batch_size,
             "records_hash": records_hash(self.records),
         }
-        return save_delta(self.model, tuple(self._originals.weights), path, about)
+        return save_delta(self.model, tuple(self._originals.weights), path, about, self._keys)
 
 
 def check_sequence(
@@ -125,6 +128,7 @@ def edit_sequence(
     checkpoint_dir: str | Path | None = None,
     on_conflict: str = "last",
     chat: bool = False,
+    start: str | Path | None = None,
     progress: bool | None = None,
     after_batch: Callable[[int, BatchResult], None] | None = None,
 ) -> Run:
@@ -143,6 +147,9 @@ def edit_sequence(
             ``last``, ``keep`` or ``refuse``.
         chat: edit behind the tokenizer's chat template, see :func:`~bluelib.data.chat.in_chat`; the run's records are
             those then.
+        start: go on from an earlier run on the same model: a file that :meth:`Run.save_delta` wrote. The model must be
+            as loaded. Second moments and prefixes are those of the unedited model, as in one long run, and a method
+            with a history remembers the earlier run's keys. :meth:`Run.revert` takes both runs back.
         progress: show a progress bar (default: on a terminal).
         after_batch: called after each batch with its number and result.
 
@@ -150,7 +157,8 @@ def edit_sequence(
         ValueError: for no records, or a batch size below 1 or above the number of records; for ``chat`` where there is
             no template; for a record that cannot be tokenised, or that with a context prefix is longer than the model's
             context; for a layer to edit that is not in memory; for a checkpoint of another run; for conflicts that are
-            to be refused; for weights that are not finite.
+            to be refused; for weights that are not finite; for a ``start`` that belongs to other weights, has no keys
+            of the editor's layers where the editor remembers them, or is for an editor that acts once, at the end.
         ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored, an update
             that overflows); the message names the batch's records, and the model is left as it was before that batch.
         OSError: if a checkpoint cannot be written; the model is left as before the batch, as the last checkpoint is.
@@ -164,18 +172,28 @@ def edit_sequence(
     _check_model(model, editor, checkpointed=checkpoint_dir is not None)
     _check_requests(model, records, editor)
     groups = _groups(len(records), size, skipped)
+    before = None if start is None else check_start(model, editor, start)
+    touched = sorted({*editor.layers, *(before.weights if before else ())})
     timer = Timer()
     with _gradients_as_before(), held(checkpoint_dir) if checkpoint_dir else nullcontext():
-        with model.restored_on_error(editor.layers) as originals:
+        with model.restored_on_error(touched) as originals:
             model.edit_in_float32(editor.layers)
             with timer("prepare"):
                 state = editor.prepare(model)
             inputs = editor.inputs(model, state)
+            keys: list[Mapping[int, Tensor]] = []
+            all_are_here = not (editor.remembers and model.changed_layers())  # and none of an earlier run's missing
+            if before and start:
+                put(model, before)
+                inputs |= {"start": file_hash(start)}
+                if before.keys:
+                    keys.append(before.keys)
+                    editor.remember(state, _near(model, before.keys))
             checkpoint = None
             if checkpoint_dir:
                 how = {"batch_size": batch_size, "on_conflict": on_conflict}
                 checkpoint = Checkpoint(checkpoint_dir, _identity(model, records, editor, inputs, **how))
-            batches = _resume(model, editor, state, checkpoint, timer)
+            batches = _resume(model, editor, state, checkpoint, timer, keys)
         made, total = sum(map(len, groups[: len(batches)])), sum(map(len, groups))
         with progress_bar(total=total, initial=made, desc=editor.name, unit="edit", show=progress) as bar:
             for group in groups[len(batches) :]:
@@ -184,13 +202,39 @@ def edit_sequence(
                 with model.restored_on_error(editor.layers), _named(chosen):
                     result, weights = _edit_batch(model, editor, chosen, state, timer, originals if last else None)
                     batches.append(_row(result, len(group)))
+                    if result.keys and all_are_here:
+                        keys.append({layer: k.cpu() for layer, k in result.keys.items()})
                     if checkpoint:
                         checkpoint.save(weights, result.keys, batches, timer.rounded())
                 if after_batch:
                     after_batch(len(batches) - 1, result)
                 bar.update(len(group))
     ids = [records[i].case_id for i in sorted(skipped)]
-    return Run(model, editor, list(records), batch_size, timer.rounded(), batches, conflicts, ids, inputs, originals)
+    seconds = timer.rounded()
+    return Run(model, editor, list(records), batch_size, seconds, batches, conflicts, ids, inputs, originals, keys)
+
+
+def check_start(model: Model, editor: Method, path: str | Path) -> Delta:
+    """The earlier run that ``editor`` is to go on from, see ``start`` of :func:`edit_sequence`.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if editor.acts_once:
+        raise ValueError(f"{editor.name} acts once, on all edits together, and cannot go on from {path}")
+    delta = read_delta(model, path)
+    missing = sorted({*editor.layers} - delta.keys.keys()) if editor.remembers else []
+    if missing:
+        name = delta.about.get("editor", {}).get("name", "another editor")
+        raise ValueError(
+            f"{editor.name} remembers earlier keys, and {path} has none of layers {missing}: it was made by {name}. "
+            f"Go on with that editor, or make the earlier edits with {editor.name}"
+        )
+    return delta
+
+
+def _near(model: Model, keys: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    return {layer: k.to(model.weight(layer).device) for layer, k in keys.items()}
 
 
 def _tell(conflicts: Sequence[Conflict], skipped: set[int], records: Sequence[Record]) -> None:
@@ -230,14 +274,20 @@ def _gradients_as_before() -> Iterator[None]:
 
 
 def _resume(
-    model: Model, editor: Method, state: Any, checkpoint: Checkpoint | None, timer: Timer
+    model: Model,
+    editor: Method,
+    state: Any,
+    checkpoint: Checkpoint | None,
+    timer: Timer,
+    remembered: list[Mapping[int, Tensor]],
 ) -> list[dict[str, float]]:
-    """Bring model, state and timer to where the checkpoint stands; returns the batches made so far."""
+    """Bring model, state, timer and the remembered keys to where the checkpoint stands; returns the batches made."""
     done = checkpoint.load() if checkpoint else None
     if done is None:
         return []
-    for keys in done.keys:
-        editor.remember(state, {layer: k.to(model.weight(layer).device) for layer, k in keys.items()})
+    for keys in filter(None, done.keys):
+        remembered.append(keys)
+        editor.remember(state, _near(model, keys))
     model.restore(Snapshot(done.weights, frozenset(done.weights)))
     for phase, seconds in done.seconds.items():
         timer.seconds[phase] += seconds

@@ -129,7 +129,9 @@ def no_settings(name: str) -> str:
     """What to say of a model without settings."""
     return (
         f"model {name!r} has no settings; `blue locate {name}` finds some and writes them into {user_folder()}, and "
-        f"`blue doctor {name}` prints some to begin with (configured: {', '.join(model_configs())})"
+        f"`blue doctor {name}` prints some to begin with (configured: "
+        f"{', '.join(model_configs())}). In a model that --save wrote no more edits are made: keep the first ones with "
+        "--save-delta FILE, and go on from them with --from FILE"
     )
 
 

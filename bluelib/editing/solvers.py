@@ -304,6 +304,7 @@ def _cholesky(matrix: Tensor, name: str) -> Tensor:
     if info.item() or not torch.isfinite(factor).all():
         raise SolverError(
             f"{name} ({matrix.shape[0]} × {matrix.shape[1]}) is not positive definite: "
-            "the second moment is singular (measure it over more tokens), or it or the keys are not finite"
+            "the second moment is singular (measure it over more tokens, --tokens: ten for each dimension of a key "
+            "are enough), or it or the keys are not finite"
         )
     return factor

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from bluelib import apply_delta, edit_sequence, fe, get_editor, load_dataset, load_model
 from bluelib.editing.checkpoints import CheckpointError
 from bluelib.editing.conflicts import Conflict, find_conflicts
-from bluelib.editing.constraints import Project
+from bluelib.editing.constraints import Damp, Project
 from bluelib.editing.residuals import DIRECT, Weighted
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.sequence import edited
@@ -210,6 +210,55 @@ def test_a_delta_has_the_edits_of_earlier_runs_too(any_model, tmp_path):
     first.revert()
     apply_delta(any_model, path)
     assert weights_hash(any_model.hf_model) == edited
+
+
+@pytest.mark.parametrize("solver", [HISTORY, NullSpace(0.05, 1.0), Ridge(50.0)], ids=["history", "null space", "ridge"])
+@pytest.mark.parametrize("stop", [None, 1], ids=["whole", "killed"])
+def test_a_run_goes_on_from_a_delta_as_if_it_were_one(any_model, tmp_path, solver, stop):
+    """Edit today, more tomorrow; and tomorrow's run may be killed, too."""
+    method = editor(solver, DIRECT)
+    whole = edit_sequence(any_model, RECORDS, method, batch_size=1)
+    wanted = weights_hash(any_model.hf_model)
+    whole.revert()
+    unedited = weights_hash(any_model.hf_model)
+    first = edit_sequence(any_model, RECORDS[:1], method, batch_size=1)
+    today = first.save_delta(tmp_path / "today.safetensors")
+    first.revert()
+    how = {"batch_size": 1, "start": today, "checkpoint_dir": tmp_path / "c"}
+    if stop:
+        with any_model.preserved((0, 1, 2)), pytest.raises(Stop):
+            edit_sequence(any_model, RECORDS[1:], method, **how, after_batch=stop_after(stop))
+    second = edit_sequence(any_model, RECORDS[1:], method, **how)
+    assert weights_hash(any_model.hf_model) == wanted
+    tomorrow = second.save_delta(tmp_path / "tomorrow.safetensors")
+    second.revert()
+    assert weights_hash(any_model.hf_model) == unedited, "both are taken back"
+    tensors, _ = load_tensors(tomorrow)
+    assert {name: t.shape[1] for name, t in tensors.items() if name.startswith("keys.")} == (
+        dict.fromkeys(("keys.0", "keys.1", "keys.2"), len(RECORDS)) if method.remembers else {}
+    )
+    apply_delta(any_model, tomorrow)
+    assert weights_hash(any_model.hf_model) == wanted
+
+
+def test_what_cannot_go_on_from_a_delta_is_refused(any_model, tmp_path):
+    second_moments(any_model, range(3), corpus="pocket", tokens=3000)  # of the model as loaded
+    run = edit_sequence(any_model, RECORDS[:1], editor(Ridge(1e-2)), batch_size=1)
+    plain = run.save_delta(tmp_path / "plain.safetensors")
+    on_top = edit_sequence(any_model, RECORDS[1:2], editor(HISTORY), batch_size=1)
+    partial = on_top.save_delta(tmp_path / "partial.safetensors")
+    with pytest.raises(ValueError, match="has been edited"):
+        edit_sequence(any_model, RECORDS[1:], editor(), batch_size=1, start=plain)
+    on_top.revert()
+    run.revert()
+    before = weights_hash(any_model.hf_model)
+    for start in (plain, partial):
+        with pytest.raises(ValueError, match=r"test remembers earlier keys, and .* has none of layers \[0, 1, 2\]"):
+            edit_sequence(any_model, RECORDS[1:], editor(HISTORY), batch_size=1, start=start)
+    once = replace(editor(), constraint=Damp())
+    with pytest.raises(ValueError, match="test acts once, on all edits together, and cannot go on"):
+        edit_sequence(any_model, RECORDS[1:], once, batch_size=1, start=plain)
+    assert weights_hash(any_model.hf_model) == before
 
 
 def hooks(model):

@@ -770,7 +770,7 @@ def test_second_moments_that_are_none_are_refused_with_the_layer(model, tmp_path
         broken = {**found, last: replace(found[last], matrix=wrong(found[last].matrix))}
         monkeypatch.setattr("bluelib.editing.editor.second_moments", lambda *args, broken=broken, **how: broken)
         message = refused(model, method)
-        assert message.startswith(f"{name}, factoring C of layer {last}: ") and "C" in message
+        assert message.startswith(f"{name}, factoring C of layer {last}, from ") and "C" in message
 
 
 @pytest.mark.parametrize("name", catalogue.names())
