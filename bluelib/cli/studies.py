@@ -39,6 +39,13 @@ def _edits(default: int | str) -> Option:
     return Option("--edits", type=int, help=f"number of records; by default {default}, or all if there are fewer")
 
 
+def _kept_trials(arguments: Namespace) -> str:
+    """What is left of a search, or of an ablation, that was interrupted."""
+    return (
+        "what it had finished of its trials is kept under results/, and the same command continues after the last one"
+    )
+
+
 def _batch_size(default: int | str) -> Option:
     return Option("--batch-size", type=int, help=f"edits per batch; by default {default}, or all if there are fewer")
 
@@ -122,6 +129,7 @@ def locate(arguments: Namespace) -> Answer:
     ),
     *PLACE,
     example="blue tune pocket-gpt2 --editor memit",
+    kept=_kept_trials,
 )
 def tune(arguments: Namespace) -> Answer:
     """Search the hyper-parameters of editors, on records that no result is reported on."""
@@ -222,6 +230,7 @@ def contributions(arguments: Namespace) -> Answer:
     *TEXT,
     *PLACE,
     example="blue ablation --model pocket-gpt2",
+    kept=_kept_trials,
 )
 def ablation(arguments: Namespace) -> Answer:
     """Find which layers matter: edit with every choice of layers, at several λ."""
@@ -257,8 +266,8 @@ def ablation(arguments: Namespace) -> Answer:
         default=["memit", "memit_blue"],
         help="editors that `blue editors` lists",
     ),
-    Option("--edits", type=int, default=100, help="length of the sequence"),
-    Option("--batch-size", type=int, default=20, help="edits per batch"),
+    Option("--edits", type=int, help="length of the sequence; by default 100, or all records if there are fewer"),
+    _batch_size(20),
     Option(
         "--at",
         type=int,
@@ -288,19 +297,23 @@ def ablation(arguments: Namespace) -> Answer:
 )
 def follow(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records, and score it as the sequence grows."""
+    from ..data.datasets import load_dataset
     from ..models.load import load_model
     from ..studies.follow import follow
     from ..studies.tuning import default_dataset
 
+    dataset, edits = arguments.dataset or default_dataset(arguments.model), arguments.edits
+    if edits is None:
+        edits = len(load_dataset(dataset, split=arguments.split, up_to=100, seed=arguments.seed))
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     paths = [
         follow(
             model,
             editor,
-            dataset=arguments.dataset or default_dataset(model.name),
+            dataset=dataset,
             split=arguments.split,
-            edits=arguments.edits,
-            batch_size=arguments.batch_size,
+            edits=edits,
+            batch_size=min(20, edits) if arguments.batch_size is None else arguments.batch_size,
             at=arguments.at,
             scored=arguments.scored,
             others=arguments.others,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -232,7 +233,9 @@ def improvement(scores: Scores) -> Table:
         for row in settings
     ]
     drawn = [draw["improvement"] for draw in resampled if np.isfinite(draw["improvement"]).any()]
-    low, high = limits(np.nanmean(drawn, axis=0)) if drawn else (np.nan, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a draw in which no improvement is defined stays NaN
+        low, high = limits(np.nanmean(drawn, axis=0)) if drawn else (np.nan, np.nan)
     down, up = limits(np.mean([draw["points"] for draw in resampled], axis=0))
     average = {
         "model": "average",

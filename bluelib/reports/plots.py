@@ -22,7 +22,7 @@ from ..io.writing import atomic_file
 from ..metrics.editing import METRICS, TEACHER_FORCED
 from ..metrics.intervals import share_interval
 from ..models.known import short_label
-from .published import benchmark, counterpart
+from .published import benchmark, counterpart, has_published
 
 #: By how the marker of a variant is filled.
 SIGNS = {"full": "●", "left": "◐"}
@@ -94,7 +94,7 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
                 variant = labelled(method).variant
                 bar.set_hatch(VARIANTS[variant].hatch if variant else "")
             x = range(len(methods))
-            axis.errorbar(x, rows["mean"], rows["standard_error"], fmt="none", ecolor="black", capsize=3)
+            axis.errorbar(x, rows["mean"], rows["standard_error"].astype(float), fmt="none", ecolor="black", capsize=3)
             axis.plot(
                 x,
                 rows["published"],
@@ -145,7 +145,8 @@ def plot_main(frame: pd.DataFrame) -> Figure:
                 _dumbbells(axis, rows, values)
                 axis.set(xlabel=UNITS[metric], ylabel="")
                 if metric == metrics[0]:
-                    axis.set_title(f"{short_label(model)}\n(published: {counterpart(model)})", fontsize=10)
+                    theirs = f"\n(published: {counterpart(model)})" if has_published(model) else ""
+                    axis.set_title(f"{short_label(model)}{theirs}", fontsize=10)
         axes[0, 0].set_yticks(range(len(rows)), rows)
         axes[0, 0].set_ylim(len(rows) - 0.4, -0.6)
         figure.suptitle(

@@ -25,7 +25,8 @@ PUBLISHED_IMPROVEMENT = 35.59
 
 
 def counterpart(model: str) -> str:
-    """The name under which figures of a model are published: its own, or that of the same architecture."""
+    """The name under which figures of a model are published: its own, or that of the same architecture; of a model that
+    nobody has published figures of, its own."""
     return _COUNTERPART.get(model, model)
 
 
@@ -33,6 +34,11 @@ def benchmark(dataset: str) -> str:
     """The benchmark that a dataset has the schema of: ``counterfact``, ``zsre``, or its own name."""
     stem = Path(dataset).stem
     return next((name for name in ("counterfact", "zsre") if name in stem), stem)
+
+
+def has_published(model: str) -> bool:
+    """Whether there are published scores of the model, or of one of the same architecture."""
+    return counterpart(model) in {place[0] for place in _scores()}
 
 
 @cache

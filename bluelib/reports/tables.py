@@ -28,7 +28,7 @@ from .comparison import (
     record_scores,
 )
 from .plots import keep, plot_forest, plot_improvement, plot_main, plot_pareto, plot_ways
-from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published_score
+from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, has_published, published_score
 
 NOT_AVAILABLE = "n/a"
 NOT_MEASURED = "–"
@@ -76,6 +76,22 @@ def load_cells(grid: Grid, *, partial: bool = False) -> list[dict[str, Any]]:
     return cells
 
 
+_COLUMNS = [
+    "scale",
+    "model",
+    "dataset",
+    "method",
+    "metric",
+    "mean",
+    "standard_error",
+    "records",
+    "edits",
+    "batch_size",
+    "seed",
+    "weight_change",
+]
+
+
 def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Cells (see :func:`bluelib.runs.cell.run_cell`) as one row per (model, dataset, seed, method, metric).
 
@@ -106,7 +122,7 @@ def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
                         "weight_change": None if method == UNEDITED else max(cell["weight_change"].values()),
                     }
                 )
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=_COLUMNS)  # also where nothing could be measured
     before = frame.method == UNEDITED
     frame = frame[~(before & frame.duplicated(KEYS))].reset_index(drop=True)
     if frame.duplicated(KEYS).any():
@@ -181,15 +197,17 @@ def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[
             changes = group.weight_change[group.method == method].dropna()
             change = _change(changes.iloc[0]) if len(changes) else NOT_MEASURED
             rows.append([method, *(_ours(row) for row in ours), change])
-            rows.append(["↳ published", *map(_theirs, theirs["published"]), NOT_AVAILABLE])
+            if has_published(model):
+                rows.append(["↳ published", *map(_theirs, theirs["published"]), NOT_AVAILABLE])
             if any(theirs["replication"]):
                 rows.append(["↳ replicated", *map(_theirs, theirs["replication"]), NOT_AVAILABLE])
         first = group.iloc[0]
         title = (
             f"{label_of_model(model)} ({first.scale} scale): {first.edits} edits in batches of {first.batch_size}, "
-            f"{first.seeds} {'seed' if first.seeds == 1 else 'seeds'}. Published: {counterpart(model)} (paper scale), "
-            "2,000 edits in batches of 100"
+            f"{first.seeds} {'seed' if first.seeds == 1 else 'seeds'}"
         )
+        if has_published(model):
+            title += f". Published: {counterpart(model)} (paper scale), 2,000 edits in batches of 100"
         blocks.append(write(title, rows, ["method", *metrics, CHANGE]))
     return blocks
 
@@ -302,9 +320,9 @@ def notes(cells: Sequence[dict[str, Any]], frame: pd.DataFrame) -> str:
         "",
         _regime(frame),
         "",
-        f"Sources of the published figures ({', '.join(sorted(datasets))}):",
+        *([f"Sources of the published figures ({', '.join(sorted(datasets))}):"] if sources else []),
         *(f"- {source}" for source in sources),
-        "",
+        *([""] if sources else []),
         provenance_note(cells),
     ]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 #: What a cell measures, unless its grid says otherwise.
 USUAL = {"metrics": ("editing",), "contexts": ("bare",)}
 RESOURCES = ("mem_mb", "runtime", "gpu")
+
+
+def _beside(folder: Path, name: str) -> str:
+    """The path of the file or folder beside a grid that has this name, if the project has none; otherwise the name."""
+    return name if project_path(name).exists() or not (folder / name).exists() else str(folder / name)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ class Grid:
 
     @classmethod
     def load(cls, path: str | Path) -> Grid:
-        """Read a grid file, YAML or JSON.
+        """Read a grid file, YAML or JSON. A model or dataset that is a file or folder beside it is named by its path.
 
         Raises:
             ValueError: as :meth:`of`, or for a file that is neither.
@@ -172,7 +178,29 @@ class Grid:
         values = read_yaml(path)
         if not isinstance(values, Mapping):
             raise ValueError(f"{path} must hold the keys of a grid: {', '.join(f.name for f in fields(cls))}")
-        return cls.of(values)
+        grid = cls.of(values)
+        beside = partial(_beside, Path(path).resolve().parent)
+        return replace(
+            grid,
+            models=tuple(map(beside, grid.models)),
+            datasets=tuple(map(beside, grid.datasets)),
+            resources={beside(name): asked for name, asked in grid.resources.items()},
+        )
+
+    def check_files(self) -> None:
+        """Make sure, before anything runs, that the datasets that are files are there.
+
+        Raises:
+            ValueError: for a dataset that is neither known nor a file.
+        """
+        from ..data.datasets import BENCHMARKS, DATASETS
+
+        for name in self.datasets:
+            if name not in (*DATASETS, *BENCHMARKS) and not project_path(name).exists():
+                raise ValueError(
+                    f"the grid's dataset {name!r} is neither a name that `blue datasets` lists nor a file beside the "
+                    f"grid or in {project_path()}"
+                )
 
     def check_editors(self) -> None:
         """Make sure, before anything runs, that all editors are there, and that what they need measured on each model

@@ -31,7 +31,7 @@ def write_numbers(
     Frames become lists of rows, and floats are rounded to five significant digits.
 
     Raises:
-        ValueError: for an infinite number, or NaN other than as the end of an interval.
+        ValueError: for an infinite number.
     """
     content = {key: _tidy(value) for key, value in numbers.items()}
     content["provenance"] = provenance(model, records)
@@ -40,17 +40,17 @@ def write_numbers(
 
 
 def _tidy(value: Any) -> Any:
-    """As plain values that JSON has; the ends of an interval that there is not are None."""
+    """As plain values that JSON has; what is not defined, such as the interval of one value, is None."""
     if isinstance(value, pd.DataFrame):
         return [_tidy(row) for row in value.to_dict("records")]
     if isinstance(value, dict):
-        return {
-            key: None if key in ("low", "high") and value[key] != value[key] else _tidy(value[key]) for key in value
-        }
+        return {key: _tidy(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_tidy(item) for item in value]
     value = value.item() if hasattr(value, "item") else value
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return None if math.isnan(value) else float(f"{value:.5g}")
 
 
 def check_answer(answer: Any, right: Any, within: float = 0.0) -> None:

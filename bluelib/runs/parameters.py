@@ -33,7 +33,11 @@ def check_parameters(given: dict[str, Any], known: dict[str, type | tuple[type, 
     for name, kind in known.items():
         value = given.get(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"parameter {name} must be {_type_name(kind)}, not {value!r}; known: {listing}")
+            text = kind is list and isinstance(value, str)
+            how = f" (papermill's -p gives text; -y '{name}: [a, b]' and `blue notebook … -p {name}=[…]` give a list)"
+            raise ValueError(
+                f"parameter {name} must be {_type_name(kind)}, not {value!r}{how if text else ''}; known: {listing}"
+            )
     for name in known.keys() & _RANGES.keys():
         _RANGES[name](name, given[name])
     if {"edits", "batch_size"} <= known.keys():
@@ -66,8 +70,9 @@ def _editor(name: str, value: Any) -> None:
 
 #: By the name of a parameter, the check of its value, which is of the right type by then.
 _RANGES: dict[str, Callable[[str, Any], None]] = {
-    **dict.fromkeys(("edits", "samples", "window", "sequences", "every", "limit"), partial(check_whole, least=1)),
-    "largest": partial(check_whole, least=5),
+    **dict.fromkeys(("edits", "samples", "window", "every", "limit"), partial(check_whole, least=1)),
+    "sequences": partial(check_whole, least=2),  # for an interval
+    "largest": partial(check_whole, least=10),  # five groups of at least two sizes
     "facts": partial(check_whole, least=4),
     "sizes": _each(partial(check_whole, least=1)),
     "seed": lambda name, value: check_seed(value),

@@ -37,6 +37,8 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     if profile not in known:
         raise ValueError(f"no profile is called {profile!r}; known: {', '.join(known)}")
     grid = Grid.load(path)
+    if not {"-n", "--dry-run"} & {*arguments}:  # a plan needs no data
+        grid.check_files()
     grid.check_editors()
     told = grid.results / "grid.json"
     # A result that came with the checkout has no history by which Snakemake could see that the grid has changed.

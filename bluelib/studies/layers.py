@@ -50,6 +50,8 @@ def growth_of_probability(model: Model, records: Sequence[Record]) -> Callable[[
         A function without arguments, to be called on the edited model: the mean of s = P(new | edited) − P(new |
         original) after the rewrite prompt, ``rewrite``, and after the paraphrases, ``paraphrase``.
     """
+    if not any(record.paraphrases for record in records):
+        raise ValueError("no record has paraphrases, after which layers are compared: take records that have some")
     pairs = [(prompt, r.target_new) for r in records for prompt in (r.request.text, *r.paraphrases)]
 
     def probabilities() -> list[float]:

@@ -67,6 +67,26 @@ def noise_scale(model: Model) -> float:
 
 
 @torch.no_grad()
+def check_known(model: Model, facts: Sequence[Request]) -> None:
+    """Make sure that there is something to trace.
+
+    Raises:
+        ValueError: if the model knows none of the facts, with what it says after the first one.
+    """
+    for fact in facts:
+        place = locate(model.tokenizer, fact.prompt, fact.subject, before=fact.before)
+        logits = model.hf_model(torch.tensor([place.ids], device=model.device), use_cache=False).logits[0, -1]
+        if logits.argmax().item() == encode_answer(model.tokenizer, fact.text, fact.target, fact.separator)[0]:
+            return
+        if fact is facts[0]:
+            said = model.tokenizer.decode([logits.argmax().item()])
+    raise ValueError(
+        f"{model.name} knows none of the {len(facts)} facts, so that no answer can be traced: after {facts[0].text!r} "
+        f"its first choice is {said!r}, not {facts[0].target!r}; take facts that it knows"
+    )
+
+
+@torch.no_grad()
 def causal_trace(
     model: Model,
     request: Request,

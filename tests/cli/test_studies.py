@@ -143,6 +143,38 @@ def test_what_can_be_refused_before_the_model_is_loaded_is(command, message, pla
     assert message in capsys.readouterr().err
 
 
+@pytest.fixture
+def three(tmp_path):
+    """Three facts as people write them first: without a true object, paraphrases or neighbours."""
+    facts = [{"subject": who, "prompt": "{} lives in", "target_new": "Rome"} for who in ("Ada", "Ben", "Cy")]
+    (tmp_path / "three.json").write_text(json.dumps(facts))
+    return str(tmp_path / "three.json")
+
+
+def test_layers_are_compared_after_paraphrases_or_not_at_all(place, folder, three, capsys):
+    assert main(options(f"contributions --model MODEL --dataset {three}", folder)) == 2
+    assert "no record has paraphrases, after which layers are compared" in capsys.readouterr().err
+
+
+def test_follow_takes_as_many_records_as_there_are(place, folder, three, capsys):
+    assert main(options(f"follow --model MODEL --dataset {three} --editor memit --json", folder)) == 0
+    (path,) = json.loads(capsys.readouterr().out)["written"]
+    about = json.loads((place / path).read_text())["identity"]
+    assert (about["edits"], about["batch_size"], about["others"]) == (3, 3, [])
+
+
+def test_edits_go_on_from_a_delta(place, folder, tmp_path, capsys):
+    edit = "edit --model MODEL --dataset pocket-zsre --editor alphaedit --edits 2 --no-generate --json"
+    assert main(options(f"{edit} --save-delta {tmp_path / 'today'}", folder)) == 0
+    go_on = f"{edit} --seed 1 --from {tmp_path / 'today'}"
+    assert main(options(f"{go_on} --save-delta {tmp_path / 'tomorrow'} --save {tmp_path / 'saved'}", folder)) == 0
+    capsys.readouterr()
+    assert main(options(f"edit --model {tmp_path / 'saved'} --dataset pocket-zsre --edits 2", folder)) == 2
+    assert "go on from them with --from FILE" in capsys.readouterr().err
+    assert main(options(f"{go_on} --editor memit_blue --from {tmp_path / 'none'}", folder)) == 2
+    assert "is no file; a delta is what `save_delta` wrote" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["edit", "contributions", "nullspace", "convergence", "tune", "ablation"])
 def test_a_text_that_is_too_short_is_noticed_first(command, place, folder, monkeypatch, capsys):
     def work(*_, **__):

@@ -35,7 +35,7 @@ from bluelib.reports.comparison import (
 from bluelib.reports.plots import plot_main, plot_methods, plot_pareto
 from bluelib.reports.published import published, published_score
 from bluelib.reports.report import claims, contrasts, draw_overlay, filled, shown, write_report
-from bluelib.reports.tables import load_cells, main_frame, results_frame, short_table, write_tables
+from bluelib.reports.tables import load_cells, main_frame, main_table, results_frame, short_table, write_tables
 from bluelib.runs.cell import SCHEMA
 from bluelib.runs.grid import Grid
 from bluelib.studies.layers import best_window, layers_by_editing
@@ -222,6 +222,17 @@ def test_a_main_table_says_scale_source_and_what_is_missing(made):
     assert r"MEMIT\_BLUE & " in latex and r"\quad \textit{published}" in latex
     body = latex[: latex.index(r"\bottomrule")].split(r"\midrule")[2]
     assert all(line.count(" & ") == 5 and line.endswith(r"\\") for line in body.splitlines()[1:] if line)
+
+
+def test_a_model_that_nobody_has_published_figures_of_has_no_rows_for_them():
+    own = main_frame([cell("memit", "/home/me/model"), cell("memit_blue", "/home/me/model")])
+    (block,) = main_table(own, lambda title, rows, header: f"{title} {rows}")
+    assert "ublished" not in block and "MEMIT_BLUE" in block
+
+
+def test_a_cell_in_which_nothing_could_be_measured_is_an_empty_frame():
+    frame = results_frame([{**cell("memit"), "before": {}, "after": {}}])
+    assert frame.empty and {"method", "metric", "mean"} <= set(frame.columns)
 
 
 def test_a_main_table_pools_seeds_and_marks_the_best(made):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import math
 import os
 import re
 import shutil
@@ -11,10 +13,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 
-from bluelib.runs.notebooks import check_answer
+from bluelib import load_model
+from bluelib.runs.notebooks import check_answer, write_numbers
+from bluelib.runs.parameters import check_parameters
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -198,3 +203,22 @@ def test_a_cell_of_the_table_by_papermill(tmp_path):
     )
     (written,) = (tmp_path / "results" / "raw").glob("*.json")
     assert written.name == "pocket-llama_pocket-zsre_alphaedit_blue_4x2_seed0.json"
+
+
+def test_numbers_that_are_not_defined_are_kept_as_none(tmp_path, small_world):
+    """Such as the interval of one value; infinity is a mistake."""
+    frame = pd.DataFrame({"mean": [1.23456789], "standard_error": [math.nan]})
+    model = load_model("pocket-llama")
+    write_numbers("x", model, [], {"frame": frame, "one": {"relative": math.nan}}, tmp_path / "x.json")
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["frame"] == [{"mean": 1.2346, "standard_error": None}] and found["one"] == {"relative": None}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_numbers("x", model, [], {"value": math.inf}, tmp_path / "y.json")
+    assert not (tmp_path / "y.json").exists()
+
+
+def test_a_list_that_papermill_gives_as_text_is_refused_with_how_to_give_it():
+    with pytest.raises(
+        ValueError, match=r"must be list, not '\[\"memit\"\]' \(papermill's -p gives text; -y 'editors: "
+    ):
+        check_parameters({"editors": '["memit"]'}, {"editors": list})

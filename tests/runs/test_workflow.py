@@ -279,6 +279,25 @@ def test_grid_files():
     assert all(Grid.of(grid.as_dict()) == grid for grid in grids.values())
 
 
+def test_what_a_grid_names_beside_it_is_found_and_what_is_nowhere_is_refused(project, monkeypatch):
+    """Relative to the grid's own folder, from wherever it is run; a name of the project's own stays a name."""
+    folder = project / "elsewhere"
+    (folder / "mymodel").mkdir(parents=True)
+    (folder / "three.json").write_text("[]")
+    values = {**TINY, "models": ["pocket-llama", "mymodel"], "datasets": ["pocket-zsre", "three.json"]}
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump({**values, "resources": {"mymodel": {"mem_mb": 100}}}))
+    grid = Grid.load(path)
+    assert grid.models == ("pocket-llama", str(folder / "mymodel"))
+    assert grid.datasets == ("pocket-zsre", str(folder / "three.json"))
+    assert grid.resources == {str(folder / "mymodel"): {"mem_mb": 100}}
+    grid.check_files()
+    path.write_text(yaml.safe_dump({**TINY, "datasets": ["four.json"]}))
+    with pytest.raises(ValueError, match=r"dataset 'four.json' is neither a name .* nor a file beside the grid"):
+        run_grid(path)
+    assert not (project / "results" / "tiny").exists()
+
+
 def test_a_grid_knows_all_editors():
     """The names that a grid may have are those of the configurations: they are there without loading torch."""
     assert {name for config in model_configs().values() for name in config["editors"]} == set(catalogue.names())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 
 from bluelib.models.prompts import Request, encode_target, locate
-from bluelib.studies.locate import KINDS, causal_trace, effects_frame, layers_by_tracing, noise_scale
+from bluelib.studies.locate import KINDS, causal_trace, check_known, effects_frame, layers_by_tracing, noise_scale
+from tests.support.small import RECORDS
 
 FACT = Request("Everybody knows that {} plays the", "Ilvane Quillbrook", "harp")
 HOW = {"samples": 3, "seed": 1}
@@ -143,3 +146,11 @@ def test_layers_by_tracing_takes_the_best_window():
     frame = pd.DataFrame({"kind": "hidden", "role": "last subject", "layer": range(5), "effect": [0, 1, 3, 2, 0]})
     assert layers_by_tracing(frame, width=2) == [2, 3]
     assert layers_by_tracing(frame, width=3) == [1, 2, 3]
+
+
+def test_a_model_that_knows_no_fact_is_told_before_any_tracing(any_model):
+    facts = [replace(record.request, target="zither") for record in RECORDS[:2]]
+    with pytest.raises(
+        ValueError, match=r"knows none of the 2 facts, .* after 'Ilvane .* its first choice is .*not 'zither'"
+    ):
+        check_known(any_model, facts)

@@ -59,15 +59,15 @@ def severed_paths(numbers: Numbers) -> Figure:
             effects = effects[effects.role == "last subject"]
             for kind, (label, colour, marker) in styles.items():
                 band(axis, effects[effects.kind == kind], "layer", label, color=colour, marker=marker)
-            critical = found["layers"]["configured"]
-            axis.axvspan(
-                critical[0] - 0.4,
-                critical[-1] + 0.4,
-                color="grey",
-                alpha=0.15,
-                linewidth=0,
-                label="critical layers (configured)",
-            )
+            if critical := found["layers"]["configured"]:
+                axis.axvspan(
+                    critical[0] - 0.4,
+                    critical[-1] + 0.4,
+                    color="grey",
+                    alpha=0.15,
+                    linewidth=0,
+                    label="critical layers (configured)",
+                )
             axis.set(xlabel="layer whose hidden state is restored")
             integers(axis, effects.layer)
         axes[0, 0].set_ylabel("indirect effect")
