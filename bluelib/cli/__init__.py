@@ -53,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ArithmeticError, OSError, RuntimeError, ImportError) as error:
         print(f"blue: {error}", file=sys.stderr)
         return 2
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of tokenizers' Rust, and no Exception
+            raise
+        print(
+            f"blue: the tokenizers library broke down ({error}): the checkpoint's tokenizer.json is damaged, or lacks "
+            "tokens; copy it anew",
+            file=sys.stderr,
+        )
+        return 2
     finally:
         if terminated is not None:
             signal.signal(signal.SIGTERM, terminated)

@@ -240,8 +240,8 @@ def check_groups(metrics: Sequence[str], contexts: Sequence[str] = ("bare",)) ->
 def _check_lengths(model: Model, record: Record, generate: bool, special: bool) -> None:
     try:
         for prompt, target in _pairs(record):
-            # Hardly a token has less than a byte; only what could be too long is tokenised twice.
-            if len((prompt + target).encode()) >= model.max_positions // 4:
+            # Hardly a token has less than a byte; only what could be too long, or unknown, is tokenised twice.
+            if model.lacks_embeddings or len((prompt + target).encode()) >= model.max_positions // 4:
                 tokens = (
                     len(encode_prompt(model.tokenizer, prompt))
                     + len(encode_answer(model.tokenizer, prompt, target, record.separator, special))

@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.hub import extract_commit_hash
 
 from ..io.assets import check_shipped
+from ..io.formats import read_json
 from ..io.tensors import file_hash
 from .adapters import adapter_for
 from .download import download_model
@@ -85,8 +86,10 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     check_finite(name, hf_model)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a checkpoint without its files
         raise ValueError(f"{name!r} {_NO_TOKENIZER}")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    # What pads is masked, and need only have an embedding.
+    rows, pads = hf_model.get_input_embeddings().weight.shape[0], (tokenizer.pad_token, tokenizer.eos_token)
+    usable = (token for token in pads if token and tokenizer.convert_tokens_to_ids(token) < rows)
+    tokenizer.pad_token = next(usable, tokenizer.convert_ids_to_tokens(0))
     return Model.of(name, hf_model, tokenizer, revision)
 
 
@@ -235,11 +238,23 @@ def _why_not(name: str, error: OSError) -> str:
             f"{name!r} has no weights in safetensors files, and no other kind is read, for a pickle can run code; "
             f"docs/paper-scale.md shows how to convert a checkpoint ({said})"
         )
+    if (folder := Path(name)).is_dir():
+        broken = [file.name for file in sorted(folder.glob("*.json")) if not _is_json(file)]
+        why = f"not JSON: {', '.join(broken)}" if broken else said.rstrip(".")
+        return f"{name!r} cannot be loaded ({why}): a file of it is damaged, or belongs to another model; copy it anew"
     return (
         f"{name!r} cannot be loaded: {said} A model is a known one ({', '.join(known_models())}), a GGUF file, a local "
         "checkpoint folder, or a hub id; without a connection, what the hub's cache holds; for a private one, log in "
         "(`hf auth login`, or set HF_TOKEN)"
     )
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        read_json(file)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextmanager

@@ -79,7 +79,14 @@ class Model:
             ValueError: for an architecture without an adapter.
         """
         adapter = adapter_for(hf_model.config.model_type)
+        tokenizer.embedded = hf_model.get_input_embeddings().weight.shape[0]  # which prompts.encode_prompt looks at
         return cls(name, hf_model, tokenizer, adapter, revision or weights_hash(hf_model), _checksum(hf_model, adapter))
+
+    @cached_property
+    def lacks_embeddings(self) -> bool:
+        """Whether the tokenizer has tokens, added later, that the model has no embedding of."""
+        rows = self.hf_model.get_input_embeddings().weight.shape[0]
+        return max(self.tokenizer.get_vocab().values()) >= rows
 
     @cached_property
     def cache_key(self) -> str:

@@ -225,6 +225,13 @@ def _encode(
         raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
     encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids, offsets, added = (encoding[key] for key in ("input_ids", "offset_mapping", "special_tokens_mask"))
+    rows = getattr(tokenizer, "embedded", None)
+    if rows is not None and max(ids, default=0) >= rows:
+        token = tokenizer.convert_ids_to_tokens(max(ids))
+        raise ValueError(
+            f"{text[-80:]!r} has the token {token!r}, which was added to the tokenizer and has no embedding in the "
+            f"model (id {max(ids)}; the model has {rows}): resize the model's embeddings, or leave the token out"
+        )
     # Of an empty text it does not show which of the special tokens are in front.
     shown = added if 0 in added else tokenizer(ANCHORS[" "], return_special_tokens_mask=True)["special_tokens_mask"]
     begin = shown.index(0)

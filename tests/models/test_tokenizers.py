@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.models.model import Model
 from bluelib.models.prompts import Request, encode_answer, encode_prompt, encode_target, fill, joiner, locate, pad
 from bluelib.models.representations import subject_keys
 from bluelib.models.scoring import next_token_log_probs, request_nll, score_targets
 from bluelib.pocket.tokenizer import build_tokenizer
+from tests.support.checkpoints import write_checkpoint
 from tests.support.tokenizers import BYTE_LEVEL, KINDS, SPECIAL, UNMERGED, WITH_BOS, make_tokenizer, training_text
 
 made = lru_cache(make_tokenizer)  # for tests that leave the tokenizer as it is
@@ -429,3 +432,36 @@ def test_padding_without_a_padding_token():
     batch = pad([[5, 6, 7], [8]], pad_id=None, device="cpu")
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+
+
+def grown(name, tmp_path, *, pad: str | None = None, word: str | None = None):
+    """A checkpoint whose tokenizer has a token that its model has no embedding of."""
+    folder = write_checkpoint(tmp_path / "grown", name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": pad}) if pad else tokenizer.add_tokens([word])
+    tokenizer.save_pretrained(folder)
+    return load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["llama-3", "gpt2-xl"])
+def test_a_padding_token_without_an_embedding_is_not_used(name, tmp_path):
+    model = grown(name, tmp_path, pad="[PAD]")
+    assert model.lacks_embeddings and model.tokenizer.pad_token != "[PAD]"
+    records = load_dataset("pocket-counterfact", limit=2)
+    plain = load_model(str(write_checkpoint(tmp_path / "plain", name)))
+    found, wanted = (evaluate(one, records, generate=False).means for one in (model, plain))
+    assert found == wanted
+
+
+@pytest.mark.parametrize("field", ["subject", "target_new"])
+def test_a_token_without_an_embedding_is_refused_by_record(field, tmp_path):
+    model = grown("llama-3", tmp_path, word="Zorblax")
+    record = load_dataset("pocket-counterfact", limit=1)[0]
+    wrong = replace(record, **{field: "Zorblax"})
+    message = rf"record {record.case_id}: .* has the token 'Zorblax', .* no embedding .*id 380; the model has 380"
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, [wrong], generate=False)
+    editor = get_editor("ft", model, layers=[0], steps=1, learning_rate=0.1)
+    with pytest.raises(ValueError, match=message):
+        edit_sequence(model, [wrong], editor, batch_size=1)
+    assert evaluate(model, [record], generate=False).means
