@@ -149,6 +149,7 @@ def _read_checkpoint(
             )
         with _any_error_named():
             tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
+            tokenizer("a")  # settings that it cannot work with show here
     except SafetensorError as error:
         raise OSError(_damaged(name, Path(config_file).parent, error)) from error
     except OSError as error:
