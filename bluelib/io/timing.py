@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import defaultdict
@@ -10,7 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from tqdm import tqdm as text_bar
 from tqdm.auto import tqdm
+
+log = logging.getLogger(__name__)
+#: Seconds between two lines of a bar that a log has.
+LINES = 30
 
 
 class Timer:
@@ -41,8 +47,23 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool | None = None
     Args:
         items: what to go through; without, the caller moves the bar.
         show: whether to show it; by default in notebooks and on terminals only, and not where ``$TQDM_DISABLE`` is
-            set, as it is for notebooks that run unattended: their outputs would keep the bar.
+            set, as it is for notebooks that run unattended: their outputs would keep the bar. There a bar that is
+            left when it is done is a line of the log instead, at its start and every half minute.
         how: of :class:`tqdm.tqdm`: ``desc``, ``total``, ``unit``, ``leave``.
     """
+    if show is None and os.environ.get("TQDM_DISABLE") and how.get("leave", True) and log.isEnabledFor(logging.INFO):
+        form = "{desc}: {n_fmt} of {total_fmt} {unit}s after {elapsed}, {remaining} left"
+        return text_bar(items, disable=False, file=_Lines(), mininterval=LINES, bar_format=form, **how)
     hidden = (bool(os.environ.get("TQDM_DISABLE")) or None) if show is None else not show
     return tqdm(items, disable=hidden, delay=1, **how)
+
+
+class _Lines:
+    """The file of a bar outside a terminal: what it draws is a line of the log."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            log.info(line)
+
+    def flush(self) -> None:
+        return None

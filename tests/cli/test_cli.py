@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import signal
@@ -18,6 +19,7 @@ from bluelib import apply_delta, edit_sequence, evaluate, get_editor, load_datas
 from bluelib.cli import _parser, main
 from bluelib.editing import catalogue
 from bluelib.io.paths import project_path
+from bluelib.io.timing import progress_bar
 from bluelib.pocket.datasets import write_datasets
 from bluelib.runs.cell import summary
 from bluelib.runs.notebooks import run_notebook
@@ -371,6 +373,27 @@ def test_a_model_without_a_configuration_has_no_search(tmp_path, capsys):
     load_model("pocket-llama").save(tmp_path / "edited")
     assert main(["tune", "--model", str(tmp_path / "edited"), "--editor", "memit"]) == 2
     assert "has no settings; `blue locate" in capsys.readouterr().err
+
+
+def test_a_log_has_lines_where_a_terminal_has_a_bar(monkeypatch, caplog):
+    """At the start and at the end, and in between every half minute; nothing of a bar within a bar."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with progress_bar(total=40, desc="memit", unit="edit") as bar:
+        assert [record.message for record in caplog.records] == ["memit: 0 of 40 edits after 00:00, ? left"]
+        bar.update(20)
+        list(progress_bar(range(3), desc="scoring", leave=False))
+        bar.update(20)
+    assert [record.message.split(" after ")[0] for record in caplog.records] == [
+        "memit: 0 of 40 edits",
+        "memit: 40 of 40 edits",
+    ]
+    caplog.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr("bluelib.io.timing.LINES", 0)
+        assert list(progress_bar(range(3), desc="layers", unit="layer")) == [0, 1, 2]
+    assert len(caplog.records) >= 4
+    assert list(progress_bar(range(3), show=False)) == [0, 1, 2]
 
 
 def test_no_bar_is_left_in_a_notebook_that_runs_unattended(tmp_path, monkeypatch):
