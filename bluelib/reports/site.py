@@ -22,6 +22,7 @@ import nbformat
 import yaml
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
+from traitlets.config import Config
 
 from ..io.paths import project_path
 from ..io.writing import atomic_directory, atomic_file
@@ -194,7 +195,9 @@ def write_pages(stage: Path, titles: Mapping[str, str], site: Path) -> None:
     """Write the staged pages into ``site`` by nbconvert, with an index of them and the files that they show."""
     shutil.copytree(stage, site, dirs_exist_ok=True, ignore=shutil.ignore_patterns("_build", "myst.*"))
     _write(site / INDEX, "# bluelib\n\n" + "\n".join(f"- [{title}]({path})" for path, title in titles.items()))
-    exporter, pages = HTMLExporter(exclude_anchor_links=True), {INDEX: "bluelib", **titles}
+    plumbing = {"enabled": True, "remove_input_tags": ("hide-input",)}  # which MyST folds away
+    settings = Config({"HTMLExporter": {"exclude_anchor_links": True}, "TagRemovePreprocessor": plumbing})
+    exporter, pages = HTMLExporter(config=settings), {INDEX: "bluelib", **titles}
     for path, title in pages.items():
         text = (site / path).read_text(encoding="utf-8")
         notebook = nbformat.reads(text, 4) if path.endswith(".ipynb") else new_notebook(cells=[new_markdown_cell(text)])

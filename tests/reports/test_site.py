@@ -152,6 +152,13 @@ def test_pictures_of_cells_are_in_the_page(built):
     assert image["src"].startswith("data:image/png;base64,") and image["alt"]
 
 
+def test_plumbing_is_not_in_the_page(whole):
+    """The cell that installs the library on Colab; what it prints would be."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text = (whole / "notebooks" / path.with_suffix(".html").name).read_text(encoding="utf-8")
+        assert "find_spec" in path.read_text(encoding="utf-8") and "find_spec" not in text, path.name
+
+
 def test_the_gallery_has_every_table_and_picture(whole):
     gallery = pages_of(whole)[whole / "figures" / "index.html"]
     shown = {(whole / "figures" / image["src"]).resolve() for image in gallery.find_all("img")}
