@@ -174,7 +174,12 @@ class Grid:
 
         Raises:
             ValueError: as :meth:`of`, or for a file that is neither.
+            FileNotFoundError: for a file that is not there.
         """
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"there is no grid file {path}: run this in a checkout of the project, or name one with --grid"
+            )
         values = read_yaml(path)
         if not isinstance(values, Mapping):
             raise ValueError(f"{path} must hold the keys of a grid: {', '.join(f.name for f in fields(cls))}")

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+from bluelib.cli import main
 from bluelib.editing import catalogue
 from bluelib.editing.settings import model_configs
 from bluelib.io.formats import write_json
@@ -397,6 +398,12 @@ def test_a_grid_whose_editor_misses_a_measured_setting_does_not_run():
     ):
         grid.check_editors()
     grid.only(["pocket-gpt2"]).check_editors()
+
+
+def test_outside_a_checkout_a_grid_must_be_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce"]) == 2
+    assert "there is no grid file workflow/grid.yaml: run this in a checkout of the project" in capsys.readouterr().err
 
 
 def test_a_grid_that_lacks_something_is_refused(tmp_path):
