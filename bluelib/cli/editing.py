@@ -140,10 +140,10 @@ def edit(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records, show its answers before and after, and evaluate it."""
     from ..data.chat import in_chat
     from ..editing.named import check_corpus_of, get_editor
-    from ..editing.sequence import check_sequence, check_start
+    from ..editing.sequence import check_requests, check_sequence, check_start
     from ..metrics.answers import ask_about, compare
     from ..metrics.drift import drift, next_tokens, unrelated
-    from ..metrics.editing import check_groups
+    from ..metrics.editing import check_groups, check_texts
     from ..runs.cell import run_cell
 
     if arguments.save and arguments.save_delta and arguments.save.absolute() == arguments.save_delta.absolute():
@@ -169,6 +169,9 @@ def edit(arguments: Namespace) -> Answer:
     check_sequence(records, editor, batch_size=batch_size, **how)
     editor.check(model)
     check_groups(arguments.metrics, arguments.contexts)
+    check_requests(model, in_chat(model, records) if arguments.chat else records, editor)
+    for record in records:
+        check_texts(model, record, generate=not arguments.no_generate)
     asked, prompts = records if arguments.facts else records[:SHOWN], unrelated(records)
     asked = in_chat(model, asked) if arguments.chat else asked
     said, expected = ask_about(model, asked), next_tokens(model, prompts)

@@ -22,7 +22,7 @@ def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
     def texts(path: str) -> tuple[str, ...]:
         return tuple(field(entry, path, case_id, list, default=()))
 
-    true = text("requested_rewrite.target_true.str")
+    true = field(entry, "requested_rewrite.target_true.str", case_id, default=None)
     return Record(
         case_id=case_id,
         kind="counterfact",
@@ -56,8 +56,8 @@ def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers")
     answers = field(entry, "answers", case_id, list)
     if not answers or not isinstance(answers[0], str):
         raise RecordError(f"record {case_id}: field 'answers' must start with a string")
-    alternative, unrelated = field(entry, "alt", case_id), field(entry, "loc", case_id)
-    if not unrelated.strip():
+    unrelated, rephrased = (field(entry, name, case_id, default=None) for name in ("loc", "rephrase"))
+    if unrelated is not None and not unrelated.strip():
         raise RecordError(f"record {case_id}: field 'loc' must be a non-empty string, not {unrelated!r}")
     if target not in ("answers", "alt"):
         raise ValueError(f"the target of zsRE edits is 'answers' or 'alt', not {target!r}")
@@ -66,10 +66,10 @@ def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers")
         kind="zsre",
         prompt=put_subject_out(field(entry, "src", case_id), subject, case_id, "src"),
         subject=subject,
-        target_new=answers[0] if target == "answers" else alternative,
+        target_new=answers[0] if target == "answers" else field(entry, "alt", case_id),
         target_true=answers[0] if target == "alt" else None,
-        paraphrases=(field(entry, "rephrase", case_id),),
-        locality=(Probe(unrelated + "?", field(entry, "loc_ans", case_id)),),
+        paraphrases=() if rephrased is None else (rephrased,),
+        locality=() if unrelated is None else (Probe(unrelated + "?", field(entry, "loc_ans", case_id)),),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..models.model import Model
-from ..models.prompts import chat_frame
+from ..models.prompts import chat_frame, chat_separator, joiner
 from .records import Probe, Record
 
 
@@ -14,8 +14,8 @@ def in_chat(model: Model, records: Sequence[Record]) -> list[Record]:
     """The records with every prompt as a user's turn of the tokenizer's chat template, which the model is to answer.
 
     The template may put a system prompt of its own in front, as SmolLM2's does. Context prefixes stand inside the turn,
-    before the user's words, and so does KL's “{subject} is a”. Where the template ends with a line's end, the target
-    follows without a space. Prompts for generation stay bare: fluency and consistency are those of plain text.
+    before the user's words, and so does KL's “{subject} is a”. The target follows as the template puts an answer: behind
+    a line's end, or a marker, without a space. Prompts for generation stay bare: fluency and consistency are those of plain text.
 
     Raises:
         ValueError: for a tokenizer without a chat template, or records that are in one already.
@@ -25,6 +25,13 @@ def in_chat(model: Model, records: Sequence[Record]) -> list[Record]:
     if framed:
         raise ValueError(f"record {framed[0]} is already behind a chat template")
 
+    shown = chat_separator(model.tokenizer)
+
+    def separator(record: Record) -> str | None:
+        """The template's, where the rule for plain texts would have another."""
+        rule = joiner(after, record.target_new)
+        return shown if record.separator is None and shown is not None and shown != rule else record.separator
+
     def turn(words: str) -> str:
         return before + words + after
 
@@ -33,6 +40,7 @@ def in_chat(model: Model, records: Sequence[Record]) -> list[Record]:
             record,
             prompt=record.prompt + after,
             before=before,
+            separator=separator(record),
             paraphrases=tuple(map(turn, record.paraphrases)),
             locality=tuple(Probe(turn(probe.prompt), probe.answer) for probe in record.locality),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .records import Consequence, Query, RecordError, checked, field
+from .records import Consequence, Query, RecordError, bare_end, checked, field
 
 #: How some copies spell a group's name.
 SPELT = {"Relation_Specifity": "Relation_Specificity"}
@@ -83,7 +83,7 @@ def query(item: Any, where: str, case_id: object) -> Query:
 def _prompt(text: str, where: str, case_id: object) -> str:
     if not text.strip():
         raise RecordError(f"record {case_id}: field {where!r} must be a non-empty string, not {text!r}")
-    return text.rstrip(" \t")
+    return bare_end(text)
 
 
 def _answers(value: Any, where: str, case_id: object) -> tuple[tuple[str, ...], ...]:
@@ -101,7 +101,7 @@ def _answers(value: Any, where: str, case_id: object) -> tuple[tuple[str, ...], 
         at = f"{where}[{i}]"
         if isinstance(one, Mapping):  # RippleEdits'
             one = [field(one, "value", f"{case_id}, {at}"), *field(one, "aliases", f"{case_id}, {at}", list, [])]
-        names = [one] if isinstance(one, str) else checked(one, at, case_id, list)
+        names = [one] if isinstance(one, str) else checked(one, at, case_id, (str, list))
         found.append(names_of([checked(name, f"{at}[{j}]", case_id) for j, name in enumerate(names)]))
     return tuple(names for names in found if names)
 

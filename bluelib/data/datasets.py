@@ -321,8 +321,9 @@ NAMED = 10
 def _reasons(bad: Sequence[RecordError], heading: str, *, always: bool = False) -> str:
     """Why records cannot be used, a line each; of one alone its own message, unless the heading is ``always`` there."""
     if len(bad) == 1 and not always:
-        return str(bad[0])
-    more = [f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+        return f"{bad[0]}; skip_bad (--skip-bad-records) leaves it out"
+    others = ", ".join(str(error).partition(":")[0].removeprefix("record ") for error in bad[NAMED:])
+    more = [f"and {len(bad) - NAMED} more, records {others}"] if others else []
     return "\n  ".join([f"{heading}:", *map(str, bad[:NAMED]), *more])
 
 
@@ -353,8 +354,10 @@ def _tell_unmeasured(records: Sequence[Record]) -> None:
         return
     without = sum(record.target_true is None for record in records)
     if without:
-        who = "no record has" if without == len(records) else f"{without} of {len(records)} records have no"
-        _warn(f"{who} target_true: efficacy and generalization compare the new object with it, and are not measured")
+        none = without == len(records)
+        who = "no record has" if none else f"{without} of {len(records)} records have no"
+        where = "" if none else " on these"
+        _warn(f"{who} target_true: efficacy and generalization compare the new object with it, and are not measured{where}")
     probes = [probe for record in records for probe in record.locality]
     unanswered = sum(probe.answer is None for probe in probes)
     if unanswered:

@@ -30,10 +30,10 @@ _KEPT = (_KNOWEDIT, *SPELT, "Forgetfulness")
 #: Each field of the flat form with the other names that it goes by.
 _NAMES = {
     "target_true": ("ground_truth",),
-    "paraphrases": ("rephrase_prompt",),
+    "paraphrases": ("rephrase_prompt", "rephrase"),
     "neighbours": ("neighbors",),
 }
-_LISTS = ("paraphrases", "rephrase_prompt", "neighbours", "neighbors", "locality_prompt", "locality_ground_truth")
+_LISTS = ("paraphrases", "rephrase_prompt", "rephrase", "neighbours", "neighbors", "locality_prompt", "locality_ground_truth")
 
 #: The fields of the flat form; others are passed over.
 FIELDS = frozenset(
@@ -104,6 +104,8 @@ def _rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
         names = [name.strip() for name in next(reader, [])]
         if doubled := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{path}: column {doubled[0]!r} appears twice in the header")
+        if "separator" in names:
+            raise ValueError(f"{path}: cells of a table are read without spaces, and tell no separator: use JSON for it")
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
@@ -149,7 +151,11 @@ def parse_flat(entry: Mapping[str, Any], position: int) -> Record:
         RecordError: naming the record and the field, and saying what would be right.
     """
     case_id = record_id(entry, position)
-    subject, prompt, target = (field(entry, name, case_id) for name in ("subject", "prompt", "target_new"))
+    missing = [name for name in ("subject", "prompt", "target_new") if name not in entry]
+    if len(missing) > 1:
+        raise RecordError(f"record {case_id}: fields {' and '.join(map(repr, missing))} are missing")
+    subject, prompt = (field(entry, name, case_id) for name in ("subject", "prompt"))
+    target = field(entry, "target_new.str" if isinstance(entry.get("target_new"), Mapping) else "target_new", case_id)
     true, paraphrases = _name(entry, "target_true", case_id), _texts(entry, "paraphrases", case_id)
     return Record(
         case_id=case_id,
@@ -209,9 +215,10 @@ def _texts(entry: Mapping[str, Any], name: str, case_id: object) -> tuple[str, .
 
 
 def _first(value: Any, name: str, case_id: object) -> str | None:
-    """An answer: a string, or the first of a list, which KnowEdit puts into a list once more; None without any."""
-    while isinstance(value, list):
-        value = value[0] if value else None
+    """An answer: a string, CounterFact's ``{"str": …}``, or the first of a list, which KnowEdit puts into a list once
+    more; None without any."""
+    while isinstance(value, list) or (isinstance(value, Mapping) and "str" in value):
+        value = value["str"] if isinstance(value, Mapping) else value[0] if value else None
     return None if value is None else checked(value, name, case_id)
 
 
@@ -219,7 +226,13 @@ def _neighbours(entry: Mapping[str, Any], case_id: object) -> Iterator[Probe]:
     name = _name(entry, "neighbours", case_id)
     found = [] if entry.get(name) is None else field(entry, name, case_id, (str, list))
     for number, item in enumerate([found] if isinstance(found, str) else found):
-        yield Probe(item) if isinstance(item, str) else _probe(item, f"{name}[{number}]", case_id)
+        probe = Probe(item) if isinstance(item, str) else _probe(item, f"{name}[{number}]", case_id)
+        if "{}" in probe.prompt:
+            raise RecordError(
+                f"record {case_id}: field '{name}[{number}]' has {{}}, the subject's place, but a neighbour is about another "
+                f"subject: write it out, not {probe.prompt!r}"
+            )
+        yield probe
 
 
 def _probe(item: Any, where: str, case_id: object) -> Probe:

@@ -99,7 +99,7 @@ class Record:
     separator: str | None = None
 
     def __post_init__(self) -> None:
-        self._take_spaces_off()
+        self._take_spaces_off()  # and with it the separator that a prompt ended in
         if self.separator not in (None, "", " "):
             raise RecordError(f"record {self.case_id}: separator must be a space or empty, not {self.separator!r}")
         if self.kind not in ("counterfact", "zsre"):
@@ -142,10 +142,22 @@ class Record:
                 return replace(value, prompt=bare(value.prompt))
             if isinstance(value, (tuple, list)):
                 return type(value)(map(bare, value))
-            return value.rstrip(" \t") if isinstance(value, str) else value
+            return bare_end(value) if isinstance(value, str) else value
 
+        if isinstance(self.prompt, str) and isinstance(self.subject, str) and bare_end(self.prompt).endswith("{}"):
+            object.__setattr__(self, "subject", bare_end(self.subject) or self.subject)
+        if self.separator == "" and isinstance(self.prompt, str) and bare_end(self.prompt) != self.prompt:
+            object.__setattr__(self, "separator", " ")
         for name in ("prompt", "paraphrases", "locality", "generation_prompts"):
             object.__setattr__(self, name, bare(getattr(self, name)))
+
+
+_SPACES = "".join(map(chr, (9, 0x20, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000)))
+
+
+def bare_end(text: str) -> str:
+    """A text without the spaces of any kind at its end; a line's end stays."""
+    return text.rstrip(_SPACES)
 
 
 _LISTS = ("paraphrases", "locality", "attribute_prompts", "generation_prompts", "reference_texts", "questions")
@@ -206,7 +218,7 @@ def checked(value: Any, name: str, case_id: object, kind: type | tuple[type, ...
     """
     if isinstance(value, kind) and not isinstance(value, bool):
         return value
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if kind in (str, (str, list)) and isinstance(value, (int, float)) and not isinstance(value, bool):
         raise RecordError(
             f'record {case_id}: field {name!r} must be a string: write "{value}" with quotes, not the number {value}'
         )
@@ -243,6 +255,11 @@ def put_subject_out(prompt: str, subject: str, case_id: object, name: str) -> st
     places = [at for at in starts if not _is_mark(prompt[at + len(subject) :][:1])]
     if not places:
         near = _nearest(prompt, subject)
+        if unicodedata.normalize("NFC", subject) in unicodedata.normalize("NFC", prompt):
+            raise RecordError(
+                f"record {case_id}: field {name!r} and the subject write {subject!r} with other characters that look the "
+                "same (Unicode's composed and decomposed forms): write both in one of them, such as NFC"
+            )
         raise RecordError(
             f"record {case_id}: field {name!r} does not mention the subject {subject!r}: {prompt!r}"
             + (f"; did you mean {near!r}? The prompt must mention the subject letter for letter" if near else "")

@@ -170,7 +170,7 @@ def edit_sequence(
     _tell(conflicts, skipped, records)
     records = in_chat(model, records) if chat else records
     _check_model(model, editor, checkpointed=checkpoint_dir is not None)
-    _check_requests(model, records, editor)
+    check_requests(model, records, editor)
     groups = _groups(len(records), size, skipped)
     before = None if start is None else check_start(model, editor, start)
     touched = sorted({*editor.layers, *(before.weights if before else ())})
@@ -347,7 +347,7 @@ def _batch_name(records: Sequence[Record]) -> str:
     return f"{'record' if len(ids) == 1 else 'records'} {', '.join(ids[:10])}{more}"
 
 
-def _check_requests(model: Model, records: Sequence[Record], editor: Method) -> None:
+def check_requests(model: Model, records: Sequence[Record], editor: Method) -> None:
     """Tokenise all edits behind the longest prefix, so that one that cannot be made is found before any is made.
 
     Raises:

@@ -53,8 +53,13 @@ def find_settings(model: Model | str) -> tuple[Path, dict[str, Any]] | None:
     place = Path(name).resolve() if Path(name).exists() else None
     by_name = (pair for pair in found if name in pair[1]["models"])
     by_path = (pair for pair in found if place and place in map(_resolved, pair[1]["models"]))
-    by_weights = (pair for pair in found if revision and pair[1].get("revision") == revision)
+    by_weights = (pair for pair in found if revision and _same(pair[1].get("revision"), revision))
     return next(by_name, None) or next(by_path, None) or next(by_weights, None)
+
+
+def _same(written: Any, revision: str) -> bool:
+    """Whether a revision that a file names is a model's, with ``sha256:`` in front or without."""
+    return isinstance(written, str) and written.removeprefix("sha256:") == revision.removeprefix("sha256:")
 
 
 def _resolved(name: str) -> Path | None:
@@ -105,7 +110,7 @@ def _files() -> list[tuple[Path, dict[str, Any]]]:
         (file, _checked(file))
         for folder in folders
         for file in sorted(folder.iterdir())
-        if file.suffix in SUFFIXES and not file.name.startswith(".")
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
     ]
 
 
@@ -127,6 +132,11 @@ def _checked(file: Path) -> dict[str, Any]:
 
 def no_settings(name: str) -> str:
     """What to say of a model without settings."""
+    if alike := [known for known in model_configs() if Path(known).name == Path(name).name and known != name]:
+        return (
+            f"model {name!r} has no settings under this path; there are some of {alike[0]!r}: if that is the model, "
+            "write its whole path into the settings, or its revision, which `blue doctor` prints"
+        )
     return (
         f"model {name!r} has no settings; `blue locate {name}` finds some and writes them into {user_folder()}, and "
         f"`blue doctor {name}` prints some to begin with (configured: "

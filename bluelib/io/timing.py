@@ -52,7 +52,8 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool | None = None
         how: of :class:`tqdm.tqdm`: ``desc``, ``total``, ``unit``, ``leave``.
     """
     if show is None and os.environ.get("TQDM_DISABLE") and how.get("leave", True) and log.isEnabledFor(logging.INFO):
-        form = "{desc}: {n_fmt} of {total_fmt} {unit}s after {elapsed}, {remaining} left"
+        unit = "B" if how.get("unit") == "B" else f" {how.get('unit', 'step')}s"
+        form = f"{{desc}}: {{n_fmt}} of {{total_fmt}}{unit} after {{elapsed}}, {{remaining}} left"
         return text_bar(items, disable=False, file=_Lines(), mininterval=LINES, bar_format=form, **how)
     hidden = (bool(os.environ.get("TQDM_DISABLE")) or None) if show is None else not show
     return tqdm(items, disable=hidden, delay=1, **how)

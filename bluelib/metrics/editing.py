@@ -22,6 +22,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 
@@ -158,12 +159,12 @@ def evaluate(
             empty &= not row.keys() - {"case_id"}
             result.update(row)
         if empty and group != "editing":
-            log.warning("no record has %s: %s is not measured", NEEDED[group], group)
+            _say_unmeasured(group)
 
     teacher_forced = {"editing": _editing_metrics, "argmax": _argmax}
     if any(group in metrics for group in teacher_forced):
         for record in records:
-            _check_lengths(model, record, generate and "editing" in metrics, _special(record, measures.score_bos))
+            check_texts(model, record, generate and "editing" in metrics, _special(record, measures.score_bos))
         scored: dict[bool, list[list[TargetScore]]] = {}
         for group, measure in teacher_forced.items():
             special = measures.score_bos and group == "editing"  # the new object is the first choice without a BOS
@@ -237,7 +238,18 @@ def check_groups(metrics: Sequence[str], contexts: Sequence[str] = ("bare",)) ->
             raise ValueError(f"{what}: there is no {unknown[0]!r}; known: {', '.join(known)}")
 
 
-def _check_lengths(model: Model, record: Record, generate: bool, special: bool) -> None:
+@cache
+def _say_unmeasured(group: str) -> None:
+    """Once: records are evaluated before editing and after it."""
+    log.warning("no record has %s: %s is not measured", NEEDED[group], group)
+
+
+def check_texts(model: Model, record: Record, generate: bool, special: bool = False) -> None:
+    """Make sure that a model can read what a record's metrics ask.
+
+    Raises:
+        ValueError: naming the record, for a text that is longer than the context, or has a token without an embedding.
+    """
     try:
         for prompt, target in _pairs(record):
             # Hardly a token has less than a byte; only what could be too long, or unknown, is tokenised twice.

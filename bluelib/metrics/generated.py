@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import re
 import string
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from ..data import Record
 from ..io.writing import atomic_file
 from ..models.generation import answer
 from ..models.model import Model
-from ..models.prompts import chat_frame
+from ..models.prompts import chat_frame, has_unspaced
 
 TOKENS = 50
 #: Of a record's locality probes the first ones are asked: CounterFact has ten, and an answer costs as much as dozens of
@@ -68,14 +69,25 @@ class Answer:
     @property
     def exact(self) -> bool:
         """Whether the answer is what is expected; letter for letter, where normalising leaves nothing of that."""
+        if has_unspaced(self.expected):
+            return _without_marks(self.text) == _without_marks(self.expected)
         expected = normalise(self.expected)
         return normalise(self.text) == expected if expected else self.text.strip() == self.expected.strip()
 
     @property
     def contains(self) -> bool:
-        """Whether the expected words stand in the answer, one after the other, as words."""
+        """Whether the expected words stand in the answer, one after the other, as words; of a script that is written
+        without spaces, whether the expected text does."""
+        if has_unspaced(self.expected):
+            return _without_marks(self.expected) in _without_marks(self.text)
         expected = normalise(self.expected)
         return f" {expected} " in f" {normalise(self.text)} " if expected else self.exact
+
+
+def _without_marks(text: str) -> str:
+    """A text in lower case without punctuation of any script, and without spaces."""
+    kept = (c for c in text.lower() if not (c.isspace() or unicodedata.category(c)[0] == "P"))
+    return "".join(kept)
 
 
 def normalise(text: str) -> str:
@@ -109,7 +121,7 @@ def ask_all(
     asked = [(number, *rest) for number, record in enumerate(records) for rest in _asked(record, probes)]
     texts = [""] * len(asked)
     # An object with a full stop is not said before one: its answers are cut here.
-    for stops in (".\n", "\n"):
+    for stops in (".。\n", "\n"):
         own = [i for i, (*_, expected) in enumerate(asked) if ("." in expected) == (stops == "\n")]
         said = answer(model, [before + asked[i][2] + after for i in own], tokens=tokens, stops=stops)
         for i, text in zip(own, said, strict=True):

@@ -33,6 +33,7 @@ from ..data import Record
 from ..data.records import Consequence, Query
 from ..models.generation import answer
 from ..models.model import Model
+from ..models.prompts import has_unspaced
 from .generated import frame, named, normalise
 
 TOKENS = 30
@@ -60,6 +61,8 @@ def answered(text: str, answers: Sequence[Sequence[str]]) -> bool:
 def _named(text: str, words: str, name: str) -> bool:
     """Whether a name stands in a text, whose normalised ``words`` are between spaces."""
     normal, core = normalise(name), _ARTICLE.sub("", name.strip())
+    if has_unspaced(core):
+        return core in text
     if not normal or (len(core) < 2 and not core.isdigit()):
         return False
     if len(core) <= SHORT or core.isupper():

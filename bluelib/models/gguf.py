@@ -51,17 +51,17 @@ class Header:
 
 
 def gguf_file(name: str) -> Path | None:
-    """The GGUF file that a model's name means: the file itself, or the only one in a folder without ``config.json``.
+    """The GGUF file that a model's name means: the file itself, or the only one in a folder without safetensors files.
 
     Returns None for whatever is no such file or folder.
 
     Raises:
-        ValueError: for a folder with several of them and no ``config.json``; the message lists them.
+        ValueError: for a folder with several of them and no safetensors files; the message lists them.
     """
     path = Path(name)
     if path.is_file():
         return path
-    if not path.is_dir() or (path / "config.json").exists():
+    if not path.is_dir() or ((path / "config.json").exists() and any(path.glob("*.safetensors"))):
         return None
     found = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
     whole = [file for file in found if not _PART.search(file.name)]

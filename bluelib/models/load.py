@@ -43,7 +43,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
 
     Args:
         name: a pocket model (see :func:`pocket_models`); ``smollm2-135m``, which is fetched on first use (93 MB); a
-            local checkpoint folder; a GGUF file, or a folder that holds one and no ``config.json``; or a hub id. A
+            local checkpoint folder; a GGUF file, or a folder that holds one and no safetensors files; or a hub id. A
             GGUF file's weights are dequantised, and the SHA-256 of the file is the model's revision.
         device: a torch device; or ``auto``, to spread the model over all there are (accelerate's
             ``device_map="auto"``).
@@ -88,6 +88,11 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         raise ValueError(f"{name!r} {_NO_TOKENIZER}")
     # What pads is masked, and need only have an embedding.
     rows, pads = hf_model.get_input_embeddings().weight.shape[0], (tokenizer.pad_token, tokenizer.eos_token)
+    if tokenizer.bos_token_id is not None and tokenizer.bos_token_id >= rows:
+        raise ValueError(
+            f"{name!r}: the tokenizer's BOS {tokenizer.bos_token!r} has no embedding (id {tokenizer.bos_token_id}; the "
+            f"model has {rows}): resize the model's embeddings, or take the tokenizer of the model"
+        )
     usable = (token for token in pads if token and tokenizer.convert_tokens_to_ids(token) < rows)
     tokenizer.pad_token = next(usable, tokenizer.convert_ids_to_tokens(0))
     return Model.of(name, hf_model, tokenizer, revision)
@@ -104,7 +109,10 @@ def _check_there(name: str) -> None:
     is_file = path.suffix.lower() == ".gguf"
     if (path.is_absolute() or is_file) and not path.exists():
         raise OSError(f"there is no {'GGUF file' if is_file else 'checkpoint folder'} at {name}")
-    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+    if path.is_file() and not is_file and path.suffix in (".safetensors", ".json", ".bin"):
+        raise ValueError(f"{name!r} is a file of a checkpoint: name its folder, {path.parent}")
+    weights = [file for file in path.glob("*.safetensors") if not file.name.startswith("adapter_")]
+    if (path / "adapter_config.json").exists() and not weights:
         raise ValueError(
             f"{name!r} holds an adapter (adapter_config.json) and not the model that it belongs to: merge it first "
             "(peft: `AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)`), save the "
@@ -128,9 +136,9 @@ def _read_checkpoint(
         if "model_type" not in config:
             raise ValueError(f"{name!r} has no config.json that names a model_type, as a checkpoint must")
         adapter_for(config["model_type"])  # refuse an unknown architecture before loading its weights
-        if config.get("quantization_config"):
-            raise ValueError(f"{name!r} {_quantised(config['quantization_config'])}")
-        if Path(source).is_dir() and not any((Path(source) / file).exists() for file in _TOKENIZER_FILES):
+        if quantised := config.get("quantization_config") or config.get("quantization"):  # the latter is MLX's
+            raise ValueError(f"{name!r} {_quantised(quantised)}")
+        if Path(source).is_dir() and not _has_tokenizer(Path(source)):
             raise ValueError(f"{name!r} {_NO_TOKENIZER}")
         with _without_progress_bar(name in known_models()), _any_error_named():
             hf_model, found = AutoModelForCausalLM.from_pretrained(
@@ -189,12 +197,19 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r} is not there: torch {torch.__version__} finds no {kind}; use cpu")
 
 
+#: How tensors end that only quantised weights have beside them: bitsandbytes', fp8's, GPTQ's and AWQ's, MLX's.
+_SCALES = (".SCB", ".absmax", "_scale_inv", ".weight_scale", ".qweight", ".qzeros", ".scales")
+
+
 def _check_complete(name: str, found: dict[str, Any]) -> None:
-    """Refuse weights that do not fill the model: transformers draws the rest at random.
+    """Refuse weights that do not fill the model, for transformers draws the rest at random; and quantised ones whose
+    configuration does not say so, for it takes them for the numbers themselves.
 
     Raises:
         ValueError: if the checkpoint lacks a weight, or has one in another shape; the message names the first ones.
     """
+    if scales := sorted(key for key in found.get("unexpected_keys", ()) if key.endswith(_SCALES)):
+        raise ValueError(f"{name!r} {_quantised({'quant_method': f'it has {scales[0]}'})}")
     lacking = sorted(found["missing_keys"])
     other = [f"{key} (there {tuple(there)}, needed {tuple(needed)})" for key, there, needed in found["mismatched_keys"]]
     for what, keys in (("lacks", lacking), ("has in another shape than its config.json says", sorted(other))):
@@ -234,12 +249,22 @@ def _why_not(name: str, error: OSError) -> str:
             f"the hub hands {name!r} out only to those who have accepted its licence: do that at "
             f"https://huggingface.co/{name}, then log in (`hf auth login`, or set HF_TOKEN)"
         )
+    if (folder := Path(name)).is_dir():
+        if (folder / "adapter_config.json").exists() and "adapter" in said:
+            return f"{name!r} has an adapter_config.json beside its weights, and no adapter: take that file out of it"
+        if missing := _missing_shards(folder):
+            return f"{name!r} lacks {', '.join(missing)}, which its model.safetensors.index.json names: copy it anew"
+    if "sentencepiece" in said or "tiktoken" in said:
+        return (
+            f"{name!r} has its tokenizer as tokenizer.model, which is read with sentencepiece: `pip install "
+            "sentencepiece`, or put the model's tokenizer.json beside it"
+        )
     if "safetensors" in said:
         return (
             f"{name!r} has no weights in safetensors files, and no other kind is read, for a pickle can run code; "
             f"docs/paper-scale.md shows how to convert a checkpoint ({said})"
         )
-    if (folder := Path(name)).is_dir():
+    if folder.is_dir():
         broken = [file.name for file in sorted(folder.glob("*.json")) if not _is_json(file)]
         why = f"not JSON: {', '.join(broken)}" if broken else said.rstrip(".")
         return f"{name!r} cannot be loaded ({why}): a file of it is damaged, or belongs to another model; copy it anew"
@@ -248,6 +273,22 @@ def _why_not(name: str, error: OSError) -> str:
         "checkpoint folder, or a hub id; without a connection, what the hub's cache holds; for a private one, log in "
         "(`hf auth login`, or set HF_TOKEN)"
     )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """Whether the files of a tokenizer are there; byte pairs without the merges are not one."""
+    found = {file for file in _TOKENIZER_FILES if (folder / file).exists()}
+    return bool(found - {"vocab.json"}) or ("vocab.json" in found and (folder / "merges.txt").exists())
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    """The files that a sharded checkpoint's index names and that are not there."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        named = set(read_json(index)["weight_map"].values()) if index.exists() else set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return sorted(name for name in named if isinstance(name, str) and not (folder / name).exists())
 
 
 def _is_json(file: Path) -> bool:

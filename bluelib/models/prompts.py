@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -90,6 +91,11 @@ def joiner(prompt: str, target: str) -> str:
     return "" if last.isspace() or opens or _unspaced(last) or _unspaced(first) else " "
 
 
+def has_unspaced(text: str) -> bool:
+    """Whether a text has a character of a script that is written without spaces."""
+    return any(map(_unspaced, text))
+
+
 def _unspaced(character: str) -> bool:
     return any(first <= ord(character) <= last for first, last in UNSPACED)
 
@@ -116,6 +122,19 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         )
     before, after = rendered.split(words)
     return before, after
+
+
+def chat_separator(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What the tokenizer's chat template puts between the start of the model's turn and its words: a space or nothing;
+    None where it does not show that."""
+    turns = [{"role": "user", "content": "words"}, {"role": "assistant", "content": "ANSWER"}]
+    try:
+        asked = str(tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True))
+        whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except (TemplateError, ValueError, TypeError):
+        return None
+    between = whole.removeprefix(asked).partition("ANSWER")[0] if whole.startswith(asked) else None
+    return between if between in ("", " ") else None
 
 
 def locate(

@@ -143,6 +143,7 @@ def _tokenizer(model: Model) -> dict[str, str]:
         f"{model.hf_model.config.vocab_size})",
         "BOS": f"{tokenizer.bos_token!r} ({tokenizer.bos_token_id}), "
         + ("in front of every text" if model.has_bos else "not put in front of texts"),
+        **({"no embedding": "its last tokens; texts with one are refused"} if model.lacks_embeddings else {}),
         "EOS": f"{tokenizer.eos_token!r} ({tokenizer.eos_token_id}), "
         + ("put behind texts, and taken off here" if bare[-1] == tokenizer.eos_token_id else "not put behind texts"),
         "padding": f"{tokenizer.pad_token!r}{', the EOS' if tokenizer.pad_token == tokenizer.eos_token else ''}; "
@@ -272,6 +273,7 @@ def beginning(model: Model, critical: list[int] | None = None) -> dict[str, Any]
             own["layers"] = critical[:1] if len(own["layers"]) == 1 else critical[-len(own["layers"]) :]
     return {
         "models": [place_of(model.name)],
+        "revision": model.revision,
         "critical_layers": critical,
         "statistics": {"corpus": "sampled", "tokens": enough_tokens(model.weight(0).shape[1])},
         "targets": dict(like["targets"]),

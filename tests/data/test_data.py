@@ -205,7 +205,7 @@ def broken(record, path, value=None):
         (broken(COUNTERFACT, "case_id"), "record at position 0: field 'case_id' is missing"),
         (
             broken(COUNTERFACT, "requested_rewrite", 5),
-            "record 12: field 'requested_rewrite.target_true.str' is missing",
+            "record 12: field 'requested_rewrite.prompt' is missing",
         ),
         (
             broken(COUNTERFACT, "requested_rewrite.relation_id", 7),

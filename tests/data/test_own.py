@@ -195,13 +195,13 @@ def test_what_can_be_measured_is(write):
         ({"prompt": "the eiffel tower is in the city of"}, "the subject 'Eiffel Tower'.*did you mean 'eiffel tower'?"),
         ({"prompt": "The Eifel-Tower is in"}, "did you mean 'Eifel-Tower'?"),
         ({"prompt": "The Eïffel Tower is in"}, "did you mean 'Eïffel Tower'?"),
-        ({"prompt": "Peru lies in"}, "does not mention the subject 'Eiffel Tower': 'Peru lies in'$"),
+        ({"prompt": "Peru lies in"}, "does not mention the subject 'Eiffel Tower': 'Peru lies in'; skip_bad"),
         ({"prompt": "{} and {} are"}, r"prompt must contain \{\} for the subject exactly once"),
         ({"prompt": "The Eiffel Tower and {} are"}, r"field 'prompt' contains \{\} besides the subject"),
         ({"subject": " "}, "subject must be a non-empty string"),
         ({"target_true": "Rome"}, "target_new must differ from target_true; both are 'Rome'"),
         ({"target_true": "a", "ground_truth": "b"}, "fields 'target_true' and 'ground_truth' have the same meaning"),
-        ({"paraphrases": 5}, "field 'paraphrases' must be str or list, not int"),
+        ({"paraphrases": 5}, "field 'paraphrases' must be a string: write \"5\" with quotes"),
         ({"paraphrases": ["a", 5]}, r"field 'paraphrases\[1\]' must be a string: write \"5\" with quotes"),
         ({"paraphrases": [""]}, "paraphrases holds ''"),
         ({"neighbours": [5]}, r"field 'neighbours\[0\]' must be a prompt, or an object with prompt and answer, not 5"),
@@ -287,7 +287,7 @@ def test_all_that_are_bad_are_named_at_once(write):
     assert first.startswith("13 records of ") and first.endswith(
         "my.json cannot be used; skip_bad (--skip-bad-records) leaves them out:"
     )
-    assert len(reasons) == NAMED and more == "  and 3 more"
+    assert len(reasons) == NAMED and more == "  and 3 more, records x9, x10, x11"
     assert [line.partition(":")[0] for line in reasons] == ["  record 0", *(f"  record x{i}" for i in range(9))]
 
 
@@ -323,3 +323,47 @@ def test_up_to_takes_all_where_there_are_fewer(write):
         load_dataset(path, limit=1, up_to=1)
     with pytest.raises(ValueError, match="up_to must be at least 1, not 0"):
         load_dataset(path, up_to=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "separator", "text"),
+    [
+        ({"prompt": "The tower is in ", "subject": "tower", "separator": ""}, " ", "The tower is in"),
+        ({"prompt": "A famous tower is {}", "subject": "Eiffel Tower "}, None, "A famous tower is Eiffel Tower"),
+        ({"prompt": "The Eiffel Tower is in\u00a0"}, None, "The Eiffel Tower is in"),
+        ({"prompt": "The Eiffel Tower is in\u3000"}, None, "The Eiffel Tower is in"),
+        ({"prompt": "The Eiffel Tower is in:\n"}, None, "The Eiffel Tower is in:\n"),
+    ],
+)
+def test_a_space_at_the_end_belongs_to_the_target_whatever_space_it_is(change, separator, text, write):
+    (record,) = load_facts(write([TOWER | change]))
+    assert (record.request.separator, record.request.text) == (separator, text)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"prompt": "x is in"}, "fields 'subject' and 'target_new' are missing"),
+        (TOWER | {"neighbours": ["{} is in"]}, r"field 'neighbours\[0\]' has {}, the subject's place, but a neighbour is"),
+        (
+            TOWER | {"subject": "Cafe\u0301", "prompt": "The Caf\u00e9 is in"},
+            "with other characters that look the same",
+        ),
+        (TOWER | {"portability": {"Reasoning": [{"prompt": "p", "ground_truth": [1912]}]}}, 'write "1912" with quotes'),
+    ],
+)
+def test_more_facts_that_cannot_be_used_are_refused_with_what_would_be_right(entry, message, write):
+    with pytest.raises(RecordError, match=message):
+        load_facts(write([entry]))
+
+
+def test_objects_and_paraphrases_go_by_the_names_of_others_too(write):
+    others = {"target_new": {"str": "Rome"}, "ground_truth": {"str": "Paris"}, "rephrase": "Where is it? In"}
+    (record,) = load_facts(write([{"subject": "Eiffel Tower", "prompt": "The Eiffel Tower is in"} | others]))
+    assert (record.target_new, record.target_true, record.paraphrases) == ("Rome", "Paris", ("Where is it? In",))
+
+
+def test_a_table_has_no_separator(tmp_path):
+    (tmp_path / "x.csv").write_text("subject,prompt,target_new,separator\nPeru,Peru is in,Asia, \n")
+    with pytest.raises(ValueError, match="tell no separator: use JSON for it"):
+        load_facts(tmp_path / "x.csv")

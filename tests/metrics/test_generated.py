@@ -14,6 +14,7 @@ from bluelib.metrics import negation as module
 from bluelib.metrics.before import Before
 from bluelib.metrics.generated import CONTEXTS, INSTRUCTION, Answer, ask_all, measured, normalise
 from bluelib.metrics.negation import negated, negation
+from bluelib.metrics.portability import answered
 from bluelib.models import generation as module_of_generation
 from bluelib.models.generation import answer, end_tokens
 from bluelib.models.prompts import encode_prompt
@@ -99,7 +100,7 @@ def test_what_is_blank_at_the_beginning_ends_nothing(model, monkeypatch):
 
 
 def test_an_object_with_a_full_stop_is_not_cut_at_it(model, monkeypatch):
-    said = {".\n": "Rome", "\n": "James L. Brooks. He wrote. It"}
+    said = {".。\n": "Rome", "\n": "James L. Brooks. He wrote. It"}
     monkeypatch.setattr(module_of_answers, "answer", lambda m, prompts, tokens, stops: [said[stops]] * len(prompts))
     base = load_dataset("pocket-counterfact", split="report", limit=1)[0]
     records = [replace(base, target_new=new, paraphrases=(), locality=()) for new in ("Rome", "James L. Brooks", "Mr.")]
@@ -244,3 +245,20 @@ def test_negation_asks_whether_the_new_object_follows_is_not(model, monkeypatch)
 
 def prompts(record):
     return [record.request.text, *record.paraphrases]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "exact", "contains"),
+    [
+        ("罗马罗驶罗", "罗马", False, True),
+        ("罗马。", "罗马", True, True),
+        ("ローマです", "ローマ", False, True),
+        ("北京", "罗马", False, False),
+        ("Rome.", "Rome", True, True),
+        ("Romeo", "Rome", False, False),
+    ],
+)
+def test_words_of_scripts_without_spaces_are_found_within_a_text(text, expected, exact, contains):
+    said = Answer(0, 0, "efficacy", "bare", "p", expected, text)
+    assert (said.exact, said.contains) == (exact, contains)
+    assert answered(text, [[expected]]) == contains

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bluelib import load_model
@@ -241,4 +242,52 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(name, tmp_path):
     folder = write_checkpoint(tmp_path / "bare", name)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"has no tokenizer's files \(tokenizer\.json"):
+        load_model(str(folder))
+
+
+def changed(folder, **tensors):
+    """The checkpoint with these tensors besides."""
+    found = load_file(folder / "model.safetensors")
+    save_file({**found, **tensors}, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize("end", [".SCB", ".weight_scale_inv", ".qweight", ".scales"])
+def test_quantised_weights_whose_configuration_does_not_say_so_are_refused(end, tmp_path):
+    """transformers would take them for the numbers themselves, and an edit of them would be saved."""
+    name = f"model.layers.0.mlp.down_proj{end}"
+    folder = changed(write_checkpoint(tmp_path / "int8", "llama-3"), **{name: torch.ones(4)})
+    with pytest.raises(ValueError, match=rf"int8' has quantised weights \(it has {name}\)"):
+        load_model(folder)
+
+
+def test_a_gguf_file_beside_a_config_is_read_where_no_other_weights_are(tmp_path, lm):
+    folder = write_checkpoint(tmp_path / "both", "llama-3")
+    write_gguf(folder / "tiny.gguf", lm)
+    assert load_model(str(folder)).revision != load_model(str(folder / "tiny.gguf")).revision
+    (folder / "model.safetensors").unlink()
+    assert load_model(str(folder)).revision == load_model(str(folder / "tiny.gguf")).revision
+
+
+def test_what_a_folder_lacks_is_named(tmp_path):
+    folder = write_checkpoint(tmp_path / "parts", "llama-3", max_shard_size="20KB")
+    first = min(folder.glob("model-*.safetensors"))
+    with pytest.raises(ValueError, match=r"is a file of a checkpoint: name its folder, .*parts"):
+        load_model(str(first))
+    first.unlink()
+    with pytest.raises(OSError, match=rf"parts' lacks {first.name}, which its model.safetensors.index.json names"):
+        load_model(str(folder))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"parts' has no tokenizer's files"):
+        load_model(str(folder))
+
+
+def test_a_bos_without_an_embedding_is_refused(tmp_path):
+    folder = write_checkpoint(tmp_path / "bos", "llama-3")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"bos_token": "[BOS]"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"BOS '\[BOS\]' has no embedding \(id 380; the model has 380\)"):
         load_model(str(folder))

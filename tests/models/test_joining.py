@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -210,3 +211,18 @@ def test_without_a_template_there_is_no_chat(any_model, monkeypatch):
 
 def test_a_request_reads_as_one_text():
     assert Request("{} is in<end>", "Peru", "Asia", before="<user>").text == "<user>Peru is in<end>"
+
+
+@pytest.mark.parametrize(
+    ("marker", "space", "separator"),
+    [("<|Assistant|>", "", ""), ("[/INST]", " ", None), ("<|assistant|>\n", "", None), ("[A]", "?", None)],
+)
+def test_a_target_follows_a_chat_template_as_an_answer_would(marker, space, separator):
+    """Where the rule for plain texts says the same, or the template shows neither, the rule is kept."""
+    tokenizer = make_tokenizer("gpt2")
+    answer = "{% else %}" + space + "{{ m.content }}{% endif %}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}[U]{{ m.content }}" + marker + answer
+    (record,) = in_chat(
+        SimpleNamespace(tokenizer=tokenizer), [Record(0, "counterfact", "{} lives in", "Ada", "Rome", None)]
+    )
+    assert record.separator == separator

@@ -23,6 +23,7 @@ from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_mode
 from bluelib.data import Probe, Record, RecordError
 from bluelib.data.benchmarks import parse_counterfact, parse_zsre
 from bluelib.data.own import parse_flat
+from bluelib.data.records import bare_end
 from bluelib.editing.finetuning import FineTuning
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.second_moments import second_moments
@@ -150,7 +151,7 @@ def written(entry):
     if "requested_rewrite" in entry:
         rewrite = entry["requested_rewrite"]
         text = rewrite["subject"].join(rewrite["prompt"].split("{}"))
-        return text, rewrite["subject"], rewrite["target_new"]["str"], rewrite["target_true"]["str"]
+        return text, rewrite["subject"], rewrite["target_new"]["str"], rewrite.get("target_true", {}).get("str")
     if "src" in entry:
         return entry["src"], entry["subject"], entry["answers"][0], None
     true = entry.get("ground_truth")
@@ -191,8 +192,10 @@ def accepted_or_refused(path, entry):
         return None
     text, subject, target, true = written(entry)
     text = text if record.prompt != text else fill(text, subject)  # the flat form's prompt may be a template already
+    subject = bare_end(subject) if record.prompt.endswith("{}") else subject
     assert record.request == Request(record.prompt, subject, target)
-    assert record.request.text.rstrip(" \t") == text.rstrip(" \t")  # a space at the end belongs to the target
+    assert bare_end(record.request.text) == bare_end(text)  # a space at the end belongs to the target
+    assert bare_end(record.request.text) == record.request.text
     text = record.request.text
     assert record.target_true == true
     at = record.prompt.index("{}")
