@@ -217,6 +217,7 @@ SHOWN = {
     "docs/results.md": (
         "real model",
         "main counterfact_2000",
+        "main zsre_2000",
         "main pocket-counterfact",
         "main pocket-zsre",
         "verdicts",

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..editing.catalogue import VARIANTS, entry, in_order, label_pairs
+from ..editing.settings import editor_settings
 from ..io.formats import read_json
 from ..metrics.intervals import interval
 from ..models.known import short_label
@@ -16,7 +17,7 @@ from ..runs.grid import Grid
 from ..studies import STUDIES
 from ..studies.follow import followed
 from .claims import MARKS, verdicts
-from .comparison import Scores, families, gains, improvement, there, variant_pairs
+from .comparison import Scores, families, gains, improvement, variant_pairs
 from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published
 from .tables import markdown_table
 
@@ -96,8 +97,30 @@ def _length(runs: pd.DataFrame) -> str:
     for edits in sorted(set(own.edits), reverse=True):
         ends = own[(own.edits == edits) & (own.length == edits)].set_index("label")
         for pair in label_pairs(ends.index.unique()):
-            return _ends(*(ends.loc[label] for label in pair))
+            plain, blue = (ends.loc[label] for label in pair)
+            return _ends(plain, blue) + _same_weight(runs, plain, blue)
     return ""
+
+
+def _editing(end: pd.Series) -> list[float]:
+    """Per record, the mean of efficacy and generalization."""
+    return [(one + two) / 2 for one, two in zip(end.efficacy, end.generalization, strict=True)]
+
+
+def _same_weight(runs: pd.DataFrame, plain: pd.Series, blue: pd.Series) -> str:
+    """How the plain method ends with the variant's λ, if it was followed with that, too."""
+    weight = editor_settings(blue.model, blue.editor).get("mom2_update_weight")
+    same = runs[[options == (("mom2_update_weight", weight),) for options in runs.options]]
+    same = same[(same.editor == plain.editor) & (same.edits == plain.edits) & (same.length == plain.length)]
+    if same.empty:
+        return ""
+    end = same.iloc[0]
+    gain = interval([b - a for a, b in zip(_editing(end), _editing(blue), strict=True)])
+    return (
+        f" λ is not what makes the difference: with {blue.name}'s own, {weight:g}, {plain.name} ends at "
+        f"{fmean(_editing(end)):.0f} and {fmean(end.specificity):.0f} % ({gain.mean:+.0f} "
+        f"[{gain.low:+.0f}, {gain.high:+.0f}] for {blue.name} in the former)."
+    )
 
 
 def _ends(plain: pd.Series, blue: pd.Series) -> str:
@@ -108,9 +131,7 @@ def _ends(plain: pd.Series, blue: pd.Series) -> str:
             f"({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}]{unit})"
         )
 
-    editing = [
-        [(one + two) / 2 for one, two in zip(end.efficacy, end.generalization, strict=True)] for end in (plain, blue)
-    ]
+    editing = [_editing(plain), _editing(blue)]
     return (
         f"- **Along a long sequence BLUE holds longer.** After {plain.edits:,} edits of {short_label(plain.model)} in "
         f"batches of {plain.batch_size}, efficacy and generalization are {told(editing, ' points')}, specificity is "
@@ -190,11 +211,10 @@ def reversals(found: Sequence[Any]) -> str:
 
 def differences(scores: Mapping[str, Scores]) -> str:
     """Every variant less its plain method, a column for each model, the datasets weighing alike, as a Markdown table:
-    in a cell, editing above specificity."""
+    in a cell, editing above specificity, and which datasets, if not all."""
     cells: dict[str, dict[str, str]] = {}
     for of_grid in scores.values():
-        labels = there(of_grid)
-        pairs = [pair for kind in VARIANTS for pair in variant_pairs(labels, "", kind)]
+        pairs = [pair for kind in VARIANTS for pair in variant_pairs(_anywhere(of_grid), "", kind)]
         for (model, other), group in gains(of_grid, pairs).groupby(["model", "other"], sort=False):
             found = group.set_index("measure")
             lines = [
@@ -202,27 +222,37 @@ def differences(scores: Mapping[str, Scores]) -> str:
                 for name in ("editing", "specificity")
                 if name in found.index
             ]
+            pair = next(pair for pair in pairs if pair[1] == other)
+            datasets = [dataset for name, dataset in of_grid if name == model]
+            having = [one for one in datasets if {*pair} <= {*of_grid[model, one].columns.unique(0)}]
+            if len(having) < len(datasets):
+                lines.append(f"({', '.join(map(benchmark, having))})")
             cells.setdefault(model, {})[other] = "<br>".join(lines)
     methods = in_order({method for of_model in cells.values() for method in of_model})
     rows = [[method, *(of_model.get(method, "–") for of_model in cells.values())] for method in methods]
     return markdown_table("", rows, ["", *map(short_label, cells)])
 
 
+def _anywhere(scores: Scores) -> list[str]:
+    """The labels of the methods that some model and dataset has."""
+    return list(dict.fromkeys(label for frame in scores.values() for label in frame.columns.unique(0)))
+
+
 def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:
     """What the main table of the real model says, in sentences: how BLUE variants edit, how far the answers about
     neighbours move, and what is said in the model's own words, bare and in chat."""
-    pairs = variant_pairs(there(scores), "", "blue")
-    gained = gains(scores, pairs).set_index(["other", "measure"]) if pairs else None
     lines = []
-    for plain, blue in pairs:
-        assert gained is not None
-        words = [
-            f"{gained['mean'][blue, name]:+.1f} [{gained.low[blue, name]:+.1f}, {gained.high[blue, name]:+.1f}]"
-            for name in ("editing", "specificity")
-        ]
-        lines.append(
-            f"- *{blue} less {plain}*: {words[0]} points of efficacy and generalization, {words[1]} of specificity."
-        )
+    for place, frame in scores.items():
+        for plain, blue in variant_pairs(frame.columns.unique(0), "", "blue"):
+            gained = gains({place: frame}, [(plain, blue)]).set_index("measure")
+            words = [
+                f"{gained['mean'][name]:+.1f} [{gained.low[name]:+.1f}, {gained.high[name]:+.1f}]"
+                for name in ("editing", "specificity")
+            ]
+            lines.append(
+                f"- *{blue} less {plain}* ({benchmark(place[1])}): {words[0]} points of efficacy and generalization, "
+                f"{words[1]} of specificity."
+            )
     for dataset in dict.fromkeys(cell["dataset"] for cell in cells):
         after = {entry(cell["editor"]["name"]).label: cell["after"] for cell in cells if cell["dataset"] == dataset}
         order = in_order(after)

@@ -113,6 +113,10 @@ def test_the_pictures_show_every_run_once(tmp_path):
     figure = lengths(own)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MEMIT", "MEMIT_BLUE", "a-stranger"]
     assert figure.axes[0].lines[0].get_xdata().tolist() == [10, 20, 40]
+    written_run(tmp_path, "memit", {"mom2_update_weight": 7}, (10, 20, 40), 0.6)
+    at_seven = followed(tmp_path)
+    several = at_seven[[options in ((), (("mom2_update_weight", 7),)) for options in at_seven.options]]
+    assert [text.get_text() for text in lengths(several).legends[0].get_texts()][1] == "MEMIT, λ = 7"
     varied = frame[[bool(options) for options in frame.options]]
     figure = frontiers(varied, "mom2_update_weight")
     assert {text.get_text() for text in figure.axes[0].texts} == {"1", "100"}

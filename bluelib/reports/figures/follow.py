@@ -42,7 +42,8 @@ def lengths(frame: pd.DataFrame) -> Figure:
     """How editing, preservation and the weights fare as a sequence grows, a column of panels per dataset.
 
     Args:
-        frame: of :func:`~bluelib.studies.follow.followed`: runs of one model by the editors' own settings.
+        frame: of :func:`~bluelib.studies.follow.followed`: runs of one model by the editors' own settings, and dotted
+            beside them such as differ in an option.
     """
     frame = with_editing(frame)
     datasets = list(dict.fromkeys(frame.dataset))
@@ -58,9 +59,11 @@ def lengths(frame: pd.DataFrame) -> Figure:
         for column, dataset in zip(axes.T, datasets, strict=True):
             chosen = frame[frame.dataset == dataset]
             for label in in_order({entry(name).label for name in chosen.editor}):
-                rows = chosen[chosen.editor == labelled(label).name].sort_values("length")
-                for axis, what in zip(column, PANELS, strict=True):
-                    _line(axis, rows, what, label)
+                of_editor = chosen[chosen.editor == labelled(label).name].sort_values("length")
+                for options in sorted(set(of_editor.options)):
+                    rows = of_editor[[one == options for one in of_editor.options]]
+                    for axis, what in zip(column, PANELS, strict=True):
+                        _line(axis, rows, what, label, options)
             for axis, what in zip(column, PANELS, strict=True):
                 axis.set(ylim=(0, 102) if what in ("editing", "specificity") else (0, None))
                 log_axis(axis, chosen.length.tolist())
@@ -82,9 +85,14 @@ def _title(frame: pd.DataFrame) -> str:
     )
 
 
-def _line(axis: Axes, rows: pd.DataFrame, what: str, label: str) -> None:
+#: What an option is called in a legend.
+_SHORT = {"mom2_update_weight": "λ"}
+
+
+def _line(axis: Axes, rows: pd.DataFrame, what: str, label: str, options: tuple[tuple[str, Any], ...] = ()) -> None:
     row = labelled(label)
-    style_of = {"color": row.colour, "marker": row.marker, "linestyle": row.line, **row.face}
+    style_of = {"color": row.colour, "marker": row.marker, "linestyle": ":" if options else row.line, **row.face}
+    label = ", ".join([label, *(f"{_SHORT.get(name, name)} = {value}" for name, value in options)])
     if what in ("elsewhere", "weight_change"):
         axis.plot(rows.length, rows[what], label=label, **style_of)
         return
@@ -154,16 +162,16 @@ def frontiers(frame: pd.DataFrame, option: str) -> Figure:
 
 
 def draw_followed(models: Sequence[str], folder: Path, source: Path | None = None) -> list[Path]:
-    """Draw what has been followed of these models into ``folder``: :func:`lengths` of the runs with the editors' own
-    settings, and :func:`frontiers` of those with one other option, by that option."""
+    """Draw what has been followed of these models into ``folder``: :func:`lengths` of the runs that were scored at
+    several, and :func:`frontiers` of those with several values of one option, by that option."""
     frame = followed(source)
     drawn: list[Path] = []
     if frame.empty:
         return drawn
     for model, of_model in frame[frame.model.isin(models)].groupby("model", sort=False):
-        own = of_model[[not options for options in of_model.options]]
-        for (edits, size), rows in own.groupby(["edits", "batch_size"]):
-            if rows.length.nunique() > 1:
+        several = of_model.groupby(["editor", "options", "edits", "batch_size"]).length.transform("nunique") > 1
+        for (edits, size), rows in of_model[several].groupby(["edits", "batch_size"]):
+            if any(not options for options in rows.options):
                 drawn.append(keep(lengths(rows), folder / f"lengths_{model}_{edits}x{size}"))
         single = of_model[[len(options) == 1 for options in of_model.options]]
         by_option: Mapping[Any, pd.DataFrame] = dict(
@@ -171,5 +179,6 @@ def draw_followed(models: Sequence[str], folder: Path, source: Path | None = Non
         )
         for (option, edits, size), rows in by_option.items():
             ends = rows[rows.length == rows.edits]
-            drawn.append(keep(frontiers(ends, option), folder / f"frontier_{model}_{option}_{edits}x{size}"))
+            if ends.options.nunique() > 1:
+                drawn.append(keep(frontiers(ends, option), folder / f"frontier_{model}_{option}_{edits}x{size}"))
     return drawn
