@@ -185,6 +185,13 @@ WAYS = {
 }
 
 
+#: What zsRE asks in place of CounterFact's comparison of two objects: see docs/metrics.md.
+_TOKENS = {
+    "P(new) > P(true)": "tokens of the new object\nthat are first choice",
+    "P(true) > P(new)": "tokens of its object\nthat are first choice",
+}
+
+
 def plot_ways(frame: pd.DataFrame) -> Figure:
     """The same edits asked in several ways: a panel for the edit's own prompt, paraphrases, other subjects.
 
@@ -205,7 +212,8 @@ def plot_ways(frame: pd.DataFrame) -> Figure:
                 found = share_interval(seen["mean"], int(seen.records))
                 axis.plot([found.low, found.high], [at, at], color=row.colour, linewidth=1)
                 axis.plot([found.mean], [at], row.marker, color=row.colour, **row.face)
-            axis.set_yticks(range(len(questions)), list(questions))
+            names = _TOKENS if benchmark(first.dataset) == "zsre" else {}
+            axis.set_yticks(range(len(questions)), [names.get(question, question) for question in questions])
             axis.set(title=title, xlim=(-1, 101), ylim=(len(questions) - 0.5, -0.5))
             axis.grid(axis="y", visible=False)
         axes[-1].set_xlabel("of all edits, or prompts of an edit (%)")
