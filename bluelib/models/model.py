@@ -203,14 +203,14 @@ class Model:
                 k: v.to(self.hf_model.dtype) if v.is_floating_point() else v
                 for k, v in self.hf_model.state_dict().items()
             }
+            names = [f"{self.adapter.blocks}.{n}.{self.adapter.value_projection}.weight" for n in range(self.n_layers)]
+            projections = {name: state.get(name) for name in names}  # transformers empties the dictionary as it writes
             self.hf_model.save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
-            projections = [
-                f"{self.adapter.blocks}.{n}.{self.adapter.value_projection}.weight" for n in range(self.n_layers)
-            ]
-            for name, written in tensors_in(temporary, projections):
-                if written is None or not torch.equal(written, state[name].cpu()):
-                    found = "lacks" if written is None else "has another"
+            for name, written in tensors_in(temporary, names):
+                weight = projections[name]
+                if written is None or weight is None or not torch.equal(written, weight.cpu()):
+                    found = "has another" if written is not None and weight is not None else "lacks"
                     raise OSError(
                         f"nothing was saved at {path}: the checkpoint that transformers wrote {found} {name}. If an "
                         "adapter is active (peft), merge it into the model first"
