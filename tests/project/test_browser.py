@@ -32,7 +32,8 @@ def toy() -> nbformat.NotebookNode:
     theory = nbformat.read(ROOT / "notebooks" / "03_theory.ipynb", as_version=4)
     code = [cell for cell in theory.cells if cell.cell_type == "code"]
     (sliders,) = [cell for cell in code if "Sliders(" in cell.source]
-    theory.cells = [code[0], sliders]
+    imports = next(cell for cell in code if "from bluelib" in cell.source)
+    theory.cells = [imports, sliders]
     return theory
 
 
