@@ -13,9 +13,10 @@ from .records import Probe, Record
 def in_chat(model: Model, records: Sequence[Record]) -> list[Record]:
     """The records with every prompt as a user's turn of the tokenizer's chat template, which the model is to answer.
 
-    The template may put a system prompt of its own in front, as SmolLM2's does. Context prefixes stand inside the turn,
-    before the user's words, and so does KL's “{subject} is a”. The target follows as the template puts an answer: behind
-    a line's end, or a marker, without a space. Prompts for generation stay bare: fluency and consistency are those of plain text.
+    The template may put a system prompt of its own in front, as SmolLM2's does. Context prefixes stand inside the
+    turn, before the user's words, and so does KL's “{subject} is a”. The target follows as the template puts an
+    answer: behind a line's end, or a marker, without a space. Prompts for generation stay bare: fluency and
+    consistency are those of plain text.
 
     Raises:
         ValueError: for a tokenizer without a chat template, or records that are in one already.

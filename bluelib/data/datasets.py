@@ -357,7 +357,7 @@ def _tell_unmeasured(records: Sequence[Record]) -> None:
         none = without == len(records)
         who = "no record has" if none else f"{without} of {len(records)} records have no"
         where = "" if none else " on these"
-        _warn(f"{who} target_true: efficacy and generalization compare the new object with it, and are not measured{where}")
+        _warn(f"{who} target_true: efficacy and generalization, which compare with it, are not measured{where}")
     probes = [probe for record in records for probe in record.locality]
     unanswered = sum(probe.answer is None for probe in probes)
     if unanswered:

@@ -33,7 +33,15 @@ _NAMES = {
     "paraphrases": ("rephrase_prompt", "rephrase"),
     "neighbours": ("neighbors",),
 }
-_LISTS = ("paraphrases", "rephrase_prompt", "rephrase", "neighbours", "neighbors", "locality_prompt", "locality_ground_truth")
+_LISTS = (
+    "paraphrases",
+    "rephrase_prompt",
+    "rephrase",
+    "neighbours",
+    "neighbors",
+    "locality_prompt",
+    "locality_ground_truth",
+)
 
 #: The fields of the flat form; others are passed over.
 FIELDS = frozenset(
@@ -105,7 +113,9 @@ def _rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
         if doubled := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{path}: column {doubled[0]!r} appears twice in the header")
         if "separator" in names:
-            raise ValueError(f"{path}: cells of a table are read without spaces, and tell no separator: use JSON for it")
+            raise ValueError(
+                f"{path}: cells of a table are read without spaces, and tell no separator: use JSON for it"
+            )
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
@@ -229,8 +239,8 @@ def _neighbours(entry: Mapping[str, Any], case_id: object) -> Iterator[Probe]:
         probe = Probe(item) if isinstance(item, str) else _probe(item, f"{name}[{number}]", case_id)
         if "{}" in probe.prompt:
             raise RecordError(
-                f"record {case_id}: field '{name}[{number}]' has {{}}, the subject's place, but a neighbour is about another "
-                f"subject: write it out, not {probe.prompt!r}"
+                f"record {case_id}: field '{name}[{number}]' has {{}}, the subject's place, but a neighbour is "
+                f"about another subject: write it out, not {probe.prompt!r}"
             )
         yield probe
 

@@ -257,8 +257,8 @@ def put_subject_out(prompt: str, subject: str, case_id: object, name: str) -> st
         near = _nearest(prompt, subject)
         if unicodedata.normalize("NFC", subject) in unicodedata.normalize("NFC", prompt):
             raise RecordError(
-                f"record {case_id}: field {name!r} and the subject write {subject!r} with other characters that look the "
-                "same (Unicode's composed and decomposed forms): write both in one of them, such as NFC"
+                f"record {case_id}: field {name!r} and the subject write {subject!r} with other characters that look "
+                "the same (Unicode's composed and decomposed forms): write both in one of them, such as NFC"
             )
         raise RecordError(
             f"record {case_id}: field {name!r} does not mention the subject {subject!r}: {prompt!r}"

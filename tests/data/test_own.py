@@ -145,7 +145,7 @@ def test_fields_that_nothing_reads_are_named_once(write, caplog):
         (
             [TOWER, CURIE],
             [
-                "no record has target_true: efficacy and generalization compare the new object with it",
+                "no record has target_true: efficacy and generalization, which compare with it, are not measured",
                 "no record has generation_prompts",
             ],
         ),
@@ -344,7 +344,10 @@ def test_a_space_at_the_end_belongs_to_the_target_whatever_space_it_is(change, s
     ("entry", "message"),
     [
         ({"prompt": "x is in"}, "fields 'subject' and 'target_new' are missing"),
-        (TOWER | {"neighbours": ["{} is in"]}, r"field 'neighbours\[0\]' has {}, the subject's place, but a neighbour is"),
+        (
+            TOWER | {"neighbours": ["{} is in"]},
+            r"field 'neighbours\[0\]' has {}, the subject's place, but a neighbour is",
+        ),
         (
             TOWER | {"subject": "Cafe\u0301", "prompt": "The Caf\u00e9 is in"},
             "with other characters that look the same",
