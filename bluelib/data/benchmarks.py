@@ -14,7 +14,7 @@ def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
 
     The edit itself must be there; prompts that are missing are none, and what they measure is left out.
     """
-    case_id = record_id(entry, position, needed=True)
+    case_id = record_id(entry, position)
 
     def text(path: str) -> str:
         return field(entry, path, case_id)

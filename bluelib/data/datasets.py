@@ -149,7 +149,7 @@ def load_dataset(
             is. A case of MQuAKE is as many records as it has edits. The reference texts of
             ``counterfact`` and ``multi-counterfact`` come from ``attribute-snippets``, if that was fetched too; the
             records have none otherwise, and their consistency is not measured. Of a record of CounterFact only its
-            ``case_id`` and its edit are needed: what prompts that are missing would measure is left out. The edits of
+            edit is needed: what prompts that are missing would measure is left out. The edits of
             ``zsre`` install the right answer, as in MEMIT's code.
         split: ``tune`` or ``report``. A file whose records have no ``split`` field is all ``report``.
         limit: how many records, the first of the split; None for all. Those behind them are not looked at. The paper
@@ -300,6 +300,8 @@ def reference_documents(name: str | Path) -> tuple[Iterable[str], str | None]:
 
 
 def _records(entry: Any, position: int, parse: Parser) -> list[Record]:
+    if isinstance(entry, RecordError):
+        raise entry
     if not isinstance(entry, Mapping):
         raise RecordError(f"record at position {position}: must be an object, not {type(entry).__name__}")
     if _split_of(entry) is None:
@@ -377,7 +379,12 @@ def _warn(message: str) -> None:
 
 def _parser_for(entries: Sequence[Any], path: Path) -> Parser:
     """By the first entry that is an object at all."""
-    first = next((entry for entry in entries if isinstance(entry, Mapping)), {})
+    first = next((entry for entry in entries if isinstance(entry, Mapping)), None)
+    if first is None:
+        raise next(
+            (entry for entry in entries if isinstance(entry, RecordError)),
+            RecordError(f"{path}: record at position 0 must be an object, not {type(entries[0]).__name__}"),
+        )
     keys = set(first)
     if "requested_rewrite" in keys:
         return parse_mquake if isinstance(first["requested_rewrite"], list) else parse_counterfact

@@ -1,8 +1,8 @@
 """Facts of one's own: files that people write by hand or export, and the flat form of a record.
 
-A file is a JSON list, JSON Lines (``.jsonl``, ``.ndjson``) or CSV with a header row (``.csv``, ``.tsv``); all in UTF-8,
-with or without a byte order mark. A record needs ``subject``, ``prompt`` and ``target_new``; what else it may have is
-in :func:`parse_flat`.
+A file is a JSON list, JSON Lines (``.jsonl``, ``.ndjson``) or CSV with a header row (``.csv``, ``.tsv``), or one JSON
+object of columns, as EasyEdit's editor takes them; all in UTF-8, with or without a byte order mark. A record needs
+``subject``, ``prompt`` and ``target_new``; what else it may have is in :func:`parse_flat`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ _LISTS = (
     "locality_ground_truth",
 )
 
+#: EasyEdit's names of columns, where they are not those of the flat form.
+_COLUMNS = {"prompts": "prompt", "rephrase_prompts": "paraphrases"}
+
 #: The fields of the flat form; others are passed over.
 FIELDS = frozenset(
     {
@@ -63,9 +66,10 @@ FIELDS = frozenset(
 
 
 def read_entries(path: Path) -> list[Any]:
-    """The raw records of a file: a JSON list, JSON Lines or a table, by its suffix.
+    """The raw records of a file: a JSON list, JSON Lines or a table, by its suffix; or a JSON object of columns.
 
-    A table's empty cells are absent. Cells of :data:`_LISTS` hold several texts with `` | `` between them.
+    A table's empty cells are absent. Cells of :data:`_LISTS` hold several texts with `` | `` between them. A line of
+    JSON Lines that cannot be read is a :class:`RecordError` in its place, for whoever takes that record.
 
     Raises:
         ValueError: naming the file and, where there is one, the line; of an object or a header that has a field twice,
@@ -79,9 +83,11 @@ def read_entries(path: Path) -> list[Any]:
         entries: Any = list(_rows(text, path))
     elif path.suffix.lower() in LINES:
         lines = enumerate(text.split("\n"), 1)
-        entries = [_decoded(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+        entries = [_line(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     else:
         entries = _decoded(text, str(path))
+        if isinstance(entries, Mapping) and any(isinstance(entries.get(name), list) for name in ("prompts", "prompt")):
+            entries = _from_columns(entries, path)
     if not isinstance(entries, list) or not entries:
         raise ValueError(
             f"{path} must hold a JSON list of records, or be JSON Lines (.jsonl) or a table (.csv) of them"
@@ -102,6 +108,29 @@ def _decoded(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not JSON: {error}{several}") from error
 
 
+def _line(text: str, where: str) -> Any:
+    try:
+        return _decoded(text, where)
+    except ValueError as error:
+        return RecordError(str(error))
+
+
+def _from_columns(columns: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Records from lists of one length. EasyEdit's ``locality_inputs`` are objects of such lists, one for each kind;
+    of them ``neighborhood`` is read."""
+    inside = columns.get("locality_inputs")
+    near = inside.get("neighborhood") if isinstance(inside, Mapping) else None
+    named = {f"locality_{name}": column for name, column in near.items()} if isinstance(near, Mapping) else {}
+    named |= {_COLUMNS.get(name, name): column for name, column in columns.items() if name != "locality_inputs"}
+    given = {name: column for name, column in named.items() if column is not None}
+    length = len(given["prompt"])
+    for name, column in given.items():
+        if not isinstance(column, list) or len(column) != length:
+            found = f"{len(column)} items" if isinstance(column, list) else type(column).__name__
+            raise ValueError(f"{path}: column {name!r} must be a list of {length} like the prompts, not {found}")
+    return [{name: column[i] for name, column in given.items() if column[i] is not None} for i in range(length)]
+
+
 def _rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a table as objects. What separates its cells is told from the header: comma, semicolon or tab."""
     header = text.partition("\n")[0]
@@ -109,7 +138,7 @@ def _rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
         io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), skipinitialspace=True, strict=True
     )
     try:
-        names = [name.strip() for name in next(reader, [])]
+        names = [_column(name) for name in next(reader, [])]
         if doubled := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{path}: column {doubled[0]!r} appears twice in the header")
         if "separator" in names:
@@ -131,6 +160,13 @@ def _rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
             }
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: is not valid CSV: {error}") from error
+
+
+def _column(header: str) -> str:
+    """The field that a column is headed by, in capitals or not, with spaces or underscores."""
+    name = header.strip()
+    plain = "_".join(name.lower().split())
+    return plain if plain in FIELDS else name
 
 
 def parse_flat(entry: Mapping[str, Any], position: int) -> Record:

@@ -226,13 +226,13 @@ def checked(value: Any, name: str, case_id: object, kind: type | tuple[type, ...
     raise RecordError(f"record {case_id}: field {name!r} must be {wanted}, not {type(value).__name__}")
 
 
-def record_id(entry: Mapping[str, Any], position: int, needed: bool = False) -> int | str:
-    """A raw record's id: its ``case_id``, or, where that is not ``needed``, its position if it has none.
+def record_id(entry: Mapping[str, Any], position: int) -> int | str:
+    """A raw record's id: its ``case_id``, or its position if it has none.
 
     Raises:
-        RecordError: if ``case_id`` is needed and missing, or neither an int nor a string that can be printed.
+        RecordError: if ``case_id`` is neither an int nor a string that can be printed.
     """
-    if not needed and "case_id" not in entry:
+    if "case_id" not in entry:
         return position
     found = field(entry, "case_id", f"at position {position}", (int, str))
     if isinstance(found, str) and (wrong := _wrong(found)):

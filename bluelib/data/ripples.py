@@ -166,7 +166,7 @@ def parse_mquake(entry: Mapping[str, Any], position: int) -> list[Record]:
     Raises:
         RecordError: naming the case and the field.
     """
-    case_id = record_id(entry, position, needed=True)
+    case_id = record_id(entry, position)
     edits = field(entry, "requested_rewrite", case_id, list)
     if not edits:
         raise RecordError(f"record {case_id}: field 'requested_rewrite' must contain at least one edit")

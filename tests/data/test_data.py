@@ -202,7 +202,7 @@ def broken(record, path, value=None):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (broken(COUNTERFACT, "case_id"), "record at position 0: field 'case_id' is missing"),
+        (broken(COUNTERFACT | {"case_id": None}, "paraphrase_prompts"), "field 'case_id' must be int or str"),
         (
             broken(COUNTERFACT, "requested_rewrite", 5),
             "record 12: field 'requested_rewrite.prompt' is missing",
@@ -256,6 +256,7 @@ def test_a_broken_record_is_refused_with_its_id_and_field(write, record, message
         ({"a": 1}, "JSON list"),
         ([{"x": 1}], "in no known form"),
         ([COUNTERFACT, 5], "record at position 1: must be an object"),
+        ([5, "x"], "record at position 0 must be an object, not int"),
     ],
 )
 def test_a_broken_file_is_refused(write, content, message):

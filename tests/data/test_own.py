@@ -58,6 +58,22 @@ def lines(*entries):
             "Marie Curie;Swahili;The mother tongue of {} is\r\n",
         ),
         (
+            "my.csv",
+            " Prompt ,SUBJECT,Target New\nThe Eiffel Tower is in,Eiffel Tower,Rome\n"
+            "The mother tongue of Marie Curie is,Marie Curie,Swahili\n",
+        ),
+        (
+            "my.json",
+            json.dumps(
+                {
+                    "prompts": [TOWER["prompt"], CURIE["prompt"]],
+                    "subject": ["Eiffel Tower", "Marie Curie"],
+                    "target_new": ["Rome", "Swahili"],
+                    "ground_truth": None,
+                }
+            ),
+        ),
+        (
             "my.tsv",
             "subject\ttarget_new\tprompt\nEiffel Tower\tRome\tThe {} is in\nMarie Curie\tSwahili\t" + CURIE["prompt"],
         ),
@@ -68,6 +84,40 @@ def test_an_edit_is_all_that_a_fact_needs(write, name, content, mark):
     path = write(mark + content, name)
     assert load_facts(path) == MINIMAL
     assert load_dataset(path) == MINIMAL, "one reader for both"
+
+
+def test_columns_of_a_toolkit(write):
+    columns = {
+        "prompts": [TOWER["prompt"], CURIE["prompt"]],
+        "subject": ["Eiffel Tower", "Marie Curie"],
+        "target_new": ["Rome", "Swahili"],
+        "ground_truth": ["Paris", None],
+        "rephrase_prompts": ["Where is the Eiffel Tower?", ["a", "b"]],
+        "locality_inputs": {
+            "neighborhood": {"prompt": ["The Louvre is in", ["x", "y"]], "ground_truth": ["Paris", ["1", "2"]]},
+            "distracting": {"prompt": ["z"], "ground_truth": []},
+        },
+    }
+    first, second = load_facts(write(columns))
+    assert (first.target_true, second.target_true) == ("Paris", None)
+    assert first.paraphrases == ("Where is the Eiffel Tower?",) and second.paraphrases == ("a", "b")
+    assert first.locality == (Probe("The Louvre is in", "Paris"),)
+    assert second.locality == (Probe("x", "1"), Probe("y", "2"))
+    with pytest.raises(ValueError, match="column 'subject' must be a list of 2 like the prompts, not 1 items"):
+        load_facts(write(columns | {"subject": ["Eiffel Tower"]}))
+    with pytest.raises(ValueError, match="column 'target_new' must be a list of 2 like the prompts, not str"):
+        load_facts(write(columns | {"target_new": "Rome"}))
+
+
+def test_a_line_that_is_not_json_is_a_bad_record_like_another(write, caplog):
+    path = write("\n".join([lines(TOWER), "{", lines(CURIE)]), "my.jsonl")
+    assert [record.subject for record in load_facts(path, skip_bad=True)] == ["Eiffel Tower", "Marie Curie"]
+    assert "my.jsonl, line 2 is not JSON" in caplog.text
+    assert len(load_facts(path, limit=1)) == 1, "what is behind the limit is not looked at"
+    with pytest.raises(RecordError, match=r"line 2 is not JSON.*; skip_bad"):
+        load_facts(path)
+    with pytest.raises(RecordError, match="line 1 is not JSON"):
+        load_facts(write("{\n[", "my.jsonl"))
 
 
 def test_a_table_has_several_texts_in_a_cell(write):
