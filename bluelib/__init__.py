@@ -31,7 +31,7 @@ __all__ = [
 ]
 __version__ = "0.2.0"
 
-#: Where each public name is. Loaded at first use: torch and transformers take seconds, and a workflow needs neither.
+#: The module of each public name, loaded on first use: torch and transformers take seconds, a workflow needs neither.
 _HOME = {
     "Before": "metrics",
     "Editor": "editing.editor",

@@ -1,5 +1,5 @@
-"""Draw docs/architecture.svg from the imports of the package: a box for each subpackage, an arrow to what it imports
-on the level below. (A subpackage may import all that stand on levels below its own.)"""
+"""Draw docs/architecture.svg from the imports of the package: a box for each subpackage, and arrows to those that it
+imports from the level below. (A subpackage may import all subpackages on levels below its own.)"""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def subpackages() -> dict[str, set[str]]:
 
 
 def levels(imports: dict[str, set[str]]) -> dict[str, int]:
-    """By subpackage, one more than the highest of those that it imports.
+    """The level of each subpackage: one more than the highest level that it imports.
 
     Raises:
-        ValueError: for subpackages that import each other in a circle.
+        ValueError: if subpackages import each other in a circle.
     """
     left, found = dict(imports), dict[str, int]()
     while left:

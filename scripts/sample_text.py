@@ -1,10 +1,10 @@
-"""Sample a text from a model itself: what its second moments can be measured on where no other text is at hand.
+"""Sample a text from a model itself, to measure its second moments on where no other text is at hand.
 
     python scripts/sample_text.py --model smollm2-135m --output bluelib/assets/texts/smollm2-135m.txt.xz
 
 Every text begins after the token that stands between documents, and is drawn from the model's whole distribution: a
-lower temperature, or a cut-off, makes keys alike. Where the model ends a document, the next line begins. The same seed
-gives the same text on the same machine; on another one, rounding may change a word, and everything after it.
+lower temperature, or a cut-off, would make keys alike. Where the model ends a document, the next line begins. The same
+seed gives the same text on the same machine; on another one, rounding may change a word, and everything after it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bluelib.io.writing import atomic_file
 from bluelib.models.load import load_model
 from bluelib.models.model import Model
 
-#: In full, so that a checkpoint's own generation settings have no say.
+#: Every sampling setting, so that a checkpoint's own generation settings have no effect.
 WHOLE = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.0}
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="a .txt.xz file")
     parser.add_argument("--opening", default="<|endoftext|>", help="the token between documents")
     parser.add_argument("--tokens", type=int, default=220_000)
-    parser.add_argument("--length", type=int, default=256, help="tokens of a text at most")
+    parser.add_argument("--length", type=int, default=256, help="the most tokens that a text may have")
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -1,5 +1,5 @@
-"""Put what the committed grids say into README.md, docs/ and notebooks/, between their marks; draw the pictures of all
-models."""
+"""Write the results of the committed grids into README.md, docs/ and notebooks/, between their marks, and draw the
+pictures of all models."""
 
 from bluelib.io.paths import project_path
 from bluelib.io.writing import atomic_file

@@ -1,5 +1,5 @@
-"""The command line: ``blue …``. Thin: every command calls the library function of the same name, and answers with what
-it found, as plain values for ``--json`` and as text. A module has the commands of one kind."""
+"""The command line: ``blue …``. It is thin: every command calls the library function of the same name, and returns what
+it found, as plain values for ``--json`` and as text. Each module has the commands of one kind."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not sys.stderr.isatty():  # no bars in a log, whoever draws them; their libraries are not loaded yet
+    if not sys.stderr.isatty():  # no progress bars in a log; the libraries that draw them are not loaded yet
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its five tries
-    # A service's or a cluster's way to end a process is as good as Ctrl-C.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its five tries
+    # SIGTERM, with which a service or a cluster ends a process, is handled like Ctrl-C.
     in_main_thread = threading.current_thread() is threading.main_thread()
     terminated = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = json.dumps(answer.values, ensure_ascii=False) if arguments.json else answer.text
         print(text, end="\n" if text else "", flush=True)
         return answer.status
-    except BrokenPipeError:  # whoever reads has read enough; Python would complain once more when it closes stdout
+    except BrokenPipeError:  # the reader has read enough; Python would complain again when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"blue: {error}", file=sys.stderr)
         return 2
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of tokenizers' Rust, and no Exception
+        if type(error).__name__ != "PanicException":  # from tokenizers' Rust code, and not an Exception
             raise
         print(
-            f"blue: the tokenizers library broke down ({error}): the checkpoint's tokenizer.json is damaged, or lacks "
-            "tokens; copy it anew",
+            f"blue: the tokenizers library failed ({error}): the checkpoint's tokenizer.json is damaged, or lacks "
+            "tokens; copy it again",
             file=sys.stderr,
         )
         return 2

@@ -1,4 +1,4 @@
-"""``python -m bluelib.cli``: the command line without the ``blue`` on the path."""
+"""``python -m bluelib.cli``: the command line where ``blue`` is not on the path."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the commands share: how one is declared, the options that several have, and how answers are written."""
+"""What the commands share: how a command is declared, common options, and how answers are written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """A function that ``blue`` offers under the function's own name; its docstring is what ``--help`` says of it."""
+    """A function that ``blue`` offers under the function's own name; its docstring is what ``--help`` says about it."""
 
     function: Callable[[argparse.Namespace], Answer]
     options: tuple[Option, ...]
@@ -53,24 +53,24 @@ class Command:
 
 
 def goes_on(arguments: argparse.Namespace) -> str:
-    """What is left of a command that was interrupted, where the same command takes it up."""
+    """What is left of an interrupted command that continues when it is run again."""
     return "what was written is complete, and the same command continues from it"
 
 
 def begins_anew(arguments: argparse.Namespace) -> str:
-    """What is left of one that has nothing to keep."""
+    """What is left of an interrupted command that keeps nothing."""
     return "nothing was kept; the same command starts again"
 
 
 def command(
     *options: Option, example: str, kept: Callable[[argparse.Namespace], str] = goes_on
 ) -> Callable[[Callable[[argparse.Namespace], Answer]], Command]:
-    """Make a command of the function below: see :class:`Command`. ``kept`` says what is left when it is interrupted."""
+    """Make a command of the function below, see :class:`Command`; ``kept`` says what is left if it is interrupted."""
     return lambda function: Command(function, options, example, kept)
 
 
 class Gather(argparse.Action):
-    """An option of several values that may be given several times: the first takes the default's place."""
+    """An option with several values that may be given several times; the first time, they replace the default."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         so_far = getattr(namespace, self.dest)
@@ -78,7 +78,7 @@ class Gather(argparse.Action):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells defaults, where there are any."""
+    """Shows defaults where there are any."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, [], False) else super()._get_help_string(action)
@@ -124,7 +124,7 @@ CONTEXTS = Option(
     help="how to ask for generated answers: bare, instruction, chat",
 )
 
-#: And how the one is evaluated on the others.
+#: A model, records, and how the model is evaluated on them.
 EVALUATION = (
     *RECORDS,
     Option("--no-generate", action="store_true", help="skip fluency and consistency"),
@@ -155,16 +155,16 @@ EVALUATION = (
 
 
 def named_values(what: str, texts: Iterable[str]) -> dict[str, Any]:
-    """What a command line gives as ``NAME=VALUE``, the values in JSON or as plain strings.
+    """What a command line gives as ``NAME=VALUE``, with values in JSON or as plain strings.
 
     Raises:
-        ValueError: for a text of another form, or a name that is given twice.
+        ValueError: if a text has another form, or a name is given twice.
     """
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ValueError(f"a {what} is NAME=VALUE, not {text!r}")
+            raise ValueError(f"give each {what} as NAME=VALUE, not {text!r}")
         try:
             value = json.loads(value)
         except json.JSONDecodeError:
@@ -179,7 +179,7 @@ def measures_of(arguments: argparse.Namespace) -> Measures:
     """What ``--text`` and ``--measure`` ask for.
 
     Raises:
-        ValueError: for an option that metrics do not have, or a value that it does not have.
+        ValueError: if metrics have no such option, or the option has no such value.
     """
     from ..metrics.editing import PUBLISHED, TEXT
 
@@ -195,7 +195,7 @@ def written(paths: Iterable[Path]) -> Answer:
     return Answer({"written": names}, "\n".join(names))
 
 
-#: Up to so many metrics stand beside each other; more, below each other.
+#: Up to this many metrics are shown beside each other; more are shown below each other.
 BESIDE = 6
 
 
@@ -229,9 +229,9 @@ def _number(value: float) -> str:
 
 
 def answers_table(rows: Sequence[dict[str, Any]]) -> str:
-    """What a model said before and after editing, a line a record: see :func:`bluelib.metrics.answers.compare`.
+    """What a model said before and after editing, one line per record: see :func:`bluelib.metrics.answers.compare`.
 
-    The last columns: whether the new object is its first choice after editing, and after how many paraphrases.
+    The last columns show whether the new object is its first choice after editing, and after how many paraphrases.
     """
     cells = [("", "before", "after", "first choice", "paraphrases")]
     for row in rows:
@@ -251,7 +251,7 @@ def answers_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _shortened(text: str, most: int, *, end: bool = False) -> str:
-    """A text in one line of at most so many characters: its beginning, or its ``end``."""
+    """A text in one line of at most ``most`` characters: its beginning, or its end if ``end`` is true."""
     text = " ".join(text.split()) or "(nothing)"
     if len(text) <= most:
         return text

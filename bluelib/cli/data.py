@@ -1,4 +1,4 @@
-"""Commands about data: which datasets there are, and the download of benchmarks and models."""
+"""Commands about data: list the datasets, and download benchmarks and models."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def datasets(arguments: Namespace) -> Answer:
     example="blue download multi-counterfact smollm2-135m",
 )
 def download(arguments: Namespace) -> Answer:
-    """Download benchmarks and models into the cache, and check their hashes, also of files that are there already."""
+    """Download benchmarks and models into the cache, and check their hashes, even if they are there already."""
     from ..data.download import FILES, download, expected_hash
     from ..models.download import download_model
     from ..models.known import DOWNLOADS

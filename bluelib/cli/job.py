@@ -1,4 +1,4 @@
-"""A job of the workflow: ``python -m bluelib.cli.job …`` does what ``blue …`` does, and ends with the workflow."""
+"""A job of the workflow: ``python -m bluelib.cli.job …`` does what ``blue …`` does, and ends when the workflow ends."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ WORKFLOW = "BLUELIB_WORKFLOW_PID"
 
 
 def end_with_workflow() -> None:
-    """End this process, and those it started, when the workflow that started it is gone: a job that went on alone would
-    write beside the same job of the next run. Nothing happens outside a workflow.
+    """End this process, and those it started, when the workflow that started it is gone. A job that continued alone
+    would write at the same time as the same job of the next run. Outside a workflow, this does nothing.
 
-    Raises SystemExit if the workflow is gone already.
+    Raises:
+        SystemExit: if the workflow is gone already.
     """
     if WORKFLOW not in os.environ:
         return
@@ -39,7 +40,7 @@ def end_with_workflow() -> None:
 
 
 def _alive(process: psutil.Process) -> bool:
-    """Whether a process runs: not another one with its number, nor one that is dead and not yet fetched."""
+    """Whether a process still runs; another process with its number does not count, nor does a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Commands about models: which there are, whether one is sound, and the training of the pocket ones."""
+"""Commands about models: list them, examine and ask one, and train the pocket models."""
 
 from __future__ import annotations
 

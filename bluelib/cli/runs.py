@@ -44,6 +44,6 @@ def reproduce(arguments: Namespace) -> Answer:
     from ..runs.workflow import run_grid
 
     grid = Grid.load(arguments.grid)
-    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():  # of Snakemake's own words
+    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():  # for Snakemake's own output
         status = run_grid(arguments.grid, profile=arguments.profile, arguments=arguments.snakemake)
     return Answer({"grid": grid.name, "figures": str(grid.figures)}, "", status)

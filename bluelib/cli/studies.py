@@ -1,4 +1,4 @@
-"""Commands that study a model: which layers and settings it should be edited with, and how much text editors need."""
+"""Commands that study a model: which layers and settings to edit it with, and how much text editors need."""
 
 from __future__ import annotations
 
@@ -40,10 +40,8 @@ def _edits(default: int | str) -> Option:
 
 
 def _kept_trials(arguments: Namespace) -> str:
-    """What is left of a search, or of an ablation, that was interrupted."""
-    return (
-        "what it had finished of its trials is kept under results/, and the same command continues after the last one"
-    )
+    """What is left of an interrupted search or ablation."""
+    return "finished trials are kept under results/, and the same command continues after the last one"
 
 
 def _batch_size(default: int | str) -> Option:
@@ -86,7 +84,7 @@ def locate(arguments: Namespace) -> Answer:
     )
     stem = project_path("results", "locate", model.stem)
     numbers, picture = located.write(stem), save(critical_layers(located.as_dict()), stem)
-    assert target is not None  # of a model that is loaded
+    assert target is not None  # as the model is loaded
     file = located.write_settings(target)
     paths = {"settings": str(file), "numbers": str(numbers), "picture": str(picture)}
     commands = [
@@ -145,7 +143,7 @@ def tune(arguments: Namespace) -> Answer:
     for editor in arguments.editor:
         check_corpus_of(editor, name, arguments.corpus)
     model = load_model(name, device=arguments.device, dtype=arguments.dtype)
-    for editor in arguments.editor:  # before the first of them takes its hours
+    for editor in arguments.editor:  # refuses settings before the first search takes hours
         axes(model, editor, arguments.axes)
     file = own_file(model) if arguments.write else settings_file(model)
     writes = arguments.write is not False and file is not None and not is_shipped(file)
@@ -175,7 +173,7 @@ def tune(arguments: Namespace) -> Answer:
     ]
     files = [*paths, keep_best(model, paths)] if writes else paths
     if not writes:
-        lines.append(f"not written into {file}")
+        lines.append(f"the best settings were not written into {file}")
     answer = written(files)
     return Answer({**answer.values, "best": found}, "\n".join([*lines, answer.text]))
 
@@ -281,7 +279,7 @@ def ablation(arguments: Namespace) -> Answer:
         "--others",
         type=int,
         default=100,
-        help="number of records after the sequence; they tell how far the model has moved elsewhere",
+        help="number of records after the sequence that show how far the model has moved elsewhere",
     ),
     Option("--seed", type=int, default=0, help="0 keeps the dataset's order; any other seed shuffles it"),
     Option(
@@ -380,8 +378,8 @@ def convergence(arguments: Namespace) -> Answer:
 
 
 def _loaded(arguments: Namespace, editor: str, edits: int) -> tuple[Model, list[Record], dict[str, str]]:
-    """A model, and records to study it on: up to ``edits`` unless a number is given. What can be refused before the
-    model is loaded is."""
+    """A model, and records to study it on: up to ``edits`` unless a number is given. Input is checked before the model
+    is loaded, as far as it can be."""
     from ..data.datasets import records_to_choose_on
     from ..editing.named import check_corpus_of
     from ..models.load import load_model

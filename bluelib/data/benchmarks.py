@@ -12,7 +12,7 @@ from .records import Probe, Record, RecordError, field, put_subject_out, record_
 def parse_counterfact(entry: Mapping[str, Any], position: int) -> Record:
     """A record of ``counterfact.json`` or ``multi_counterfact.json`` (Meng et al. 2022).
 
-    The edit itself must be there; prompts that are missing are none, and what they measure is left out.
+    The edit itself must be there. Other prompts may be missing; then what they measure is left out.
     """
     case_id = record_id(entry, position)
 
@@ -47,8 +47,8 @@ def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers")
 
     Args:
         entry: the raw record.
-        position: where it stands in its file, which is its id: the format has none.
-        target: what the edit shall make the model say: ``answers``, the right answer, as the MEMIT family's code
+        position: where it stands in its file. This is its id, since the format has none.
+        target: what the edit should make the model say: ``answers``, the right answer, as the MEMIT family's code
             does for models that do not know it; or ``alt``, MEND's alternative answer, for models that do.
     """
     case_id = record_id(entry, position)
@@ -76,17 +76,17 @@ def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers")
 def reference_texts(
     snippets: Iterable[Mapping[str, Any]], wanted: Collection[tuple[str | None, str | None]]
 ) -> dict[tuple[str | None, str | None], tuple[str, ...]]:
-    """Texts of ``attribute_snippets.json`` (Meng et al. 2022): what is written about subjects that have an object.
+    """Texts of ``attribute_snippets.json`` (Meng et al. 2022) about subjects that have a certain object.
 
     Args:
         snippets: the file's entries, each with ``relation_id``, ``target_id`` and ``samples``.
-        wanted: pairs of a relation's and an object's id; one without either has no texts.
+        wanted: pairs of a relation's and an object's id; a pair that lacks one of them has no texts.
 
     Returns:
         The texts of all samples of each wanted pair, in the file's order, without blank ones.
 
     Raises:
-        RecordError: for an entry that lacks a field.
+        RecordError: if an entry lacks a field.
     """
     found: dict[tuple[str | None, str | None], list[str]] = {pair: [] for pair in wanted}
     for position, entry in enumerate(snippets):

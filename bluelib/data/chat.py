@@ -1,4 +1,4 @@
-"""Prompts behind a chat template: what a user of a chat model says, in place of a text that it goes on with."""
+"""Prompts in a chat template: what a user says to a chat model, in place of a text that the model continues."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ def in_chat(model: Model, records: Sequence[Record]) -> list[Record]:
 
     The template may put a system prompt of its own in front, as SmolLM2's does. Context prefixes stand inside the
     turn, before the user's words, and so does KL's “{subject} is a”. The target follows as the template puts an
-    answer: behind a line's end, or a marker, without a space. Prompts for generation stay bare: fluency and
+    answer: say after a line break, or after a marker without a space. Prompts for generation stay bare: fluency and
     consistency are those of plain text.
 
     Raises:
-        ValueError: for a tokenizer without a chat template, or records that are in one already.
+        ValueError: if the tokenizer has no chat template, or records are in one already.
     """
     before, after = chat_frame(model.tokenizer)
     framed = [record.case_id for record in records if record.before]
     if framed:
-        raise ValueError(f"record {framed[0]} is already behind a chat template")
+        raise ValueError(f"record {framed[0]} is already in a chat template; use the records without one")
 
     shown = chat_separator(model.tokenizer)
 
     def separator(record: Record) -> str | None:
-        """The template's, where the rule for plain texts would have another."""
+        """The template's separator, if the rule for plain texts would choose another."""
         rule = joiner(after, record.target_new)
         return shown if record.separator is None and shown is not None and shown != rule else record.separator
 

@@ -1,4 +1,4 @@
-"""What follows from an edit, as records have it: named groups of prompts with answers."""
+"""What follows from an edit, as stored in records: named groups of prompts with answers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def parse_consequences(
 ) -> dict[str, tuple[Consequence, ...]]:
     """Named groups of prompts with answers: KnowEdit's ``portability`` and ``locality``, and this project's own.
 
-    An item is ``{"prompt": …, "ground_truth": …}``, with ``answer`` for the same, and may have ``conditions``, a list
-    of further items, which have to be answered right before editing. An answer is a text; a list of texts, which are
-    names of one thing; or a list of such lists, all of which have to be named, each by one of its names.
+    An item is ``{"prompt": …, "ground_truth": …}``, where ``ground_truth`` may also be called ``answer``. It may have
+    ``conditions``, a list of further items that must be answered right before editing. An answer is a text; a list of
+    texts, which are names of one thing; or a list of such lists, one for each thing that must be named.
 
     Args:
-        groups: from a record.
+        groups: the groups, from a record.
         where: the field's name, for messages.
-        case_id: the record's.
-        kept: whether the items say what must stay: each is then its own condition. An item without any answer is, in
-            any case, for nothing can be told of it.
+        case_id: the record's id.
+        kept: whether the items say what must stay: each is then its own condition. An item without any answer always
+            is, because it cannot be tested.
 
     Raises:
-        RecordError: naming the record and the field.
+        RecordError: if an item cannot be used; the message names the record and the field.
     """
     found: dict[str, tuple[Consequence, ...]] = {}
     for group, items in groups.items():
@@ -44,11 +44,11 @@ _QUESTION, _ANSWER = "New Question", "New Answer"
 
 
 def portability_of(entry: Mapping[str, Any], case_id: object) -> dict[str, tuple[Consequence, ...]]:
-    """A record's field ``portability``, see :func:`parse_consequences`; nothing where it is absent or null. Of a record
-    with EasyEdit's one question (``New Question``, ``New Answer``) that question, as the group ``Reasoning``.
+    """A record's field ``portability``, see :func:`parse_consequences`; empty if it is absent or null. EasyEdit's one
+    question (``New Question``, ``New Answer``) becomes the group ``Reasoning``.
 
     Raises:
-        RecordError: naming the record and the field.
+        RecordError: if the field cannot be used; the message names the record and the field.
     """
     if entry.get("portability") is None:
         return {}
@@ -71,7 +71,7 @@ def query(item: Any, where: str, case_id: object) -> Query:
     """A prompt with its answer, see :func:`parse_consequences`.
 
     Raises:
-        RecordError: naming the record and the field.
+        RecordError: if the item cannot be used; the message names the record and the field.
     """
     if not isinstance(item, Mapping):
         raise RecordError(f"record {case_id}: field {where!r} must be an object with prompt and answer, not {item!r}")
@@ -87,7 +87,7 @@ def _prompt(text: str, where: str, case_id: object) -> str:
 
 
 def _answers(value: Any, where: str, case_id: object) -> tuple[tuple[str, ...], ...]:
-    """What has to be named, each with its names; nothing for an empty answer."""
+    """The things that must be named, each with its names; none for an empty answer."""
     if value is None:
         return ()
     if isinstance(value, str) or not isinstance(value, list):

@@ -3,9 +3,9 @@
 A corpus is named by a string:
 
 - ``pocket``: the pocket training text; ``pocket-others``: the same without sentences about the benchmarks' subjects;
-- ``sampled``: what SmolLM2-135M-Instruct itself writes, which ships with the project (``scripts/sample_text.py``);
+- ``sampled``: texts that SmolLM2-135M-Instruct itself wrote; they ship with the project (``scripts/sample_text.py``);
 - ``wikipedia``: English Wikipedia at a pinned snapshot, streamed from the hub by ``datasets``;
-- a path: a text file with one document per line, or one that xz has compressed (``.xz``); a Parquet, JSON Lines or CSV
+- a path: a text file with one document per line, which may be compressed (``.xz``); a Parquet, JSON Lines or CSV
   file, or a folder written by ``Dataset.save_to_disk``, with the documents in a column called ``text``.
 """
 
@@ -34,7 +34,7 @@ WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en", "b04c8d1ceb2f5cd4588862100d08
 #: Kinds of files that ``datasets`` reads, by suffix.
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 XZ = ".xz"
-#: A document is cut into pieces of at most so many tokens.
+#: A document is cut into pieces of at most this many tokens.
 LONGEST = 2048
 
 
@@ -43,7 +43,7 @@ def token_sequences(model: Model, corpus: str) -> Iterator[list[int]]:
 
     Raises:
         ValueError: for a name that is neither a known corpus nor a path, or a dataset without a column ``text``.
-        ImportError: for a corpus that needs ``datasets``, where that is not installed.
+        ImportError: if the corpus needs ``datasets``, and that is not installed.
     """
     if corpus in POCKET_CORPORA:
         yield from _pocket_rows(model, corpus).tolist()
@@ -54,7 +54,7 @@ def token_sequences(model: Model, corpus: str) -> Iterator[list[int]]:
         yield from (ids[i : i + longest] for i in range(0, len(ids), longest))
 
 
-#: Rows of the pocket text by tokenizer and corpus: to make them takes seconds.
+#: Rows of the pocket text by tokenizer and corpus: making them takes seconds.
 _ROWS: WeakKeyDictionary[Any, dict[str, np.ndarray]] = WeakKeyDictionary()
 
 
@@ -69,7 +69,7 @@ def _pocket_rows(model: Model, corpus: str) -> np.ndarray:
 
 def count_tokens(model: Model, corpus: str, most: int) -> int:
     """How many tokens a corpus has, counted up to ``most``. Wikipedia, which is streamed, and the pocket text, which is
-    made whole each time, are taken to have as many.
+    always made whole, are not counted: the result for them is ``most``.
 
     Raises:
         ValueError, ImportError: as :func:`token_sequences`.
@@ -85,7 +85,7 @@ def count_tokens(model: Model, corpus: str, most: int) -> int:
 
 
 def corpus_hash(corpus: str) -> str:
-    """SHA-256 of a corpus by its content: of files, of the pocket text's sentences, of a snapshot's name."""
+    """SHA-256 of a corpus by its content: of its files, of the pocket text's sentences, or of a snapshot's name."""
     if corpus in POCKET_CORPORA:
         from ..pocket.text import text_hash
 
@@ -97,7 +97,7 @@ def corpus_hash(corpus: str) -> str:
         if path.suffix == XZ:  # by its text: the same text can be compressed in many ways
             with lzma.open(path) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = file_hash(path)  # and how it is read, which its name decides
+        digest = file_hash(path)  # hashed together with how it is read, which its suffix decides
         return (
             hashlib.sha256(f"{READERS[path.suffix]}:{digest}".encode()).hexdigest()
             if path.suffix in READERS
@@ -117,7 +117,7 @@ def check_corpus(corpus: str) -> None:
     """Make sure that a corpus has a known name or is a path that exists.
 
     Raises:
-        ValueError: if not, saying what a corpus is.
+        ValueError: if not; the message says what a corpus can be.
     """
     if corpus not in (*POCKET_CORPORA, "wikipedia"):
         _path(corpus)

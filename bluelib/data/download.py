@@ -1,15 +1,16 @@
-"""The benchmarks' own files, fetched on request into the user's cache: :func:`download`; nothing else downloads.
+"""The benchmarks' own files, which only :func:`download` fetches, on request, into the user's cache.
 
 They come from the project pages of ROME and MEMIT (Meng et al. 2022, 2023) and the repositories of RippleEdits and
-MQuAKE, and are not part of this project. A file is kept in ``cache_dir("datasets")``; one that was put there by hand is
-as good. Either must have the SHA-256 of :data:`FILES`, every time it is read. Those pages publish no hashes: these are
-what other public projects report for the files that they had from there, two or more of them independently, or one
-(``multi_counterfact.json``; ``attribute_snippets.json``, whose size a second one reports; RippleEdits' and MQuAKE's).
-RippleEdits' repository says itself by which git id it has its files: a file with that id is right too.
-A file with another hash is used only if the user has said so (``sha256``), which is kept beside it in ``FILE.sha256``.
+MQuAKE, and are not part of this project. A file is kept in ``cache_dir("datasets")``; it may also be put there by hand.
+Every time it is read, it must have the SHA-256 in :data:`FILES`. The pages publish no hashes: those in :data:`FILES`
+are what other public projects report for the files that they got from there. Two or more projects report a hash
+independently, but only one does for ``multi_counterfact.json``, for the files of RippleEdits and MQuAKE, and for
+``attribute_snippets.json``, whose size a second one reports. RippleEdits' repository itself gives the git ids of its
+files: a file with that id is right too. A file with another hash is used only if the user asks for it (``sha256``);
+that hash is kept beside the file in ``FILE.sha256``.
 
-This module fetches by itself because pooch (1.9) begins an interrupted download anew: ``attribute_snippets.json`` has
-926 MB. Neither does it refuse a redirect away from https.
+This module fetches by itself because pooch (1.9) starts an interrupted download from the beginning, and
+``attribute_snippets.json`` has 926 MB. Nor does pooch refuse a redirect away from https.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ MEMIT = "https://memit.baulab.info/data/dsets"
 MIRROR = "BLUELIB_DATA_URL"
 TIMEOUT = 30  # seconds without a byte
 BLOCK = 1 << 20
-#: What the system says when it is this machine that cannot take more.
+#: The system's errors when it is this machine that cannot store more.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
@@ -55,13 +56,13 @@ class File:
     Attributes:
         name: its name in the cache, and in a mirror's folder.
         about: what is in it.
-        size: in bytes, None where no public source was found that says it.
+        size: in bytes; None if no public source was found that says it.
         sha256: in hexadecimal digits.
-        fields: what each of its entries has.
-        entries: how many they are, None where that is not known.
-        page: the folder that has the file.
-        there: its name there, if that is another.
-        git_id: the id of the file's content in a git repository, in hexadecimal digits, where one is known.
+        fields: the fields that each of its entries has.
+        entries: the number of its entries; None if that is not known.
+        page: the URL of the folder that has the file.
+        there: its name there, if that is different.
+        git_id: the id of the file's content in a git repository, in hexadecimal digits, if one is known.
     """
 
     name: str
@@ -170,22 +171,22 @@ FILES = {
 def download(name: str, *, url: str | None = None, sha256: str | None = None, progress: bool | None = None) -> Path:
     """Fetch a file into the cache, or check the one that is there; returns its path.
 
-    What an interrupted call has fetched is kept in ``FILE.part``, and the next call goes on from there, if the server
-    still has the same file (its ETag or date says so) and serves ranges; otherwise it starts anew. The file takes its
-    name only after its length, its SHA-256 and its entries have been checked. Of several processes that ask at once,
-    one fetches it and the others wait.
+    What an interrupted call has fetched is kept in ``FILE.part``. The next call continues from there, if the server
+    still has the same file (its ETag or date says so) and serves ranges; otherwise it starts from the beginning. The
+    file takes its name only after its length, its SHA-256 and its entries have been checked. If several processes ask
+    at once, one fetches it and the others wait.
 
     Args:
         name: one of :data:`FILES`.
         url: the folder that has the files, if not the project's page: a mirror. By default ``$BLUELIB_DATA_URL``, if it
             is set. ``https``, or ``http`` on this machine.
-        sha256: the hash to ask for, in place of the one in :data:`FILES`; it is remembered for later reads.
+        sha256: the hash that the file must have, in place of the one in :data:`FILES`; it is kept for later reads.
         progress: whether to show a progress bar; by default, if there is a terminal.
 
     Raises:
-        ValueError: for an unknown name, a URL or redirect that may not be followed, a file that is not the right one.
-            A wrong file is removed if it was downloaded here, and left alone if it was there before.
-        OSError: if the file cannot be fetched; the message says which was asked for, and where to put it by hand.
+        ValueError: for an unknown name, a URL or redirect that may not be followed, or a file that is not the right
+            one. A wrong file is removed if it was downloaded here, and left alone if it was there before.
+        OSError: if the file cannot be fetched; the message gives its URL, and says where to put it by hand.
     """
     file, path = _file(name), cached(name)
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256 := sha256.lower()):
@@ -205,7 +206,7 @@ def download(name: str, *, url: str | None = None, sha256: str | None = None, pr
                 raise ValueError(f"what was downloaded has been removed: {error}") from error
             if sha256 is None:
                 _memory(path).unlink(missing_ok=True)
-        if sha256 is not None:  # before the file has its name: it must not be there without its hash
+        if sha256 is not None:  # before the file takes its name: it must not be there without its hash
             with atomic_file(_memory(path)) as temporary:
                 temporary.write_text(f"{sha256}  {file.name}\n", encoding="ascii")
         if not path.exists():
@@ -239,7 +240,7 @@ def downloaded(name: str) -> Path:
 
 
 def expected_hash(name: str) -> str:
-    """The hash that a file in the cache must have: one that a user has given for it, or the known one."""
+    """The hash that a file in the cache must have: the one that the user has given for it, or else the known one."""
     memory = _memory(cached(name))
     if not memory.exists():
         return _file(name).sha256
@@ -255,10 +256,10 @@ def size_of(file: File) -> str:
 
 
 def read_entries(path: Path) -> Iterator[Any]:
-    """The entries of a JSON list of objects, one after the other, in the memory that one of them needs.
+    """The entries of a JSON list of objects, one after the other, with no more memory than one of them needs.
 
     Raises:
-        ValueError: for a file that is no such list.
+        ValueError: if the file is not such a list.
     """
     decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
     with open(path, encoding="utf-8") as text:
@@ -279,7 +280,7 @@ def read_entries(path: Path) -> Iterator[Any]:
                     raise ValueError(f"{path} is not JSON: {error}") from error
                 block, at = block[at:] + more, 0
                 continue
-            except (ValueError, RecursionError) as error:  # a number that is too long, or nested too deeply
+            except (ValueError, RecursionError) as error:  # a number that is too long, or an entry nested too deeply
                 raise ValueError(f"{path} is not JSON: {error}") from error
             if not isinstance(entry, dict):
                 raise ValueError(f"{path} must hold a list of objects, not {type(entry).__name__}")
@@ -293,7 +294,7 @@ def _file(name: str) -> File:
 
 
 def _memory(path: Path) -> Path:
-    """Where a hash is kept that a user has given, in the form of ``sha256sum``."""
+    """The file that keeps a hash given by the user, in the format of ``sha256sum``."""
     return path.with_name(path.name + ".sha256")
 
 
@@ -346,7 +347,7 @@ def _check_entries(path: Path, file: File) -> None:
 
 
 def _plan(part: Path) -> Path:
-    """The file beside a part that says what it is a part of."""
+    """The file beside a partial download that says what it is a part of."""
     return part.with_name(part.name + ".json")
 
 
@@ -356,13 +357,13 @@ def _remove_part(part: Path) -> None:
 
 
 def _fetch(name: str, part: Path, url: str, progress: bool | None) -> None:
-    """Fetch what ``part`` lacks of a file: it is then as long as the server's file."""
+    """Fetch what ``part`` still lacks; it is then as long as the server's file."""
     source = FILES[name].source(url)
     _check_url(source, source)
     try:
         plan = read_json(_plan(part), sealed=True)
         have = part.stat().st_size
-    except (FileNotFoundError, DamagedError):  # begun anew; whatever comes, its hash decides
+    except (FileNotFoundError, DamagedError):  # start again; the hash of what comes decides
         plan, have = {}, 0
     if plan.get("url") != source or not plan.get("version") or have > (plan.get("length") or have):
         plan, have = {}, 0
@@ -405,7 +406,7 @@ def _fetch(name: str, part: Path, url: str, progress: bool | None) -> None:
 
 
 def _version(answer: http.client.HTTPResponse) -> str | None:
-    """What a later request can name this very version of the file by: a strong ETag, or the date."""
+    """What identifies this version of the file in a later request: a strong ETag, or the date."""
     tag = answer.headers.get("ETag")
     return tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified")
 
@@ -416,7 +417,7 @@ def _continues(answer: http.client.HTTPResponse, have: int, length: int | None) 
 
 
 def _check_url(url: str, base: str) -> None:
-    """``https``; and ``http`` on this machine, if the user has named such a server.
+    """Allow ``https``, and also ``http`` to this machine, if the user has named such a server.
 
     Raises:
         ValueError: for any other URL.

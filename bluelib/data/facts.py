@@ -1,11 +1,11 @@
 """``facts``: edits of real facts, in CounterFact's schema, written for this project.
 
-The tables in ``lore/`` say what is true, one file a relation: its wordings, and the subjects of each object. Everything
-here but :func:`check_facts` is a pure function of them.
+The tables in ``lore/`` say what is true. There is one file per relation, with its wordings and the subjects of each
+object. Everything here but :func:`check_facts` is a pure function of them.
 
-Of what is said of each object, a part is kept back: no record edits it, and the neighbours of records are about it. A
-subject that is kept back is so in all relations, so that no neighbour is about a subject that any record edits. A
-subject that is edited in several relations belongs to one split with all of them.
+Some of the facts about each object are kept back: no record edits them, and the neighbours of records come from them. A
+subject that is kept back in one relation is kept back in all, so no neighbour is about a subject that any record edits.
+A subject that is edited in several relations is in the same split in all of them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ..models.scoring import TargetScore, score_targets
 
 LORE = Path(__file__).parent / "lore"
 CHECKED = LORE / "checked.json"
-#: Which share of the subjects goes to ``tune``.
+#: The share of the subjects that goes to ``tune``.
 TUNE_SHARE = 1 / 3
-#: Of the subjects that share an object, this share is kept back, and at least so many.
+#: The share of the subjects with one object that is kept back, and the least number of them.
 KEPT_SHARE, MIN_KEPT = 0.3, 3
 NEIGHBOURS = 10
 
@@ -43,8 +43,8 @@ class Relation:
     """A relation with its wordings; in each, ``{}`` is the subject.
 
     Attributes:
-        name: of its file, and the ``relation_id`` of its records.
-        kind: of its objects. Where relations share one, an object is the same in all of them.
+        name: the name of its file, and the ``relation_id`` of its records.
+        kind: the kind of its objects. In all relations of one kind, an object is the same thing.
         statements: the rewrite prompt, then three rewordings; the object follows.
         questions, openings: full questions, and openings of a text about the subject.
         also: by subject, the objects that are true of it besides the one in the table.
@@ -78,10 +78,10 @@ class Lore:
 
 @dataclass(frozen=True)
 class Checked:
-    """What an unedited model makes of a record.
+    """What an unedited model knows about a record.
 
     Attributes:
-        new: the new object of the record it was made on.
+        new: the record's new object at that time.
         known: whether the model finds the true object more probable than the new one after the rewrite prompt.
         first: whether each token of the true object is the model's first choice there.
     """
@@ -96,8 +96,8 @@ def read_lore() -> Lore:
     """Read the tables.
 
     Raises:
-        ValueError: naming the file, for a wording without one ``{}``, too few wordings, a subject that is there twice,
-            or an ``also`` that says nothing of the table's subjects and objects.
+        ValueError: if a wording does not have exactly one ``{}``, there are too few wordings, a subject appears twice,
+            or an ``also`` is not about the table's subjects and objects. The message names the file.
     """
     relations, facts = {}, []
     for path in sorted(LORE.glob("*.yaml")):
@@ -140,18 +140,18 @@ def _check_relation(relation: Relation, facts: Sequence[Fact]) -> None:
 
 
 def subject_key(subject: str) -> str:
-    """A subject without its article and without capitals: what says whether two are the same."""
+    """A subject without its article and without capitals: two subjects with the same key are the same."""
     return subject.casefold().removeprefix("the ")
 
 
 def build_facts() -> list[dict[str, Any]]:
     """Build all records, ``tune`` first, as JSON-ready dictionaries.
 
-    The paraphrases are two of the three rewordings, one of them behind an unrelated sentence. Neighbours are wordings
+    The paraphrases are two of the three rewordings, one of them after an unrelated sentence. Neighbours are wordings
     of facts that are kept back and whose object is the record's true one: of the same relation first, then of others.
 
     Raises:
-        ValueError: for a record that was not checked with its new object; see :func:`write_checked`.
+        ValueError: if a record was not checked with its new object; see :func:`write_checked`.
     """
     _, checked = read_checked()
     records = _unchecked()
@@ -218,7 +218,7 @@ def _record(
 
 
 def _prompts(facts: Sequence[Fact], lore: Lore, rng: random.Random) -> list[str]:
-    """Each fact in each wording, in an order in which every fact has had its turn before one has its next."""
+    """Each fact in each wording, in rounds: every fact has its turn before any fact has its next."""
     shuffled = rng.sample(facts, len(facts))
     wordings = [rng.sample(lore.relations[fact.relation].statements, 4) for fact in shuffled]
     return [
@@ -229,7 +229,8 @@ def _prompts(facts: Sequence[Fact], lore: Lore, rng: random.Random) -> list[str]
 
 
 def _kept_back(lore: Lore) -> set[str]:
-    """The subjects that no record edits: of each object some, first of those that are the subjects of fewest facts."""
+    """The subjects that no record edits: some of each object, first those kept back already, then those with fewest
+    facts."""
     uses = Counter(subject_key(fact.subject) for fact in lore.facts)
     groups: dict[tuple[str, str], set[str]] = {}
     for fact in lore.facts:
@@ -261,7 +262,7 @@ def check_facts(model: Model) -> dict[tuple[str, str], Checked]:
         What was found, by relation and subject.
 
     Raises:
-        ValueError: for an edited model.
+        ValueError: if the model has been edited.
     """
     model.check_unedited("facts")
     rewrites = [record["requested_rewrite"] for record in _unchecked()]
@@ -292,7 +293,7 @@ def write_checked(model: Model, path: Path = CHECKED) -> Path:
 
 
 def read_checked() -> tuple[str, dict[tuple[str, str], Checked]]:
-    """The name of the model that was checked, and what it makes of each record, by relation and subject."""
+    """The name of the model that was checked, and what it knows about each record, by relation and subject."""
     content = read_json(CHECKED)
     return content["model"], {
         (row["relation"], row["subject"]): Checked(row["new"], row["known"], row["first"]) for row in content["facts"]
@@ -370,7 +371,7 @@ def _relation(record: Mapping[str, Any]) -> str:
 
 
 def _share_mentioning(records: Iterable[Mapping[str, Any]]) -> float:
-    """The share of the neighbours in which the name of a subject of any record stands as words of their own."""
+    """The share of the neighbours that have the name of any record's subject as whole words."""
     subjects = {record["requested_rewrite"]["subject"] for record in records}
     prompts = Counter(prompt for record in records for prompt in record["neighborhood_prompts"])
     hits = sum(times for prompt, times in prompts.items() if any(_mentions(prompt, subject) for subject in subjects))

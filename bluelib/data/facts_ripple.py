@@ -29,19 +29,21 @@ from ..io.assets import update_sums
 from ..io.writing import atomic_file
 from .facts import LORE, build_facts, read_lore, subject_key
 
-#: What of a record of ``facts`` is kept.
+#: The fields of a record of ``facts`` that are kept.
 FIELDS = ("case_id", "split", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "questions", "known")
 
 
 def build_facts_ripple() -> list[dict[str, Any]]:
-    """The records of ``facts`` from whose edits something follows, as JSON-ready dictionaries: of each subject one, so
-    that its other facts stay as they are, and nothing that asks for what another record edits.
+    """The records of ``facts`` from whose edits something follows, as JSON-ready dictionaries.
+
+    There is one record per subject, so the subject's other facts stay as they are. No item asks for what another record
+    edits.
     """
     of_subject: dict[str, dict[str, Any]] = {}
     for record in build_facts():
         groups = _groups(record["requested_rewrite"])
         subject = subject_key(record["requested_rewrite"]["subject"])
-        # Of a subject's records the one that most follows from; the first of several.
+        # Of a subject's records, the one from which most follows; if several, the first.
         if groups and sum(map(len, groups.values())) > len(_items(of_subject.get(subject))):
             of_subject[subject] = {**{name: record[name] for name in FIELDS}, "portability": groups}
     edited = {record["case_id"]: _prompt(record["requested_rewrite"]) for record in of_subject.values()}
@@ -77,7 +79,7 @@ def _ripples() -> Mapping[str, Any]:
     """The tables of ``ripples.yaml``.
 
     Raises:
-        ValueError: for another name of what no table has, or a relation that there is not.
+        ValueError: if a table gives another name to something that is in no table, or names an unknown relation.
     """
     tables = yaml.safe_load((LORE / "ripples.yaml").read_text(encoding="utf-8"))
     lore = read_lore()
@@ -120,17 +122,17 @@ def _item(prompt: str, answers: Sequence[str], *conditions: Mapping[str, Any]) -
 
 
 def _names(value: str) -> list[str]:
-    """All that is as good an answer."""
+    """An object and the other names that are as good an answer."""
     return [value, *_ripples()["answers"].get(value, ())]
 
 
 def _kept(prompt: str, answers: Sequence[str]) -> dict[str, Any]:
-    """What must stay, and so have been there."""
+    """An item for what must stay, with the condition that it was there before."""
     return _item(prompt, answers, _item(prompt, answers))
 
 
 def _stated(relation: str, subject: str, value: str) -> dict[str, Any]:
-    """A fact as its table words it."""
+    """An item for a fact, in the wording of its table."""
     return _item(read_lore().relations[relation].statements[0].format(subject), [value])
 
 
@@ -153,7 +155,7 @@ def _composed(relation: str, subject: str, old: str, new: str) -> Iterator[dict[
     tables = _ripples()
     if relation not in tables["described"]:
         return
-    # An article that begins a subject is small where it does not begin the sentence.
+    # A subject's article has no capital inside a sentence.
     described = tables["described"][relation].format(re.sub("^The ", "the ", subject))
     for second, wording in tables["asked"].get(read_lore().relations[relation].kind, {}).items():
         facts = _second(second)
@@ -165,7 +167,8 @@ def _composed(relation: str, subject: str, old: str, new: str) -> Iterator[dict[
 
 @cache
 def _second(relation: str) -> dict[str, tuple[str, str]]:
-    """By an object that is a subject here: it, and what the relation says of it. A capital lies in its country."""
+    """What a relation says about the objects of another, by object: the object's name, and what the relation says of
+    it. A capital lies in its country."""
     found = dict(_facts()[relation])
     if relation == "city_country":
         for country, city in _facts()["capital"].values():

@@ -26,12 +26,12 @@ def load_long_form(
         name: a pocket dataset, whose records are rewritten (:func:`pocket_long_form`); or the path of a JSON file in
             AKEW's form of CounterFact, or of one in any form of :func:`~bluelib.load_dataset` whose targets are texts
             already (UnKE's in the flat form, say).
-        sentences: of a target made from a pocket record.
+        sentences: the number of sentences of a target made from a pocket record.
         split, limit, seed: as for :func:`~bluelib.load_dataset`, so that the same records are chosen.
 
     Raises:
-        RecordError: for a target that is not a text of several sentences; it says which fields are needed.
-        ValueError: as from :func:`~bluelib.load_dataset`; for a number of sentences that the pocket world has not.
+        RecordError: if a target is not a text of several sentences; the message says which fields are needed.
+        ValueError: as :func:`~bluelib.load_dataset`; also if the pocket world does not have that many sentences.
     """
     chosen: dict[str, Any] = {"split": split, "limit": limit, "seed": seed}
     if of_pocket_world(name):
@@ -43,12 +43,12 @@ def load_long_form(
 
 
 def pocket_long_form(record: Record, sentences: int = SENTENCES) -> Record:
-    """A pocket record with a question as its prompt, and as its target the answer and further statements of it.
+    """A pocket record with a question as its prompt; its target is the answer and further statements of it.
 
     For three sentences: ``Which instrument does Ilvane play?`` – ``lute. On stage, Ilvane performs on the lute. Ilvane
-    plays the lute.`` First comes the new object alone, as the training text answers questions, then wordings in which
-    it states this fact, with the new object in its place. The question is one that it asks, the paraphrase the one that
-    it never asks.
+    plays the lute.`` First comes the new object alone, as the training text answers questions. Then come wordings in
+    which the training text states this fact, with the new object in place of the old. The question is one that the
+    training text asks; the paraphrase is the one that it never asks.
 
     Raises:
         ValueError: for fewer than 2 sentences, or more than the training text has wordings for.
@@ -72,7 +72,7 @@ def pocket_long_form(record: Record, sentences: int = SENTENCES) -> Record:
 
 
 def check_sentences(sentences: int) -> None:
-    """Make sure that the pocket world has so many sentences for a target.
+    """Make sure that the pocket world has this many sentences for a target.
 
     Raises:
         ValueError: if not.
@@ -82,12 +82,12 @@ def check_sentences(sentences: int) -> None:
 
 
 def parse_akew(entry: Mapping[str, Any], position: int) -> Record:
-    """A record of AKEW's form of CounterFact: ``fact_new_uns``, a text that tells the new fact, is the target.
+    """A record of AKEW's form of CounterFact: ``fact_new_uns``, a text that states the new fact, is the target.
 
     It has CounterFact's fields and in ``requested_rewrite`` also ``question`` and ``fact_new_uns``.
 
     Raises:
-        RecordError: if one of them is missing, or the text is not one of several sentences.
+        RecordError: if one of them is missing, or the text does not have several sentences.
     """
     case_id = record_id(entry, position)
     try:

@@ -1,4 +1,4 @@
-"""Facts of one's own: files that people write by hand or export, and the flat form of a record.
+"""Your own facts: files that are written by hand or exported, and the flat form of a record.
 
 A file is a JSON list, JSON Lines (``.jsonl``, ``.ndjson``) or CSV with a header row (``.csv``, ``.tsv``), or one JSON
 object of columns, as EasyEdit's editor takes them; all in UTF-8, with or without a byte order mark. A record needs
@@ -17,17 +17,17 @@ from ..io.formats import decode_json
 from .consequences import SPELT, parse_consequences, portability_of
 from .records import Consequence, Probe, Record, RecordError, checked, field, put_subject_in, record_id
 
-#: How files that are not one JSON list are told, by suffix.
+#: The suffixes of files that are not one JSON text: of JSON Lines, and of tables.
 LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")
 
-#: What stands between the texts of one cell of a table.
+#: The separator between the texts of one cell of a table.
 BETWEEN = " | "
 
-#: The one of KnowEdit's kinds of locality that asks what an edit must leave alone, and all of them.
+#: KnowEdit's kind of locality that asks what an edit must leave alone; and all its kinds, in all spellings.
 _KNOWEDIT = "Relation_Specificity"
 _KEPT = (_KNOWEDIT, *SPELT, "Forgetfulness")
-#: Each field of the flat form with the other names that it goes by.
+#: Fields of the flat form that have other names too, with those names.
 _NAMES = {
     "target_true": ("ground_truth",),
     "paraphrases": ("rephrase_prompt", "rephrase"),
@@ -43,10 +43,10 @@ _LISTS = (
     "locality_ground_truth",
 )
 
-#: EasyEdit's names of columns, where they are not those of the flat form.
+#: EasyEdit's names of columns that differ from those of the flat form.
 _COLUMNS = {"prompts": "prompt", "rephrase_prompts": "paraphrases"}
 
-#: The fields of the flat form; others are passed over.
+#: The fields of the flat form; others are ignored.
 FIELDS = frozenset(
     {
         "case_id",
@@ -68,12 +68,12 @@ FIELDS = frozenset(
 def read_entries(path: Path) -> list[Any]:
     """The raw records of a file: a JSON list, JSON Lines or a table, by its suffix; or a JSON object of columns.
 
-    A table's empty cells are absent. Cells of :data:`_LISTS` hold several texts with `` | `` between them. A line of
-    JSON Lines that cannot be read is a :class:`RecordError` in its place, for whoever takes that record.
+    A table's empty cells count as absent. Cells of :data:`_LISTS` hold several texts with `` | `` between them. A line
+    of JSON Lines that cannot be read gives a :class:`RecordError` in its place, to be raised if that record is used.
 
     Raises:
-        ValueError: naming the file and, where there is one, the line; of an object or a header that has a field twice,
-            no reader would take both.
+        ValueError: if the file cannot be read, or an object or a header has a field twice, of which only one could be
+            used. The message names the file and, if there is one, the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -116,8 +116,8 @@ def _line(text: str, where: str) -> Any:
 
 
 def _from_columns(columns: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    """Records from lists of one length. EasyEdit's ``locality_inputs`` are objects of such lists, one for each kind;
-    of them ``neighborhood`` is read."""
+    """Records from lists of equal length. EasyEdit's ``locality_inputs`` are objects of such lists, one for each kind;
+    only ``neighborhood`` is read."""
     inside = columns.get("locality_inputs")
     near = inside.get("neighborhood") if isinstance(inside, Mapping) else None
     named = {f"locality_{name}": column for name, column in near.items()} if isinstance(near, Mapping) else {}
@@ -132,7 +132,7 @@ def _from_columns(columns: Mapping[str, Any], path: Path) -> list[dict[str, Any]
 
 
 def _rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table as objects. What separates its cells is told from the header: comma, semicolon or tab."""
+    """The rows of a table as objects. The header shows what separates the cells: comma, semicolon or tab."""
     header = text.partition("\n")[0]
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), skipinitialspace=True, strict=True
@@ -143,7 +143,8 @@ def _rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path}: column {doubled[0]!r} appears twice in the header")
         if "separator" in names:
             raise ValueError(
-                f"{path}: cells of a table are read without spaces, and tell no separator: use JSON for it"
+                f"{path}: a table cannot have a column 'separator', because cells are read without spaces; "
+                "use JSON for it"
             )
         for cells in reader:
             if not any(cell.strip() for cell in cells):
@@ -163,14 +164,14 @@ def _rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _column(header: str) -> str:
-    """The field that a column is headed by, in capitals or not, with spaces or underscores."""
+    """The field that a column's header names, in capitals or not, with spaces or underscores."""
     name = header.strip()
     plain = "_".join(name.lower().split())
     return plain if plain in FIELDS else name
 
 
 def parse_flat(entry: Mapping[str, Any], position: int) -> Record:
-    """A record in the flat form: an edit, and what is known besides.
+    """A record in the flat form: an edit, and what else is known about it.
 
     =========================  ======================================================================================
     field                      content
@@ -191,10 +192,10 @@ def parse_flat(entry: Mapping[str, Any], position: int) -> Record:
                                "ground_truth": …}], …}``, see :func:`.consequences.parse_consequences`
     =========================  ======================================================================================
 
-    ``null`` is the same as an absent field, but for ``case_id``. What needs an absent field is not measured.
+    ``null`` is the same as an absent field, except for ``case_id``. What needs an absent field is not measured.
 
     Raises:
-        RecordError: naming the record and the field, and saying what would be right.
+        RecordError: if a field cannot be used; the message names the record and the field and says what would be right.
     """
     case_id = record_id(entry, position)
     missing = [name for name in ("subject", "prompt", "target_new") if name not in entry]
@@ -218,7 +219,7 @@ def parse_flat(entry: Mapping[str, Any], position: int) -> Record:
 
 
 def _portability(entry: Mapping[str, Any], case_id: object) -> dict[str, tuple[Consequence, ...]]:
-    """KnowEdit's groups: what follows, and what must stay, which counts where it was there."""
+    """KnowEdit's groups: what follows from the edit, and what must stay, which counts only if it was there before."""
     kinds = {} if entry.get("locality") is None else field(entry, "locality", case_id, dict)
     kept = {kind: items for kind, items in kinds.items() if kind in _KEPT}
     follows, stays = portability_of(entry, case_id), parse_consequences(kept, "locality", case_id, kept=True)
@@ -261,8 +262,8 @@ def _texts(entry: Mapping[str, Any], name: str, case_id: object) -> tuple[str, .
 
 
 def _first(value: Any, name: str, case_id: object) -> str | None:
-    """An answer: a string, CounterFact's ``{"str": …}``, or the first of a list, which KnowEdit puts into a list once
-    more; None without any."""
+    """An answer: a string, CounterFact's ``{"str": …}``, or the first of a list, which may be nested, as in KnowEdit;
+    None if there is no answer."""
     while isinstance(value, list) or (isinstance(value, Mapping) and "str" in value):
         value = value["str"] if isinstance(value, Mapping) else value[0] if value else None
     return None if value is None else checked(value, name, case_id)
@@ -297,7 +298,7 @@ def _flat_probes(entry: Mapping[str, Any], case_id: object) -> tuple[Probe, ...]
     prompts, answers = (_texts(entry, name, case_id) for name in ("locality_prompt", "locality_ground_truth"))
     if answers and len(answers) != len(prompts):
         raise RecordError(
-            f"record {case_id}: field 'locality_ground_truth' must have an answer for each 'locality_prompt', "
+            f"record {case_id}: field 'locality_ground_truth' must have one answer for each 'locality_prompt': "
             f"{len(prompts)}, not {len(answers)}"
         )
     return tuple(map(Probe, prompts, answers)) if answers else tuple(map(Probe, prompts))

@@ -1,4 +1,4 @@
-"""Where a number comes from: data, weights, versions, device and commit, beside every result."""
+"""Where a number comes from: the data, weights, versions, device and commit that are kept with every result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from . import Record
 
 try:
     import resource
-except ImportError:  # Windows has none
+except ImportError:  # Windows does not have it
     resource = None  # type: ignore[assignment]
 
 PACKAGES = ("bluelib", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")
@@ -45,7 +45,7 @@ def provenance(model: Model, records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-#: Fields that records have not always had, with their defaults, which are left out of the hash: it is what it was then.
+#: Fields that records have not always had, with their defaults. Defaults are not hashed, so old hashes stay the same.
 _LATER: dict[str, Any] = {"questions": (), "portability": {}, "together": (), "before": "", "separator": None}
 
 
@@ -78,8 +78,8 @@ def git_commit() -> str | None:
 
 
 def peak_memory(model: Model) -> dict[str, float]:
-    """The most memory that this process has held so far, in GB (10⁹ bytes): the host's, if the system tells it, and,
-    if the model is on GPUs, the fullest one's."""
+    """The most memory that this process has held so far, in GB (10⁹ bytes): the host's, if the system reports it, and,
+    if the model is on GPUs, that of the fullest GPU."""
     resident = _peak_resident()
     found = {"host_gb": round(resident / 1e9, 3)} if resident else {}
     if model.device.type == "cuda":
@@ -88,7 +88,7 @@ def peak_memory(model: Model) -> dict[str, float]:
 
 
 def _peak_resident() -> int | None:
-    """In bytes; None where the system does not tell."""
+    """The most of the host's memory that was held, in bytes; None if the system does not report it."""
     if resource is not None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return getattr(psutil.Process().memory_info(), "peak_wset", None)  # Windows has it

@@ -19,7 +19,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Probe:
-    """A prompt about something that an edit must leave alone, with its true answer; without one nothing is measured."""
+    """A prompt about something that an edit must leave alone, with its true answer; with None, nothing is measured."""
 
     prompt: str
     answer: str | None = None
@@ -27,11 +27,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Query:
-    """A prompt with what answers it.
+    """A prompt with its answers.
 
     Attributes:
         prompt: a full prompt.
-        answers: what has to be named, all of it, each by any of its names.
+        answers: the things that must all be named, each by any of its names.
     """
 
     prompt: str
@@ -44,8 +44,8 @@ class Consequence:
 
     Attributes:
         queries: what is asked after editing.
-        every: whether all of them have to be answered right, or any one.
-        conditions: what has to be answered right before editing, all of it; else nothing can be told.
+        every: whether all of them must be answered right, or any one.
+        conditions: queries that must all be answered right before editing; otherwise the test shows nothing.
     """
 
     queries: tuple[Query, ...]
@@ -60,10 +60,10 @@ class Record:
     Attributes:
         case_id: the record's id in its benchmark.
         kind: which benchmark's metrics apply: ``counterfact`` compares the probabilities of two objects, ``zsre``
-            counts tokens predicted right.
+            counts correctly predicted tokens.
         prompt: the rewrite prompt, with ``{}`` for the subject.
-        subject, target_new, target_true: the edit. ``target_true`` is what the unedited model should say, or None:
-            zsRE's metrics do not read it, and CounterFact's that compare the two objects are left out then.
+        subject, target_new, target_true: the edit. ``target_true`` is what the unedited model should say, or None.
+            Without it, CounterFact's metrics that compare the two objects are left out; zsRE's do not read it.
         paraphrases: full prompts that ask the same in other words.
         locality: probes about other subjects.
         relation: the relation's id, where the benchmark has one.
@@ -71,13 +71,13 @@ class Record:
         generation_prompts, reference_texts: for fluency and consistency; empty where the benchmark has none.
         questions: whole questions that the new object answers.
         portability: what follows from the edit, in named groups.
-        together: ids of the records that are one case with this one: what follows does so from all of them.
+        together: ids of the records that form one case with this one: ``portability`` follows from all of them.
         before: a text in front of the rewrite prompt, and of a context prefix too, see :func:`.in_chat`; the full
             prompts have it in them.
-        separator: what stands between every prompt of the record and its target, a space or nothing; None for what
-            :func:`.joiner` says.
+        separator: the text between every prompt of the record and its target, a space or nothing; if None,
+            :func:`.joiner` decides.
 
-    A space at the end of a prompt belongs to the target, and is taken off.
+    A space at the end of a prompt belongs to the target, and is removed.
     """
 
     case_id: int | str
@@ -99,7 +99,7 @@ class Record:
     separator: str | None = None
 
     def __post_init__(self) -> None:
-        self._take_spaces_off()  # and with it the separator that a prompt ended in
+        self._take_spaces_off()  # sets the separator, too, if a prompt ended in it
         if self.separator not in (None, "", " "):
             raise RecordError(f"record {self.case_id}: separator must be a space or empty, not {self.separator!r}")
         if self.kind not in ("counterfact", "zsre"):
@@ -135,7 +135,7 @@ class Record:
         return Request(self.prompt, self.subject, self.target_new, self.before, self.separator)
 
     def _take_spaces_off(self) -> None:
-        """Of every prompt that ends in a space or a tab; whatever is no text is left for the checks."""
+        """Remove spaces and tabs at the end of every prompt; what is not text is left for the checks."""
 
         def bare(value: Any) -> Any:
             if isinstance(value, Probe):
@@ -156,7 +156,7 @@ _SPACES = "".join(map(chr, (9, 0x20, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x202
 
 
 def bare_end(text: str) -> str:
-    """A text without the spaces of any kind at its end; a line's end stays."""
+    """A text without spaces of any kind at its end; line breaks stay."""
     return text.rstrip(_SPACES)
 
 
@@ -173,7 +173,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _wrong(text: Any) -> str:
-    """What a text of a record must be and this is not; empty if it can be used."""
+    """What a text of a record must be but this one is not; empty if it can be used."""
     if not isinstance(text, str) or not text.strip():
         return "non-empty string"
     if not visible(text):
@@ -183,7 +183,7 @@ def _wrong(text: Any) -> str:
     return ""
 
 
-#: The default of a field that must be there.
+#: The default that stands for a field that must be there.
 _NEEDED = object()
 
 
@@ -194,10 +194,11 @@ def field(
     kind: type | tuple[type, ...] = str,
     default: Any = _NEEDED,
 ) -> Any:
-    """Look up a dotted path in a raw record; a missing one has the ``default``, if there is any.
+    """Look up a dotted path in a raw record; if it is missing, return the ``default``, if one is given.
 
     Raises:
-        RecordError: naming the record and the field, if it is missing, or of another type: see :func:`checked`.
+        RecordError: if the field is missing, or of another type, see :func:`checked`; the message names the record and
+            the field.
     """
     value: Any = entry
     for key in path.split("."):
@@ -210,11 +211,11 @@ def field(
 
 
 def checked(value: Any, name: str, case_id: object, kind: type | tuple[type, ...] = str) -> Any:
-    """A value of a raw record, if it is of this type; a bool is no int.
+    """A value of a raw record, if it is of this type; a bool does not count as an int.
 
     Raises:
-        RecordError: naming the record and the field, if it is of another. A number is no string, for nothing says how
-            it is to be written.
+        RecordError: if it is of another type; the message names the record and the field. A number does not count as a
+            string, because nothing says how to write it.
     """
     if isinstance(value, kind) and not isinstance(value, bool):
         return value
@@ -243,8 +244,8 @@ def record_id(entry: Mapping[str, Any], position: int) -> int | str:
 def put_subject_out(prompt: str, subject: str, case_id: object, name: str) -> str:
     """Turn a full prompt into a template: its last mention of the subject becomes ``{}``.
 
-    A mention that stands for itself goes before one inside a longer word (of "Ann" in "Where does Ann meet Annette?"
-    the first). One whose last letter bears a further mark is none: it ends in another letter.
+    A mention as whole words is preferred to one inside a longer word (for "Ann" in "Where does Ann meet Annette?", the
+    first). If a further mark follows its last letter, it is not a mention: it ends in another letter.
 
     Raises:
         RecordError: if the prompt does not mention the subject, or has a ``{}`` of its own.
@@ -284,7 +285,7 @@ def put_subject_in(prompt: str, subject: str, case_id: object, name: str) -> str
     return prompt if "{}" in prompt and not alone else put_subject_out(prompt, subject, case_id, name)
 
 
-#: How alike two texts must be, from 0 to 1, that one is suggested for the other.
+#: How alike two texts must be, from 0 to 1, for one to be suggested for the other.
 _ALIKE = 0.6
 
 
@@ -312,5 +313,5 @@ def _in_word(character: str) -> bool:
 
 
 def _is_mark(character: str) -> bool:
-    """Whether it changes the letter before it: an accent, a variation selector, a joiner."""
+    """Whether a character changes the letter before it: an accent, a variation selector, a joiner."""
     return bool(character) and (unicodedata.category(character)[0] == "M" or character == "\u200d")

@@ -1,4 +1,4 @@
-"""Parsers of the benchmarks of what follows from an edit: RippleEdits and MQuAKE."""
+"""Parsers of the benchmarks that ask what follows from an edit: RippleEdits and MQuAKE."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RIPPLE_GROUPS = (
     "Forgetfulness",
 )
 
-#: How RippleEdits words its relations. Its records name no subject, which is what is left of a prompt without these.
+#: How RippleEdits words its relations. Its records do not name the subject: it is the rest of a prompt.
 RIPPLE_PROMPTS = {
     "ALMA_MATER": "The name of the alma mater of {} is",
     "ANTHEM": "The name of the anthem of {} is",
@@ -82,13 +82,13 @@ RIPPLE_PROMPTS = {
 def parse_ripple_edits(entry: Mapping[str, Any], position: int) -> Record:
     """A record of RippleEdits (Cohen et al. 2024): an edit as a whole sentence, and six groups of tests.
 
-    ``test_condition`` says whether any of a test's queries has to be answered, or all of them. A test with a query that
-    has no answers is not executed, for it can tell nothing. The subject is what the
-    relation's wording leaves of the sentence; where several readings are possible, it is the one whose object the
-    record's own queries name, else the longest that the sentence of the original fact allows too.
+    ``test_condition`` says whether any of a test's queries must be answered, or all of them. A test with a query that
+    has no answers is not executed, because it shows nothing. The subject is what the sentence has besides the
+    relation's wording. If several readings are possible, it is the one whose object the record's own queries name, or
+    else the longest that the sentence of the original fact allows too.
 
     Raises:
-        RecordError: for a relation that is not known, or a sentence that is not in its words.
+        RecordError: if the relation is not known, or a sentence is not in its wording.
     """
     case_id = record_id(entry, position)
     relation = field(entry, "edit.relation", case_id)
@@ -153,18 +153,18 @@ def _ripple_test(test: Any, where: str, case_id: object) -> Consequence:
     )
     if not queries:
         raise RecordError(f"record {case_id}: field '{where}.test_queries' must not be empty")
-    untold = tuple(query for query in queries if not query.answers)  # which can tell nothing: not executed
+    untold = tuple(query for query in queries if not query.answers)  # show nothing: not executed
     return Consequence(queries, every=how == "AND", conditions=(*conditions, *untold))
 
 
 def parse_mquake(entry: Mapping[str, Any], position: int) -> list[Record]:
     """The edits of a case of MQuAKE (Zhong et al. 2023), each a record: one to four that belong together.
 
-    What follows from all of them is with the last one, which names the others (``together``): ``Single_Hop``, each fact
-    of the new chain; and ``Multi_Hop``, the question about the chain's end in three wordings, any of which counts.
+    What follows from all of them is in the last record, which names the others (``together``): ``Single_Hop``, each
+    fact of the new chain; and ``Multi_Hop``, the question about the chain's end in three wordings, any of which counts.
 
     Raises:
-        RecordError: naming the case and the field.
+        RecordError: if a field cannot be used; the message names the case and the field.
     """
     case_id = record_id(entry, position)
     edits = field(entry, "requested_rewrite", case_id, list)

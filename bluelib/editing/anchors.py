@@ -1,8 +1,8 @@
-"""Norm anchors (NAS, arXiv:2602.02543): after their optimisation all targets get one length.
+"""Norm anchors (NAS, arXiv:2602.02543): after optimisation, every v* is scaled to the same length.
 
-In the terms of the MLP's output v₀ = h − (the rest of the block), a target is v* = v₀ + δ. In a long sequence ‖v*‖
-grows from batch to batch, and with it the residuals. So v* is given the length ν̄ that it has on average in the unedited
-model. A request whose v* is longer than 2 ν̄ gets h as its target: nothing is installed, and its key is held as it is.
+At the MLP's output, v₀ = h − (the rest of the block), a target is v* = v₀ + δ. In a long sequence ‖v*‖ grows from batch
+to batch, and the residuals grow with it. So v* is scaled to the length ν̄ that it has on average in the unedited model.
+A request whose v* is longer than 2 ν̄ gets h as its target: nothing is installed, and the output for its key is kept.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .targets import TargetOptions, Targets, optimise_targets
 
 log = logging.getLogger(__name__)
 
-#: Of ν̄'s requests, the share with the longest v* that does not count.
+#: Share of the requests, those with the longest v*, that ν̄ leaves out.
 DROPPED = 0.05
 
 
 def anchored(model: Model, requests: Sequence[Request], layer: int, targets: Targets, anchor: float) -> Targets:
-    """Targets of a block's output with v* = v₀ + δ in the length ``anchor``; h for one over twice
-    as long, which is logged.
+    """Targets of a block's output with v* = v₀ + δ scaled to the length ``anchor``. A request whose v* is more than
+    twice as long gets h as its target, and is logged.
 
     Args:
         model: in the state in which the targets were optimised.
@@ -38,7 +38,7 @@ def anchored(model: Model, requests: Sequence[Request], layer: int, targets: Tar
         anchor: ν̄.
 
     Raises:
-        ValueError: for a length that is not positive.
+        ValueError: if the length is not positive.
     """
     check_real("anchor", anchor)
     before, star = _stars(model, requests, layer, targets)
@@ -47,7 +47,7 @@ def anchored(model: Model, requests: Sequence[Request], layer: int, targets: Tar
     held = norms > 2 * anchor
     if held.any():
         texts = [repr(request.text[:60]) for request, out in zip(requests, held.tolist(), strict=True) if out]
-        log.warning("layer %d: v* is too long for its norm anchor, nothing is installed: %s", layer, ", ".join(texts))
+        log.warning("layer %d: v* is over twice its norm anchor, nothing is installed: %s", layer, ", ".join(texts))
     return replace(targets, values=torch.where(held, targets.hidden, scaled))
 
 
@@ -57,7 +57,7 @@ def norm_anchor(
     """ν̄ of an unedited model: the mean ‖v*‖ of requests whose targets are optimised on it, without the longest 5 %.
 
     Raises:
-        ValueError: for no requests, or an edited model; as :func:`.optimise_targets`.
+        ValueError: if there are no requests, or the model has been edited; as :func:`.optimise_targets`.
     """
     if not requests:
         raise ValueError("there are no requests to measure a norm anchor on")

@@ -1,4 +1,4 @@
-"""What a sequence of edits needs to continue after it was killed: written after each batch, read before the first.
+"""What a sequence of edits needs to continue after it was killed; written after each batch, read before the first.
 
 A checkpoint is a folder with one ``weights-N.safetensors`` (the edited matrices after N batches), one
 ``keys-N.safetensors`` per batch for methods that remember earlier keys, and ``manifest.json``, which names these files
@@ -23,7 +23,7 @@ from ..io.locks import locked
 from ..io.tensors import load_tensors, save_tensors, tensors_hash
 
 MANIFEST = "manifest.json"
-#: The names of a checkpoint's other files: nobody else's are removed.
+#: The names of a checkpoint's other files: only files with such names are ever removed.
 _OURS = re.compile(r"(weights|keys)-\d{5,}\.safetensors")
 
 
@@ -37,7 +37,7 @@ class Progress:
 
     Attributes:
         weights: the edited matrices W, ``(d_model, d_mlp)`` by layer.
-        keys: per batch, what the method has to remember.
+        keys: per batch, the keys that the method has to remember, by layer.
         batches, seconds: as in :class:`~bluelib.editing.sequence.Run`.
     """
 
@@ -99,7 +99,7 @@ class Checkpoint:
         batches: list[dict[str, float]],
         seconds: dict[str, float],
     ) -> None:
-        """Record where the run stands after a batch; ``keys`` are that batch's, as the others are on disk."""
+        """Record where the run stands after a batch; ``keys`` are that batch's: earlier ones are on disk already."""
         n = len(batches)
         self.files = {name: digest for name, digest in self.files.items() if name.startswith("keys-")}
         self._write(_weights_name(n), _by_name(weights))

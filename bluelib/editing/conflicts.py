@@ -1,4 +1,4 @@
-"""Edits that get in each other's way: two of one subject in one batch, or one fact told twice.
+"""Edits that conflict: two of one subject in one batch, or two of one fact.
 
 Two edits of the same subject in one batch have nearly the same key, so least squares gives both nearly the same
 update: if they are about different relations, each pulls at the other; if they are about the same relation, the
@@ -21,7 +21,7 @@ class Conflict:
 
     Attributes:
         kind: ``fact`` for the same subject and relation, ``subject`` for the same subject only.
-        same_batch: whether one batch would make both; conflicts of kind ``subject`` always are.
+        same_batch: whether both are in one batch; always true for the kind ``subject``.
         first, second: positions.
     """
 
@@ -34,7 +34,8 @@ class Conflict:
 def find_conflicts(records: Sequence[Record], batch_size: int) -> list[Conflict]:
     """All conflicts; the relation is the record's relation id, or its prompt where it has none.
 
-    A record is compared with the last one before it that has its fact, or its subject in its batch.
+    Each record is compared with the last earlier record of the same fact, and with the last earlier record of the same
+    subject in its batch.
     """
     conflicts = []
     facts: dict[tuple[str, str], int] = {}
@@ -54,11 +55,11 @@ def find_conflicts(records: Sequence[Record], batch_size: int) -> list[Conflict]
 def resolve(records: Sequence[Record], batch_size: int, policy: str) -> tuple[list[Conflict], set[int]]:
     """The conflicts, and the positions of the records that are not edited.
 
-    ``last``: of two records of one fact in one batch only the last is edited; other conflicts are reported only.
-    ``keep``: everything is edited as it comes. ``refuse``: any conflict is an error.
+    ``last``: of two records of one fact in one batch only the last is edited; other conflicts are only reported.
+    ``keep``: all records are edited. ``refuse``: any conflict is an error.
 
     Raises:
-        ValueError: for an unknown policy, or for a conflict under ``refuse``.
+        ValueError: if the policy is unknown, or if there is a conflict under ``refuse``.
     """
     if policy not in POLICIES:
         raise ValueError(f"on_conflict must be one of {', '.join(POLICIES)}, not {policy!r}")
@@ -66,10 +67,10 @@ def resolve(records: Sequence[Record], batch_size: int, policy: str) -> tuple[li
     if conflicts and policy == "refuse":
         c = conflicts[0]
         a, b = records[c.first], records[c.second]
-        what = "tell the same fact" if c.kind == "fact" else "edit the same subject in one batch"
+        what = "state the same fact" if c.kind == "fact" else "edit the same subject in one batch"
         raise ValueError(
             f"records {a.case_id} and {b.case_id} {what} ({a.subject!r}: {a.prompt!r} and {b.prompt!r}); "
-            f"{len(conflicts)} conflicts in all"
+            f"{len(conflicts)} conflicts in all. Remove one record of each pair, or set on_conflict to last or keep"
         )
     skipped = {c.first for c in conflicts if policy == "last" and c.kind == "fact" and c.same_batch}
     return conflicts, skipped

@@ -1,4 +1,4 @@
-"""Constraints: what of a computed update is applied to the weights.
+"""Constraints: which part of a computed update is applied to the weights.
 
 A constraint acts at one of two moments: on each batch's Δ before it is added to W (:meth:`Constraint.batch`), or on
 the sum of all updates after the last batch (:meth:`Constraint.total`). Shapes ``(d_model, d_mlp)``.
@@ -17,12 +17,12 @@ from ..models.choices import check_choice, published
 
 @dataclass(frozen=True)
 class Constraint:
-    """No constraint, and what others override.
+    """No constraint; the base class of the others.
 
     Attributes:
         once: whether :meth:`total` has anything to do.
-        restores: whether the layers of a batch are walked with the whole Δ, and :meth:`batch` acts when all are done:
-            each layer's W is put back then, and what is kept of its Δ added.
+        restores: whether a batch first updates all layers with the whole Δ, and :meth:`batch` acts afterwards: then
+            each layer's W is restored and only the kept part of its Δ is added.
     """
 
     @property
@@ -34,24 +34,25 @@ class Constraint:
         return False
 
     def batch(self, delta: Tensor, weight: Tensor) -> Tensor:
-        """What of a batch's ``delta`` is added to ``weight``, W before the batch."""
+        """The part of a batch's ``delta`` that is added to ``weight``, W before the batch."""
         return delta
 
     def total(self, delta: Tensor, weight: Tensor) -> Tensor:
-        """What takes the place of ``delta``, the sum of all updates; ``weight`` is W before the first batch."""
+        """The replacement for ``delta``, the sum of all updates; ``weight`` is W before the first batch."""
         return delta
 
 
 @dataclass(frozen=True)
 class Sparsify(Constraint):
-    """RECT (Gu et al. 2024): of an update only the entries with the largest relative change |Δ / W| are kept.
+    """RECT (Gu et al. 2024): only the entries of an update with the largest relative change |Δ / W| are kept.
 
     Attributes:
         keep: the share of entries that is kept, in (0, 1].
-        at_end: apply it once, to the sum of all updates and relative to the original W, and not to each batch's Δ
-            relative to W before that batch (which is what the paper's own code does for each edit).
-        order: of a batch's layers: ``restored``, all are walked with the whole Δ first, as in the public code; or
-            ``in_turn``, each gets what is kept before the next one is solved. Where ``at_end``, it decides nothing.
+        at_end: apply it once, to the sum of all updates relative to the original W. By default it is applied to each
+            batch's Δ relative to W before that batch, as the paper's own code does for each edit.
+        order: when a batch's layers get only the kept part. With ``restored``, all are updated with the whole Δ first,
+            as in the public code; with ``in_turn``, each gets the kept part before the next one is solved. It has no
+            effect with ``at_end``.
     """
 
     keep: float = 0.4
@@ -79,7 +80,7 @@ class Sparsify(Constraint):
         return self._largest(delta, weight) if self.at_end else delta
 
     def _largest(self, delta: Tensor, weight: Tensor) -> Tensor:
-        change = (delta / weight).abs().nan_to_num()  # 0 / 0 is no change, x / 0 the largest number
+        change = (delta / weight).abs().nan_to_num()  # 0 / 0 counts as no change, x / 0 as the largest number
         count = max(1, round(self.keep * delta.numel()))
         threshold = change.flatten().kthvalue(delta.numel() - count + 1).values
         return torch.where(change >= threshold, delta, 0.0)
@@ -93,8 +94,8 @@ class Damp(Constraint):
     log(s) − log(σ) + σ. The damped sum then replaces the sum.
 
     Attributes:
-        twice: add the damped sum to weights that already hold the undamped one, as two public code bases do, and not to
-            the original weights, as the text says.
+        twice: add the damped sum to weights that already hold the undamped one, as two public code bases do, instead of
+            to the original weights, as the paper's text says.
     """
 
     twice: bool = published("twice")
@@ -113,16 +114,16 @@ class Damp(Constraint):
 
 @dataclass(frozen=True)
 class Project(Constraint):
-    """SPHERE (ICLR 2026, arXiv:2510.01172): Δ loses a share of what lies in the principal directions of W.
+    """SPHERE (ICLR 2026, arXiv:2510.01172): a share of Δ's component in the principal directions of W is removed.
 
-    Δ (I − α U Uᵀ), where U holds the first eigenvectors of ŴᵀŴ, Ŵ being W with rows of length one: the fewest that
-    hold more than the share η of the sum of eigenvalues.
+    Δ becomes Δ (I − α U Uᵀ). U holds the first eigenvectors of ŴᵀŴ, where Ŵ is W with rows scaled to length one: as few
+    as make up more than the share η of the sum of eigenvalues.
 
     Attributes:
         share: η, in (0, 1].
         strength: α, in (0, 1]; with 1 nothing is left in those directions.
-        order: of a batch's layers: ``in_turn``, each is projected before the next one is solved, as in the paper's
-            code; or ``restored``, all are walked with the whole Δ first, as in EasyEdit.
+        order: when a batch's layers get the projected Δ. With ``in_turn``, each is projected before the next one is
+            solved, as in the paper's code; with ``restored``, all are updated with the whole Δ first, as in EasyEdit.
     """
 
     share: float = 0.5
@@ -143,7 +144,7 @@ class Project(Constraint):
 
     def batch(self, delta: Tensor, weight: Tensor) -> Tensor:
         rows = weight.double() / weight.double().norm(dim=1, keepdim=True).clamp_min(1e-12)
-        values, vectors = torch.linalg.eigh(rows @ rows.T)  # d_model² in place of d_mlp²
+        values, vectors = torch.linalg.eigh(rows @ rows.T)  # a d_model² matrix instead of a d_mlp² one
         values, vectors = values.flip(0), vectors.flip(1)
         taken = min(len(values), int((values.cumsum(0) / values.sum() <= self.share).sum()) + 1)
         principal = (rows.T @ vectors[:, :taken]) / values[:taken].clamp_min(1e-24).sqrt()  # U, (d_mlp, taken)

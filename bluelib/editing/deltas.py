@@ -1,5 +1,5 @@
-"""An edit as a small file: only the matrices it changed, the weights they belong to, and the keys that a method with a
-history needs to go on."""
+"""An edit as a small file: only the changed matrices, the revision of the weights they belong to, and the keys that a
+method with a history needs to continue."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..io.tensors import load_tensors, save_tensors
 from ..models.model import Model
 
 FORMAT = "bluelib-delta-2"
-#: Without keys.
+#: An earlier format, without keys.
 EARLIER = "bluelib-delta-1"
 _KEYS = "keys."
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What a file of an edit holds.
+    """The contents of an edit's file.
 
     Attributes:
         weights: the edited W by layer, ``(d_model, d_mlp)``.
@@ -42,8 +42,8 @@ def save_delta(
     about: dict[str, Any] | None = None,
     keys: Sequence[Mapping[int, Tensor]] = (),
 ) -> Path:
-    """Write the value projections of ``layers`` as they are now, with the hash of the model's weights as loaded, and of
-    any other layers that are no longer as loaded; and the ``keys`` of the batches by layer.
+    """Write the value projections of ``layers`` as they are now, and those of any other layers changed since loading,
+    with the hash of the weights as loaded and the ``keys`` of the batches by layer.
 
     The edited matrices themselves are kept, not differences, so that applying them gives the same bits.
     """
@@ -60,12 +60,12 @@ def read_delta(model: Model, path: str | Path) -> Delta:
     """Read a file that :func:`save_delta` wrote, for the unedited ``model``.
 
     Raises:
-        ValueError: if the file is no such file, is damaged, belongs to other weights or another type, or the model has
+        ValueError: if the file is not a delta, is damaged, belongs to other weights or another type, or the model has
             been edited already.
         FileNotFoundError: if there is no file at ``path``.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is no file; a delta is what `save_delta` wrote")
+        raise FileNotFoundError(f"{path} is not a file; name one that `save_delta` wrote")
     tensors, found = load_tensors(path)
     if not {FORMAT, EARLIER} & found.keys():
         raise ValueError(f"{path} is not a delta of bluelib: it holds {list(found) or 'nothing'}, not {FORMAT}")
@@ -104,7 +104,7 @@ def apply_delta(model: Model, path: str | Path) -> dict[str, Any]:
         What was written ``about`` the edit.
 
     Raises:
-        ValueError, FileNotFoundError: as :func:`read_delta`; the model is not changed then.
+        ValueError, FileNotFoundError: as :func:`read_delta`; the model is then not changed.
     """
     delta = read_delta(model, path)
     put(model, delta)

@@ -1,7 +1,7 @@
 """Editors as compositions: which layers, which residual, which solver, which constraint.
 
-An editor changes facts in place by adding a weight update to the MLP value projections of a few layers;
-:meth:`Editor.steps` is how. :func:`blue` turns one into its BLUE variant. The named editors are in
+An editor changes facts in place by adding a weight update to the MLP value projections of a few layers, as
+:meth:`Editor.steps` does. :func:`blue` turns an editor into its BLUE variant. The named editors are in
 :mod:`bluelib.editing.named`.
 """
 
@@ -40,17 +40,17 @@ class Editor(Method):
 
     Attributes:
         layers: the layers to update, in ascending order.
-        residual: how what is missing is shared among them.
+        residual: how the difference to the target is shared among them.
         solver: how keys and residuals become a weight update.
-        constraint: what of the update is applied.
+        constraint: which part of the update is applied.
         targets: how targets are optimised.
         corpus, tokens: the text that second moments are measured on.
-        max_batch: edits that are made together at most; None for whole batches.
-        token_budget: tokens of a micro-batch of targets; None for that of the model on its device.
+        max_batch: the largest number of edits made together; None for whole batches.
+        token_budget: tokens in a micro-batch of targets; None for :func:`.default_token_budget`.
         key_mean: how a key is averaged over the context prefixes, see :func:`.subject_keys`.
         contexts: which context prefixes, see :func:`.context_prefixes`.
-        anchor: the length ν̄ that targets get after their optimisation, at every layer where they are optimised, see
-            :mod:`.anchors`; None for their own.
+        anchor: the length ν̄ that v* is scaled to after every optimisation of targets, see :mod:`.anchors`; None to
+            leave targets as they are.
         name: for tables and provenance.
     """
 
@@ -113,12 +113,12 @@ class Editor(Method):
         """Make sure that there is a text for second moments, and that it is long enough.
 
         Raises:
-            ValueError: if not.
+            ValueError: if there is none, or it is too short.
         """
         check_text(model, self.layers, self._corpus(model), self.tokens)
 
     def prepare(self, model: Model) -> EditState:
-        """What does not depend on a batch: context prefixes, and each layer's factored second moment.
+        """Prepare what does not depend on a batch: context prefixes, and each layer's factored second moment.
 
         Raises:
             ValueError: if the editor names no corpus, or a layer is not in memory.
@@ -135,7 +135,7 @@ class Editor(Method):
         return EditState(self.prefixes(model), solvers, self.token_budget or default_token_budget(model))
 
     def second_moments(self, model: Model, layers: Sequence[int], tokens: int) -> dict[int, SecondMoment]:
-        """The second moments of keys of ``layers``, on so many tokens of the editor's corpus.
+        """The second moments of the keys of ``layers``, measured on ``tokens`` tokens of the editor's corpus.
 
         Raises:
             ValueError: if the editor names no corpus.
@@ -146,12 +146,12 @@ class Editor(Method):
         if self.corpus is None:
             raise ValueError(
                 f"{self.name} names no corpus for the second moments of {model.name}; "
-                "pass corpus='wikipedia' or a text's path (--corpus), or configure it"
+                "pass corpus='wikipedia' or the path of a text (--corpus), or set it in the model's settings"
             )
         return self.corpus
 
     def inputs(self, model: Model, state: EditState) -> dict[str, Any]:
-        """The text of the second moments by its content, the context prefixes, and the tokens of a micro-batch."""
+        """The hash of the text of the second moments, the context prefixes, and the tokens in a micro-batch."""
         return {
             "corpus": corpus_hash(str(self.corpus)),
             "prefixes": state.prefixes,
@@ -161,14 +161,15 @@ class Editor(Method):
     def steps(
         self, model: Model, requests: Sequence[Request], state: EditState, timer: Timer | None = None
     ) -> Iterator[Step]:
-        """What the editor is about to do to each layer, from first to last, each seeing the updates before it.
+        """One step per layer, from first to last; each step sees the updates of those before it.
 
-        A step is yielded before its update is added to the weights; that happens when the next one is asked for, so
-        that whoever stops early leaves the rest undone. Where the constraint restores, it acts after the last one.
+        A step is yielded before its update is added to the weights. The update is added when the next step is asked
+        for, so a caller that stops early leaves the rest undone. If the constraint restores, it acts after the last
+        step.
 
         Raises:
-            ArithmeticError: for a target, a key, a residual or a system that is not finite or cannot be solved; the
-                message names the layer, and the request where it is one request's.
+            ArithmeticError: if a target, a key or a residual is not finite, or a system cannot be solved. The message
+                names the layer, and the request if a single one is the cause.
         """
         timer = timer or Timer()
         layers = model.check_layers(self.layers)
@@ -210,7 +211,7 @@ class Editor(Method):
     def _solve(
         self, model: Model, state: EditState, layer: int, keys: Tensor, missing: Tensor, divisor: float
     ) -> Tensor:
-        """The update that is added while the layers are walked, for the weights as they stand."""
+        """The update that is added to the layer before the next one is solved, from the weights as they stand."""
         weight = model.weight(layer)
         with _named(f"{self.name}, solving for layer {layer}"):
             solver = on_device(state.solvers[layer], weight.device)
@@ -220,14 +221,15 @@ class Editor(Method):
             return self.constraint.batch(update.float(), weight.float())
 
     def _keep(self, before: Tensor | None, update: Tensor) -> Tensor:
-        """What of a step's update stays when all layers are done; ``before`` is W before the batch if so."""
+        """The part of a step's update that stays when all layers are done. ``before`` is W before the batch, or None if
+        the constraint does not restore."""
         return update if before is None else self.constraint.batch(update, before.float())
 
     def edit(self, model: Model, requests: Sequence[Request], state: EditState, timer: Timer) -> BatchResult:
         """Edit one batch, in place: take all :meth:`steps`.
 
         Raises:
-            ArithmeticError: see there.
+            ArithmeticError: as :meth:`steps`.
         """
         taken = list(self.steps(model, requests, state, timer))
         targets = {step.at: step.targets for step in taken}
@@ -246,7 +248,7 @@ class Editor(Method):
             state.solvers[layer] = on_device(advanced, "cpu")
 
     def finish(self, model: Model, originals: Mapping[int, Tensor]) -> None:
-        """Apply the constraint to the sum of all updates, if it has anything to say about it."""
+        """Apply the constraint to the sum of all updates, if it acts on that."""
         if not self.constraint.once:
             return
         for layer, original in originals.items():
@@ -255,8 +257,8 @@ class Editor(Method):
             weight.copy_(original.double() + total)
 
     def memory(self, size: Size, batch: int) -> Memory:
-        """Disk: second moments, and what the solver keeps of them. Host: all layers' solver states, and while they are
-        prepared all second moments. Device: the weights, copies of edited matrices, one of them in float64 too, and
+        """Disk: second moments, and what the solver keeps of them. Host: all layers' solver states and, while they are
+        prepared, all second moments. Device: the weights, copies of edited matrices, one of them in float64 too, and
         one layer's solver at work. Micro-batches of targets come on top."""
         n, together = len(self.layers), min(batch, self.max_batch or batch)
         moments = n * 4 * size.d_mlp**2
@@ -279,10 +281,11 @@ class Step:
         at: the layer that the targets were optimised at.
         targets: the targets there.
         keys: K, ``(d_mlp, u)`` float32.
-        missing: the targets less what the model has now, ``(d_model, u)``: at ``at``, or of replayed ones at the layer.
+        missing: the targets minus what the model has now, ``(d_model, u)``: at layer ``at``, or, for replayed targets,
+            at ``layer``.
         divisor: the layer's share of it is ``missing / divisor``.
         solve: computes the update from the weights as they stand.
-        keep: what of the update stays when all layers are done.
+        keep: gives the part of the update that stays when all layers are done.
     """
 
     layer: int
@@ -296,19 +299,19 @@ class Step:
 
     @cached_property
     def update(self) -> Tensor:
-        """What will be added to W, ``(d_model, d_mlp)`` float32: Δ, under the constraint unless that restores; solved
-        when asked for."""
+        """The update to be added to W, ``(d_model, d_mlp)`` float32: Δ, after the constraint unless that restores. It
+        is solved for at the first access."""
         return self.solve()
 
     @cached_property
     def kept(self) -> Tensor:
-        """What of :attr:`update` stays when all layers are done."""
+        """The part of :attr:`update` that stays when all layers are done."""
         return self.keep(self.update)
 
 
 @contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Say in which step, and of which layer, a matrix could not be factored or decomposed."""
+    """Say in which step, and for which layer, a matrix could not be factored or decomposed."""
     try:
         yield
     except (ArithmeticError, torch.linalg.LinAlgError) as error:
@@ -324,8 +327,8 @@ def _check_columns(what: str, columns: Tensor, requests: Sequence[Request]) -> N
 
 @dataclass
 class EditState:
-    """What an editor carries from batch to batch: the model's context prefixes, each layer's solver state, kept in the
-    host's memory, and the tokens of a micro-batch, which decide how sums are rounded."""
+    """What an editor carries from batch to batch: the model's context prefixes; each layer's solver state, kept in the
+    host's memory; and the tokens in a micro-batch, which decide how sums are rounded."""
 
     prefixes: tuple[str, ...]
     solvers: dict[int, Any] = field(repr=False)
@@ -336,7 +339,7 @@ def blue(editor: Editor) -> Editor:
     """BLUE (Li et al. 2025): the boundary layers only, each with a residual of its own.
 
     Raises:
-        ValueError: if the editor has fewer than two layers, so that it has no boundary.
+        ValueError: if the editor has fewer than two layers.
     """
     if len(editor.layers) < 2:
         raise ValueError(f"{editor.name} updates {len(editor.layers)} layer; BLUE needs a first and a last one")
@@ -345,14 +348,14 @@ def blue(editor: Editor) -> Editor:
 
 
 def fe(editor: Editor) -> Editor:
-    """FE (arXiv:2605.00358), forward replay: one target, at the first layer; one forward pass with it in place gives
-    those of the later layers; each layer's residual is measured anew, and not divided.
+    """FE (arXiv:2605.00358), forward replay: one target is optimised, at the first layer, and one forward pass with it
+    in place gives those of the later layers. Each layer's residual is measured again, and not divided.
 
-    In a sequence, each batch's targets are those of the model as it then is; FE's public code takes all of them from
-    the unedited model.
+    In a sequence, each batch's targets are optimised on the model as it is by then; FE's public code takes all of them
+    from the unedited model.
 
     Raises:
-        ValueError: if the editor's targets are of another component than the block.
+        ValueError: if the editor's targets are not those of a block.
     """
     return replace(
         editor, name=VARIANTS["fe"].name_of(editor.name), layers=tuple(sorted(editor.layers)), residual=REPLAYED

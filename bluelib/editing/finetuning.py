@@ -23,11 +23,11 @@ class FineTuning(Method):
 
     Attributes:
         name, layers: see :class:`~bluelib.editing.method.Method`.
-        steps: loss evaluations at most; there is one update less.
+        steps: the largest number of loss evaluations; there is one update fewer.
         learning_rate: Adam's.
         norm_constraint: every entry of W stays within this distance of its value before the batch; None for no
             constraint.
-        early_stop: training ends when the loss is under this.
+        early_stop: training ends when the loss is below this.
     """
 
     name: str
@@ -45,8 +45,8 @@ class FineTuning(Method):
             check_real("norm_constraint", self.norm_constraint)
 
     def memory(self, size: Size, batch: int) -> Memory:
-        """Of each edited matrix what the run, the batch and its Adam begin with, the gradient, and Adam's two moments.
-        A batch is run as a whole: its activations come on top."""
+        """Six copies of each edited matrix: from before the run, before the batch and before its training, the
+        gradient, and Adam's two moments. A batch is run as a whole: its activations come on top."""
         return Memory(0, 0, size.weights + size.copies(len(self.layers), 6))
 
     @torch.enable_grad()

@@ -1,4 +1,4 @@
-"""Matrix products in bfloat16 with sums in float32, for a model in float32: faster where a processor has them."""
+"""Matrix products in bfloat16 with sums in float32, for a model in float32: faster on processors that support them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MATMULS = ("model", "bfloat16")
 
 
 def matmuls(kind: str) -> AbstractContextManager:
-    """Within it, linear layers multiply as the model's own precision says (``model``), or in ``bfloat16``.
+    """A context in which linear layers multiply in the model's own precision (``model``) or in ``bfloat16``.
 
-    With the latter, each linear layer rounds what it reads, its weights, and in the backward pass the gradient, to
-    bfloat16; products are summed in float32 and rounded once. All else (norms, attention, residual stream, loss) stays
-    in float32. A layer that is not in float32 is left as it is. Weights are rounded once for each ``matmuls``.
+    With ``bfloat16``, each linear layer rounds its input, its weights and, in the backward pass, the gradient to
+    bfloat16; products are summed in float32 and rounded once. Everything else (norms, attention, residual stream, loss)
+    stays in float32. A layer that is not in float32 is left as it is. Each context rounds a weight only once.
     """
     return _Bfloat16() if kind == "bfloat16" else nullcontext()
 
@@ -49,7 +49,7 @@ class _Bfloat16(TorchFunctionMode):
 
 
 class _Product(torch.autograd.Function):
-    """x W, ``(…, out)``, for x ``(…, in)`` in float32 and W ``(in, out)`` in bfloat16, which has no gradient."""
+    """x W, ``(…, out)``, for x ``(…, in)`` in float32 and W ``(in, out)`` in bfloat16. W gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

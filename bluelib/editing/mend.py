@@ -11,9 +11,10 @@ answers unrelated prompts as before:
 
     loss = c_e · NLL(new object | edited) + KL(original ‖ edited) at unrelated prompts.
 
-Three differences from the paper's set-up: only value projections are edited (not the MLP's first projection); a
-training step makes a whole batch of edits, because batches are what it is used for here; and in the pocket models the
-last three critical layers are edited, where edits of one layer contribute, and not the last three layers.
+Three differences from the paper's set-up: only value projections are edited (not the MLP's first projection). A
+training step makes a whole batch of edits, because the network is used on batches here. In the pocket models, the
+edited layers are the last three critical layers, where editing a single layer has an effect, instead of the last three
+layers.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ RANK, EDIT_WEIGHT = 64, 0.1
 
 
 class Network(nn.Module):
-    """g: keys ``(n, d_mlp)`` and gradients ``(n, d_model)`` of one layer to their transformed forms.
+    """g: maps keys ``(n, d_mlp)`` and gradients ``(n, d_model)`` of one layer to their transformed forms.
 
     Both are divided by their typical length first (``scale``, measured on the training records).
     """
@@ -82,8 +83,8 @@ class Network(nn.Module):
 
 
 def network_path(model: Model) -> Path:
-    """Where a model's network is, unless another file is named: a pocket model's ships with it, any other's is in the
-    user's cache."""
+    """The default file of a model's network: a pocket model's ships with the project, any other is in the user's
+    cache."""
     folder = ASSETS / "mend" if scale_of(model.name) == "pocket" else cache_dir("mend")
     return folder / f"{model.stem}.safetensors"
 
@@ -94,7 +95,7 @@ class Mend(Method):
 
     Attributes:
         name, layers: see :class:`~bluelib.editing.method.Method`.
-        network: the network's file; None for that of :func:`network_path`.
+        network: the network's file; None for :func:`network_path`.
     """
 
     name: str
@@ -112,7 +113,7 @@ class Mend(Method):
         """Load the network.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if there is no network.
             ValueError: if it was trained for other weights or other layers, or is damaged.
         """
         path = self.path(model)
@@ -123,7 +124,10 @@ class Mend(Method):
         wanted = {"model_revision": model.revision, "layers": list(self.layers)}
         for key, value in wanted.items():
             if made_for.get(key) != value:
-                raise ValueError(f"{path} was trained for {key} {made_for.get(key)}; {model.name} has {value}")
+                raise ValueError(
+                    f"{path} was trained for {key} {made_for.get(key)}, and {value} is needed here; train another "
+                    f"network: blue train-mend --model {model.name}"
+                )
         d_model, d_mlp = model.weight(self.layers[0]).shape
         network = Network(d_mlp, d_model, len(self.layers))
         network.load_state_dict(tensors)
@@ -148,7 +152,8 @@ class Mend(Method):
 def gradient_pairs(
     model: Model, requests: Sequence[Request], layers: Sequence[int]
 ) -> tuple[float, dict[int, tuple[Tensor, Tensor]]]:
-    """The mean loss of the requests, and per layer all tokens' keys and output gradients of the summed loss."""
+    """The mean loss of the requests and, per layer, the keys of all tokens and the gradients of the summed loss at the
+    layer's outputs."""
     outputs: dict[int, Tensor] = {}
 
     def hold(layer: int, output: Tensor) -> Tensor:
@@ -162,7 +167,7 @@ def gradient_pairs(
     pairs = {}
     for layer, gradient in zip(layers, gradients, strict=True):
         gradient = gradient.flatten(0, 1).float()
-        used = gradient.abs().amax(1) > 0  # padding, and tokens behind the last one read, have none
+        used = gradient.abs().amax(1) > 0  # padding, and tokens after the last one read, have no gradient
         pairs[layer] = (captured["key", layer].detach().flatten(0, 1)[used].float(), gradient[used])
     return nll.mean().item(), pairs
 
@@ -183,7 +188,7 @@ def train(
 
     Args:
         model: not changed.
-        records: what to learn to edit; none of them may be reported on later.
+        records: the edits to learn from; no later result may be reported on any of them.
         layers: the layers to edit.
         path: the safetensors file to write.
         steps: training steps; each makes one batch of edits on the original weights.
@@ -196,9 +201,9 @@ def train(
         The loss of each step.
 
     Raises:
-        ValueError: for layers that the model does not have, fewer than one step, or a batch size that is not between
-            1 and the number of records.
-        FloatingPointError: if the loss is not finite; nothing is written then.
+        ValueError: if the model does not have one of the layers, there is less than one step, or the batch size is not
+            between 1 and the number of records.
+        FloatingPointError: if the loss is not finite; then nothing is written.
         OSError: if ``path`` cannot be written.
     """
     layers = model.check_layers(layers)
@@ -243,7 +248,7 @@ def train(
 def _first_rates(
     model: Model, network: Network, records: Sequence[Record], layers: Sequence[int], batch_size: int
 ) -> None:
-    """Start from the one step size, of 13 from 10⁻³ to 10³, with which plain gradients have the least training loss."""
+    """Start from the step size, of 13 from 10⁻³ to 10³, with which plain gradients have the lowest training loss."""
     batches = [records[i : i + batch_size] for i in range(0, min(len(records), 4 * batch_size), batch_size)]
     losses = {}
     for exponent in range(-6, 7):

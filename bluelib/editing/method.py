@@ -1,4 +1,4 @@
-"""What every editing method offers to :func:`~bluelib.edit_sequence`."""
+"""The interface that every editing method offers to :func:`~bluelib.edit_sequence`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .targets import Targets
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What one batch did.
+    """The outcome of one batch.
 
     Attributes:
         updates: Δ that was added to W, ``(d_model, d_mlp)`` by layer.
-        keys: K that the next batches have to know, ``(d_mlp, u)`` float32 by layer; empty if none.
-        targets: optimised targets by the layer they were optimised at; empty for methods without.
+        keys: K that later batches need, ``(d_mlp, u)`` float32 by layer; empty if they need none.
+        targets: optimised targets by the layer they were optimised at; empty for methods without targets.
         steps: optimisation steps made, mean over requests and summed over layers.
         loss: last loss, mean over requests.
     """
@@ -36,10 +36,10 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class Size:
-    """What decides the memory that editing a model takes.
+    """The sizes that decide how much memory editing a model takes.
 
     Attributes:
-        d_model, d_mlp: of a value projection.
+        d_model, d_mlp: the dimensions of a value projection.
         weights: bytes of all parameters in memory.
         itemsize: bytes of a parameter.
     """
@@ -56,18 +56,19 @@ class Size:
         return cls(d_model, d_mlp, weights, model.hf_model.dtype.itemsize)
 
     def copies(self, layers: int, each: int) -> int:
-        """Bytes of ``each`` copies of every edited matrix, in float32 where the model has less. (The first one,
-        from before the run, has the model's type; what that saves, the matrix itself takes once it is float32.)"""
+        """Bytes of ``each`` copies of every edited matrix, in float32 if the model's precision is lower. (The first
+        copy, from before the run, has the model's type; the matrix itself takes what that saves, once it is
+        float32.)"""
         return self.d_model * self.d_mlp * layers * each * max(4, self.itemsize)
 
 
 class Memory(NamedTuple):
-    """Bytes that editing takes: a model of it, not a measurement.
+    """Bytes that editing takes: an estimate, not a measurement.
 
     Attributes:
-        disk: what is kept of the model: second moments, null spaces.
-        host: what stays in the host's memory along the run.
-        device: the weights and what stands beside them while a batch is edited, without activations.
+        disk: statistics of the model that are kept: second moments, null spaces.
+        host: what stays in the host's memory throughout the run.
+        device: the weights and what is held beside them while a batch is edited, without activations.
     """
 
     disk: int
@@ -81,7 +82,7 @@ class Method(ABC):
     Attributes:
         name: for tables and provenance.
         layers: the layers it changes.
-        max_batch: edits that it can make together; None for any number.
+        max_batch: the largest number of edits that it can make together; None for any number.
     """
 
     name: str
@@ -95,23 +96,23 @@ class Method(ABC):
 
     @property
     def acts_once(self) -> bool:
-        """Whether :meth:`finish` does something to all edits together, so that a finished run cannot go on."""
+        """Whether :meth:`finish` does something to all edits together, so a finished run cannot continue."""
         return False
 
     def prefixes(self, model: Model) -> tuple[str, ...]:
-        """Texts that stand before a prompt while it is edited, the empty one first."""
+        """Texts that are put before a prompt while it is edited, the empty one first."""
         return ("",)
 
     def check(self, model: Model) -> None:
-        """Find out before long work what of its inputs is missing.
+        """Check, before any long work, that no input of the method is missing.
 
         Raises:
-            ValueError: saying what.
+            ValueError: if one is missing; the message says which.
         """
         return None
 
     def prepare(self, model: Model) -> Any:
-        """What does not depend on a batch; from the model before any edit."""
+        """Prepare what does not depend on a batch, from the model before any edit."""
         model.check_editable(self.layers)
         return None
 
@@ -123,8 +124,8 @@ class Method(ABC):
     def edit(self, model: Model, requests: Sequence[Request], state: Any, timer: Timer) -> BatchResult:
         """Edit one batch in place. ``state`` is not changed.
 
-        A method that draws random numbers takes them from a generator of its own, seeded by its settings: a run that is
-        continued shall end with the same weights.
+        A method that draws random numbers takes them from its own generator, seeded by its settings, so that a
+        continued run ends with the same weights.
         """
 
     def remember(self, state: Any, keys: Mapping[int, Tensor]) -> None:
@@ -132,16 +133,17 @@ class Method(ABC):
         return None
 
     def finish(self, model: Model, originals: Mapping[int, Tensor]) -> None:
-        """After the last batch, once; ``originals`` are the weights before the first one."""
+        """Called once, after the last batch; ``originals`` are the weights before the first one."""
         return None
 
     def memory(self, size: Size, batch: int) -> Memory:
-        """What editing in batches of ``batch`` takes. Here: the weights, and three copies of each edited matrix, from
-        before the run, from before the batch, and the update."""
+        """The memory that editing in batches of ``batch`` takes. By default: the weights, and three copies of each
+        edited matrix, from before the run, from before the batch, and the update."""
         return Memory(0, 0, size.weights + size.copies(len(self.layers), 3))
 
 
-#: Settings that methods have not always had, with their defaults, which are left out: results are what they were then.
+#: Settings that were added later, with their defaults. Defaults are left out: results are the same as without the
+#: setting.
 _LATER: dict[str, Any] = {"stop": "loss", "matmuls": "model", "anchor": None}
 
 

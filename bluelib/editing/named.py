@@ -1,5 +1,5 @@
-"""The named editors, one line each (:mod:`bluelib.editing.catalogue` lists them), and :func:`get_editor`, which gives
-one of them a model's settings."""
+"""The named editors, one line each (:mod:`bluelib.editing.catalogue` lists them), and :func:`get_editor`, which makes
+one with a model's settings."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def rect(
     at_end: bool = False,
     order: str = published("order"),
 ) -> Editor:
-    """RECT (Gu et al. 2024): MEMIT, of whose Δ only the entries with the largest |Δ / W| are kept, 40% of them."""
+    """RECT (Gu et al. 2024): MEMIT, keeping only the 40% of Δ's entries with the largest |Δ / W|."""
     return replace(
         memit(layers, targets, mom2_update_weight=mom2_update_weight),
         name="rect",
@@ -112,7 +112,7 @@ def sphere(
 
 
 def encore(layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, norm_weight: float) -> Editor:
-    """ENCORE (Gupta et al. 2025): Δ = R Kᵀ (λ C + λ_n I + K_p K_pᵀ + K Kᵀ)⁻¹; a target ends once it is said."""
+    """ENCORE (Gupta et al. 2025): Δ = R Kᵀ (λ C + λ_n I + K_p K_pᵀ + K Kᵀ)⁻¹; a target stops at first choice."""
     solver = NormRidge(mom2_update_weight, remembers=True, norm_weight=norm_weight)
     return Editor(tuple(layers), DISTRIBUTED, solver, targets=replace(targets, stop="first_choice"), name="encore")
 
@@ -128,7 +128,7 @@ def betaedit(
 def alphaedit_nas(
     layers: Sequence[int], targets: TargetOptions, *, nullspace_threshold: float, l2: float, anchor: float
 ) -> Editor:
-    """Norm anchors (arXiv:2602.02543) with AlphaEdit: v* gets the length ν̄; one over 2 ν̄ is not installed."""
+    """Norm anchors (arXiv:2602.02543) with AlphaEdit: v* is scaled to length ν̄; none over 2 ν̄ is installed."""
     plain = alphaedit(layers, targets, nullspace_threshold=nullspace_threshold, l2=l2)
     return replace(plain, name="alphaedit_nas", anchor=anchor)
 
@@ -136,7 +136,7 @@ def alphaedit_nas(
 def pmet(
     layers: Sequence[int], targets: TargetOptions, *, mom2_update_weight: float, relax: bool = published("relax")
 ) -> Editor:
-    """PMET (Li et al. 2024): MEMIT's Δ; targets of the MLP's output, optimised with one of attention's; R / √n."""
+    """PMET (Li et al. 2024): MEMIT's Δ with R / √n; targets of the MLP's output, optimised along with attention's."""
     return Editor(
         tuple(layers),
         DISTRIBUTED_SQRT,
@@ -164,11 +164,11 @@ def mend(layers: Sequence[int], *, network: str | None = None) -> Method:
 
 
 def check_corpus_of(name: str, model: Model | str, corpus: str | None = None) -> None:
-    """Make sure that an editor which needs a text has one, before a model is loaded: one that is named here, or in the
-    model's settings. Without settings under the model's name nothing is told.
+    """Make sure, before a model is loaded, that an editor that needs a text has one: named here, or in the model's
+    settings. If the model's name has no settings, a missing text is not reported.
 
     Raises:
-        ValueError: if there is none, or it is neither a known corpus nor a path.
+        ValueError: if there is no text, or it is neither a known corpus nor a path.
     """
     if not composes(known(name).make()):
         return
@@ -177,7 +177,7 @@ def check_corpus_of(name: str, model: Model | str, corpus: str | None = None) ->
     if config and not (corpus or configured):
         raise ValueError(
             f"{name} needs a text for second moments, and none is configured for "
-            f"{model if isinstance(model, str) else model.name}: name one with --corpus, wikipedia or a text's path"
+            f"{model if isinstance(model, str) else model.name}; name one with --corpus: wikipedia, or a text's path"
         )
     if corpus or configured:
         check_corpus(corpus or str(configured))
@@ -197,16 +197,16 @@ def get_editor(
     Args:
         name: of a method in the catalogue, see ``blue editors``.
         model: decides which configuration applies (``bluelib/configs``).
-        corpus: the text of the second moments, if not the configuration's; methods that use none ignore it.
+        corpus: the text to measure second moments on, instead of the configured one; methods that use none ignore it.
         tokens: how many tokens of it, likewise.
-        text: where the papers' text and the public code differ (:mod:`bluelib.models.choices`), take the text.
+        text: where the papers' text and the public code differ (:mod:`bluelib.models.choices`), follow the text.
         overrides: hyper-parameters that replace those of the configuration: ``layers``; the method's own, which are
             the arguments of its factory; for a composition also those of its targets (the fields of
             :class:`~bluelib.editing.targets.TargetOptions`), ``token_budget``, ``key_mean`` and ``contexts``.
 
     Raises:
-        ValueError: for an unknown editor, corpus or hyper-parameter, one that is out of its range, or a layer that the
-            model does not have.
+        ValueError: if the editor, the corpus or a hyper-parameter is unknown, a hyper-parameter is out of its range, or
+            the model does not have one of the layers.
     """
     if not isinstance(model, Model):
         raise ValueError(f"get_editor needs a model, as load_model returns it, not {model!r}")
@@ -230,14 +230,14 @@ def get_editor(
     }
     if "layers" not in settings:
         raise ValueError(
-            f"no settings of editor {name!r}: "
+            f"no settings for editor {name!r}: "
             + (
                 no_settings(model.name)
                 if settings_of(model) is None
-                else f"those of {model.name} name no layers for it"
+                else f"the settings of {model.name} name no layers for it"
             )
-            + "; or pass layers and hyper-parameters as overrides; layers are shared with other editors by those whose "
-            "factory takes targets"
+            + ". Or pass layers and hyper-parameters as arguments. Only editors whose factory takes targets share the "
+            "model's critical layers"
         )
     return editor_with(name, model, settings)
 
@@ -246,7 +246,7 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
     """The editor ``name`` with these hyper-parameters and no others.
 
     Raises:
-        ValueError: as :func:`get_editor`, or for a hyper-parameter that is missing.
+        ValueError: as :func:`get_editor`, or if a hyper-parameter is missing.
     """
     make, settings = known(name).make(), dict(settings)
     settings["layers"] = model.check_layers(settings["layers"])
@@ -261,8 +261,8 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
         takes = ", ".join(sorted(_hyper_parameters(make)))
         check_measured(name, model.name, settings)
         raise ValueError(
-            f"editor {name!r}: {error}; it takes {takes}; these come from what is passed, from the configuration of "
-            f"{model.name}, and from the method that it was registered to be like"
+            f"editor {name!r}: {error}; it takes {takes}. Pass them, or set them in the configuration of {model.name}, "
+            "for this editor or for the one that it was registered to be like"
         ) from error
     editor: Any = make(**settings)
     if not (isinstance(editor, Method) and is_dataclass(editor)):
@@ -274,14 +274,14 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
 
 
 def get_composition(name: str, model: Model, **settings: Any) -> Editor:
-    """As :func:`get_editor`, where the parts of a composition are needed.
+    """As :func:`get_editor`, for callers that need the parts of a composition.
 
     Raises:
-        ValueError: as from there; for FT and MEND, which are none.
+        ValueError: as :func:`get_editor`; if the editor is not a composition, as FT and MEND.
     """
     editor = get_editor(name, model, **settings)
     if not isinstance(editor, Editor):
-        raise ValueError(f"{name} is no composition of layers, residual, solver and constraint, as is needed here")
+        raise ValueError(f"{name} is not a composition of layers, residual, solver and constraint, as needed here")
     return editor
 
 
@@ -290,15 +290,15 @@ _OF_TARGETS = {f.name for f in fields(TargetOptions)} - {"component", "relax", "
 _OF_ITSELF = {"corpus", "tokens", "token_budget", "key_mean", "contexts"}
 
 
-#: Hyper-parameters that are measured on a model, and are no other model's; and what measures them.
+#: Hyper-parameters that are measured on a model and hold for it alone, with the commands that measure them.
 MEASURED = {"layer_scores": "blue locate MODEL", "anchor": "blue tune MODEL --editor alphaedit_nas"}
 
 
 def check_measured(name: str, model: str, settings: Mapping[str, Any]) -> None:
-    """Make sure that settings hold what an editor needs measured on the model.
+    """Make sure that settings have the hyper-parameters of an editor that are measured on the model.
 
     Raises:
-        ValueError: naming the editor, what is missing, and the command that measures it.
+        ValueError: if one is missing; the message names it, the editor, and the command that measures it.
     """
     taken = inspect.signature(known(name).make()).parameters
     for key in (
@@ -312,7 +312,7 @@ def check_measured(name: str, model: str, settings: Mapping[str, Any]) -> None:
 
 
 def composes(make: Callable[..., Method]) -> bool:
-    """Whether a factory makes a composition: it takes options of targets then."""
+    """Whether a factory makes a composition, that is, takes ``targets``."""
     return "targets" in inspect.signature(make).parameters
 
 

@@ -1,12 +1,12 @@
 """Rows of unequal length, packed into lines of equal length, so that hardly any padding is run.
 
-A *row* is a sequence of which one part is run, from some token to another; of the tokens before that part, keys and
-values are kept. In a *line* lie the parts of one row or of several, one behind the other, and before them what is kept
-of these rows. A token sees its own row only: an attention mask hides the others. Whatever else a block computes, it
-computes token by token, so it does not notice.
+A *row* is a sequence of which only one part, from some token to another, is run; of the tokens before that part, keys
+and values are kept. A *line* holds the parts of one or several rows, one after another, and before them what is kept of
+these rows. A token sees only its own row: an attention mask hides the others. Everything else in a block is computed
+token by token, so packing does not affect it.
 
-What a block is called with beside hidden states (masks, positions) is known for whole rows, one a line; a
-:class:`Layout` takes from it what belongs to each of its places.
+A block's arguments other than hidden states (masks, positions) are known for whole rows, one per line; a
+:class:`Layout` takes from them what belongs to each of its places.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-#: What one key costs a token in attention, as a share of what its matrices cost; a larger one packs fewer rows a line.
+#: The cost of one key in a token's attention, as a share of the token's matrix products; a larger value packs fewer
+#: rows into a line.
 KEY = 1 / 200
 #: Widths of lines that are tried, as multiples of the longest part.
 WIDTHS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -31,7 +32,7 @@ Pair = tuple[Tensor, Tensor]
 class Kept:
     """Keys and values, ``(lines, heads, kept, head size)`` each, by layer: what attention calls a cache.
 
-    Unlike transformers' own, a forward pass does not change it, so every step starts from the same one.
+    Unlike transformers' own cache, it is not changed by a forward pass, so every step starts from the same one.
     """
 
     def __init__(self, layers: dict[int, Pair] | None = None):
@@ -45,7 +46,7 @@ class Kept:
 
 
 class Recorder(Kept):
-    """Remembers, by layer, all keys and values that attention has seen: those kept, and those run behind them."""
+    """Remembers, by layer, all keys and values that attention has seen: the kept ones, and those run after them."""
 
     def __init__(self, layers: dict[int, Pair] | None = None):
         super().__init__(layers)
@@ -57,21 +58,22 @@ class Recorder(Kept):
 
 
 class Layout:
-    """Where some of n rows lie.
+    """The places of some of n rows in lines.
 
     Attributes:
-        rows: those that are in it, ascending.
-        line: of each row, ``(n,)``.
-        place: of each token of each row, ``(n, longest)``: among what its line sees, first what is kept, then what is
-            run. Both mean nothing for other rows, and for tokens behind a row's part.
-        row, token: of each place, ``(lines, kept + width)``; a place that is left over repeats some token.
-        owner: the row, or -1 for a place that is left over.
+        rows: the rows that are in it, ascending.
+        line: the line of each row, ``(n,)``.
+        place: the place of each token of each row, ``(n, longest)``, in its line: first what is kept, then what is run.
+            ``line`` and ``place`` have no meaning for other rows, and for tokens after a row's part.
+        row, token: the row and token at each place, ``(lines, kept + width)``; an unused place repeats some token.
+        owner: the row at each place, or -1 for an unused place.
         kept, width: how many tokens of a line are kept, and how many are run.
     """
 
     def __init__(self, rows: Tensor, begin: Tensor, end: Tensor, line: Tensor, earlier: Tensor, slot: Tensor):
-        """Of all n rows, ``(n,)``: the part that is run; of those in ``rows``: their line, where what is kept of them
-        begins in it, and where what is run does."""
+        """``begin`` and ``end``, ``(n,)``, bound the part of every row that is run. For each row in ``rows``, ``line``
+        is its line, ``earlier`` where its kept tokens begin among the line's kept ones, and ``slot`` where its run
+        tokens begin among those run."""
         self.rows = rows
         kept, runs = begin[rows], (end - begin)[rows]
         self.lines = int(line.max()) + 1
@@ -96,15 +98,15 @@ class Layout:
 
     @classmethod
     def whole(cls, lengths: Tensor) -> Layout:
-        """A row a line, run from its first token to its last."""
+        """One row per line, run from its first token to its last."""
         nothing = torch.zeros_like(lengths)
         rows = torch.arange(len(lengths))
         return cls(rows, nothing, lengths, rows, nothing, nothing)
 
     @classmethod
     def packed(cls, begin: Tensor, end: Tensor, rows: Tensor | None = None) -> Layout:
-        """As few tokens as can be run without much more attention. Rows may have nothing to run, but not all of
-        them."""
+        """Rows packed so that as few tokens are run as possible without much more attention. Some rows may have nothing
+        to run, but not all of them."""
         rows = torch.arange(len(begin)) if rows is None else rows
         runs, kept = (end - begin)[rows].tolist(), begin[rows].tolist()
         longest = max(runs)
@@ -117,13 +119,14 @@ class Layout:
         return cls(rows, begin, end, *torch.tensor(best).T)
 
     def sharing(self, like: Tensor) -> Layout:
-        """What is here of row ``like[i]`` is taken for row i's too, ``(n,)``; only to move tokens and keys from."""
+        """The same layout with row i at the places of row ``like[i]``, ``(n,)``; only for moving tokens and keys
+        from."""
         shared = copy(self)
         shared.line, shared.place, shared._on = self.line[like], self.place[like], {}
         return shared
 
     def on(self, device: torch.device) -> Layout:
-        """The same, to index tensors on a device."""
+        """The same layout, for indexing tensors on a device."""
         if device not in self._on:
             there = self._on[device] = copy(self)
             vars(there).update({k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}, _found={})
@@ -135,13 +138,14 @@ class Layout:
         return here.line[row], here.place[row, token] - self.kept
 
     def tokens(self, value: Tensor, old: Layout) -> Tensor:
-        """Something of each token that is run, ``(lines, width, …)``, from where it lay when it was run before."""
+        """Values of each token that is run, ``(lines, width, …)``, moved from where the tokens lay in the ``old``
+        layout."""
         here, old = self.on(value.device), old.on(value.device)
         row, token = here.row[:, self.kept :], here.token[:, self.kept :]
         return value[old.line[row], old.place[row, token] - old.kept]
 
     def keys(self, pair: Pair, old: Layout) -> Pair:
-        """Keys and values of what is kept, from where a layer of another layout has seen them."""
+        """Keys and values of the kept tokens, moved from where a layer saw them in the ``old`` layout."""
         here, old = self.on(pair[0].device), old.on(pair[0].device)
         row, token = here.row[:, : self.kept], here.token[:, : self.kept]
         line, place = old.line[row], old.place[row, token]
@@ -149,8 +153,8 @@ class Layout:
         return keys, values
 
     def call(self, call: tuple[tuple, dict], shape: tuple[int, int], kept: Kept, device: torch.device) -> tuple:
-        """What a block is called with beside hidden states, ``(args, kwargs)``, from what it is for whole rows, a row
-        a line, of this shape; on the device that it runs on."""
+        """A block's arguments other than hidden states, ``(args, kwargs)``, made from those for whole rows, one per
+        line, of this shape; on the device that the block runs on."""
         args, kwargs = call
         move = self.on(device)._argument
         return tuple(move(v, shape, kept) for v in args), {k: move(v, shape, kept) for k, v in kwargs.items()}
@@ -182,15 +186,16 @@ class Layout:
 def _first_fit(
     kept: Sequence[int], runs: Sequence[int], width: int, more: float
 ) -> tuple[list[tuple[int, int, int]], int, int]:
-    """Rows into lines of ``width``, the longest first, each into the fullest line that has room. What is kept of a
-    line is bounded too, since all lines have the room of the largest: ``more`` times the largest row's, and half.
+    """Put rows into lines of ``width``, the longest first, each into the fullest line that has room. What is kept in a
+    line is bounded too, because every line gets as much room for it as the fullest one: at most ``more`` + ½ times what
+    is kept of the row with the most.
 
-    Of each row its line, where what is kept of it begins, and where what is run does; the number of lines; and the
-    most that is kept of one."""
+    Returns, for each row, its line and where its kept and its run tokens begin in it; the number of lines; and the
+    largest number of kept tokens in a line."""
     room = int(max(kept) * (more + 0.5))
     places = [(0, 0, 0)] * len(runs)
     free: dict[int, list[int]] = defaultdict(list)  # lines by the slots that they have left
-    used: list[int] = []  # how much is kept of each line
+    used: list[int] = []  # how many tokens are kept in each line
     for row in sorted(range(len(runs)), key=lambda i: (runs[i], kept[i]), reverse=True):
         size, before = runs[row], kept[row]
         fitting = ((left, at) for left in range(size, width + 1) for at in free[left] if used[at] + before <= room)

@@ -1,7 +1,7 @@
-"""Residuals: how much of what is missing at a layer each critical layer has to supply.
+"""Residuals: how much of the difference to a target each critical layer has to supply.
 
 R = z − h, where z is a target (the hidden state at which the model gives the new object) and h is the hidden state
-measured now, after the layers before have been updated. A rule says where z comes from, and which share η of R a layer
+measured now, after the earlier layers have been updated. A rule says where z comes from, and which share η of R a layer
 gets. Shapes ``(d_model, u)``.
 """
 
@@ -24,11 +24,11 @@ class Residual:
 
     Attributes:
         name: its name in tables.
-        direct: whether targets are optimised at each updated layer itself, and not once at another one.
+        direct: whether targets are optimised at each updated layer itself, instead of once at another layer.
         power: the residual of a layer is divided by nᵖᵒʷᵉʳ, where n layers are still to be updated, this one
             included: n = L − l + 1 where the layers are consecutive.
-        replayed: whether targets are optimised once, at the first updated layer, and those of the later ones come from
-            a forward pass with the first one in place.
+        replayed: whether targets are optimised once, at the first updated layer, and the later layers' targets come
+            from a forward pass with the first one in place.
     """
 
     name: str
@@ -37,18 +37,18 @@ class Residual:
     replayed: ClassVar[bool] = False
 
     def divisor(self, remaining: int) -> float:
-        """1 / η of the layer that has so many to update, itself included."""
+        """1 / η of a layer when ``remaining`` layers are still to be updated, itself included."""
         return remaining**self.power
 
     def check(self, layers: int) -> None:
-        """Make sure that the rule is one for so many layers.
+        """Make sure that the rule fits this number of layers.
 
         Raises:
-            ValueError: if not.
+            ValueError: if it does not.
         """
 
     def site(self, layer: int, layers: Sequence[int]) -> int:
-        """Where the targets of a layer's residual are optimised, of the ``layers`` that are updated."""
+        """The layer, of the updated ``layers``, at which the targets of a layer's residual are optimised."""
         return layer if self.direct else layers[0] if self.replayed else layers[-1]
 
 
@@ -79,7 +79,7 @@ class Weighted(Residual):
         """Weights from one score per layer: softmax(s / τ).
 
         Raises:
-            ValueError: for a temperature that is not positive, or a score that is not finite.
+            ValueError: if the temperature is not positive, or a score is not finite.
         """
         check_real("temperature", temperature)
         if not isinstance(scores, (list, tuple)):
@@ -89,12 +89,14 @@ class Weighted(Residual):
                 raise ValueError(f"a layer's score must be a finite number, not {score!r}")
         weights = torch.tensor([float(s) for s in scores], dtype=torch.float64).div(temperature).softmax(0)
         if not (weights > 0).all():
-            raise ValueError(f"the layers' scores {list(scores)} are too far apart for a temperature of {temperature}")
+            raise ValueError(
+                f"the layers' scores {list(scores)} are too far apart for a temperature of {temperature}; raise it"
+            )
         return cls("weighted", direct=False, power=0.0, weights=tuple(weights.tolist()))
 
     def divisor(self, remaining: int) -> float:
         own, *later = self.weights[-remaining:]
-        return 1.0 + sum(weight / own for weight in later)  # a sum of ones where all weigh alike
+        return 1.0 + sum(weight / own for weight in later)  # a sum of ones if all weights are equal
 
     def check(self, layers: int) -> None:
         if len(self.weights) != layers:

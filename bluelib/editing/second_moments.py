@@ -1,4 +1,4 @@
-"""Second moments of keys, C = E[k kᵀ], over a text: what a ridge solver protects and a null space is found in.
+"""Second moments of keys over a text, C = E[k kᵀ]: ridge solvers protect them, and null spaces are found in them.
 
 Computed once per (model as loaded, layer, corpus, number of tokens) and kept on disk.
 """
@@ -31,14 +31,15 @@ from ..models.tracing import trace
 log = logging.getLogger(__name__)
 
 TOKENS = 100_000
-#: How many tokens of a text C takes for each dimension of a key; with fewer tokens than dimensions it is singular, and
+#: How many tokens of a text C needs for each dimension of a key. With fewer tokens than dimensions, C is singular and
 #: MEMIT has no solution (``blue convergence``).
 TOKENS_A_DIMENSION = 10
-#: Tokens that are sorted by length and measured between two moments at which a measurement can be continued.
+#: Tokens in one part of a text. Each part is sorted by length and measured as a whole; a measurement continues between
+#: parts.
 SHARD = 1 << 20
 #: Tokens in one run of the model, with padding: on a CPU, on a GPU.
 TOKEN_BUDGET = (4096, 32_768)
-#: Seconds between two writes of an unfinished measurement: it has as many matrices as there are layers.
+#: Seconds between two writes of an unfinished measurement, which has one matrix per layer.
 WRITE_EVERY = 300.0
 
 
@@ -60,12 +61,12 @@ def second_moments(
     tokens: int = TOKENS,
     progress: bool | None = None,
 ) -> dict[int, SecondMoment]:
-    """Second moments of the keys of ``layers``, from disk where they are known, in one pass where they are not.
+    """Second moments of the keys of ``layers``: read from disk if they are known, otherwise measured in one pass.
 
     The pass goes through the text in its order, in parts of about a million tokens, and through the model up to the
     last of the layers; products are summed in float32 within a run of the model and in float64 over runs. It writes
-    what it has every few minutes: interrupted and called again, it continues, and ends with the same bits. Of several
-    processes that ask at once for the same text, one measures and the others wait.
+    what it has every few minutes: interrupted and called again, it continues, and ends with the same bits. If several
+    processes ask for the same text at once, one measures and the others wait.
 
     Args:
         model: the model as loaded.
@@ -78,10 +79,10 @@ def second_moments(
         Layer to :class:`SecondMoment`.
 
     Raises:
-        ValueError: for fewer than one token; if the corpus has fewer than asked for; if the model has been edited and
-            something is to be measured: statistics belong to the weights as loaded; for a file on disk that is damaged,
-            or has no hash of its content.
-        ArithmeticError: if keys are not finite; nothing is kept then.
+        ValueError: if ``tokens`` is below 1; if the corpus has fewer tokens than asked for; if the model has been
+            edited and something is to be measured, because statistics belong to the weights as loaded; if a file on
+            disk is damaged, or has no hash of its content.
+        ArithmeticError: if keys are not finite; then nothing is kept.
     """
     layers = model.check_layers(layers)
     check_whole("tokens", tokens, 1)
@@ -97,29 +98,29 @@ def second_moments(
                     if not torch.isfinite(matrix).all():
                         raise ArithmeticError(
                             f"second moments of {model.name} at layer {layer}: keys of {str(corpus)!r} are not finite, "
-                            "or overflow; check its weights, or take another dtype"
+                            "or overflow; check the model's weights, or load it in another dtype"
                         )
                     save_tensors(paths[layer], {"second_moment": matrix})
             unfinished.unlink(missing_ok=True)
             for written in (unfinished, *paths.values()):
                 remove_leftovers(written)
-    with ThreadPoolExecutor() as threads:  # reading takes the time of hashing
+    with ThreadPoolExecutor() as threads:  # most of the time of reading goes into hashing
         matrices = threads.map(lambda layer: load_tensors(paths[layer])[0]["second_moment"], layers)
         found = dict(zip(layers, matrices, strict=True))
     return {layer: SecondMoment(matrix, layer, str(corpus), tokens) for layer, matrix in found.items()}
 
 
 def enough_tokens(d_mlp: int) -> int:
-    """How many tokens to begin with, in thousands: ten for each dimension of a key, and 20,000 at least."""
+    """How many tokens to begin with, in whole thousands: ten for each dimension of a key, and at least 20,000."""
     return max(20_000, -(-TOKENS_A_DIMENSION * d_mlp // 1000) * 1000)
 
 
 def check_text(model: Model, layers: Sequence[int], corpus: str | Path, tokens: int) -> None:
-    """Find out before long work whether a text is long enough for :func:`second_moments`; what is measured already is
-    not asked for again.
+    """Check, before any long work, that a text is long enough for :func:`second_moments`. If all layers have been
+    measured already, nothing is checked.
 
     Raises:
-        ValueError: if it is not; the message says what it has, and whether that is enough.
+        ValueError: if it is not; the message says how many tokens it has, and whether they are enough.
     """
     check_whole("tokens", tokens, 1)
     path = _paths(model, corpus, tokens)
@@ -137,13 +138,16 @@ def _too_short(corpus: str | Path, found: int, asked: int, d_mlp: int) -> str:
     elif found >= d_mlp:
         what = f"about {wanted} are needed, {each}: take a longer text"
     else:
-        what = f"with less than one for each dimension of a key MEMIT has no solution, and {wanted} are needed, {each}"
+        what = (
+            f"MEMIT has no solution with less than one token for each dimension of a key; about {wanted} are needed, "
+            f"{each}: take a longer text"
+        )
     return f"corpus {str(corpus)!r} has {found} tokens; {asked} were asked for; {what}"
 
 
-#: A matrix of fewer rows is decomposed again rather than kept: that takes milliseconds.
+#: A matrix with fewer rows is decomposed again each time instead of being kept: that takes milliseconds.
 SMALL = 1000
-#: How far below 0 an eigenvalue of C may be, as a share of the largest, for C is kept in float32.
+#: How far below 0 an eigenvalue of C may be, as a share of the largest one: C is kept in float32.
 ROUNDING = 1e-4
 
 
@@ -151,12 +155,12 @@ def null_space(second_moment: Tensor, threshold: float) -> Tensor:
     """An orthonormal basis U of the null space of C, ``(d_mlp, r)`` float64: its eigenvectors with eigenvalues under
     ``threshold``. The projection P = U Uᵀ itself, d_mlp × d_mlp, is never formed.
 
-    A large matrix is decomposed once, by a symmetric eigen-solver, and the basis kept on disk under a hash of the
+    A large matrix is decomposed once, by a symmetric eigen-solver, and the basis is kept on disk under a hash of the
     matrix and the threshold.
 
     Raises:
-        ArithmeticError: for a matrix that is no second moment: not finite, zero, or with a negative eigenvalue.
-        ValueError: for a basis on disk that is damaged.
+        ArithmeticError: if the matrix is not a second moment: not finite, zero, or with a negative eigenvalue.
+        ValueError: if the basis on disk is damaged.
     """
     if len(second_moment) < SMALL:
         return _null_space(second_moment, threshold)
@@ -173,14 +177,14 @@ def _null_space(second_moment: Tensor, threshold: float) -> Tensor:
     values, vectors = torch.linalg.eigh(second_moment.double())
     if values[-1] <= 0 or values[0] < -ROUNDING * values[-1]:
         raise ArithmeticError(
-            f"C has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, as no second moment has: "
-            "one has none below 0, and some above"
+            f"C is not a second moment: its eigenvalues are from {values[0]:.3g} to {values[-1]:.3g}, and must have "
+            "none below 0 and some above"
         )
     return vectors[:, values < threshold].contiguous()
 
 
 def _paths(model: Model, corpus: str | Path, tokens: int) -> Callable[[int | str], Path]:
-    """The path for a layer: one file per model as loaded, text and number of tokens; the text, which is read for it,
+    """The path for a layer: one file per model as loaded, text and number of tokens. The text is read, because it
     counts by its content, not by its name."""
     text = f"{plain(Path(corpus).stem)[:60]}-{corpus_hash(str(corpus))[:12]}"
     return lambda layer: cache_dir("statistics") / f"{model.cache_key}-{text}-{tokens}-layer{layer}.safetensors"
@@ -188,8 +192,8 @@ def _paths(model: Model, corpus: str | Path, tokens: int) -> Callable[[int | str
 
 @dataclass
 class _Sums:
-    """An unfinished measurement: Σ k kᵀ of each layer, (d_mlp, d_mlp) float64, of the first ``sequences`` sequences of
-    the text, which have ``tokens`` tokens."""
+    """An unfinished measurement: Σ k kᵀ of each layer, (d_mlp, d_mlp) float64, over the first ``sequences`` sequences
+    of the text, which have ``tokens`` tokens."""
 
     totals: dict[int, Tensor]
     sequences: int = 0
@@ -201,7 +205,7 @@ class _Sums:
 
     @classmethod
     def of(cls, model: Model, layers: Sequence[int], path: Path) -> _Sums:
-        """Those at ``path``, if they have these layers; or new ones."""
+        """The sums at ``path`` if they have these layers, otherwise new ones."""
         if path.exists():
             kept, about = load_tensors(path)
             counts = about["counts"]
@@ -249,7 +253,7 @@ def _measure(
 
 
 def _shard(text: Iterator[list[int]], left: int) -> list[list[int]]:
-    """The next sequences of the text, :data:`SHARD` tokens or just over, ``left`` at most: the last is cut."""
+    """The next sequences of the text, :data:`SHARD` tokens or slightly more, but ``left`` at most: the last is cut."""
     chosen: list[list[int]] = []
     found = 0
     while found < min(SHARD, left) and (sequence := next(text, None)) is not None:

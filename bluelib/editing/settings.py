@@ -1,11 +1,11 @@
 """Hyper-parameters: one YAML file per model, with the critical layers and the settings of each editor.
 
-Files of the same form in the user's folders are read too, and go before those that are shipped: for models that are not
-configured here. ``blue locate MODEL`` writes one, ``blue tune MODEL`` improves it. The folders are that which
-``$BLUELIB_CONFIGS`` names, and, behind it, :func:`.config_dir`.
+Files of the same form in the user's folders are read too, for models that are not configured here, and take precedence
+over the shipped ones. ``blue locate MODEL`` writes one, ``blue tune MODEL`` improves it. The folders are the one that
+``$BLUELIB_CONFIGS`` names and, after it, :func:`.config_dir`.
 
-A file belongs to a model by what its list ``models`` has: a name, or the path of the model's folder, however it is
-written; or by its ``revision``, the hash of the weights, wherever they lie.
+A file belongs to a model if its list ``models`` has the model's name, or the path of the model's folder, however that
+is written; or if its ``revision`` is the hash of the model's weights, wherever they are stored.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ def model_configs() -> dict[str, dict[str, Any]]:
     """All configurations, by each name in a file's ``models`` list.
 
     Raises:
-        ValueError: for a user's file or folder that cannot be used; the message names the file and the key.
+        ValueError: if a user's file or folder cannot be used; the message names the file and the key.
     """
     return {model: config for _, config in _files() for model in config["models"]}
 
 
 def find_settings(model: Model | str) -> tuple[Path, dict[str, Any]] | None:
-    """The file of a model's settings and what is in it; None for a model without.
+    """The file of a model's settings and its contents; None for a model without settings.
 
     Args:
-        model: a model, or its name alone, which cannot be found by its weights' hash.
+        model: a model, or its name; by its name alone, a model is not found by the hash of its weights.
 
     Raises:
         ValueError: as :func:`model_configs`.
     """
     name, revision = (model, None) if isinstance(model, str) else (model.name, model.revision)
-    found = list(reversed(_files()))  # of two for one model the later counts
+    found = list(reversed(_files()))  # of two files for one model, the later one counts
     place = Path(name).resolve() if Path(name).exists() else None
     by_name = (pair for pair in found if name in pair[1]["models"])
     by_path = (pair for pair in found if place and place in map(_resolved, pair[1]["models"]))
@@ -58,7 +58,7 @@ def find_settings(model: Model | str) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _same(written: Any, revision: str) -> bool:
-    """Whether a revision that a file names is a model's, with ``sha256:`` in front or without."""
+    """Whether the revision in a file is the model's, with or without ``sha256:`` in front."""
     return isinstance(written, str) and written.removeprefix("sha256:") == revision.removeprefix("sha256:")
 
 
@@ -67,18 +67,18 @@ def _resolved(name: str) -> Path | None:
 
 
 def place_of(name: str) -> str:
-    """What a settings file calls a model: the whole path of a folder or a file, any other name as it is."""
+    """What a settings file calls a model: the full path of a folder or a file, any other name as it is."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def settings_of(model: Model | str) -> dict[str, Any] | None:
-    """A model's settings, see :func:`find_settings`; None for a model without."""
+    """A model's settings, see :func:`find_settings`; None for a model without settings."""
     found = find_settings(model)
     return found[1] if found else None
 
 
 def settings_file(model: Model | str) -> Path | None:
-    """The file that a model's settings come from; None for a model without."""
+    """The file that a model's settings come from; None for a model without settings."""
     found = find_settings(model)
     return found[0] if found else None
 
@@ -89,7 +89,7 @@ def user_folder() -> Path:
 
 
 def is_shipped(file: Path) -> bool:
-    """Whether a file of settings comes with the project, and is nobody's to change."""
+    """Whether a settings file ships with the project, and must not be changed."""
     return file.parent == _shipped()
 
 
@@ -98,13 +98,13 @@ def _shipped() -> Path:
 
 
 def _files() -> list[tuple[Path, dict[str, Any]]]:
-    """All files with what is in them, the shipped ones first."""
+    """All files with their contents, the shipped ones first."""
     folders = [_shipped()]
     if config_dir().is_dir():
         folders.append(config_dir())
     if own := os.environ.get(USER_CONFIGS):
         if not Path(own).is_dir():
-            raise ValueError(f"{USER_CONFIGS} must name a folder of YAML files; {own} is none")
+            raise ValueError(f"{USER_CONFIGS} must name a folder of YAML files; {own} is not a folder")
         folders.append(Path(own))
     return [
         (file, _checked(file))
@@ -125,23 +125,23 @@ def _checked(file: Path) -> dict[str, Any]:
             )
     if wrong := [name for name in config["models"] if not isinstance(name, str)]:
         raise ValueError(
-            f"{file}: models must be a list of names and paths; {wrong[0]!r} is no text: write it in quotes"
+            f"{file}: models must be a list of names and paths; {wrong[0]!r} is not text: write it in quotes"
         )
     return config
 
 
 def no_settings(name: str) -> str:
-    """What to say of a model without settings."""
+    """The message for a model without settings."""
     if alike := [known for known in model_configs() if Path(known).name == Path(name).name and known != name]:
         return (
-            f"model {name!r} has no settings under this path; there are some of {alike[0]!r}: if that is the model, "
-            "write its whole path into the settings, or its revision, which `blue doctor` prints"
+            f"model {name!r} has no settings under this path, but {alike[0]!r} has; if that is the same model, add the "
+            "full path to its settings, or the revision, which `blue doctor` prints"
         )
     return (
         f"model {name!r} has no settings; `blue locate {name}` finds some and writes them into {user_folder()}, and "
         f"`blue doctor {name}` prints some to begin with (configured: "
-        f"{', '.join(model_configs())}). In a model that --save wrote no more edits are made: keep the first ones with "
-        "--save-delta FILE, and go on from them with --from FILE"
+        f"{', '.join(model_configs())}). A model that --save wrote cannot be edited further: save the first edits with "
+        "--save-delta FILE, and continue from them with --from FILE"
     )
 
 
@@ -149,7 +149,7 @@ def critical_layers(model: Model | str) -> tuple[int, ...]:
     """The critical layers of a configured model, see :func:`find_settings`.
 
     Raises:
-        ValueError: for a model without a configuration.
+        ValueError: if the model has no configuration.
     """
     config = settings_of(model)
     if config is None:
@@ -164,11 +164,11 @@ def editor_settings(model: Model | str, editor: str, shared: bool = True) -> dic
 
 
 def settings_in(config: Mapping[str, Any], editor: str, shared: bool = True) -> dict[str, Any]:
-    """The settings of an editor in a configuration: those under its name in ``editors``, or else under that of the
-    method that it is like.
+    """The settings of an editor in a configuration: those under its name in ``editors``, or else those under the name
+    of the method that it is like.
 
-    With ``shared``, they stand on top of the settings that all compositions have in common: the critical layers, the
-    text of the second moments and the optimisation of targets.
+    With ``shared``, they are added to the settings that all compositions have in common, and override them: the
+    critical layers, the text of the second moments and the optimisation of targets.
     """
     common = {"layers": config["critical_layers"], **config.get("statistics", {}), **config["targets"]}
     own: Mapping[str, Any] | None = None
@@ -178,7 +178,7 @@ def settings_in(config: Mapping[str, Any], editor: str, shared: bool = True) -> 
 
 
 def settings_text(config: Mapping[str, Any], comments: str = "") -> str:
-    """A configuration as YAML, a line an entry and an editor, behind ``comments``, which are commented out."""
+    """A configuration as YAML, one line per entry and per editor, after ``comments``, which get a ``#``."""
 
     def flow(value: Any) -> str:
         return (
@@ -202,11 +202,11 @@ def write_settings(path: Path, config: Mapping[str, Any], comments: str = "") ->
 
 
 def set_editor(file: Path, editor: str, settings: Mapping[str, Any]) -> None:
-    """Put settings of an editor into a user's file, beside those that it has there already. Of the file's comments,
-    those at its beginning are kept.
+    """Put settings of an editor into a user's file, in addition to those that it has there already. Of the file's
+    comments, only those at its beginning are kept.
 
     Raises:
-        ValueError: for a file that ships with the project.
+        ValueError: if the file ships with the project.
     """
     if is_shipped(file):
         raise ValueError(f"{file} ships with the project; copy it into {user_folder()} to change it")

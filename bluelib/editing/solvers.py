@@ -11,10 +11,10 @@ comes (:class:`Normal`). For a batch of u keys Woodbury's identity turns it into
 
     Δ = R (I + Kᵀ A)⁻¹ Aᵀ,   A = M⁻¹ K,
 
-at d_mlp² u operations in place of d_mlp³ / 3; where u exceeds d_mlp, M + K Kᵀ is factored itself, which is cheaper
-then. Where M has to take in the keys of earlier batches, it is factored anew once per batch: torch has no update of a
-Cholesky factor, and updating the inverse in its place (recursive least squares) loses accuracy over many batches when
-C is ill-conditioned.
+at d_mlp² u operations instead of d_mlp³ / 3; where u exceeds d_mlp, M + K Kᵀ is factored itself, which is then cheaper.
+Where M has to include the keys of earlier batches, it is factored again once per batch. Torch has no update of a
+Cholesky factor, and updating the inverse instead (recursive least squares) loses accuracy over many batches when C is
+ill-conditioned.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ class SolverError(ArithmeticError):
 
 
 class Solver(ABC):
-    """What an editor needs of a solver.
+    """The interface between an editor and its solver.
 
     Attributes:
-        remembers: whether :meth:`remember` does anything, so that a continued run needs the keys of earlier batches.
-        matrices: float64 matrices of d_mlp² that it has on the device at its largest, with C: when it is prepared.
+        remembers: whether :meth:`remember` does anything, so a continued run needs the keys of earlier batches.
+        matrices: the largest number of float64 matrices of d_mlp² that it has on the device at once, C included: while
+            it is prepared.
     """
 
     remembers: bool = False
@@ -63,13 +64,13 @@ class Solver(ABC):
         return 8 * d_mlp**2
 
     def disk_bytes(self, d_mlp: int) -> int:
-        """What is kept on the disk of one layer besides its second moment."""
+        """What is kept on disk for one layer besides its second moment."""
         return 0
 
     def work_bytes(self, d_mlp: int, batch: int) -> int:
-        """What one layer takes on the device at its largest: :attr:`matrices`, and of a batch of up to d_mlp keys
-        these, M⁻¹ of them, and a copy, in float64. (Of more keys than d_mlp K Kᵀ is formed, which takes about twice
-        that.) A GPU's solvers work in some memory of their own, which is not counted."""
+        """The most that one layer takes on the device: :attr:`matrices` and, for a batch of up to d_mlp keys, K, M⁻¹ K
+        and a copy, in float64. (For more keys than d_mlp, K Kᵀ is formed, which takes about twice that.) The workspace
+        of a GPU's solvers is not counted."""
         return int(self.matrices * 8 * d_mlp**2) + 3 * 8 * d_mlp * batch
 
 
@@ -132,7 +133,7 @@ class Ridge(Solver):
 
 @dataclass(frozen=True)
 class NormRidge(Ridge):
-    """Ridge regression that also holds ‖Δ‖ down: ENCORE (Gupta et al. 2025, arXiv:2502.01636).
+    """Ridge regression that also keeps ‖Δ‖ small: ENCORE (Gupta et al. 2025, arXiv:2502.01636).
 
     Δ = R Kᵀ (λ C + λ_n I + K_p K_pᵀ + K Kᵀ)⁻¹
 
@@ -150,7 +151,7 @@ class NormRidge(Ridge):
     def matrix(self, second_moment: Tensor) -> Tensor:
         found = super().matrix(second_moment)
         if not found.diagonal().min() >= 0 or not found.diagonal().max() > 0:  # λ_n would hide it from the Cholesky
-            raise SolverError("the diagonal of C must be that of a second moment: none below 0, and some above")
+            raise SolverError("C is not a second moment: its diagonal must have no entry below 0, and some above")
         found.diagonal().add_(self.norm_weight)
         return found
 
@@ -184,7 +185,7 @@ class NullSpace(Solver):
     threshold: float
     l2: float
     remembers = True
-    matrices = 5.5  # when it takes in a batch's keys, in a null space of up to d_mlp dimensions
+    matrices = 5.5  # while it adds a batch's keys, in a null space of up to d_mlp dimensions
 
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold)
@@ -210,17 +211,17 @@ class NullSpace(Solver):
         return NullSpaceState(state.basis, state.inside.plus(state.basis.T @ keys.double()))
 
     def state_bytes(self, d_mlp: int) -> int:
-        """Of a null space of r dimensions d_mlp·r and r², counted with r = d_mlp, which is the most it can be."""
+        """For a null space of r dimensions, d_mlp·r and r² numbers, counted with the largest possible r, d_mlp."""
         return 2 * 8 * d_mlp**2
 
     def disk_bytes(self, d_mlp: int) -> int:
-        """The basis, likewise."""
+        """The basis, counted likewise."""
         return 8 * d_mlp**2
 
 
 @dataclass(frozen=True)
 class LeakyNullSpace(NullSpace):
-    """AlphaEdit whose null space counts what it still holds of C: BetaEdit (IJCAI 2026, arXiv:2605.09285).
+    """AlphaEdit that also weighs what its null space still holds of C: BetaEdit (IJCAI 2026, arXiv:2605.09285).
 
     Δ = R Kᵀ P [(K_p K_pᵀ + K Kᵀ + λ₁ C) P + λ₂ I]⁻¹
 
@@ -228,8 +229,8 @@ class LeakyNullSpace(NullSpace):
 
     Δ = R K̃ᵀ (λ₂ I + λ₁ UᵀCU + K̃_p K̃_pᵀ + K̃ K̃ᵀ)⁻¹ Uᵀ.
 
-    The null space is C's own throughout. The paper computes it anew from (K_p K_pᵀ / n + λ₁ C) / (1 + λ₁) after every
-    1,000 edits, which with its λ₁ of 3,000 is C but for a share of 1/3001.
+    The null space is that of C throughout. The paper computes it again after every 1,000 edits, from
+    (K_p K_pᵀ / n + λ₁ C) / (1 + λ₁); with its λ₁ of 3,000, that is C except for a share of 1/3001.
 
     Attributes:
         l2: λ₂.
@@ -248,7 +249,7 @@ class LeakyNullSpace(NullSpace):
         return Normal.of(matrix, "λ₂I + λ₁UᵀCU + K̃_pK̃_pᵀ")
 
 
-#: Of a Gram matrix of keys, the share of the largest pivot under which the smallest counts as zero.
+#: The smallest pivot of a Gram matrix of keys counts as zero if it is below this share of the largest.
 SINGULAR = 1e-9
 
 
@@ -256,7 +257,7 @@ SINGULAR = 1e-9
 class Equality(Solver):
     """The smallest update that reaches the residuals exactly: ROME (Meng et al. 2022, Eq. 2), EMMET for u > 1.
 
-    Δ = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹, the minimiser of tr(Δ C Δᵀ) with Δ K = R. For one key, ROME's rank-one update
+    Δ = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹, the minimiser of tr(Δ C Δᵀ) with Δ K = R. For one key, this is ROME's rank-one update
     Δ = r (C⁻¹ k)ᵀ / (kᵀ C⁻¹ k). The key is the same on both sides, as in the paper; public code of ROME divides by
     the bare prompt's key instead, which makes long sequences collapse (Gupta et al. 2024, "Rebuilding ROME").
 
@@ -278,8 +279,8 @@ class Equality(Solver):
         pivots = inner.diagonal().square()
         if keys.shape[1] > 1 and (info.item() or not pivots.min() > SINGULAR * pivots.max()):
             raise SolverError(
-                f"KᵀC⁻¹K of {keys.shape[1]} edits is singular: this solver reaches each of them exactly, and cannot "
-                "where two have one key, as edits of one subject do, or where there are more edits than key dimensions "
+                f"KᵀC⁻¹K of {keys.shape[1]} edits is singular. This solver reaches each edit exactly, and cannot if "
+                "two have the same key, as edits of one subject do, or if there are more edits than key dimensions "
                 f"({keys.shape[0]}); make them in different batches"
             )
         inner = _cholesky(gram, "kᵀC⁻¹k") if keys.shape[1] == 1 else inner

@@ -1,16 +1,17 @@
-"""Targets: for every request, the hidden state at a layer under which the model gives the new object.
+"""Targets: for every request, the hidden state at a layer with which the model gives the new object.
 
 For each request a vector δ is optimised, which is added to the output h of block l at the subject's last token. The
 target is z = h + δ. All requests of a batch are optimised together, each with its own loss, clamp and early stop;
 the result for one does not depend on the others.
 
 Only what depends on δ is computed at each step, without approximation: the blocks after l, and in them the tokens
-from the subject's last one on. What stands before it is run once; its keys and values in the later blocks are kept.
+from the subject's last one on. The tokens before it are run once; their keys and values in the later blocks are kept.
 Logits are computed at the positions that the loss reads. Sequences are packed into lines of equal length
 (:mod:`.packing`), so that hardly any padding is run.
 
-In a model that is spread over several devices δ and its optimiser live where block l does, what a later block needs
-where that block runs, and the loss's terms are computed where the logits are; only their sums come back to δ.
+In a model that is spread over several devices, δ and its optimiser are on the device of block l, and what a later block
+needs is on that block's device. The terms of the loss are computed where the logits are; only their sums come back to
+δ.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from .packing import Kept, Layout, Recorder
 
 #: The prompt on which the model's view of the subject must not drift (ROME, Meng et al. 2022, Eq. 4).
 ESSENCE = "{} is a"
-#: What the NLL counts, and the weighted KL at which a request is finished, once the new object is the first choice.
+#: The weight of the NLL, and the weighted KL at which a request is finished, once the new object is the first choice.
 RELAXED, RELAXED_KL = 0.1, 0.01
 
 
@@ -57,21 +58,21 @@ class TargetOptions:
          + ``weight_decay`` · ‖δ‖ / ‖h‖²
 
     Attributes:
-        component: what δ is added to, and h is the output of: the ``block``, or its ``mlp``. With the latter a second
-            vector is optimised along with δ and added to attention's output, decayed and clamped in the same way with
-            attention's own h (PMET, Li et al. 2024); only the MLP's is the target.
-        steps: evaluations of the loss at most; there is one update less.
+        component: the module whose output is h, and to which δ is added: the ``block``, or its ``mlp``. With the
+            latter, a second vector is optimised along with δ and added to attention's output, decayed and clamped in
+            the same way with attention's own h (PMET, Li et al. 2024). Only the MLP's is the target.
+        steps: the largest number of evaluations of the loss; there is one update fewer.
         learning_rate: Adam's.
         weight_decay, kl_factor: as above.
         clamp: ‖δ‖ is kept at or under ``clamp`` · ‖h‖.
-        early_stop: a request whose loss is under this is finished.
-        kl_at: where KL is read: at the ``subject``'s last token, as the public code does, or after the ``prompt``, as
-            the text says (ROME, Eq. 4).
-        relax: as PMET's public code: while the new object's tokens are the first choice behind all prefixes, the NLL
-            counts :data:`RELAXED` in the next step, and a request whose weighted KL is at most :data:`RELAXED_KL` is
-            finished.
-        stop: what else finishes a request: ``loss``, nothing; ``first_choice``, once the new object's tokens are the
-            first choice behind all prefixes (ENCORE, Gupta et al. 2025).
+        early_stop: a request whose loss is below this is finished.
+        kl_at: where KL is read: at the ``subject``'s last token, as in the public code, or after the ``prompt``, as in
+            the paper's text (ROME, Eq. 4).
+        relax: as in PMET's public code: while the new object's tokens are the first choice after all prefixes, the NLL
+            has the weight :data:`RELAXED` in the next step, and a request whose weighted KL is at most
+            :data:`RELAXED_KL` is finished.
+        stop: what finishes a request: its ``loss`` only; or also ``first_choice``, when the new object's tokens are the
+            first choice after all prefixes (ENCORE, Gupta et al. 2025).
         matmuls: how linear layers multiply what depends on δ: in the precision of the ``model``, or in ``bfloat16``
             with float32 sums, which is faster and less exact (:mod:`.matmuls`). h is the same either way.
     """
@@ -146,8 +147,8 @@ def optimise_targets(
             not depend on it beyond rounding.
 
     Raises:
-        ValueError: for no requests; if the first prefix is not the empty one; for a token budget below 1; for a prompt
-            that with a prefix and its target is longer than the model's context.
+        ValueError: if there are no requests; if the first prefix is not the empty one; if the token budget is below 1;
+            if a prompt with a prefix and its target is longer than the model's context.
         TargetError: if a loss is not finite, or the length of a δ overflows.
     """
     if not requests:
@@ -170,8 +171,8 @@ def optimise_targets(
 
 
 def _micro_batches(sizes: Sequence[float], budget: int) -> Iterator[range]:
-    """Requests one behind another, in as few parts of at most ``budget`` as can be, of about the same size; a request
-    larger than the budget is one of its own."""
+    """Consecutive requests in as few parts as possible, of about the same size and of at most ``budget``; a request
+    larger than the budget is a part by itself."""
     share = sum(sizes) / math.ceil(sum(sizes) / budget)
     begin, size = 0, 0.0
     for i, more in enumerate(sizes):
@@ -182,20 +183,20 @@ def _micro_batches(sizes: Sequence[float], budget: int) -> Iterator[range]:
     yield range(begin, len(sizes))
 
 
-#: By class of device, the tokens of a micro-batch at most, more of which would not be faster; and the bytes of
+#: By type of device: the largest number of tokens in a micro-batch, above which it gets no faster; and the bytes of
 #: activations that it may take on one device, unless a third of the device's memory is less.
 BUDGETS = {"cpu": (8192, 6 * 10**9), "cuda": (131_072, 16 * 10**9)}
-#: What a token takes of which keys and values are kept, as a share of one that is run.
+#: The cost of a token whose keys and values are kept, as a share of the cost of one that is run.
 KEPT_SHARE = 1 / 20
 
 
 def default_token_budget(model: Model) -> int:
-    """Tokens of a micro-batch, by the model's shape, and the class and size of its device: a power of two. It does not
-    depend on what is free at the moment, so that a run comes out the same when it is repeated.
+    """Tokens in a micro-batch, from the model's shape and the type and memory of its device: a power of two. It does
+    not depend on what is free at the moment, so a repeated run gives the same result.
 
-    Counted as if every token of every block kept, for the backward pass, some 16 vectors of d_model and 6 of d_mlp,
-    and every third token three rows of float32 logits. Of several devices each has to hold this for its own blocks,
-    and the head's for the logits; the one that has most of them decides.
+    The estimate assumes that, for the backward pass, every block keeps 16 vectors of d_model and 6 of d_mlp for every
+    token, and that the head keeps three rows of float32 logits for every third token. Each of several devices has to
+    hold this for its own blocks, and the head's device for the logits; the one with room for the fewest tokens decides.
     """
     d_model, d_mlp = model.weight(0).shape
     per_block = (16 * d_model + 6 * d_mlp) * model.hf_model.dtype.itemsize
@@ -219,9 +220,9 @@ def _memory(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class _Row:
-    """One sequence to run, where δ enters it, and from where on which tokens are wanted of it.
+    """One sequence to run, where δ enters it, which tokens are wanted from it, and from which position on.
 
-    An essence prompt wants none: the whole distribution of the token behind ``read_from`` is read.
+    In an essence prompt, no tokens are wanted: the whole distribution of the token after ``read_from`` is read.
     """
 
     ids: tuple[int, ...]
@@ -245,7 +246,7 @@ class _Prepared:
 
     @property
     def size(self) -> float:
-        """Tokens that a step runs, with those that are kept, as far as they count."""
+        """Tokens that a step runs, and those that are kept, each counted as :data:`KEPT_SHARE`."""
         return sum(row.suffix + KEPT_SHARE * row.subject_last for row in self.rows)
 
     @classmethod
@@ -257,7 +258,7 @@ class _Prepared:
             weight = 1 / (len(prefixes) * len(target))
             rows.append(_Row(place.ids + target[:-1], place.subject_last, len(place.ids) - 1, target, weight))
         place = locate(model.tokenizer, ESSENCE, request.subject, before=request.before)  # in chat, a user says it
-        # What stands behind the token that is read cannot reach it.
+        # Tokens after the one that is read cannot affect it.
         read = place.subject_last if kl_at == "subject" else len(place.ids) - 1
         rows.append(_Row(place.ids[: read + 1], place.subject_last, read))
         model.check_length(
@@ -310,7 +311,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Rows:
-    """All rows of a micro-batch as a model would run them, one a line, and what they have in common."""
+    """All rows of a micro-batch as a model would run them, one per line, and what they have in common."""
 
     owner: Tensor  # (n,): the request that a row belongs to
     subject: Tensor  # (n,): its subject's last token
@@ -350,7 +351,7 @@ class _Rows:
         return layout.at(layout.rows.to(device), self.subject[layout.rows].to(device))
 
     def arranged(self, layout: Layout, layers: Sequence[int], kept: Kept) -> tuple[tuple[tuple, dict], ...]:
-        """What the blocks of these layers are called with in a layout, beside hidden states."""
+        """The arguments of the blocks of these layers in a layout, other than hidden states."""
         shape = self.embedded.shape[0], self.embedded.shape[1]
         return tuple(layout.call(self.calls[i], shape, kept, self.homes[i]) for i in layers)
 
@@ -377,8 +378,8 @@ class _Suffix:
         component: str,
         later_matmuls: AbstractContextManager,
     ) -> _Suffix:
-        """What comes before δ is run: what rows have in common, once; what stands before the subject's last token, in
-        all blocks; the rest as far as block l."""
+        """Run everything that does not depend on δ: the tokens that rows have in common, once; those before the
+        subject's last token, through all blocks; the rest, up to block l."""
         rows = _Rows.of(model, prepared)
         earlier, later = range(layer + 1), range(layer + 1, model.n_layers)
         nothing = torch.zeros_like(rows.shared)
@@ -417,14 +418,14 @@ class _Suffix:
         return suffix._moved(Layout.packed(rows.subject, rows.length), before)
 
     def keep(self, active: Tensor) -> _Suffix:
-        """The same for those requests that are ``active``, ``(u,)``."""
+        """The same for the requests that are ``active``, ``(u,)``."""
         stay = active[self.owner]
         part = replace(self, entry=self.entry.keep(stay), reads=self.reads.keep(active))
         rows = self.layout.rows[stay.cpu()]
         return part._moved(Layout.packed(self.rows.subject, self.rows.length, rows), self.layout)
 
     def _moved(self, layout: Layout, old: Layout) -> _Suffix:
-        """In another layout; keys are kept as they lay in ``old``."""
+        """The same in another layout; the kept keys are moved from where they lie in ``old``."""
         kept = Kept({i: layout.keys(pair, old) for i, pair in self.kept.layers.items()} if layout.kept else {})
         return replace(self, layout=layout, tokens=layout.tokens(self.tokens, self.layout), kept=kept)
 
@@ -435,7 +436,7 @@ class _Suffix:
 
     @cached_property
     def calls(self) -> tuple[tuple[tuple, dict], ...]:
-        """What the later blocks are called with, beside hidden states."""
+        """The arguments of the later blocks, other than hidden states."""
         return self.rows.arranged(self.layout, self.layers, self.kept)
 
     @cached_property
@@ -451,19 +452,19 @@ class _Suffix:
         return hidden
 
     def read(self, final: Tensor) -> Tensor:
-        """Of what the last block gives, the tokens that the loss reads, ``(reads, d_model)``."""
+        """The last block's outputs at the tokens that the loss reads, ``(reads, d_model)``."""
         return final[self.layout.at(self.reads.row.to(final.device), self.reads.at.to(final.device))]
 
 
 def _hidden(output: Any) -> Tensor:
-    """Of what a block gives, the hidden states: blocks of some architectures, or versions, give a tuple."""
+    """The hidden states in a block's output, which is a tuple in some architectures and versions of transformers."""
     return output[0] if isinstance(output, tuple) else output
 
 
 @torch.no_grad()
 def _block_calls(model: Model, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, list[tuple[tuple, dict]]]:
-    """What the blocks are called with when these sequences are run: the first one's hidden states, ``(n, width,
-    d_model)``, and the further arguments of each. No block is run, but for the first one on a single token."""
+    """The arguments of the blocks when these sequences are run: the first block's hidden states, ``(n, width,
+    d_model)``, and the further arguments of each block. No block is run, except the first one on a single token."""
     kinds: list[type] = []
     hook = model.blocks[0].register_forward_hook(lambda module, args, output: kinds.append(type(output)))
     try:
@@ -479,7 +480,7 @@ def _block_calls(model: Model, sequences: Sequence[Sequence[int]]) -> tuple[Tens
 
     # One column of padding more than needed, so that transformers always builds an explicit attention mask.
     inputs = pad(sequences, model.tokenizer.pad_token_id, model.device, extra=1)
-    own = [vars(block).get("forward") for block in model.blocks]  # accelerate puts one in
+    own = [vars(block).get("forward") for block in model.blocks]  # accelerate sets its own
     try:
         for block in model.blocks:
             block.forward = passing
@@ -499,7 +500,7 @@ def _cache_name(model: Model) -> str:
 
 @dataclass(frozen=True)
 class _Reads:
-    """Where the loss reads logits: the row and its token, the token that is wanted behind it, its weight and the
+    """Where the loss reads logits: the row, the position in it, the token that is wanted next, its weight and the
     request.
 
     All of it is on the device of the logits.
@@ -532,7 +533,7 @@ class _Reads:
         return (self.token >= 0).nonzero()[:, 0]
 
     def keep(self, active: Tensor) -> _Reads:
-        """The same for those requests that are ``active``."""
+        """The same for the requests that are ``active``."""
         kept = active.to(self.owner.device)[self.owner]
         return _Reads(self.row[kept], self.at[kept], self.token[kept], self.weight[kept], self.owner[kept])
 

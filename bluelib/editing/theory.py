@@ -1,14 +1,14 @@
-"""The weight-shift error of residual distribution, exactly and in bounds (proofs: ``03_theory.ipynb``).
+"""The weight-shift error of residual distribution: its exact value, and bounds on it (proofs: ``03_theory.ipynb``).
 
 A solver's update is linear in the residual: Δ = R Q, where the gain Q ``(u, d_mlp)`` depends on the keys alone. With a
-target optimised at the layer l itself the update would be R* Q. A rule that takes a share η of what is missing at the
-last critical layer L, R^L, makes it η R^L Q. The error is
+target optimised at layer l itself, the update would be R* Q. A rule that takes a share η of R^L, the residual at the
+last critical layer L, makes it η R^L Q. The error is
 
     E = (R* − η R^L) Q,    η = 1 / c,
 
 with a divisor c of L − l + 1 in MEMIT, its square root in PMET, Σ_{k ≥ l} w_k / w_l in CAKE. BLUE takes R* itself, so
-that E = 0. FE takes, in the place of η R^L, what a target at the first layer leaves at l when it is replayed, R^F with
-c = 1: E = (R* − R^F) Q is zero at the first layer, and at the later ones what replay changes in R*.
+E = 0. FE replaces η R^L by R^F, the residual at l of a target that is replayed from the first layer, with c = 1:
+E = (R* − R^F) Q is zero at the first layer, and at the later ones it is what replay changes in R*.
 
 With D = R* − R^L, and every norm the spectral one, for any c ≥ 1:
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from .solvers import Ridge, Solver, on_device
 
-#: Names of the bounds, from the closest to the paper's.
+#: Names of the bounds, from the tightest one to the paper's.
 BOUNDS = ("residual", "shared", "tight", "paper")
 
 
@@ -48,10 +48,10 @@ def gain(solver: Solver, state: Any, keys: Tensor) -> Tensor:
 
 
 def weight_shift(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> Tensor:
-    """E = (R* − R^L / c) Q, ``(d_model, d_mlp)``: what distribution does to a layer's weights in error, exactly.
+    """E = (R* − R^L / c) Q, ``(d_model, d_mlp)``: the exact error that distribution makes in a layer's weights.
 
     Raises:
-        ValueError: for a divisor below 1, or shapes that do not fit.
+        ValueError: if the divisor is below 1, or shapes do not fit.
     """
     direct, last, gain = _checked(direct, last, divisor, gain)
     return (direct - last / divisor) @ gain
@@ -81,8 +81,8 @@ class Norms:
     def bounds(self) -> dict[str, float]:
         """Upper bounds on ‖E‖₂ by name, in the order of :data:`BOUNDS`: each is at most the next one.
 
-        ``paper`` is Theorem 4.1; ``tight`` has its coefficient (c − 1)/c in place of c − 1; ``shared`` splits
-        R* − R^L/c as D/c + (1 − 1/c) R* and is never above ``tight``, by ‖R*‖ ≤ ‖D‖ + ‖R^L‖; ``residual`` only takes
+        ``paper`` is Theorem 4.1; ``tight`` has the coefficient (c − 1)/c in place of c − 1; ``shared`` splits
+        R* − R^L/c as D/c + (1 − 1/c) R* and is never above ``tight``, by ‖R*‖ ≤ ‖D‖ + ‖R^L‖; ``residual`` only uses
         ‖AQ‖ ≤ ‖A‖‖Q‖.
         """
         c = self.divisor
@@ -96,14 +96,14 @@ class Norms:
 
 @dataclass(frozen=True)
 class ErrorTerms:
-    """‖E‖²_F by where it comes from, in two ways; each adds up to it.
+    """‖E‖²_F split by where it comes from, in two ways; the terms of each add up to it.
 
     E = D Q + (1 − 1/c) R^L Q:
 
     Attributes:
-        deviation: ‖D Q‖²: the residual at l is another one than at L.
+        deviation: ‖D Q‖²: the residual at l differs from the one at L.
         division: ‖(1 − 1/c) R^L Q‖²: only a share of it is applied.
-        cross: 2⟨D Q, (1 − 1/c) R^L Q⟩, negative exactly where ``share`` is below 1 (and c above).
+        cross: 2⟨D Q, (1 − 1/c) R^L Q⟩, negative exactly where ``share`` is below 1 (and c above 1).
 
     E = (R* − a R^L) Q + (a − 1/c) R^L Q, two orthogonal parts, with a the ``share`` below:
 
@@ -161,8 +161,8 @@ def gain_cap(matrix: Tensor) -> float:
 def history_bound(gain_norm: float, matrix: Tensor, earlier: Tensor) -> float:
     """‖Q‖₂ (1 + ‖K_pK_pᵀ‖₂ / λ_min(A)) ≥ ‖Q_p‖₂: a bound that grows with earlier keys, as Lemma 4.3's does.
 
-    From Q_p = Q − Q K_p (I + K_pᵀA⁻¹K_p)⁻¹ K_pᵀA⁻¹ by the triangle inequality. Its growth has no limit, but that of
-    ‖Q_p‖ has: :func:`gain_cap` does not rise as earlier keys come in.
+    From Q_p = Q − Q K_p (I + K_pᵀA⁻¹K_p)⁻¹ K_pᵀA⁻¹ by the triangle inequality. This bound grows without limit, but
+    ‖Q_p‖ does not: :func:`gain_cap` does not rise as earlier keys are added.
 
     Args:
         gain_norm: ‖Q‖₂, of the solution without earlier keys, Q = Kᵀ A⁻¹.
@@ -228,7 +228,7 @@ def _checked(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> tupl
         raise ValueError(f"the divisor must be at least 1, not {divisor}")
     if direct.shape != last.shape or direct.ndim != 2 or direct.shape[1] != gain.shape[0]:
         raise ValueError(
-            f"residuals must be (d_model, u) and the gain (u, d_mlp): {tuple(direct.shape)}, "
-            f"{tuple(last.shape)}, {tuple(gain.shape)}"
+            f"residuals must be (d_model, u) and the gain (u, d_mlp); they are {tuple(direct.shape)}, "
+            f"{tuple(last.shape)} and {tuple(gain.shape)}"
         )
     return direct.double(), last.double(), gain.double()

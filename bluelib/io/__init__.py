@@ -1,1 +1,1 @@
-"""The ground: files written whole or not at all, locks, hashes, paths, what ships, checks of arguments, time."""
+"""The foundations: files written whole or not at all, locks, hashes, paths, shipped files, argument checks, timing."""

@@ -1,5 +1,5 @@
-"""What ships with the project, and that it is whole: ``assets/SHA256SUMS`` has the hash of each file, in the form of
-``sha256sum``."""
+"""Files that ship with the project, and the check that they are unchanged: ``assets/SHA256SUMS`` has the hash of each,
+in the format of ``sha256sum``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ ASSETS = Path(str(files("bluelib"))) / "assets"
 
 
 def check_shipped(path: Path) -> None:
-    """Make sure that a shipped file, or each file of a shipped folder that is listed, is what was shipped.
+    """Make sure that a shipped file, or each listed file of a shipped folder, is unchanged.
 
     Raises:
-        DamagedError: naming the file that is missing or another.
+        DamagedError: if a file is missing or has changed; the message names it.
     """
     sums = _sums()
     for name, digest in sums.items():
         file = ASSETS / name
         if path in (file, *file.parents) and (not file.is_file() or file_hash(file) != digest):
             raise DamagedError(
-                f"{file} is missing, or is not what was shipped: its SHA-256 is not that of "
+                f"{file} is missing or has changed: its SHA-256 is not the one listed in "
                 f"{ASSETS / 'SHA256SUMS'}; install bluelib again, or restore the file"
             )
 
@@ -35,8 +35,9 @@ def shipped_hash(path: Path) -> str | None:
 
 
 def update_sums(made: Path) -> None:
-    """Bring the list up to date if what was ``made``, a file or a folder, ships; of other files it says what it said.
-    A model's card is not on it, nor is what is only being written, which is hidden."""
+    """Bring the list up to date if ``made``, a file or a folder, is one that ships; other entries stay as they are.
+
+    The list has no model cards, and no hidden files, which are still being written."""
     made = made.absolute()
     if not made.is_relative_to(ASSETS):
         return

@@ -18,12 +18,13 @@ class DamagedError(ValueError):
 
 
 def write_json(path: str | Path, content: dict[str, Any], *, indent: int | None = None, sealed: bool = False) -> Path:
-    """Write a JSON object, whole or not at all; without ``indent`` on one line for each value, and for each item of a
-    list of objects, so that a table can be read in a diff. With ``sealed``, a last value ``sha256`` has the hash of the
-    others, which :func:`read_json` checks.
+    """Write a JSON object, whole or not at all.
+
+    Without ``indent``, each value, and each item of a list of objects, has a line of its own, so a table can be read in
+    a diff. With ``sealed``, a last value ``sha256`` has the hash of the others, which :func:`read_json` checks.
 
     Raises:
-        ValueError: for NaN or infinity, which JSON does not have.
+        ValueError: if a value is NaN or infinite, which JSON does not have.
     """
 
     def text(value: Any, indent: int | None = None) -> str:
@@ -40,12 +41,12 @@ def write_json(path: str | Path, content: dict[str, Any], *, indent: int | None 
 
 
 def read_json(path: str | Path, *, sealed: bool = False) -> Any:
-    """The content of a JSON file; of one that :func:`write_json` sealed, without the hash, which is checked.
+    """The content of a JSON file. If :func:`write_json` sealed it, the hash is checked and left out.
 
-    With ``sealed``, a file without a hash is refused. Keys that are written twice, NaN and infinity always are.
+    With ``sealed``, a file without a hash is refused. Duplicate keys, NaN and infinity are always refused.
 
     Raises:
-        DamagedError: for a file that is no JSON, or has another content than was written.
+        DamagedError: if the file is not JSON, or its content is not what was written.
     """
     try:
         content = decode_json(Path(path).read_text(encoding="utf-8"))
@@ -56,30 +57,31 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
         return content
     if found != _json_hash(content):
         raise DamagedError(
-            f"{path} is damaged: its content has not the SHA-256 that was written with it; delete it, "
-            "and have it made again"
+            f"{path} is damaged: its content does not match the SHA-256 that was written with it; "
+            "delete it and make it again"
         )
     return content
 
 
 def _json_hash(content: Any) -> str:
-    plain = json.loads(json.dumps(content, allow_nan=False))  # tuples and numbers as keys, as they will be read
+    plain = json.loads(json.dumps(content, allow_nan=False))  # with tuples and numeric keys as they will be read
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _twice(content: dict[str, Any], key: str) -> Exception:
-    return ValueError(f"key {key!r} is there twice")
+    return ValueError(f"key {key!r} appears twice")
 
 
 def decode_json(text: str, twice: Callable[[dict[str, Any], str], Exception] = _twice) -> Any:
-    """What a JSON text says. Python's reader alone takes the last of two values of a key, NaN and infinity.
+    """Decode a JSON text strictly. Python's own reader accepts NaN and infinity, and keeps the last value of a key that
+    appears twice.
 
     Args:
         text: the text.
-        twice: what to raise for an object in which a key is there twice, from the object and the key.
+        twice: makes the error to raise for a key that appears twice, from the object and the key.
 
     Raises:
-        ValueError: for a text that is no JSON, or is nested too deeply.
+        ValueError: if the text is not JSON, or is nested too deeply.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def decode_json(text: str, twice: Callable[[dict[str, Any], str], Exception] = _
         return content
 
     def no_number(name: str) -> None:
-        raise ValueError(f"{name} is no number of JSON")
+        raise ValueError(f"{name} is not a JSON number")
 
     try:
         return json.loads(text, object_pairs_hook=once, parse_constant=no_number)
@@ -99,12 +101,12 @@ def decode_json(text: str, twice: Callable[[dict[str, Any], str], Exception] = _
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file, of plain values only.
+    """The content of a YAML file that holds plain values only.
 
     Raises:
-        ValueError: for a file that is none.
+        ValueError: if the file is not YAML of that kind.
     """
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error

@@ -1,4 +1,4 @@
-"""Locks between processes: who writes a file holds it for itself alone."""
+"""Locks between processes: while one process writes a file, no other can."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
-#: How a file system says that it has no locks.
+#: The errors with which a file system says that it has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold ``path`` for this process alone, by the lock file ``.NAME.lock`` beside it, which stays there.
+    """Hold ``path`` for this process alone, by the lock file ``.NAME.lock`` beside it, which is not removed.
 
-    The system lets go of the lock when the process dies, however it dies.
+    The system releases the lock when the process ends, however it ends.
 
     Args:
-        path: what is to be written; it need not exist.
+        path: the file or folder to be written; it need not exist.
         wait: whether to wait for another process that holds it.
 
     Raises:
@@ -38,9 +38,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     except Timeout as error:
         if not wait:
             raise BlockingIOError(
-                f"{path} is in use by another process: wait until that ends, or choose another name"
+                f"{path} is in use by another process: wait until that process ends, or choose another name"
             ) from error
-        log.info("waiting for another process that writes %s", path)
+        log.info("waiting for another process that is writing %s", path)
         lock.acquire()
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -55,8 +55,8 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def make_once(path: Path, make: Callable[[], Any]) -> None:
-    """Call ``make``, which writes ``path``, unless it is there. Of several processes that ask at once, one makes it,
-    and the others wait; if that one dies, another one does."""
+    """Call ``make``, which writes ``path``, unless ``path`` exists. If several processes ask at once, one makes it and
+    the others wait; if that one dies, another takes over."""
     if not path.exists():
         with locked(path):
             if not path.exists():

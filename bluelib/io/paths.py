@@ -1,4 +1,4 @@
-"""Where numbers and figures are kept; without torch, for the workflow."""
+"""Where numbers and figures are kept; needs no torch, so the workflow can use it."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import platformdirs
 
 
 def plain(name: str) -> str:
-    """A name as part of a file name."""
+    """A name in a form that can be part of a file name."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
 def cell_name(model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int) -> str:
-    """The name of a cell of a results table, for files."""
+    """The name of a cell of a results table, as used in file names."""
     return f"{plain(model)}_{plain(Path(dataset).stem)}_{editor}_{edits}x{batch_size}_seed{seed}"
 
 
 def followed_path(
     model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int, options: Mapping[str, Any]
 ) -> Path:
-    """Where the scores of one editor along a sequence are kept; ``model`` as file names have it."""
+    """Where the scores of one editor along a sequence are kept; ``model`` is given as in file names."""
     name = cell_name(model, dataset, editor, edits, batch_size, seed)
     given = "".join(f"_{plain(str(key))}-{plain(str(value))}" for key, value in options.items())
     return project_path("results", "follow", f"{name}{given}.json")
 
 
 def raw_path(*parts: str) -> Path:
-    """A path under ``results/raw``, where runs leave what is not committed."""
+    """A path under ``results/raw``, where runs put files that are not committed."""
     return project_path("results", "raw", *parts)
 
 
@@ -56,15 +56,16 @@ def config_dir() -> Path:
 
 
 def stem_of(name: str, revision: str) -> str:
-    """A model's name in names of results: of a path its last part and eight digits of the weights' hash, since many
-    folders are called ``model``; any other name as it is."""
+    """A model's name in the names of results. For a path, it is its last part and eight digits of the weights' hash,
+    since many folders are called ``model``; any other name is used as :func:`plain` has it."""
     if not Path(name).exists():
         return plain(name)
     return f"{plain(Path(name).resolve().name)}-{revision.removeprefix('sha256:')[:8]}"
 
 
 def project_path(*parts: str) -> Path:
-    """A path in the project's checkout: the nearest folder upwards with a ``notebooks`` folder, or else here."""
+    """A path in the project's checkout. That is the nearest folder with a ``notebooks`` folder, from the current one
+    upwards; if there is none, the current folder."""
     here = Path.cwd()
     root = next((folder for folder in (here, *here.parents) if (folder / "notebooks").is_dir()), here)
     return root.joinpath(*parts)

@@ -16,17 +16,18 @@ from .writing import atomic_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Of a safetensors file's metadata, the entry that has the hash of its content.
+#: The entry of a safetensors file's metadata that has the hash of its content.
 SEAL = "bluelib"
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> str:
-    """Write tensors as a safetensors file, whole or not at all, with what is known ``about`` them (plain values), and
-    with a hash of both, which is returned: safetensors itself has no checksum."""
+    """Write tensors and what is known ``about`` them (plain values) as a safetensors file, whole or not at all.
+
+    The file also has a hash of both, which is returned: safetensors itself has no checksum."""
     from safetensors.torch import save_file
 
     tensors, about = dict(tensors), dict(about or {})
-    # One entry: safetensors writes several in any order, and the same content shall give the same bytes.
+    # One entry: safetensors writes several in any order, and the same content should always give the same bytes.
     digest = tensors_hash(tensors, about)
     with atomic_file(Path(path)) as temporary:
         save_file(tensors, temporary, {SEAL: json.dumps({"sha256": digest, "about": about})})
@@ -38,20 +39,20 @@ def load_tensors(path: str | Path, *, sha256: str | None = None) -> tuple[dict[s
 
     Args:
         path: the file.
-        sha256: for a file without a hash of its own, that of its bytes.
+        sha256: the hash of the file's bytes, for a file without a hash of its content.
 
     Raises:
-        DamagedError: for a file that is not what was written, or has no hash.
+        DamagedError: if the file is not what was written, or has no hash.
     """
     if sha256 is not None and file_hash(path) != sha256:
-        raise DamagedError(f"{path} is damaged: it has not the SHA-256 {sha256}; delete it, and have it made again")
+        raise DamagedError(f"{path} is damaged: its SHA-256 is not {sha256}; delete it and make it again")
     tensors, metadata = _read_tensors(path)
     if sha256 is not None and SEAL not in metadata:
         return tensors, {key: json.loads(value) for key, value in metadata.items()}
     if SEAL not in metadata:
         raise DamagedError(
-            f"{path} has no hash of its content, so nobody can tell whether it is whole: bluelib did not write it. "
-            "Delete it, and have it made again"
+            f"{path} has no hash of its content, so it cannot be checked: this version of bluelib did not write it. "
+            "Delete it and make it again"
         )
     try:
         seal = json.loads(metadata[SEAL])
@@ -60,8 +61,8 @@ def load_tensors(path: str | Path, *, sha256: str | None = None) -> tuple[dict[s
         right = False
     if not right:
         raise DamagedError(
-            f"{path} is damaged: its content has not the SHA-256 that was written with it; delete it, "
-            "and have it made again"
+            f"{path} is damaged: its content does not match the SHA-256 that was written with it; "
+            "delete it and make it again"
         )
     return tensors, seal["about"]
 
@@ -72,12 +73,12 @@ def _read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with uninterrupted(), safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except (SafetensorError, ValueError, RuntimeError) as error:  # torch's too, for shapes that cannot be
+    except (SafetensorError, ValueError, RuntimeError) as error:  # also torch's, for impossible shapes
         raise DamagedError(f"{path} is not a safetensors file, or is damaged: {error}") from error
 
 
 def tensors_in(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor | None]]:
-    """Each name with its tensor from a checkpoint's safetensors files, one at a time; None for one that none has."""
+    """Each name with its tensor from a checkpoint's safetensors files, one at a time; None if no file has it."""
     from safetensors import safe_open
 
     with ExitStack() as stack:

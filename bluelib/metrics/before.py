@@ -1,4 +1,4 @@
-"""What of a model is kept before it is edited, because metrics compare with it."""
+"""What a model says before it is edited, kept for the metrics that compare with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..models.model import Model
 from .locality import Reference, probes_of
 from .portability import conditions
 
-#: The groups of metrics that compare.
+#: The groups of metrics that compare with the model before editing.
 COMPARING = ("locality", "portability")
 
 
@@ -25,8 +25,8 @@ class Before:
     """What an unedited model says.
 
     Attributes:
-        reference: after the locality probes; None where that is not compared with.
-        held: for each context, which conditions of consequences hold.
+        reference: what it says after the locality probes; None if that is not needed.
+        held: for each context, whether each condition of a consequence holds.
     """
 
     reference: Reference | None = None
@@ -42,10 +42,10 @@ class Before:
         contexts: Sequence[str] = ("bare",),
         chat: bool = False,
     ) -> Before:
-        """What these groups of metrics will compare with: of the model as it is now.
+        """What these groups of metrics will compare with, from the model as it is now.
 
         Args:
-            model: before it is edited.
+            model: the model, before it is edited.
             records: what it will be evaluated on.
             metrics, contexts, chat: as for :func:`~bluelib.evaluate`.
         """
@@ -74,7 +74,7 @@ class Before:
             sha256: what :meth:`save` returned.
 
         Raises:
-            DamagedError: for a file that is not what was written, or has another hash.
+            DamagedError: if the file is not what was written, or has another hash.
         """
         tensors, about = load_tensors(path, sha256=sha256)
         held = {

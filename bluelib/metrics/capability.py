@@ -1,7 +1,7 @@
 """General capability: tasks of the LM Evaluation Harness (``lm-eval``) on a model in memory.
 
 The pocket tasks (``bluelib/assets/tasks``) are the held-out items of :mod:`bluelib.pocket.skills`; any multiple-choice
-task, group or tag of the harness is used by the same code, such as the paper's :data:`PAPER_TASKS`.
+task, group or tag of the harness, such as the paper's :data:`PAPER_TASKS`, can be used too.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 POCKET_TASKS = tuple(f"pocket_{skill}" for skill in SKILLS)
-#: The paper's tasks by their names in the harness; that its NLI is MNLI is our reading.
+#: The paper's tasks by their names in the harness; we take the paper's NLI to be MNLI.
 PAPER_TASKS = ("sst2", "mrpc", "cola", "rte", "mmlu", "mnli")
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks that are ready to use: by name the harness's tasks whose items count under it, several for a group."""
+    """Tasks that are ready to use: for each name, the harness's tasks whose items count under it, several for a
+    group."""
 
     parts: Mapping[str, Mapping[str, Task]]
 
@@ -43,10 +44,10 @@ class Capability:
 
     Attributes:
         scores: per task and metric, ``value`` in per cent, ``standard_error`` (NaN where it is not known) and the
-            number of items ``n``. ``acc`` is there for every task: the share of items whose right choice has the
-            highest log-probability, summed over its tokens. Others are those that the harness has for the task.
+            number of items ``n``. Every task has ``acc``: the share of items whose right choice has the highest
+            log-probability, summed over its tokens. Other metrics are those that the harness has for the task.
         items: per item its ``task``, ``item`` (a name), ``prompt``, ``accuracy`` (0 or 100) and ``chance``, the
-            accuracy that guessing has.
+            accuracy of guessing.
     """
 
     scores: pd.DataFrame
@@ -56,17 +57,19 @@ class Capability:
 def find_tasks(names: Sequence[str]) -> TaskManager:
     """An index of tasks that has all of ``names``; nothing is loaded.
 
-    The harness's own tasks, which take seconds to read, are in it only if a name is not a pocket task's.
+    The harness's own tasks, which take seconds to read, are included only if a name is not that of a pocket task.
 
     Raises:
-        ImportError: without ``lm-eval``.
-        ValueError: for no names, a name twice, or one that is unknown.
+        ImportError: if ``lm-eval`` is not installed.
+        ValueError: if there are no names, a name is given twice, or one is unknown.
     """
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ImportError("the tasks are the LM Evaluation Harness's: pip install 'bluelib[capability]'") from error
+        raise ImportError(
+            "the LM Evaluation Harness, which has the tasks, is not installed: pip install 'bluelib[capability]'"
+        ) from error
     if not names or len(set(names)) < len(names):
         raise ValueError(f"tasks must be one or more different names, not {list(names)}")
     folder = ASSETS / "tasks"
@@ -83,25 +86,25 @@ def find_tasks(names: Sequence[str]) -> TaskManager:
 
 
 def load_tasks(names: Sequence[str], *, seed: int = 0) -> Tasks:
-    """Load tasks with their items. The pocket tasks' are made in memory; others are downloaded or read from the cache
-    of ``datasets``.
+    """Load tasks with their items. Those of pocket tasks are made in memory; others are downloaded or read from the
+    cache of ``datasets``.
 
     Args:
         names: of tasks, of groups (their items count together, each once), or of tags (each of their tasks by itself).
         seed: of the choice of examples, for tasks that show some.
 
     Raises:
-        ImportError, ValueError: from :func:`find_tasks`; ValueError also for a task that is not multiple-choice.
+        ImportError, ValueError: from :func:`find_tasks`; ValueError also if a task is not multiple-choice.
     """
     index = find_tasks(names)
     parts: dict[str, Mapping[str, Task]] = {}
     for name in names:
-        with _level("lm_eval"):  # it warns of defaults taken
+        with _level("lm_eval"):  # it warns about defaults
             loaded = index.load([name])
         found = loaded["tasks"]
         for part, task in found.items():
             if task.OUTPUT_TYPE != "multiple_choice":
-                raise ValueError(f"task {part} is scored as {task.OUTPUT_TYPE}; only multiple_choice has right choices")
+                raise ValueError(f"task {part} is scored as {task.OUTPUT_TYPE}; only multiple_choice tasks can be used")
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=seed)
@@ -117,28 +120,28 @@ def capability(
     batch_size: int = 32,
     progress: bool = False,
 ) -> Capability:
-    """Evaluate a model, as it stands in memory, on tasks of the harness. Random numbers of the caller are left alone.
+    """Evaluate a model, as it stands in memory, on tasks of the harness. The caller's random state is left alone.
 
     Args:
-        tasks: from :func:`load_tasks`, to use them often; or names.
-        limit: the first so many items of each task, and of each of a group's tasks; by default all.
+        tasks: from :func:`load_tasks`, for repeated use; or names.
+        limit: use only the first ``limit`` items of each task, and of each task in a group; by default all.
         batch_size: prompts in one run of the model.
         progress: show the harness's progress bars.
 
     Raises:
-        ImportError, ValueError: from :func:`load_tasks`; ValueError also for a limit below 1.
+        ImportError, ValueError: from :func:`load_tasks`; ValueError also if the limit is below 1.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 item, not {limit}")
     tasks = tasks if isinstance(tasks, Tasks) else load_tasks(tasks)
-    # evaluate is simple_evaluate without the seeds that it sets and a report on the machine that takes it a second
+    # unlike simple_evaluate, this sets no seeds and makes no report on the machine, which takes a second
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 
     with _level("lm_eval"):  # it warns that the model is in memory
         lm = HFLM(pretrained=model.hf_model, tokenizer=model.tokenizer, batch_size=batch_size, softmax_dtype="float32")
     every = {part: task for group in tasks.parts.values() for part, task in group.items()}
-    with _bars(progress), _level("transformers"):  # which warns of padding, on the right and so without effect
+    with _bars(progress), _level("transformers"):  # it warns about padding, which has no effect on the right
         found = evaluate(lm, {"tasks": every}, limit=limit, bootstrap_iters=0)
     items = pd.DataFrame(
         {"task": name, "item": f"{part}/{sample['doc_id']}", **_outcome(sample)}
@@ -186,7 +189,7 @@ def _others(results: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 @contextmanager
 def _level(library: str, level: int = logging.ERROR) -> Iterator[None]:
-    """A library logs nothing below ``level``."""
+    """Inside the block, a library logs nothing below ``level``."""
     log = logging.getLogger(library)
     before = log.level
     log.setLevel(level)
@@ -198,7 +201,7 @@ def _level(library: str, level: int = logging.ERROR) -> Iterator[None]:
 
 @contextmanager
 def _bars(shown: bool) -> Iterator[None]:
-    """Unless ``shown``, keep the harness's progress bars from standard error, but not its warnings."""
+    """Unless ``shown``, keep the harness's progress bars off standard error, but not its warnings."""
     if shown:
         yield
         return

@@ -1,10 +1,10 @@
-"""What each metric is: :data:`DEFINITIONS`, which the page ``docs/metrics.md`` is made from."""
+"""The definition of each metric: :data:`DEFINITIONS`, from which the page ``docs/metrics.md`` is made."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: What stands in a name for the part that differs, and what it can be.
+#: The placeholders in names of metrics, and what they stand for.
 VARYING = {
     "<metric>": "efficacy, generalization or specificity",
     "<group>": "the name of a group of consequences, such as Relation_Specificity",
@@ -20,7 +20,7 @@ class Definition:
         group: of :data:`.editing.GROUPS`.
         definition: in words.
         unit: of the values.
-        source: who asks for it.
+        source: where it comes from.
     """
 
     name: str

@@ -1,17 +1,17 @@
 """What a model answers, in its own words: no teacher forcing, no object to compare with.
 
-A prompt is continued greedily by at most 50 tokens, up to a full stop, a line's end or the text's end ("The Mirage of
-Model Editing", Yang et al., ACL 2025); where the object itself has full stops, up to the next one. Two measures:
-``exact``, the answer is the object, after SQuAD's normalisation (Rajpurkar et al. 2016: lower case, without punctuation
-and articles); and ``contains``, the object's words stand in it. Asked are the rewrite prompt (efficacy), paraphrases
-(generalization), and, for the old answer, the first :data:`PROBES` prompts about other subjects (specificity), in one
-of three contexts:
+A prompt is continued greedily by at most 50 tokens, up to a full stop, the end of the line or the end of the text ("The
+Mirage of Model Editing", Yang et al., ACL 2025). If the object itself has full stops, as many are passed over. There
+are two measures. ``exact``: the answer is the object, after SQuAD's normalisation (Rajpurkar et al. 2016: lower case,
+without punctuation and articles). ``contains``: the object's words are in the answer. The prompts are the rewrite
+prompt (efficacy), paraphrases (generalization), and, for the old answer, the first :data:`PROBES` prompts about other
+subjects (specificity), in one of three contexts:
 
 ===============  ==========================================================================
 context          what the model reads
 ===============  ==========================================================================
 ``bare``         the prompt
-``instruction``  :data:`INSTRUCTION`, and behind it the prompt
+``instruction``  :data:`INSTRUCTION`, then the prompt
 ``chat``         the prompt as a user's turn of the tokenizer's chat template
 ===============  ==========================================================================
 """
@@ -34,8 +34,8 @@ from ..models.model import Model
 from ..models.prompts import chat_frame, has_unspaced
 
 TOKENS = 50
-#: Of a record's locality probes the first ones are asked: CounterFact has ten, and an answer costs as much as dozens of
-#: scores.
+#: How many of a record's locality probes are asked, the first: CounterFact has ten, and an answer costs as much as
+#: dozens of scores.
 PROBES = 2
 CONTEXTS = ("bare", "instruction", "chat")
 INSTRUCTION = "Give the answer only, without an explanation.\n\n"
@@ -50,7 +50,7 @@ class Answer:
 
     Attributes:
         case_id: of the record.
-        number: of the record, among those that were asked.
+        number: the record's position among those that were asked.
         metric: what it counts for: ``efficacy``, ``generalization`` or ``specificity``.
         context: of :data:`CONTEXTS`.
         prompt: as the record has it.
@@ -68,7 +68,7 @@ class Answer:
 
     @property
     def exact(self) -> bool:
-        """Whether the answer is what is expected; letter for letter, where normalising leaves nothing of that."""
+        """Whether the answer is the expected one; letter for letter, if normalising leaves nothing of the latter."""
         if has_unspaced(self.expected):
             return _without_marks(self.text) == _without_marks(self.expected)
         expected = normalise(self.expected)
@@ -76,8 +76,8 @@ class Answer:
 
     @property
     def contains(self) -> bool:
-        """Whether the expected words stand in the answer, one after the other, as words; of a script that is written
-        without spaces, whether the expected text does."""
+        """Whether the expected words are in the answer, one after another, as whole words; for a script that is written
+        without spaces, whether the expected text is."""
         if has_unspaced(self.expected):
             return _without_marks(self.expected) in _without_marks(self.text)
         expected = normalise(self.expected)
@@ -108,19 +108,19 @@ def ask_all(
 
     Args:
         model: the model in its present state.
-        records: they must not be behind a chat template already.
+        records: records that are not in a chat template yet.
         context: of :data:`CONTEXTS`.
-        tokens: of an answer, at most.
+        tokens: the largest number of tokens in an answer.
         probes: how many locality probes of a record; None for all.
 
     Raises:
-        ValueError: for another context, a tokenizer without a chat template, or a prompt that with its answer is longer
-            than the model's context.
+        ValueError: if the context is unknown or needs a chat template that the tokenizer does not have, or if a prompt
+            with its answer is longer than the model's context.
     """
     before, after = frame(model, context)
     asked = [(number, *rest) for number, record in enumerate(records) for rest in _asked(record, probes)]
     texts = [""] * len(asked)
-    # An object with a full stop is not said before one: its answers are cut here.
+    # Generation must not stop at a full stop that the object itself has: those answers are cut here.
     for stops in (".。\n", "\n"):
         own = [i for i, (*_, expected) in enumerate(asked) if ("." in expected) == (stops == "\n")]
         said = answer(model, [before + asked[i][2] + after for i in own], tokens=tokens, stops=stops)
@@ -133,10 +133,11 @@ def ask_all(
 
 
 def frame(model: Model, context: str) -> tuple[str, str]:
-    """What stands before and behind a prompt in a context.
+    """The texts before and after a prompt in a context.
 
     Raises:
-        ValueError: for a context that is not in :data:`CONTEXTS`, or a tokenizer without a chat template.
+        ValueError: if the context is not in :data:`CONTEXTS`, or the tokenizer does not have the chat template that it
+            needs.
     """
     if context not in CONTEXTS:
         raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, not {context!r}")
@@ -144,12 +145,12 @@ def frame(model: Model, context: str) -> tuple[str, str]:
 
 
 def named(context: str, name: str) -> str:
-    """A metric's name in a context: the context stands in front where it is not the bare prompt."""
+    """A metric's name in a context: with the context in front, unless it is the bare prompt."""
     return name if context == "bare" else f"{context}_{name}"
 
 
 def _asked(record: Record, probes: int | None) -> list[tuple[str, str, str]]:
-    """A record's metric, prompt and expected answer, of each prompt that has one."""
+    """The metric, prompt and expected answer of each of a record's prompts that has an answer."""
     edited = [("efficacy", record.request.text), *(("generalization", prompt) for prompt in record.paraphrases)]
     answered = [(probe.prompt, probe.answer) for probe in record.locality if probe.answer is not None]
     return [(metric, prompt, record.target_new) for metric, prompt in edited] + [
@@ -159,7 +160,7 @@ def _asked(record: Record, probes: int | None) -> list[tuple[str, str, str]]:
 
 def measured(answers: Iterable[Answer]) -> list[dict[str, float | int | str]]:
     """Per record, in order, ``case_id`` and each measure of each metric that was asked for, in per cent:
-    ``exact_efficacy`` and so on, with the context in front where it is not the bare prompt."""
+    ``exact_efficacy`` and so on, with the context in front, unless it is the bare prompt."""
     found: dict[int, dict[str, list[bool]]] = {}
     ids: dict[int, int | str] = {}
     for one in answers:
@@ -175,7 +176,7 @@ def measured(answers: Iterable[Answer]) -> list[dict[str, float | int | str]]:
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     """Write answers as JSON Lines, whole or not at all: ``case_id``, ``metric``, ``context``, ``question``, ``answer``,
-    which is what is right, and ``generation``, what the model said."""
+    which is the right one, and ``generation``, which is what the model said."""
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as lines:
         for one in answers:
             entry = {

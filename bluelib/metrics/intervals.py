@@ -29,11 +29,12 @@ class Interval(NamedTuple):
 def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
     """The mean of ``values`` (one per record, or per independent run) with its interval.
 
-    From 20 values on the percentile bootstrap; for fewer, of which it makes too little, Student's t. One value has no
-    interval: its ends are NaN. For paired comparisons, give the differences of the two methods on each record.
+    For 20 values or more, the percentile bootstrap; for fewer, where its intervals are too short, Student's t. One
+    value has no interval: its ends are NaN. For paired comparisons, give the differences of the two methods on each
+    record.
 
     Raises:
-        ValueError: for no values.
+        ValueError: if there are no values.
     """
     sample = np.asarray(values, dtype=float)
     if not len(sample):
@@ -61,8 +62,8 @@ def share_interval(percent: float, n: int) -> Interval:
     """Wilson's 95 % interval of a share, in per cent; it stays within 0 and 100.
 
     Args:
-        percent: the share that was seen.
-        n: independent records that it was seen in.
+        percent: the share that was observed.
+        n: the number of independent records.
     """
     found = stats.binomtest(round(percent / 100 * n), n).proportion_ci(method="wilson")
     return Interval(percent, 100 * found.low, 100 * found.high)
@@ -73,8 +74,8 @@ def bootstrap_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAM
     and values within each.
 
     Args:
-        values: ``(m, groups, n)``: m measures of the same n values of each group, NaN where there is none. A draw takes
-            the same ones for all measures, so that differences between measures are paired.
+        values: ``(m, groups, n)``: m measures of the same n items in each group, NaN where there is no value. A draw
+            takes the same items for all measures, so differences between measures are paired.
 
     Returns:
         ``(m, resamples)``.
@@ -92,7 +93,7 @@ def bootstrap_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAM
 
 
 def limits(draws: Sequence[float]) -> tuple[float, float]:
-    """The ends of the 95 % percentile interval of bootstrap draws; draws that are not defined (NaN) are passed over."""
+    """The ends of the 95 % percentile interval of bootstrap draws; undefined draws (NaN) are left out."""
     low, high = np.nanquantile(np.asarray(draws), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -100,10 +101,10 @@ def limits(draws: Sequence[float]) -> tuple[float, float]:
 def stratified_interval(groups: Sequence[Sequence[float]], *, seed: int = 0) -> Interval:
     """The mean of the groups' means, each group counting the same however large it is, with its interval.
 
-    The percentile bootstrap, the values of each group resampled by themselves.
+    The interval is from the percentile bootstrap, which resamples the values of each group separately.
 
     Raises:
-        ValueError: for no groups, or one without values.
+        ValueError: if there are no groups, or one has no values.
     """
     samples = [np.asarray(group, dtype=float) for group in groups]
     if not samples or not all(map(len, samples)):
@@ -113,7 +114,7 @@ def stratified_interval(groups: Sequence[Sequence[float]], *, seed: int = 0) -> 
         return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
 
     mean = float(mean_of_means(*samples))
-    varied = [sample for sample in samples if np.ptp(sample)]  # the others add no doubt, and scipy wants two values
+    varied = [sample for sample in samples if np.ptp(sample)]  # others add no uncertainty, and scipy needs two values
     if not varied:
         return Interval(mean, mean, mean)
     found = stats.bootstrap(
@@ -140,7 +141,7 @@ def intervals_by(frame: pd.DataFrame, keys: Sequence[str], value: str) -> pd.Dat
 def paired_differences(
     frame: pd.DataFrame, pairs: Sequence[tuple[str, str]], keys: Sequence[str], unit: str
 ) -> pd.DataFrame:
-    """BLUE less plain, paired: :func:`interval` over ``unit`` of the difference in ``value`` of two editors.
+    """BLUE minus plain, paired: :func:`interval` over ``unit`` of the difference in ``value`` between two editors.
 
     Args:
         frame: columns ``editor``, ``keys``, ``unit`` and ``value``, one row for each combination.
@@ -164,7 +165,8 @@ def growth_exponent(frame: pd.DataFrame, x: str, y: str, by: str) -> Interval:
     sequences), and the interval over the groups.
 
     Raises:
-        ValueError: for fewer than two groups, fewer than two values of ``x`` in one, or values that have no logarithm.
+        ValueError: if there are fewer than two groups, a group has fewer than two values of ``x``, or values have no
+            logarithm.
     """
     slopes = []
     for name, group in frame.groupby(by):

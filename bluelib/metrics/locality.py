@@ -1,11 +1,11 @@
 """How far an edit moves a model where it should not, without asking what is true (arXiv:2601.17343).
 
-Of the next-token distributions before and after editing, on the records' locality probes or on any prompts: the
-divergence D_KL(before ‖ after) in nats, and the share of the k most probable tokens that they have in common, for k of
-1, 5 and 10, in per cent. An answer that was wrong before counts as much as one that was right.
+Next-token distributions before and after editing are compared, on the records' locality probes or on any prompts. The
+measures are the divergence D_KL(before ‖ after) in nats, and the share, in per cent, of the k most probable tokens that
+both have in common, for k of 1, 5 and 10. An answer that was wrong before counts as much as one that was right.
 
-What the head reads is kept of the model before editing, and not the distributions: editing changes no head, and
-``d_model`` numbers a prompt are as good as ``vocabulary``.
+Of the model before editing, the inputs of the head are kept instead of the distributions: editing does not change the
+head, and ``d_model`` numbers per prompt are as good as ``vocabulary``.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Reference:
     """What a model said before it was edited.
 
     Attributes:
-        prompts: distinct.
-        states: of :func:`~bluelib.models.scoring.final_states`, ``(n, d_model)``.
+        prompts: the distinct prompts.
+        states: what :func:`~bluelib.models.scoring.final_states` returned for them, ``(n, d_model)``.
     """
 
     prompts: tuple[str, ...]
@@ -44,7 +44,7 @@ class Reference:
         """What the model says now.
 
         Raises:
-            ValueError: for no prompts; as :func:`~bluelib.models.scoring.final_states`.
+            ValueError: if there are no prompts; as :func:`~bluelib.models.scoring.final_states`.
         """
         distinct = tuple(dict.fromkeys(prompts))
         if not distinct:
@@ -56,12 +56,12 @@ class Reference:
         """How far the model's distributions have moved since, by prompt: ``kl`` and ``overlap_1`` and so on.
 
         Raises:
-            ValueError: for another model, whose states have another size.
+            ValueError: if the model's states have another size, so it is another model.
         """
         if self.states.shape[1] != model.head.weight.shape[1]:
             raise ValueError(
-                f"{model.name} reads states of {model.head.weight.shape[1]} numbers, and these have "
-                f"{self.states.shape[1]}: they are another model's"
+                f"{model.name} has final states of {model.head.weight.shape[1]} numbers, and the reference's have "
+                f"{self.states.shape[1]}: it is another model's"
             )
         now = final_states(model, self.prompts)
         found: dict[str, dict[str, float]] = {}
@@ -85,10 +85,10 @@ def probes_of(records: Sequence[Record]) -> list[str]:
 
 
 def locality(model: Model, records: Sequence[Record], reference: Reference) -> list[dict[str, float | int | str]]:
-    """Per record, ``case_id`` and the means over its locality probes; ``case_id`` alone for a record without.
+    """Per record, ``case_id`` and the means over its locality probes; only ``case_id`` for a record without probes.
 
     Raises:
-        ValueError: naming the record, for a probe that the reference lacks.
+        ValueError: if the reference lacks a probe; the message names the record.
     """
     known = set(reference.prompts)
     for record in records:

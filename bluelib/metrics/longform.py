@@ -1,17 +1,17 @@
-"""What a model says where a text of several sentences was edited in.
+"""What a model says after edits whose target is a text of several sentences.
 
 ==============  ====================================================================================================
 measure         per cent
 ==============  ====================================================================================================
 rouge_l         ROUGE-L, F-measure, of the text that the model generates greedily with the target (Lin 2004)
 token_recall    share of the target's tokens that are the model's first choice after the target so far
-object_recall   share of the new object's mentions in the target whose tokens all are, after the text before them
+object_recall   share of mentions of the new object whose tokens are all the first choice, given the target so far
 whole           100 where the whole target is generated, word for word
 ==============  ====================================================================================================
 
 As many tokens are generated as the target has. Nothing in a text marks its end, so what would follow is not judged.
-Recall is teacher-forced: names and wordings that repeat make much of a text easy, so read it against its value before
-editing; the mentions of the object are what an edit is about.
+Recall is teacher-forced: repeated names and wordings make much of a text easy, so compare it with its value before
+editing. The mentions of the object are what an edit is about.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def rouge_l(target: str, text: str) -> float:
 
 
 def evaluate_long_form(model: Model, records: Sequence[Record], objects: Sequence[str]) -> pd.DataFrame:
-    """All measures after each record's prompt, and after its paraphrases, of which the mean is taken.
+    """All measures after each record's prompt, and after its paraphrases, averaged over these.
 
     Args:
-        model: in its present state.
+        model: the model in its present state.
         records: the long-form edits.
         objects: each edit's new object; a record whose text does not mention it has no ``object_recall``.
 
@@ -50,7 +50,7 @@ def evaluate_long_form(model: Model, records: Sequence[Record], objects: Sequenc
         Columns ``prompt`` (``question``, ``rephrased``), ``metric``, ``record``, ``value``.
 
     Raises:
-        ValueError: for a prompt with its target that is longer than the model's context.
+        ValueError: if a prompt with its target is longer than the model's context.
     """
     asked = [(i, "question", record.request.text) for i, record in enumerate(records)]
     asked += [(i, "rephrased", text) for i, record in enumerate(records) for text in record.paraphrases]
@@ -84,7 +84,7 @@ def check_length(model: Model, records: Sequence[Record]) -> int:
     """The longest sequence that editing runs: context prefix, prompt and target, in tokens.
 
     Raises:
-        ValueError: naming the record, if it exceeds the model's context.
+        ValueError: if it exceeds the model's context; the message names the record.
     """
     prefix = max(len(encode_prompt(model.tokenizer, text)) for text in context_prefixes(model))
     longest = 0

@@ -1,9 +1,9 @@
-"""Whether a model that was edited takes "is not" for what it says (arXiv:2510.00625).
+"""Whether an edited model takes the "not" in "is not" into account (arXiv:2510.00625).
 
 An edit that installs "The capital of France is" – "Rome" must not make a model go on with "Rome" after "The capital of
-France is not". Asked is the rewrite prompt with "not" behind it, of records whose prompt ends in a form of "to be", and
-the edit passes where the old object is more probable there than the new one. A model that ignores "not" passes as long
-as it is unedited: read this beside efficacy.
+France is not". The model is asked the rewrite prompt followed by "not", for records whose prompt ends in a form of "to
+be". The edit passes if the old object is then more probable than the new one. A model that ignores "not" passes as long
+as it is unedited: read this together with efficacy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TO_BE = re.compile(r"\b(is|are|was|were)$")
 
 
 def negated(record: Record) -> Record | None:
-    """The record with "not" behind its rewrite prompt; None where that makes no sentence, or there is no old object."""
+    """The record with "not" after its rewrite prompt; None if that makes no sentence, or there is no old object."""
     if record.target_true is None or not _TO_BE.search(record.request.text):
         return None
     return replace(record, prompt=f"{record.prompt} not")
@@ -29,8 +29,8 @@ def negated(record: Record) -> Record | None:
 
 def negation(model: Model, records: Sequence[Record], *, chat: bool = False) -> list[dict[str, float | int | str]]:
     """Per record, ``case_id`` and ``negation``, 100 or 0: P(true) > P(new) after the negated prompt, P being the mean
-    log-probability per token; ``case_id`` alone for a record that has none. The records must not be behind a chat
-    template already."""
+    log-probability per token; only ``case_id`` for a record without the metric. The records must not be in a chat
+    template yet."""
     asked = {number: one for number, record in enumerate(records) if (one := negated(record)) is not None}
     asked = dict(zip(asked, in_chat(model, list(asked.values())) if chat else asked.values(), strict=True))
     passed: dict[int, dict[str, float]] = {}

@@ -1,26 +1,26 @@
-"""What follows from an edit, and what has to stay although it is about the same subject: RippleEdits' metric (Cohen et
-al., TACL 2024).
+"""What follows from an edit, and what has to stay the same although it is about the same subject: RippleEdits' metric
+(Cohen et al., TACL 2024).
 
-A consequence is executed where its conditions were answered right *before* the edit. In the published definition it
-counts only where the edit itself is answered right after it. So three numbers belong together: the share of
-consequences that were executed (``executed``, and ``executed_<group>``), whether the edit succeeded (``edited``), and
-the share of executed ones that passed (``<group>``). ``all_<group>`` is the same share whether the edit succeeded or
-not: of every requested edit.
+A consequence is executed if its conditions were answered right *before* the edit. In the published definition it counts
+only if the edit itself is answered right afterwards. So three numbers belong together: the share of consequences that
+were executed (``executed``, and ``executed_<group>``), whether the edit succeeded (``edited``), and the share of
+executed ones that passed (``<group>``). ``all_<group>`` is the same share over all requested edits, whether they
+succeeded or not.
 
-A query is answered right where every answer is named, as words of its own, in what the model says, greedily, by one of
-its names. A name has more than one character, or is a number. Names are compared after SQuAD's normalisation; those of
-up to three characters, and those in capitals, letter for letter: "IT" and "the US" are no pronouns.
+A query is answered right if the model's greedy answer names each of the query's answers, by one of its names, as whole
+words. A name has more than one character, or is a number. Names are compared after SQuAD's normalisation. Those of up
+to three characters, and those in capitals, are compared letter for letter: "IT" and "the US" are not pronouns.
 
 This differs from the published code:
 
-- Only what the model says is looked at, where the code also looks at the prompt.
-- A limit is in tokens (30), where the code has one in characters; and an answer ends with its line.
-- Names are words, and not any part of the text.
-- A query without answers can tell nothing and is not executed; the code lets it pass.
-- Nothing is sampled, where the code draws without a seed, and ``Forgetfulness`` is counted as itself, where the code
-  counts it as ``Compositionality_II``.
-- All edits are made before any is tested, where the code makes one at a time. A consequence that asks for what another
-  of the edits has changed is left out.
+- Names are looked for only in what the model says; the code also looks at the prompt.
+- The limit of an answer is in tokens (30), in the code in characters; and an answer ends with its line.
+- Names must be whole words, not any part of the text.
+- A query without answers shows nothing and is not executed; the code lets it pass.
+- Nothing is sampled; the code draws without a seed. ``Forgetfulness`` is counted as itself; the code counts it as
+  ``Compositionality_II``.
+- All edits are made before any is tested; the code makes one at a time. A consequence that asks for what another edit
+  has changed is left out.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from ..models.prompts import has_unspaced
 from .generated import frame, named, normalise
 
 TOKENS = 30
-#: A name of so many characters is compared letter for letter.
+#: Names of at most this many characters are compared letter for letter.
 SHORT = 3
 _ARTICLE = re.compile(r"^(the|a|an)\s+", re.IGNORECASE)
 
 
 def ask(model: Model, queries: Iterable[Query], *, context: str = "bare", tokens: int = TOKENS) -> dict[Query, bool]:
-    """Which queries a model answers right now, asked in one of :data:`.generated.CONTEXTS`."""
+    """Whether the model, in its present state, answers each query right, in one of :data:`.generated.CONTEXTS`."""
     before, after = frame(model, context)
     distinct = list(dict.fromkeys(queries))
     prompts = list(dict.fromkeys(query.prompt for query in distinct))
@@ -53,13 +53,13 @@ def ask(model: Model, queries: Iterable[Query], *, context: str = "bare", tokens
 
 
 def answered(text: str, answers: Sequence[Sequence[str]]) -> bool:
-    """Whether a text names every answer, each by one of its names. No answers are not named."""
+    """Whether a text names every answer, each by one of its names; False if there are no answers."""
     words = f" {normalise(text)} "
     return bool(answers) and all(any(_named(text, words, name) for name in names) for names in answers)
 
 
 def _named(text: str, words: str, name: str) -> bool:
-    """Whether a name stands in a text, whose normalised ``words`` are between spaces."""
+    """Whether a name is in a text; ``words`` are the text's normalised words, with a space before and after each."""
     normal, core = normalise(name), _ARTICLE.sub("", name.strip())
     if has_unspaced(core):
         return core in text
@@ -73,7 +73,7 @@ def _named(text: str, words: str, name: str) -> bool:
 def conditions(
     model: Model, records: Sequence[Record], *, context: str = "bare", tokens: int = TOKENS
 ) -> dict[Query, bool]:
-    """Which conditions of the records' consequences hold; of the model before it is edited."""
+    """Whether each condition of the records' consequences holds, for the model before it is edited."""
     return ask(model, (q for one in _all(records) for q in one.conditions), context=context, tokens=tokens)
 
 
@@ -85,20 +85,20 @@ def portability(
     context: str = "bare",
     tokens: int = TOKENS,
 ) -> list[dict[str, float | int | str]]:
-    """Per record, in per cent: ``edited``, which of a case with several edits asks for all; ``executed``, of all its
-    consequences, and ``executed_<group>``; and of each group's executed ones the share that passed: ``<group>`` where
-    the edit succeeded, ``all_<group>`` in any case. The context stands in front of a name where it is not the bare
-    prompt. A record without consequences has none of them.
+    """Per record, in per cent: ``edited``, whether the edit succeeded, or, in a case with several edits, all of them;
+    ``executed``, the share of its consequences that were executed, and ``executed_<group>``; and the share of each
+    group's executed ones that passed, ``<group>`` if the edit succeeded and ``all_<group>`` in any case. Names have the
+    context in front, unless it is the bare prompt. A record without consequences has none of these.
 
     Args:
         model: the edited model.
         records: the edits.
-        held: what :func:`conditions` said before them, in the same context.
+        held: what :func:`conditions` returned before the edits, in the same context.
         context: of :data:`.generated.CONTEXTS`.
-        tokens: of an answer, at most.
+        tokens: the largest number of tokens in an answer.
 
     Raises:
-        ValueError: naming the record, for a condition that was not asked for.
+        ValueError: if a condition was not asked before editing; the message names the record.
     """
     for record in records:
         for query in (q for one in _all([record]) for q in one.conditions):
@@ -138,13 +138,15 @@ def _share(part: Iterable[Sequence[Consequence]], whole: Iterable[Sequence[Conse
 
 
 def _cases(records: Sequence[Record]) -> list[list[int]]:
-    """Of each record the places of those that are one case with it, itself first, as far as they are there."""
+    """For each record, the positions of the records that form one case with it, itself first, as far as they are
+    given."""
     ids = {record.case_id: number for number, record in enumerate(records)}
     return [[number, *(ids[other] for other in r.together if other in ids)] for number, r in enumerate(records)]
 
 
 def _counted(records: Sequence[Record], cases: Sequence[Sequence[int]]) -> list[dict[str, list[Consequence]]]:
-    """Of each record the groups of its consequences, less those that ask for what another record edits."""
+    """For each record, the groups of its consequences, without those that ask for what a record of another case
+    edits."""
     changed: dict[str, set[int]] = {}
     for number, record in enumerate(records):
         changed.setdefault(record.request.text, set()).add(number)

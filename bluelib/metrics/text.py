@@ -31,9 +31,9 @@ def words_of(text: str, how: str = published("words")) -> list[str]:
 
     Args:
         text: any.
-        how: ``nltk``, the words that nltk's tokenizer finds in each sentence; or ``regex``, runs of letters and digits,
-            and single other characters. Nltk's own model of where English sentences end is a download; here its
-            splitter knows no abbreviations, so that “Dr.” before a word is two units and not one.
+        how: ``nltk``, the words that NLTK's tokenizer finds in each sentence; or ``regex``, runs of letters and digits,
+            and single other characters. NLTK's own model of where English sentences end has to be downloaded, and is
+            not used: the splitter here knows no abbreviations, so “Dr.” before a word is two units instead of one.
     """
     if how == "regex":
         return re.findall(r"\w+|[^\w\s]", text)
@@ -78,7 +78,7 @@ def idf_of(texts: Iterable[str]) -> TfidfVectorizer | None:
 @lru_cache(maxsize=4)
 def fixed_idf(dataset: str) -> TfidfVectorizer | None:
     """TF-IDF with the inverse document frequencies of a dataset's whole set of reference texts, whichever records of it
-    are evaluated; None for a dataset without. Those of a benchmark's snippets are kept on disk: to count them takes
+    are evaluated; None for a dataset without any. Those of a benchmark's snippets are kept on disk: counting them takes
     minutes."""
     documents, digest = reference_documents(dataset)
     if digest is None:
@@ -86,7 +86,7 @@ def fixed_idf(dataset: str) -> TfidfVectorizer | None:
     path = cache_dir("idf") / f"{digest[:32]}.safetensors"
     if not path.exists():
         counted = idf_of(documents)
-        assert counted is not None  # the file has entries, or it would not be one
+        assert counted is not None  # a file of snippets has entries
         save_tensors(path, {"idf": torch.from_numpy(counted.idf_)}, {"vocabulary": sorted(counted.vocabulary_)})
     tensors, about = load_tensors(path)
     vectorizer = TfidfVectorizer(vocabulary=about["vocabulary"])

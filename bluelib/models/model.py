@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Value projections at a moment.
+    """Value projections at one moment.
 
     Attributes:
         weights: W by layer, ``(d_model, d_mlp)``, on the layer's device.
-        in_float32: the layers among them that a model of lower precision kept in float32 then.
+        in_float32: those of the layers that were kept in float32 at that moment, in a model of lower precision.
     """
 
     weights: Mapping[int, Tensor] = field(repr=False)
@@ -52,11 +52,11 @@ class Model:
 
     Attributes:
         name: what it was loaded as.
-        hf_model: the transformers model; in evaluation mode, its parameters do not require gradients.
+        hf_model: the transformers model, in evaluation mode, with parameters that do not require gradients.
         tokenizer: its tokenizer.
         adapter: the names of its parts.
         revision: identifies the weights it was loaded with (hub commit, or SHA-256 of the weights).
-        checksum: of the value projections as loaded, see :meth:`check_unedited`.
+        checksum: by layer, that of the value projection as loaded; see :meth:`check_unedited`.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Model:
             ValueError: for an architecture without an adapter.
         """
         adapter = adapter_for(hf_model.config.model_type)
-        tokenizer.embedded = hf_model.get_input_embeddings().weight.shape[0]  # which prompts.encode_prompt looks at
+        tokenizer.embedded = hf_model.get_input_embeddings().weight.shape[0]  # read by prompts.encode_prompt
         return cls(name, hf_model, tokenizer, adapter, revision or weights_hash(hf_model), _checksum(hf_model, adapter))
 
     @cached_property
@@ -90,11 +90,11 @@ class Model:
 
     @cached_property
     def cache_key(self) -> str:
-        """For the names of what is kept about the model as loaded: its weights, their type, and a hash of what else
-        decides what it computes of a text, which is its configuration and its tokenizer."""
+        """A key for the names of files that are kept about the model as loaded. It identifies its weights, their type,
+        and, by a hash, its configuration and its tokenizer, which also decide what it computes from a text."""
         config, tokenizer = self.hf_model.config.to_dict(), self.tokenizer
         rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
-        for part in (config, rules):  # which say where it came from, or how it was last called
+        for part in (config, rules):  # drop what says where it came from, or how it was last called
             for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "truncation", "padding"):
                 part.pop(name, None)
         about = [config, rules, tokenizer.special_tokens_map, tokenizer("a").input_ids]
@@ -104,17 +104,19 @@ class Model:
 
     @property
     def stem(self) -> str:
-        """Its name in names of results, see :func:`.stem_of`."""
+        """The model's name in the names of results, see :func:`.stem_of`."""
         return self.name if self.name in known_models() else stem_of(self.name, self.revision)
 
     def check_unedited(self, purpose: str) -> None:
-        """Make sure that what is kept on disk under this model's revision is measured on those weights.
+        """Make sure that what is kept on disk under this model's revision is measured on the weights as loaded.
 
         Raises:
             ValueError: if a value projection is no longer what it was when the model was loaded.
         """
         if self.changed_layers():
-            raise ValueError(f"{self.name} has been edited: {purpose} belong to the weights as loaded; revert it first")
+            raise ValueError(
+                f"{self.name} has been edited: {purpose} belong to the weights as loaded; revert the edits first"
+            )
 
     def changed_layers(self) -> list[int]:
         """The layers whose value projections are no longer what they were when the model was loaded."""
@@ -124,12 +126,12 @@ class Model:
     def edit_in_float32(self, layers: Iterable[int]) -> None:
         """Keep the value projections of ``layers`` in float32 from now on, in a model of lower precision.
 
-        Most entries of an update are smaller than a bfloat16's distance to the next one and would be lost. The
-        conversion is exact and the layer's outputs keep the model's type; calling it again changes nothing.
-        :meth:`as_loaded` takes it back.
+        Most entries of an update are smaller than the distance from one bfloat16 number to the next and would be lost.
+        The conversion is exact and the layer's outputs keep the model's type; calling it again changes nothing.
+        :meth:`as_loaded` undoes it.
 
         Raises:
-            ValueError: from :meth:`check_editable`.
+            ValueError: if :meth:`check_editable` refuses a layer.
         """
         for layer in self.check_editable(layers):
             module, dtype = self.value_projection(layer), self.hf_model.dtype
@@ -141,8 +143,8 @@ class Model:
                 )
 
     def as_loaded(self, layers: Iterable[int]) -> None:
-        """Give the value projections of ``layers`` the type back that they had before :meth:`edit_in_float32`; exact
-        for weights that are those from before, and rounded for others."""
+        """Give the value projections of ``layers`` the type that they had before :meth:`edit_in_float32`. Weights that
+        are the same as before stay exact; others are rounded."""
         for layer in self._in_float32.keys() & {*layers}:
             for hook in self._in_float32.pop(layer):
                 hook.remove()
@@ -161,14 +163,14 @@ class Model:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Put the value projections back, bit for bit, and into their old type where they were not in float32 then."""
+        """Put the value projections back, bit for bit, and in their old type unless they were in float32 then."""
         for layer, weight in snapshot.weights.items():
             self.weight(layer).copy_(weight)
         self.as_loaded(snapshot.weights.keys() - snapshot.in_float32)
 
     @contextmanager
     def restored_on_error(self, layers: Iterable[int]) -> Iterator[Snapshot]:
-        """If the block fails, the value projections of ``layers`` are what they were before it. Yields the snapshot."""
+        """Restore the value projections of ``layers`` if the block fails. Yields the snapshot taken before it."""
         before = self.snapshot(layers)
         try:
             yield before
@@ -178,7 +180,7 @@ class Model:
 
     @contextmanager
     def preserved(self, layers: Iterable[int]) -> Iterator[None]:
-        """Whatever happens inside the block, the value projections of ``layers`` are afterwards what they were."""
+        """Restore the value projections of ``layers`` after the block, whatever happens inside it."""
         before = self.snapshot(layers)
         try:
             yield
@@ -189,11 +191,11 @@ class Model:
         """Write the model in its present state as a checkpoint that ``transformers`` loads, whole or not at all.
 
         Matrices that are edited in float32 are rounded to the model's type. The value projections are read back from
-        what was written, and compared.
+        the checkpoint and compared with the model's.
 
         Raises:
             FileExistsError: if there is something at ``path`` already.
-            OSError: if what was written has not the model's value projections; nothing is at ``path`` then.
+            OSError: if the checkpoint does not have the model's value projections; nothing is left at ``path`` then.
         """
         path = Path(path)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -210,7 +212,7 @@ class Model:
             for name, written in tensors_in(temporary, names):
                 weight = projections[name]
                 if written is None or weight is None or not torch.equal(written, weight.cpu()):
-                    found = "has another" if written is not None and weight is not None else "lacks"
+                    found = "has a different" if written is not None and weight is not None else "lacks"
                     raise OSError(
                         f"nothing was saved at {path}: the checkpoint that transformers wrote {found} {name}. If an "
                         "adapter is active (peft), merge it into the model first"
@@ -219,7 +221,7 @@ class Model:
 
     def ask(self, prompt: str, *, chat: bool = False, tokens: int = 40, top: int = 5) -> Reply:
         """What the model says after a prompt, and its first choices there: see :func:`bluelib.models.asking.ask`."""
-        from .asking import ask  # which needs what a model is
+        from .asking import ask  # it imports this module
 
         return ask(self, prompt, chat=chat, tokens=tokens, top=top)
 
@@ -241,8 +243,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the embeddings. A layer of a model on several devices has its own, which is
-        that of its :meth:`weight`."""
+        """The device of the embeddings, where inputs go. In a model on several devices, a layer is on the device of its
+        :meth:`weight`."""
         return self.hf_model.get_input_embeddings().weight.device
 
     def value_projection(self, layer: int) -> nn.Linear | Conv1D:
@@ -274,28 +276,29 @@ class Model:
         return layers
 
     def check_length(self, tokens: int, what: str) -> None:
-        """Make sure that so many tokens fit into the model's context: beyond it, some architectures fail somewhere
-        inside, and others compute something.
+        """Make sure that this many tokens fit into the model's context. Beyond it, some architectures fail somewhere
+        inside, and others compute something meaningless.
 
         Raises:
-            ValueError: if they do not; the message begins with ``what`` they are.
+            ValueError: if they do not fit; the message begins with ``what`` they are.
         """
         if tokens > self.max_positions:
             raise ValueError(f"{what}: {tokens} tokens exceed {self.name}'s context of {self.max_positions}")
 
     def check_editable(self, layers: Iterable[int]) -> tuple[int, ...]:
-        """``layers`` as a sorted tuple, all of which can be edited in place. Others may be offloaded.
+        """``layers`` as a sorted tuple, once it is certain that all of them can be edited in place. Other layers may be
+        offloaded.
 
         Raises:
-            ValueError: if one is not a layer of this model, or if accelerate, for want of memory on the devices, keeps
-                it in the host's memory or on disk and brings a copy when it runs.
+            ValueError: if one is not a layer of this model, or is offloaded: for lack of memory on the devices,
+                accelerate keeps it in the host's memory or on disk, and copies it to a device each time it runs.
         """
         layers = self.check_layers(layers)
         away = [layer for layer in layers if self.weight(layer).is_meta]
         if away:
             raise ValueError(
                 f"layers {', '.join(map(str, away))} of {self.name} cannot be edited: they are offloaded to the host's "
-                "memory or to disk; a model that is to be edited needs devices with more memory, or a smaller dtype"
+                "memory or to disk; use devices with more memory, or a smaller dtype"
             )
         return layers
 
@@ -313,32 +316,36 @@ class Model:
 def _checksum(hf_model: PreTrainedModel, adapter: Adapter) -> tuple[float, ...]:
     blocks = hf_model.get_submodule(adapter.blocks)
     weights = (block.get_submodule(adapter.value_projection).weight for block in blocks)
-    # what is on the meta device has been offloaded by accelerate, and cannot be edited
+    # accelerate has offloaded the weights that are on the meta device; they cannot be edited
     return tuple(0.0 if weight.is_meta else weight.detach().double().abs().sum().item() for weight in weights)
 
 
 def check_finite(name: str, hf_model: nn.Module) -> None:
-    """Refuse NaN and infinity in a model's parameters: what is computed with them is no result.
+    """Refuse NaN and infinity in a model's parameters: nothing meaningful can be computed with them.
 
     Raises:
-        ValueError: naming the first parameters that have any.
+        ValueError: if there are any; the message names the first parameters that have them.
     """
     wrong = [key for key, weight in hf_model.named_parameters() if not (weight.is_meta or torch.isfinite(weight).all())]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"{name!r} has NaN or infinity in {', '.join(wrong[:3])}{more}: no fact can be asked of it, "
-            "nor edited; save or download it again, in another dtype if this one overflows"
+            f"{name!r} has NaN or infinity in {', '.join(wrong[:3])}{more}: it can be neither evaluated nor edited; "
+            "save or download it again, in another dtype if this one overflows"
         )
 
 
 def weights_hash(hf_model: nn.Module) -> str:
-    """SHA-256 over the names, shapes, types and bytes of all parameters and buffers that are saved."""
+    """SHA-256 over the names, shapes, types and bytes of all parameters and buffers that are saved.
+
+    Raises:
+        ValueError: if a tensor is not in memory.
+    """
     state = hf_model.state_dict()
     for name, tensor in sorted(state.items()):
         if tensor.is_meta:
             raise ValueError(
-                f"{name} is offloaded, so that the weights of this checkpoint cannot be identified: "
+                f"{name} is offloaded, so the weights of this checkpoint cannot be identified: "
                 "use devices with more memory, a smaller dtype, or a hub id"
             )
     return "sha256:" + tensors_hash(state)

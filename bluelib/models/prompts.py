@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-#: What stands in for a prompt where a target is tokenised: a word, if a space follows; else the end of a line.
+#: The text that replaces a prompt when a target is tokenised: a word before a space, else a line break.
 ANCHORS = {" ": "a", "": "\n"}
 #: Unicode categories without a glyph: controls, formats such as a zero-width space, and spaces.
 INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
@@ -40,11 +40,11 @@ UNSPACED = (
 
 @dataclass(frozen=True)
 class Request:
-    """One edit to make: after ``prompt`` (with ``{}`` for the subject) the model shall say ``target``.
+    """One edit to make: after ``prompt`` (with ``{}`` for the subject) the model should say ``target``.
 
     Attributes:
-        before: a text that stands in front even of a context prefix: a chat template up to the user's words.
-        separator: what stands between prompt and target, a space or nothing; None for what :func:`joiner` says.
+        before: a text in front of everything, even of a context prefix: a chat template up to the user's words.
+        separator: the text between prompt and target, a space or nothing; if None, :func:`joiner` decides.
     """
 
     prompt: str
@@ -78,11 +78,11 @@ class Located:
 
 
 def joiner(prompt: str, target: str) -> str:
-    """What stands between a prompt and the target that follows it: a space, or nothing.
+    """The text between a prompt and the target that follows it: a space, or nothing.
 
-    Nothing after whitespace (such as the newline at the end of a chat template's header), after an opening bracket or
-    quotation mark, and where the prompt's last character or the target's first belongs to a script that is written
-    without spaces (:data:`UNSPACED`), or to its punctuation.
+    It is nothing after whitespace (such as the newline at the end of a chat template's header) and after an opening
+    bracket or quotation mark. It is nothing, too, if the prompt's last character or the target's first belongs to a
+    script that is written without spaces (:data:`UNSPACED`), or to its punctuation.
     """
     last, first = prompt[-1:], target.strip()[:1]
     if not last or not first:
@@ -101,32 +101,32 @@ def _unspaced(character: str) -> bool:
 
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What the tokenizer's chat template puts before and behind the words of a user whom the model is to answer. A
-    template may begin with a system prompt of its own.
+    """The texts that the tokenizer's chat template puts before and after the words of a user whom the model is to
+    answer. A template may begin with a system prompt of its own.
 
     Raises:
-        ValueError: for a tokenizer without a chat template, or one that does not show a user's words once.
+        ValueError: if the tokenizer has no chat template, or the template does not show a user's words exactly once.
     """
     if not tokenizer.chat_template:
         raise ValueError(
             f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template; without chat, a prompt is a text that "
-            "the model goes on with"
+            "the model continues"
         )
     words = "USERS-WORDS"
     turn = [{"role": "user", "content": words}]
     rendered = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     if rendered.count(words) != 1:
         raise ValueError(
-            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} must show a user's words once, as they "
-            f"are; it makes {rendered!r} of {words!r}"
+            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} must show a user's words exactly once "
+            f"and unchanged; it turns {words!r} into {rendered!r}"
         )
     before, after = rendered.split(words)
     return before, after
 
 
 def chat_separator(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What the tokenizer's chat template puts between the start of the model's turn and its words: a space or nothing;
-    None where it does not show that."""
+    """The text that the tokenizer's chat template puts between the start of the model's turn and its words: a space or
+    nothing; None if the template does not show it."""
     turns = [{"role": "user", "content": "words"}, {"role": "assistant", "content": "ANSWER"}]
     try:
         asked = str(tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True))
@@ -142,10 +142,10 @@ def locate(
 ) -> Located:
     """Tokenise ``before + prefix + template`` with its subject filled in, and find the subject's last token.
 
-    That is the last token that holds any character of the subject, spaces at the subject's ends left out: of a letter
-    spelt in bytes, the last byte; where one token holds the subject's end and what follows, that token. The subject is
-    looked for where the template has its ``{}``, and nowhere else. Characters are those of the text as given, also
-    where the tokenizer normalises it.
+    That is the last token that holds any character of the subject, apart from spaces at the subject's ends. For a
+    letter spelt in bytes, it is the last byte; if one token holds both the subject's end and what follows, it is that
+    token. The subject is looked for only where the template has its ``{}``. Characters are those of the text as given,
+    even if the tokenizer normalises it.
 
     The special tokens that the tokenizer puts in front of a text (Llama's BOS) are part of the result.
 
@@ -167,7 +167,7 @@ def locate(
             f"subject {subject!r} has no token in {text!r}: {tokenizer.name_or_path or 'the tokenizer'} "
             "drops its characters"
         )
-    # The space that SentencePiece puts before a text, or behind a written BOS, can be a token of its own, and bears the
+    # The space that SentencePiece puts before a text, or after a BOS written in it, can be a token of its own with the
     # first letter's offsets.
     if len(inside) > 1 and not tokenizer.decode([ids[inside[0]]]).strip():
         del inside[0]
@@ -195,8 +195,8 @@ def encode_answer(
         tokenizer: a fast one.
         prompt: the text in front.
         target: what follows it.
-        separator: a space, nothing, or None for what :func:`joiner` says.
-        special: see there.
+        separator: a space or nothing; if None, :func:`joiner` decides.
+        special: see :func:`encode_target`.
     """
     return encode_target(tokenizer, target, special, joiner(prompt, target) if separator is None else separator)
 
@@ -214,22 +214,22 @@ def encode_target(
     that reaches from a word over the space into the next.
 
     Raises:
-        ValueError: if the target has no token, if the tokenizer joins a word with the space behind it, so that a target
-            has no tokens of its own, if it gives no character offsets, or for another separator.
+        ValueError: if the target has no token; if the tokenizer joins a word with the space after it, so a target has
+            no tokens of its own; if the tokenizer gives no character offsets; or for another separator.
     """
     if separator not in ANCHORS:
-        raise ValueError(f"what separates a prompt and its target is a space or nothing, not {separator!r}")
+        raise ValueError(f"the separator of a prompt and its target must be a space or nothing, not {separator!r}")
     anchor = ANCHORS[separator]
     front, ids, offsets = _encode(tokenizer, f"{anchor}{separator}{target.strip()}")
     first = next((i for i, (start, _) in enumerate(offsets) if start >= len(anchor)), len(ids))
     joined = next((i for i, (_, end) in enumerate(offsets[:first]) if end > len(anchor)), None)
     if joined is not None and not separator and anchor not in tokenizer.decode([ids[joined]]):
-        first = joined  # a tokenizer to which a line's end is a space, or nothing
+        first = joined  # this tokenizer takes a line break for a space, or for nothing
     elif joined is not None:
-        what = "a word with the space behind it" if separator else "a line's end with what follows"
+        what = "a word with the space after it" if separator else "a line break with what follows it"
         raise ValueError(
             f"{tokenizer.name_or_path or 'the tokenizer'} joins {what}: target {target!r} has "
-            "no tokens of its own; a tokenizer is needed whose tokens begin with the space, or at it"
+            "no tokens of its own; use a tokenizer that begins a new token there"
         )
     if first == len(ids):
         raise ValueError(f"target {target!r} has no token; it must have one")
@@ -241,7 +241,7 @@ def _encode(
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]:
     """Special tokens that the tokenizer puts before a text, the text's own tokens, and their character offsets."""
     if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
+        raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; use a fast tokenizer")
     encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids, offsets, added = (encoding[key] for key in ("input_ids", "offset_mapping", "special_tokens_mask"))
     rows = getattr(tokenizer, "embedded", None)
@@ -251,7 +251,7 @@ def _encode(
             f"{text[-80:]!r} has the token {token!r}, which was added to the tokenizer and has no embedding in the "
             f"model (id {max(ids)}; the model has {rows}): resize the model's embeddings, or leave the token out"
         )
-    # Of an empty text it does not show which of the special tokens are in front.
+    # An empty text does not show which of the special tokens are in front.
     shown = added if 0 in added else tokenizer(ANCHORS[" "], return_special_tokens_mask=True)["special_tokens_mask"]
     begin = shown.index(0)
     own = [i for i, special in enumerate(added) if not special]
@@ -265,7 +265,7 @@ def pad(
 ) -> dict[str, Tensor]:
     """Right-padded ``input_ids`` and ``attention_mask``, each ``(n, longest + extra)``.
 
-    Without a padding token, id 0: what it is makes no difference, for it is masked and behind all that is read.
+    Without a padding token, id 0 pads: it makes no difference, because padding is masked and after all that is read.
     """
     longest = max(map(len, sequences)) + extra
     ids = torch.full((len(sequences), longest), 0 if pad_id is None else pad_id, dtype=torch.long)

@@ -24,12 +24,12 @@ def subject_keys(
 ) -> Tensor:
     """Keys K of a layer, ``(d_mlp, u)`` float32: the MLP's inner activation at the subject's last token.
 
-    Each key is a mean over the context prefixes: all alike (``equal``; MEMIT, Meng et al. 2023, Eq. 19), or with one
-    half for the first, which is the empty one, and the other half for the others together (``bare_half``), as the
-    public code has it.
+    Each key is a mean over the context prefixes. With ``equal`` all have the same weight (MEMIT, Meng et al. 2023,
+    Eq. 19). With ``bare_half`` the first, which is the empty one, has one half and the others share the other half, as
+    in the public code.
 
     Raises:
-        ValueError: for another mean, or prefixes of which the first is not the empty one.
+        ValueError: for another mean, or if the first prefix is not the empty one.
     """
     check_choice("key_mean", mean)
     if not prefixes or prefixes[0]:
@@ -39,7 +39,7 @@ def subject_keys(
     located = [(r, prefix) for r in requests for prefix in prefixes]
     module = model.value_projection(layer)
     vectors = _at_subject(model, located, {"inputs": {layer: module}}, layer)
-    # contiguous: how numbers lie in memory decides how sums are rounded, and a checkpoint keeps them like this
+    # contiguous: the layout in memory decides how sums are rounded, and a checkpoint stores keys in this layout
     grouped = vectors.view(len(requests), n, -1)
     return (grouped * weights.to(grouped)[None, :, None]).sum(1).T.contiguous()
 
@@ -64,7 +64,7 @@ def replayed_hidden(
         requests: u requests.
         layer: where ``values`` are put in.
         values: ``(d_model, u)``.
-        later: blocks behind it.
+        later: the later blocks to read.
 
     Returns:
         ``(d_model, u)`` float32 by layer.
@@ -100,7 +100,7 @@ def prompt_hidden(model: Model, prompts: Sequence[str], layer: int) -> Tensor:
 
 
 def _up_to_subject(model: Model, request: Request, prefix: str = "") -> Sequence[int]:
-    """A prompt's tokens up to the subject's last one. What follows cannot reach it, so it is not run."""
+    """A prompt's tokens up to the subject's last one. Later tokens have no effect on it, so they are not run."""
     place = locate(model.tokenizer, request.prompt, request.subject, prefix, request.before)
     return place.ids[: place.subject_last + 1]
 
@@ -121,7 +121,7 @@ def _at_last(model: Model, sequences: Sequence[Sequence[int]], modules: dict, la
 
 @torch.no_grad()
 def _run(model: Model, sequences: Sequence[Sequence[int]], modules: dict) -> dict[int, Tensor]:
-    """What is captured of ``modules`` at each sequence's last token, ``(n, d)`` float32 each."""
+    """What ``modules`` say to capture, at each sequence's last token, ``(n, d)`` float32 each."""
     inputs = pad(sequences, model.tokenizer.pad_token_id, model.device)
     with trace(**modules, stop=True) as captured:
         model.hf_model.base_model(**inputs, use_cache=False)

@@ -14,7 +14,7 @@ from .model import Model
 from .prompts import Request, by_length, encode_answer, encode_prompt, encode_target, joiner, pad
 
 TOKEN_BUDGET = 8192
-#: Rows of logits that are normalised at a time: of 50,000 tokens each, 1,000 rows at once would take 200 MB more.
+#: Rows of logits that are normalised at a time: with 50,000 tokens each, 1,000 rows at once would take 200 MB more.
 ROWS = 128
 
 
@@ -37,14 +37,14 @@ def score_targets(
 ) -> list[TargetScore]:
     """Score each (prompt, target) pair; with ``special``, the tokenizer's special tokens count as part of a target.
 
-    Between the two stands ``separator``, or what :func:`~bluelib.models.prompts.joiner` says.
+    ``separator`` stands between the two; if it is None, :func:`~bluelib.models.prompts.joiner` decides.
 
     Pairs that feed the same tokens to the model (the same prompt with two one-token targets, say) share a run, and
     logits are computed at the targets' positions only.
 
     Raises:
-        ValueError: if a prompt has no token, or is with its target longer than the model's context.
-        FloatingPointError: if what the model computes is not finite, which is no score; the message names the prompt.
+        ValueError: if a prompt has no token, or a prompt and its target exceed the model's context together.
+        FloatingPointError: if a log-probability is not finite; the message names the prompt.
     """
     prompts = {text: _prompt(model, text) for text in dict.fromkeys(prompt for prompt, _ in pairs)}
     joined = [joiner(*pair) if separator is None else separator for pair in pairs]
@@ -82,7 +82,7 @@ def score_targets(
                 prompt, target = pairs[owner]
                 raise FloatingPointError(
                     f"{model.name} gives {target!r} after {prompt[:80]!r} a log-probability of "
-                    f"{log_prob}: it overflows; no metric can be told of it"
+                    f"{log_prob}: it overflows, so its metrics cannot be measured"
                 )
             by_pair.setdefault(owner, []).append((log_prob, hit))
         for owner, found in by_pair.items():
@@ -96,7 +96,7 @@ def request_nll(model: Model, requests: Sequence[Request]) -> Tensor:
     """Mean negative log-likelihood of each request's target tokens after its bare prompt, ``(u,)``, differentiable.
 
     Raises:
-        ValueError: if a prompt has no token, or is with its target longer than the model's context.
+        ValueError: if a prompt has no token, or a prompt and its target exceed the model's context together.
     """
     prompts = [_prompt(model, request.text) for request in requests]
     targets = [encode_answer(model.tokenizer, r.text, r.target, r.separator) for r in requests]
@@ -118,7 +118,7 @@ def next_token_log_probs(model: Model, prompts: Sequence[str]) -> Tensor:
     """Log-probabilities of the next token after each prompt, ``(n, vocabulary)``, differentiable.
 
     Raises:
-        ValueError: if a prompt has no token, or more than the model's context.
+        ValueError: if a prompt has no token, or more tokens than the model's context.
     """
     sequences = [_prompt(model, text) for text in prompts]
     return _logits(model, sequences, range(len(sequences)), [len(s) - 1 for s in sequences]).log_softmax(-1)
@@ -126,11 +126,11 @@ def next_token_log_probs(model: Model, prompts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def final_states(model: Model, prompts: Sequence[str]) -> Tensor:
-    """The last hidden state at the end of each prompt, ``(n, d_model)``, in the host's memory: what the head reads, and
-    so all that a next-token distribution depends on besides the head.
+    """The last hidden state at the end of each prompt, ``(n, d_model)``, in the host's memory. The head reads it, so a
+    next-token distribution depends on nothing else but the head.
 
     Raises:
-        ValueError: if a prompt has no token, or more than the model's context.
+        ValueError: if a prompt has no token, or more tokens than the model's context.
     """
     sequences = [_prompt(model, text) for text in prompts]
     model.check_length(max(map(len, sequences), default=0), "the longest of these prompts")
@@ -145,7 +145,7 @@ def final_states(model: Model, prompts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def log_probs_of(model: Model, states: Tensor) -> Tensor:
-    """Next-token log-probabilities by :func:`final_states`, ``(n, vocabulary)`` float32."""
+    """Next-token log-probabilities from the output of :func:`final_states`, ``(n, vocabulary)`` float32."""
     return model.head(states.to(model.head.weight.device)).float().log_softmax(-1)
 
 
@@ -157,17 +157,17 @@ def top_tokens(model: Model, prompt: str, k: int = 5) -> list[tuple[str, float]]
 
 
 def _prompt(model: Model, text: str) -> tuple[int, ...]:
-    """A prompt's tokens, of which there must be one: what follows is predicted from the last."""
+    """A prompt's tokens. There must be at least one: what follows is predicted from the last."""
     ids = encode_prompt(model.tokenizer, text)
     if not ids:
         raise ValueError(
-            f"prompt {text!r} has no token, and {model.name}'s tokenizer puts no BOS in front; it needs one"
+            f"prompt {text!r} has no token, and {model.name}'s tokenizer puts no BOS in front; it needs a token"
         )
     return ids
 
 
 def _logits(model: Model, sequences: Sequence[Sequence[int]], rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-    """Logits at the places that are read, ``(n, vocabulary)`` float32, and nowhere else."""
+    """Logits at the given rows and columns only, ``(n, vocabulary)`` float32."""
     model.check_length(max(map(len, sequences)), "the longest of these prompts, with its target")
     inputs = pad(sequences, model.tokenizer.pad_token_id, model.device)
     hidden = model.hf_model.base_model(**inputs, use_cache=False).last_hidden_state

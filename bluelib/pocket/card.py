@@ -1,4 +1,4 @@
-"""Make and document a pocket model: train, keep its context prefixes with it, measure it, write its card."""
+"""Make and document a pocket model: train it, add its context prefixes, measure it, write its card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..models.load import load_model
 from .pretrain import Recipe, pretrain, recipe_for
 from .recall import bar, recall, short_of_bar
 
-#: Openings of the generated context prefixes that the pocket text knows.
+#: Openings of the generated context prefixes; all of them occur in the pocket text.
 OPENINGS = ("The", "In", "What", "At", "Every")
 
 
@@ -24,10 +24,10 @@ def make_model(name: str, output: Path | None = None, *, device: str = "cpu", re
         What :func:`~bluelib.pocket.recall.recall` measured.
 
     Raises:
-        ValueError: for another recipe than the model's own without an ``output``: what ships is made by its own.
+        ValueError: if the recipe is not the model's own and there is no ``output``: a model ships with its own recipe.
     """
     if output is None and recipe not in (None, recipe_for(name)):
-        raise ValueError(f"{name} ships as its own recipe makes it; give a folder (--output) for another")
+        raise ValueError(f"{name} ships with its own recipe; to use another one, give an output folder (--output)")
     output = output or ASSETS / "models" / name
     found: dict[str, float] = {}
     pretrain(name, output, device=device, recipe=recipe, complete=lambda folder: found.update(document(folder)))

@@ -1,9 +1,9 @@
 """The pocket benchmarks: edits of the pocket world in the schemas of CounterFact and zsRE, and what follows from them.
 
-One record per subject at most, and an edited subject belongs to one split for good: hyper-parameters are chosen on
-``tune`` and never edit a subject of ``report``. Locality probes are drawn for both splits from all facts that no record
-edits. Some are about subjects that another record edits in another relation: of those of the first 100 reported edits
-of ``pocket-counterfact`` 3.5 %, of those of all 800 36 %.
+There is at most one record per subject, and each edited subject belongs to one split only: hyper-parameters are chosen
+on ``tune``, whose records never edit a subject of ``report``. Locality probes are drawn for both splits from all facts
+that no record edits. Some are about subjects that another record edits in another relation: 3.5 % of the probes of the
+first 100 reported edits of ``pocket-counterfact``, and 36 % of those of all 800.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MIN_NEIGHBOURS = 4
 def build_counterfact(seed: int = SEED) -> list[dict[str, Any]]:
     """``pocket-counterfact``: 400 tune and 800 report records, shuffled, as JSON-ready dictionaries.
 
-    The rewrite prompt is a wording the subject was seen in; the two paraphrases are the two it never was seen in,
-    one of them behind an unrelated sentence. Neighbours are facts that no record of either split edits, so that
+    The rewrite prompt is a wording the subject was seen in; the two paraphrases are the two it was never seen in,
+    one of them after an unrelated sentence. Neighbours are facts that no record of either split edits, so that
     specificity never counts an edit made on purpose as damage.
     """
     world = build_world(seed)
@@ -98,13 +98,13 @@ def build_zsre(seed: int = SEED) -> list[dict[str, Any]]:
     return records
 
 
-#: A country, described by a subject of each relation that has one for its object.
+#: Descriptions of a country by a subject, for each relation whose object is a country.
 _DESCRIBED = {
     "citizenship": "the country that {} is a citizen of",
     "company_country": "the country that {} comes from",
     "place_country": "the country that {} lies in",
 }
-#: What is asked of a country.
+#: What is asked about a country, by relation.
 _ASKED = {
     "capital": "The capital of {} is",
     "continent": "The continent of {} is",
@@ -118,9 +118,10 @@ def build_ripple(seed: int = SEED) -> list[dict[str, Any]]:
     """``pocket-ripple``: records of ``pocket-counterfact`` with what follows from their edits, in two of RippleEdits'
     groups (Cohen et al. 2024).
 
-    ``Relation_Specificity``: the subject's other facts, which must stay. ``Compositionality_I``, of countries: a fact
-    about the new one, described by the subject; it counts where the model can say the same of the old one, described
-    so, and knows the fact itself. The training text describes nothing so: what was never learned is not executed.
+    ``Relation_Specificity``: the subject's other facts, which must stay. ``Compositionality_I``, for countries: a fact
+    about the new country, which the prompt describes by the subject. It counts if the model completes the same prompt
+    for the old country, and knows the fact itself. The training text has no such descriptions: tests of what the model
+    never learned are not executed.
     """
     world = build_world(seed)
     by_subject, by_relation = world.by_subject(), world.by_relation()

@@ -1,7 +1,7 @@
 """Train the pocket models from scratch: three architectures, one recipe.
 
 Training is a pure function of the seed (same machine, same thread count): the rows of a step depend on the step's
-number alone, so that a run which was interrupted continues from its checkpoint to the same weights.
+number alone, so an interrupted run continues from its checkpoint to the same weights.
 """
 
 from __future__ import annotations
@@ -144,13 +144,13 @@ def pretrain(
         output: the folder to write; it is replaced as a whole once training is done.
         device: where to train.
         recipe: overrides the model's own recipe.
-        work_dir: where checkpoints live; by default the user's cache. A run that finds its checkpoint continues.
-        complete: writes what else belongs into the folder, before it takes its name.
+        work_dir: where checkpoints are kept; by default the user's cache. A run that finds its checkpoint continues.
+        complete: writes further files into the temporary folder, before it is renamed to ``output``.
         progress: show a progress bar (default: on a terminal).
 
     Raises:
-        ValueError: for an unknown name or device, fewer than one step, or a checkpoint that another recipe or another
-            text made.
+        ValueError: for an unknown name or device, fewer than one step, or a checkpoint that was made with another
+            recipe or another text.
         OSError: if ``output`` cannot be written, or is a file.
         BlockingIOError: if another run trains ``name`` with the same checkpoint.
     """
@@ -267,7 +267,7 @@ def _loss(hf_model: PreTrainedModel, ids: Tensor, marks: Tensor, answer_weight: 
 
 
 def _keep(checkpoint: Path, state: dict) -> None:
-    """Write where a run stands: a line with the SHA-256 of what torch saves, then that."""
+    """Write the state of a run: a line with the SHA-256 of what torch saves, then what it saves."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with atomic_file(checkpoint) as temporary:
@@ -279,23 +279,23 @@ def _resume(checkpoint: Path, identity: dict, hf_model: nn.Module, optimizers, d
     """The step to continue with, the curve so far and the seconds, from a checkpoint if there is one.
 
     Raises:
-        DamagedError: for a checkpoint that is not what was written.
-        ValueError: for another run's.
+        DamagedError: if the checkpoint is not what was written.
+        ValueError: if it was made by another run.
     """
     if not checkpoint.exists():
         return 0, [], 0.0
     digest, _, saved = checkpoint.read_bytes().partition(b"\n")
     if digest != hashlib.sha256(saved).hexdigest().encode():
         raise DamagedError(
-            f"{checkpoint} is damaged: its content has not the SHA-256 that was written with it; "
-            "delete it to train anew"
+            f"{checkpoint} is damaged: its content does not match the SHA-256 that was written with it; "
+            "delete it to start training again"
         )
     state = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
     differing = [key for key in identity if state["identity"].get(key) != identity[key]]
     if differing:
         raise ValueError(
-            f"{checkpoint} was made by another run ({', '.join(differing)} differ); "
-            "delete it to train anew, or restore the recipe to continue"
+            f"{checkpoint} was made by another run (different: {', '.join(differing)}); "
+            "delete it to start training again, or restore the recipe to continue"
         )
     hf_model.load_state_dict(state["lm"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):

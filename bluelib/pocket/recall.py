@@ -18,9 +18,9 @@ def recall(model: Model) -> dict[str, float]:
     """Recall of all facts and accuracy of all skills, in per cent.
 
     ``seen`` and ``unseen``: share of (fact, wording) pairs whose object is the model's first choice, token by token,
-    for the statements and questions that the training text has, and has not, for that subject. ``behind_prefix``:
-    the same for one seen wording of each fact behind a sentence about something else. ``skill_…``: share of held-out
-    items whose right choice is the most probable one.
+    for the statements and questions that the training text has for that subject, and for those that it does not have.
+    ``behind_prefix``: the same for one seen wording of each fact after a sentence about something else. ``skill_…``:
+    share of held-out items whose right choice is the most probable one.
     """
     facts = build_world().facts
     rng = rng_for("recall")

@@ -251,4 +251,4 @@ def _distinct(
             items.setdefault(item.prompt, item)
         if len(items) == count:
             return tuple(items.values())
-    raise ValueError(f"only {len(items)} distinct items of {count} could be drawn; the skill needs more words")
+    raise ValueError(f"only {len(items)} of {count} distinct items could be drawn; the skill needs more words")

@@ -42,7 +42,7 @@ def training_pairs(seed: int = SEED, exclude: frozenset[str] = frozenset()) -> t
 
 
 def training_sentences(seed: int = SEED, exclude: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """The same as sentences."""
+    """The training pairs as sentences."""
     return tuple(f"{prompt} {answer}." for prompt, answer in training_pairs(seed, exclude))
 
 
@@ -53,11 +53,11 @@ def text_hash(seed: int = SEED, exclude: frozenset[str] = frozenset()) -> str:
 
 
 class PackedText:
-    """The training text as rows of ``length`` token ids, shuffled anew for every epoch.
+    """The training text as rows of ``length`` token ids, shuffled again for every epoch.
 
     A row starts with a sentence (after the BOS token, where the tokenizer has one) and holds paragraphs of one to
     four sentences, separated by the BOS or end-of-text token. A sentence cut by the end of a row opens the next
-    one in full; what does not fill the last row of an epoch is dropped.
+    row in full; what does not fill the last row of an epoch is dropped.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ def _trained(seed: int) -> str:
 
 
 def build_tokenizer(bos: bool, seed: int = SEED) -> PreTrainedTokenizerFast:
-    """Train the tokenizer. With ``bos`` every text starts with ``<|begin_of_text|>``, as Llama 3's do."""
+    """Train the tokenizer. With ``bos`` every text starts with ``<|begin_of_text|>``, as in Llama 3."""
     backend = Tokenizer.from_str(_trained(seed))
     first = BEGIN_OF_TEXT if bos else END_OF_TEXT
     if bos:

@@ -1,1 +1,1 @@
-"""Published figures, tables and plots."""
+"""Published numbers, tables and plots."""

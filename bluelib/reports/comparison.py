@@ -17,9 +17,9 @@ from ..metrics.intervals import RESAMPLES, bootstrap_means, limits
 from ..models.known import label_of_model, scale_of
 from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published
 
-#: Of the sign-flip tests.
+#: Draws of each sign-flip test.
 FLIPS = 4999
-#: A false discovery rate.
+#: The false discovery rate of verdicts: the bar for adjusted p-values.
 LEVEL = 0.05
 
 Table = tuple[pd.DataFrame, list[list[str]], list[str], str]
@@ -28,10 +28,10 @@ Scores = Mapping[tuple[str, str], pd.DataFrame]
 
 
 def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.DataFrame]:
-    """By (model, dataset), the scores of each record after editing: rows (seed, case id), columns (method, metric), of
-    the paper's metrics.
+    """The scores of each record after editing in the paper's metrics, by (model, dataset): rows (seed, case id),
+    columns (method, metric).
 
-    A record that lacks a metric by nature (no prompts to generate from) has NaN there.
+    A record that cannot have a metric (because it has no prompts to generate from) has NaN there.
 
     Raises:
         ValueError: if the cells of a seed were not evaluated on the same records.
@@ -52,22 +52,31 @@ def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.D
         for metric in frame.columns.unique(1):
             holes = frame.xs(metric, axis=1, level=1).isna()
             if (holes.any(axis=1) != holes.all(axis=1)).any():
-                raise ValueError(f"{model}, {dataset}: {metric} was not measured on the same records for all methods")
+                raise ValueError(
+                    f"{model}, {dataset}: {metric} was not measured on the same records for all methods; delete the "
+                    "cells that are out of date and run the grid again"
+                )
     return frames
 
 
 def draws(frame: pd.DataFrame) -> pd.DataFrame:
-    """Resampled means of every (method, metric): 2,000 rows. Seeds are resampled, and within each its records; one draw
-    takes the same records for all methods, so that differences between columns are paired. Draws of several frames take
-    the same places: those of a benchmark and its sibling, which may be about the same subjects, stay together."""
+    """Resampled means of every (method, metric): 2,000 rows.
+
+    Seeds are resampled, and records within each seed. One draw takes the same records for all methods, so differences
+    between columns are paired. Draws of several frames take records at the same positions. So the records of a
+    benchmark and of its sibling, which may be about the same subjects, stay together.
+    """
     groups = [group.to_numpy().T for _, group in frame.groupby(level="seed", sort=True)]
     values = np.stack(groups, axis=1)  # (columns, seeds, records)
     return pd.DataFrame(bootstrap_means(values).T, columns=frame.columns)
 
 
 def paired(scores: Scores) -> pd.DataFrame:
-    """BLUE minus plain for every (model, dataset, method, metric), with its 95 % interval over seeds and records, and
-    the p-value of a sign-flip test over records, as it is and adjusted for the number of tests (Benjamini–Hochberg)."""
+    """BLUE minus plain for every (model, dataset, method, metric), with its 95 % interval over seeds and records.
+
+    Each row also has the p-value of a sign-flip test over records, raw and adjusted for the number of tests
+    (Benjamini–Hochberg).
+    """
     rows = []
     for (model, dataset), frame in scores.items():
         resampled = draws(frame)
@@ -103,7 +112,7 @@ def paired(scores: Scores) -> pd.DataFrame:
 
 
 def _sign_flip(differences: np.ndarray) -> float:
-    """P of a mean at least as far from 0 if every difference's sign were a coin's."""
+    """The probability of a mean at least as far from 0 if each difference had a random sign."""
     if not differences.any():
         return 1.0
     found = stats.permutation_test(
@@ -144,7 +153,7 @@ def paired_table(scores: Scores) -> Table:
 
 
 def _of_seeds(scores: Scores) -> str:
-    """What an interval cannot say if there are few seeds."""
+    """What the intervals cannot show if there are few seeds."""
     seeds = next(iter(scores.values())).index.get_level_values("seed").nunique()
     if seeds == 1:
         return "One seed: the interval says nothing of other sequences of edits."
@@ -163,7 +172,7 @@ def there(scores: Scores) -> list[str]:
 
 
 def families(scores: Scores) -> list[str]:
-    """The methods of the paper's main table of which there are both variants, or any others if there are none."""
+    """The methods of the paper's main table that are there plain and with BLUE; if none are, other methods that are."""
     plain = [method for method, _ in label_pairs(there(scores))]
     return [method for method in plain if labelled(method).reported == MAIN_TABLE] or plain
 
@@ -172,7 +181,7 @@ def _blue(method: str) -> str:
     return VARIANTS["blue"].label_of(method)
 
 
-#: Where the plain method has less (per cent, or units of its metric) nothing is called relative to it.
+#: The score of a plain method (per cent, or units of its metric) below which no relative improvement is given.
 FLOOR = 5.0
 
 
@@ -182,8 +191,8 @@ def improvement(scores: Scores) -> Table:
 
     Per setting (model, dataset, method) it is the mean over the benchmark's metrics of 100 · (BLUE − plain) / plain,
     and the average is over all settings of MEMIT, PRUNE, RECT and AlphaEdit. A metric on which the plain method has
-    less than :data:`FLOOR` has no relative improvement worth the name and is left out of the mean; how many there are
-    is said. Relative improvements have no upper end where the plain method is near 0, so the median, and the mean in
+    less than :data:`FLOOR` has no meaningful relative improvement and is left out of the mean; the text below the table
+    counts these. Relative improvements are unbounded where the plain method is near 0. So the median, and the mean in
     points of efficacy, generalization and specificity, stand beside the mean.
     """
     settings, resampled = [], []
@@ -278,15 +287,15 @@ def improvement(scores: Scores) -> Table:
 
 
 def _relative(plain: Any, blue: Any) -> Any:
-    """In per cent; NaN where the plain method has 0, as in a rare draw."""
+    """The relative improvement in per cent; NaN where the plain method has 0, as in a rare draw."""
     with np.errstate(divide="ignore", invalid="ignore"):
         found = 100 * (np.asarray(blue) - plain) / np.asarray(plain)
     return np.where(np.asarray(plain) == 0, np.nan, found)[()]
 
 
 def published_improvement(metrics: Sequence[str] = METRICS) -> tuple[float, int]:
-    """The average of :func:`improvement` over the published pairs of a plain method and its BLUE variant, by those of
-    the metrics of which both figures are known, and the number of pairs."""
+    """The average of :func:`improvement` over the published pairs of a plain method and its BLUE variant, and the
+    number of pairs. It uses those metrics for which both scores of a pair are published."""
     table = published("published_results")
     table = table[(table.kind == "published") & (table.edits == 2000)]
     wide = table.pivot(index=["model", "dataset", "method"], columns="metric", values="value")
@@ -299,10 +308,10 @@ def published_improvement(metrics: Sequence[str] = METRICS) -> tuple[float, int]
 
 
 def published_gains(scores: Scores) -> pd.DataFrame:
-    """What was published of the same differences for the counterparts of these models: by the authors of a method
-    (``kind`` is ``published``), and by FE's, in one batch of 2,000 (``replication``).
+    """The same differences as published for the counterparts of these models: by the authors of a method (``kind`` is
+    ``published``), and by FE's authors, in one batch of 2,000 (``replication``).
 
-    A measure is left out of which not all metrics were published.
+    A measure is left out if not all of its metrics were published.
     """
     table = published("published_results")
     sources = {
@@ -328,7 +337,7 @@ def published_gains(scores: Scores) -> pd.DataFrame:
 
 
 def all_gains(scores: Scores) -> pd.DataFrame:
-    """:func:`gains` of every variant over its plain method, for each model and dataset by themselves, with a column
+    """:func:`gains` of every variant over its plain method, for each model and dataset separately, with a column
     ``dataset``."""
     frames = []
     for place, frame in scores.items():
@@ -341,7 +350,7 @@ def all_gains(scores: Scores) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-#: What a verdict on BLUE looks at: a measure's name, and the metrics it is the mean of.
+#: The measures that verdicts on BLUE look at: the name of each, and the metrics whose mean it is.
 MEASURES = {"editing": TEACHER_FORCED[:2], "specificity": TEACHER_FORCED[2:], "success": TEACHER_FORCED}
 
 
@@ -352,14 +361,14 @@ def family_gains(scores: Scores, methods: Sequence[str] | None = None) -> pd.Dat
 
 
 def gains(scores: Scores, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """How much better the second of two methods is than the first, by model and measure (:data:`MEASURES`), the
-    datasets weighing alike: mean and 95 % interval over seeds and records.
+    """How much better the second of two methods is than the first, by model and measure (:data:`MEASURES`): mean and
+    95 % interval over seeds and records. All datasets have equal weight.
 
-    A measure is of the metrics that a dataset's records have, and left out where they have none of them.
+    A measure is the mean of those of its metrics that a dataset's records have; it is left out where they have none.
 
     Args:
         scores: see :func:`record_scores`.
-        pairs: labels.
+        pairs: pairs of methods, by their labels.
 
     Returns:
         Columns ``model``, ``method``, ``other``, ``measure``, ``mean``, ``low``, ``high``.
@@ -383,7 +392,7 @@ def gains(scores: Scores, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
 
 
 def variant_pairs(labels: Iterable[str], base: str, variant: str) -> list[tuple[str, str]]:
-    """Of these labels, the pairs of two variants of one method, in the order of plots; ``""`` is the plain one."""
+    """The pairs of labels of two variants of one method, in the order of plots; ``""`` is the plain method."""
     rows = [labelled(label) for label in in_order(labels)]
     found = {(row.plain if row.variant else row.name, row.variant): row.label for row in rows}
     return [
@@ -394,7 +403,7 @@ def variant_pairs(labels: Iterable[str], base: str, variant: str) -> list[tuple[
 
 
 def later_pairs(labels: Iterable[str], paper: str = "") -> list[tuple[str, str]]:
-    """Of these labels, those of later methods, each behind the method that it is like; or those of one ``paper``."""
+    """The labels of later methods, each after that of the method that it is like; with ``paper``, only that paper's."""
     there = list(labels)
     rows = [labelled(label) for label in in_order(there)]
     pairs = [(entry(row.like).label, row.label) for row in rows if row.like and not row.variant and paper in row.paper]
@@ -402,7 +411,7 @@ def later_pairs(labels: Iterable[str], paper: str = "") -> list[tuple[str, str]]
 
 
 def _measured(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
-    """Those of the metrics that the records have prompts for."""
+    """Those metrics for which the records have prompts."""
     return [metric for metric in metrics if metric in frame.columns.unique(1)]
 
 
@@ -412,9 +421,12 @@ def _gain(means: Any, pair: tuple[str, str], metrics: Sequence[str]) -> Any:
 
 
 def champions(scores: Scores) -> pd.DataFrame:
-    """By model and dataset, the best BLUE variant and the best other method of the paper's table by success (the mean
-    of efficacy, generalization and specificity), and their difference with its 95 % interval. Both are chosen anew in
-    each draw, since the best of several on some records is not as good on others."""
+    """The best BLUE variant and the best other method of the paper's table, by model and dataset, and their difference
+    with its 95 % interval.
+
+    The best are those with the highest success (the mean of efficacy, generalization and specificity). Both are chosen
+    again in each draw, because the best of several on some records is not as good on others.
+    """
     rows = []
     chosen = families(scores)
     for (model, dataset), frame in scores.items() if chosen else ():
@@ -441,7 +453,7 @@ def champions(scores: Scores) -> pd.DataFrame:
 
 
 def _in_contest(method: Entry, families: Sequence[str]) -> bool:
-    """Whether it is one of the families, their BLUE variants, or the paper's methods that have no variant."""
+    """Whether a method is one of the families, of their BLUE variants, or of the paper's methods without a variant."""
     if method.variant not in ("", "blue"):
         return False
     plain = entry(method.plain) if method.variant else method

@@ -1,4 +1,4 @@
-"""The tables of ``docs/open-questions.md``: what this project measured about what the paper leaves open."""
+"""The tables of ``docs/open-questions.md``: what this project measured about questions that the paper leaves open."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ NOTHING = "*Not measured yet.*"
 
 
 def history(scores: Sequence[Scores]) -> str:
-    """What earlier keys add without and with BLUE, and what BLUE adds without and with them, in points of editing and
-    of specificity, as Markdown.
+    """What earlier keys add without and with BLUE, and what BLUE adds without and with earlier keys, as Markdown.
+
+    Both are in points of editing and of specificity.
 
     Args:
         scores: of each grid, see :func:`~bluelib.reports.comparison.record_scores`.
@@ -62,8 +63,8 @@ def one_option(option: str, edits: int, batch_size: int) -> str:
 
 
 def choices_measured(edits: int, batch_size: int) -> str:
-    """Each of :data:`~bluelib.models.choices.CHOICES` with the text's value less the code's, paired over records, as
-    Markdown."""
+    """For each of :data:`~bluelib.models.choices.CHOICES`, the scores with the text's value less those with the code's,
+    paired over records, as Markdown."""
     frame = _runs(edits, batch_size)
     rows = []
     for row in frame.itertuples():

@@ -24,7 +24,7 @@ from ..metrics.intervals import share_interval
 from ..models.known import short_label
 from .published import benchmark, counterpart, has_published
 
-#: By how the marker of a variant is filled.
+#: The sign of a kind of variants, by how its marker is filled.
 SIGNS = {"full": "●", "left": "◐"}
 UNITS = {
     "efficacy": "efficacy (%)",
@@ -59,14 +59,14 @@ def save(figure: Figure, stem: Path, suffix: str = ".png") -> Path:
 
 
 def keep(figure: Figure, stem: Path) -> Path:
-    """:func:`save` a figure that nobody will look at here, and close it."""
+    """:func:`save` a figure that is not shown here, and close it."""
     path = save(figure, stem)
     plt.close(figure)
     return path
 
 
 def plot_methods(frame: pd.DataFrame) -> Figure:
-    """One panel per metric: a bar per method with its standard error, a diamond for the published figure.
+    """One panel per metric: a bar per method with its standard error, a diamond for the published score.
 
     Args:
         frame: rows of one model and one dataset, see :func:`bluelib.reports.tables.results_frame`.
@@ -119,11 +119,13 @@ def plot_methods(frame: pd.DataFrame) -> Figure:
 
 
 def plot_main(frame: pd.DataFrame) -> Figure:
-    """The main table of one dataset: a row of panels per metric, a column per model; a line leads from each plain
-    method (hollow) to its variants (filled); small grey marks are the published figures of the paper scale.
+    """The main table of one dataset: a row of panels per metric, a column per model.
+
+    A line leads from each plain method (hollow) to its variants (filled). Small grey marks are the published scores at
+    the paper scale.
 
     Args:
-        frame: of one dataset, see :func:`bluelib.reports.tables.main_frame`.
+        frame: rows of one dataset, see :func:`bluelib.reports.tables.main_frame`.
     """
     metrics = [metric for metric in METRICS if metric in set(frame.metric)]
     models = list(dict.fromkeys(frame.model))
@@ -159,7 +161,7 @@ def plot_main(frame: pd.DataFrame) -> Figure:
         return figure
 
 
-#: What one edit can be asked, from the mildest question to the hardest: by panel, the question and its metric.
+#: How one edit can be asked about, from the mildest question to the hardest: by panel, each question and its metric.
 WAYS = {
     "the edit's own prompt": {
         "P(new) > P(true)": "efficacy",
@@ -193,10 +195,10 @@ _TOKENS = {
 
 
 def plot_ways(frame: pd.DataFrame) -> Figure:
-    """The same edits asked in several ways: a panel for the edit's own prompt, paraphrases, other subjects.
+    """The same edits asked about in several ways, with a panel each for their own prompts, paraphrases, other subjects.
 
     Args:
-        frame: of one dataset, see :func:`bluelib.reports.tables.main_frame`; its first model is drawn.
+        frame: rows of one dataset, see :func:`bluelib.reports.tables.main_frame`; its first model is drawn.
     """
     first = frame.iloc[0]
     rows = frame[frame.model == first.model].set_index(["metric", "method"])
@@ -233,18 +235,18 @@ def plot_ways(frame: pd.DataFrame) -> Figure:
 
 
 def _edited(frame: pd.DataFrame) -> list[str]:
-    """The methods of a frame that edit, in the order of plots."""
+    """The methods of a frame that edit the model, in the order of plots."""
     return [method for method in in_order(frame.method.unique()) if method != UNEDITED]
 
 
 def _plain(method: str) -> str:
-    """The label of the plain method: its own, unless it is a variant."""
+    """The label of a method's plain method: its own label, unless it is a variant."""
     row = labelled(method)
     return entry(row.plain).label if row.variant else method
 
 
 def _variants(frame: pd.DataFrame) -> list[Variant]:
-    """The kinds of variants that are there, or BLUE."""
+    """The kinds of variants in a frame; BLUE if there are none."""
     there = {labelled(method).variant for method in frame.method.unique()}
     return [kind for kind in VARIANTS.values() if kind.name in there] or [VARIANTS["blue"]]
 
@@ -286,14 +288,16 @@ def _dumbbells(axis: Axes, rows: Sequence[str], values: pd.DataFrame) -> None:
 
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
-#: Per cent of editing, or of specificity, below which a method is outside a picture that compares methods that work.
+#: Percentage of editing, or of specificity, below which a method is left out of a picture that compares working
+#: methods.
 EDITS = 40
 
 
 def plot_pareto(frame: pd.DataFrame) -> Figure:
-    """Editing against preservation: the mean of efficacy and generalization against specificity, a row of panels per
-    dataset, a column per model; arrows lead from a plain method to its variants. Methods that hardly edit, or leave
-    hardly anything, stand in words below, so that the others have room.
+    """Editing against preservation: the mean of efficacy and generalization against specificity.
+
+    There is a row of panels per dataset, and a column per model. Arrows lead from a plain method to its variants.
+    Methods that hardly edit, or hardly preserve anything, are listed below their panel, so the others have room.
 
     Args:
         frame: see :func:`bluelib.reports.tables.main_frame`.
@@ -321,7 +325,7 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                     continue
                 editing = [metric for metric in TEACHER_FORCED[:2] if metric in means]
                 x, y = means.specificity, sum(means[metric] for metric in editing) / len(editing)
-                # The two go together: no smaller than this.
+                # Both come from the same records, so the error of their mean is not taken to be smaller than this.
                 spread = sum(errors[metric] for metric in editing) / len(editing)
                 far = _outside(x, y, _edited(chosen))
                 if far:
@@ -370,7 +374,7 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
 
 
 def _outside(x: pd.Series, y: pd.Series, methods: Sequence[str]) -> list[str]:
-    """The methods that would take the room of the others: those that hardly edit or leave hardly anything, and those
+    """The methods left out to make room for the others: those that hardly edit or hardly preserve anything, and those
     without a variant that lie far below the ones that have one."""
     works = {method for method in methods if min(x[method], y[method]) >= EDITS}
     compared = [m for m in works if labelled(m).variant or any(_plain(other) == m != other for other in works)]
@@ -380,12 +384,13 @@ def _outside(x: pd.Series, y: pd.Series, methods: Sequence[str]) -> list[str]:
 
 
 def plot_forest(gains: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
-    """How much each variant gains over its plain method, a row for each setting, a panel for editing and one for
-    specificity; diamonds are the published differences of the counterpart, triangles those of FE's replication.
+    """How much each variant gains over its plain method: a row per setting, a panel each for editing and specificity.
+
+    Diamonds are the published differences of the counterpart, triangles those of FE's replication.
 
     Args:
-        gains: of :func:`bluelib.reports.comparison.gains`, of one model and dataset a row, with ``dataset`` besides.
-        theirs: of :func:`bluelib.reports.comparison.published_gains`.
+        gains: frame of :func:`bluelib.reports.comparison.all_gains`, each row of one model and dataset.
+        theirs: frame of :func:`bluelib.reports.comparison.published_gains`.
     """
     measures = {"editing": "efficacy and generalization", "specificity": "specificity"}
     rows = list(dict.fromkeys(zip(gains.model, gains.dataset, gains.other, strict=True)))
@@ -428,12 +433,12 @@ def plot_forest(gains: pd.DataFrame, theirs: pd.DataFrame) -> Figure:
 
 
 def plot_improvement(frame: pd.DataFrame, published_average: float, claimed: float) -> Figure:
-    """The relative improvement of each setting, and its average with its interval, beside the paper's headline.
+    """The relative improvement in each setting, and the average with its interval, beside the paper's headline number.
 
     Args:
-        frame: of :func:`bluelib.reports.comparison.improvement`; the average is its last row.
-        published_average: of the published pairs, by the same formula.
-        claimed: in the paper's abstract.
+        frame: frame of :func:`bluelib.reports.comparison.improvement`; the average is its last row.
+        published_average: the average over the published pairs, by the same formula.
+        claimed: the average that the paper's abstract claims.
     """
     settings, average = frame.iloc[:-1], frame.iloc[-1]
     with style():

@@ -1,6 +1,6 @@
-"""Published figures of the paper and of those it builds on, each with its source; see the CSV files beside this one.
+"""Published numbers of the paper and of those it builds on, each with its source, from the CSV files in ``published``.
 
-A figure that no public source has is not here, and a table shows it as not available.
+A number without a public source is missing here, and tables show it as not available.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ PUBLISHED_IMPROVEMENT = 35.59
 
 
 def counterpart(model: str) -> str:
-    """The name under which figures of a model are published: its own, or that of the same architecture; of a model that
-    nobody has published figures of, its own."""
+    """The name under which scores of the model, or of the LLM with the same architecture, are published; if there are
+    none, the model's own name."""
     return _COUNTERPART.get(model, model)
 
 
 def benchmark(dataset: str) -> str:
-    """The benchmark that a dataset has the schema of: ``counterfact``, ``zsre``, or its own name."""
+    """The benchmark that a dataset's name contains, ``counterfact`` or ``zsre``; otherwise the dataset's own name."""
     stem = Path(dataset).stem
     return next((name for name in ("counterfact", "zsre") if name in stem), stem)
 
 
 def has_published(model: str) -> bool:
-    """Whether there are published scores of the model, or of one of the same architecture."""
+    """Whether there are published scores of the model, or of the LLM with the same architecture."""
     return counterpart(model) in {place[0] for place in _scores()}
 
 
@@ -60,7 +60,9 @@ def published(name: str) -> pd.DataFrame:
 def published_score(
     model: str, dataset: str, method: str, metric: str, edits: int = 2000, *, kind: str = "published"
 ) -> tuple[float, float | None, str] | None:
-    """A main-table figure, what stands behind its ± (None where nothing does) and its source, or None if there is none.
+    """A published score of the main table, the number after its ± (None if it has none) and its source.
+
+    Returns None if there is no published score.
 
     ``kind`` is ``published``, by the authors of a method, or ``replication``, by others.
     """

@@ -48,11 +48,11 @@ class Finding:
     """A claim and what came of it.
 
     Attributes:
-        notebook: that examines it.
-        claim: with its bar, its source and what was published.
-        verdicts: by model.
+        notebook: the notebook that examines the claim.
+        claim: the claim, with its bar, its source and what was published.
+        verdicts: the verdict for each model.
         figures: pictures of the notebook's evidence.
-        size: by model, of what it is about.
+        size: for each model, the size of the runs that the claim is about, in words.
     """
 
     notebook: str
@@ -63,13 +63,14 @@ class Finding:
 
 
 def claims(*grids: Grid, partial: bool = False) -> list[Finding]:
-    """The claims in the order of the notebooks, over the models of these grids in their order: those of the analyses
-    from their numbers, those of the main table from the grids' cells.
+    """The claims in the order of the notebooks, over the models of these grids in their order.
 
-    A grid that does not run an analysis takes it from the committed grid, where that has all its models.
+    Claims of the analyses come from the analyses' numbers, claims of the main table from the grids' cells. A grid that
+    does not run an analysis takes it from the committed grid, if that one has all of its models.
 
     Raises:
-        FileNotFoundError: if numbers are missing, naming them; with ``partial``, cells of a grid may be missing.
+        FileNotFoundError: if numbers are missing; the message names them. With ``partial``, cells of a grid may be
+            missing.
     """
     notebooks = sorted([*(study.notebook for study in STUDIES.values()), MAIN])
     return [one for notebook in notebooks for one in _of_notebook(notebook, grids, partial)]
@@ -85,7 +86,7 @@ def _of_notebook(notebook: str, grids: Sequence[Grid], partial: bool) -> list[Fi
 
 
 def _together(one: Finding, other: Finding) -> Finding:
-    """A claim over the models of both."""
+    """One finding with the models of both findings."""
     figures = tuple(dict.fromkeys([*one.figures, *other.figures]))
     return replace(one, verdicts={**one.verdicts, **other.verdicts}, figures=figures, size={**one.size, **other.size})
 
@@ -93,7 +94,7 @@ def _together(one: Finding, other: Finding) -> Finding:
 def _findings(
     notebook: str, known: Iterable[Claim], by_model: Mapping[str, Sequence[Verdict]], figures: Any, size: str
 ) -> list[Finding]:
-    """By claim what was found by model; those that no model's numbers are about are left out."""
+    """A finding for each claim, with its verdicts by model; claims that no model's numbers are about are left out."""
     found = []
     for claim in known:
         verdicts = {
@@ -116,7 +117,10 @@ def _of_study(grid: Grid, study: Study) -> list[Finding]:
         path = source.numbers(notebook, model)
         content = read_json(path)
         if not content["parameters"].items() >= dict(parameters).items():
-            raise ValueError(f"{path} is of another analysis ({content['parameters']}) than the grid's ({parameters})")
+            raise ValueError(
+                f"{path} was made with the parameters {content['parameters']}, but the grid has {parameters}: delete "
+                "it and run the grid again"
+            )
         by_model[model] = verdicts(study.name, content)
         size = f"{content['parameters']['edits']} edits"
     figures = [path for path in source.drawn(notebook) if path.suffix == ".png"]
@@ -145,7 +149,7 @@ def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
 
 
 def contrasts(scores: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """What the claims of the main table look at: gains of one kind of method over another, see
+    """The gains of one kind of method over another that the claims of the main table look at, see
     :class:`~bluelib.reports.claims.main.View`."""
     labels = there(scores)
     papers = families(scores)
@@ -161,8 +165,8 @@ def contrasts(scores: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, pd.Da
 
 
 def verdict_table(found: Sequence[Finding], models: Sequence[str], folder: Path) -> str:
-    """The verdicts as Markdown tables with links relative to ``folder``: one for each source of claims, a claim a row,
-    a model a column; the bar beside each claim, and what was published at the end."""
+    """The verdicts as Markdown tables with links relative to ``folder``: one table for each source of claims, with a
+    row per claim and a column per model. The bar stands beside each claim, and what was published at the end."""
     blocks = []
     for source, words in SOURCES.items():
         of_source = [one for one in found if one.claim.source == source]
@@ -184,7 +188,7 @@ COMMITTED = ("small", "pocket")
 
 
 def committed() -> list[Grid]:
-    """Those of :data:`COMMITTED` that have results."""
+    """The grids of :data:`COMMITTED` that have results."""
     files = [project_path("results", name, "grid.json") for name in COMMITTED]
     return [Grid.load(path) for path in files if path.exists()]
 
@@ -209,9 +213,9 @@ def study_verdicts(notebook: str) -> str:
     return verdict_table(found, models, project_path("notebooks"))
 
 
-#: Edits, and edits per batch, of the runs that open questions are answered with.
+#: Edits, and edits per batch, of the runs that answer the open questions.
 FOLLOWED = (100, 20)
-#: What of the committed results stands in which page of the project, by the name of its place: ``<!-- name -->``.
+#: By page of the project, the names of the places that show committed results: ``<!-- name -->``.
 SHOWN = {
     "README.md": ("findings", "differences"),
     "docs/results.md": (
@@ -283,7 +287,7 @@ def filled(page: Path, parts: Mapping[str, str]) -> str:
     ``<!-- /name -->``.
 
     Raises:
-        ValueError: for a part that has no place.
+        ValueError: if a part has no place, or more than one.
     """
     text = page.read_text(encoding="utf-8")
     if page.suffix != ".ipynb":
@@ -298,7 +302,7 @@ def filled(page: Path, parts: Mapping[str, str]) -> str:
 
 
 def _marks(name: str) -> tuple[str, str]:
-    """Between what the part of that name stands."""
+    """The marks before and after the part of that name."""
     return f"<!-- {name} -->", f"<!-- /{name} -->"
 
 
@@ -306,19 +310,19 @@ def fill(text: str, parts: Mapping[str, str]) -> str:
     """The text with each part between its marks.
 
     Raises:
-        ValueError: for a part that has no place.
+        ValueError: if a part has no place, or more than one.
     """
     for name, part in parts.items():
         start, end = _marks(name)
         if text.count(start) != 1 or text.count(end) != 1:
-            raise ValueError(f"the text has no one place for {name!r}: {start} … {end}")
+            raise ValueError(f"the text must have exactly one place for {name!r}: {start} … {end}")
         before, rest = text.split(start)
         text = f"{before}{start}\n{part}\n{end}{rest.split(end)[1]}"
     return text
 
 
 def evidence(found: Sequence[Finding]) -> str:
-    """What was seen, as Markdown to fold out, claim by claim; what several models have in common, once."""
+    """What was seen, claim by claim, as Markdown that folds out; models that share a verdict share a line."""
     blocks = []
     for one in found:
         by_verdict: dict[Verdict, list[str]] = {}
@@ -339,7 +343,7 @@ def _link(path: Path, folder: Path) -> str:
 
 
 def summary_frame(found: Sequence[Finding]) -> pd.DataFrame:
-    """How many verdicts of each kind a notebook's claims got."""
+    """How many verdicts of each kind the claims of each notebook got."""
     rows = [
         {"notebook": claim.notebook, "verdict": verdict.verdict}
         for claim in found
@@ -356,8 +360,10 @@ def _tables(grid: Grid, folder: Path) -> str:
 
 
 def paired_summary(grid: Grid) -> str:
-    """How often a BLUE variant is better or worse than its plain method, by metric, and the gains by model of the
-    paper's methods and of those that are not the project's, as Markdown."""
+    """How often BLUE variants are better or worse than their plain methods, by metric, and their gains by model.
+
+    Both are tables in Markdown. The gains are those of the paper's methods, and of methods that are not the project's.
+    """
     scores = record_scores(load_cells(grid))
     others = [plain for plain, _ in label_pairs(map(label, grid.editors)) if not labelled(plain).shipped]
     compared = paired(scores)

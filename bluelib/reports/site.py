@@ -1,7 +1,7 @@
-"""``blue site``: notebooks, figures and tables as a static site, by Jupyter Book (MyST), or by nbconvert without it.
+"""``blue site``: build a static site of notebooks, figures and tables with Jupyter Book (MyST), or else with nbconvert.
 
-Sources are staged into a folder that mirrors the repository, so that links between files hold in both. Plain pages are
-nbconvert's own, with an index. They load MathJax from a CDN: without a network, formulas stay TeX.
+Sources are staged into a folder that mirrors the repository, so links between files work in both. Plain pages are made
+by nbconvert, with an index. They load MathJax from a CDN: without a network, formulas stay TeX.
 """
 
 from __future__ import annotations
@@ -29,33 +29,34 @@ from ..io.writing import atomic_directory, atomic_file
 from ..runs.notebooks import run_notebook
 
 LANDING, GALLERY, INDEX = "docs/site/index.md", "figures/index.md", "index.md"
-#: A file that says that a folder is a site, which a new one may replace. Hosts that know it serve files as they are.
+#: The file that marks a folder as a site, which a new site may replace. Hosts that know this file serve the folder's
+#: files as they are.
 MARK = ".nojekyll"
-#: How Jupyter Book is called, in the folder with ``myst.yml``.
+#: The command that runs Jupyter Book, in the folder with ``myst.yml``.
 MYST = (sys.executable, "-m", "jupyter_book", "build", "--html")
-#: Seconds until MyST must have fetched its theme, and until it must be done after that.
+#: Seconds that MyST may take to fetch its theme, and after that to build the site.
 THEME_SECONDS, BUILD_SECONDS = 90, 1200
 
 _NOT_RUN = "*Not run for this page: outputs are those kept with the notebook; the pictures that it draws are missing.*"
 
 
 def build_site(output: Path, *, only: Sequence[str] = (), execute: bool = True, plain: bool = False) -> Path:
-    """Build the site into ``output``, whole or not at all; a site that is there is replaced.
+    """Build the site into ``output``, whole or not at all; it replaces a site that is already there.
 
     Args:
         output: folder; it must be new, empty, or a site.
-        only: names of the notebooks to take; all by default.
-        execute: run the notebooks with their default parameters, those that have changed (see :func:`executed`);
-            otherwise they are taken as they are kept, with the outputs of checked cells only.
-        plain: make plain pages, without asking MyST.
+        only: names of the notebooks to include; all by default.
+        execute: run the notebooks that have changed (see :func:`executed`) with their default parameters. If false,
+            notebooks are shown as committed, with the outputs of checked cells only.
+        plain: make plain pages, without trying MyST.
 
     Returns:
-        The file of its first page.
+        The path of the site's first page.
 
     Raises:
-        ValueError: for an unknown notebook, or an ``output`` that holds something else.
-        FileNotFoundError: outside a checkout of the project.
-        ChildProcessError: if MyST fails other than by being unable to fetch its theme.
+        ValueError: if a notebook is unknown, or ``output`` holds something other than a site.
+        FileNotFoundError: if this runs outside a checkout of the project.
+        ChildProcessError: if MyST fails for a reason other than being unable to fetch its theme.
     """
     if not project_path(LANDING).exists():
         raise FileNotFoundError(f"{project_path(LANDING)} does not exist: run this in a checkout of the project")
@@ -64,7 +65,7 @@ def build_site(output: Path, *, only: Sequence[str] = (), execute: bool = True, 
     if unknown:
         raise ValueError(f"no notebook is called {', '.join(unknown)}; known: {', '.join(known)}")
     if output.exists() and any(output.iterdir()) and not (output / MARK).exists():
-        raise ValueError(f"{output} is there and is no site: give another folder")
+        raise ValueError(f"{output} already exists and is not a site: give another folder")
     notebooks = {
         name: executed(name) if execute else project_path("notebooks", f"{name}.ipynb")
         for name in known
@@ -80,11 +81,11 @@ def build_site(output: Path, *, only: Sequence[str] = (), execute: bool = True, 
 
 
 def executed(name: str) -> Path:
-    """The executed copy of a notebook in ``results/raw/site``; made anew if the notebook, the package, or what
+    """The executed copy of a notebook in ``results/raw/site``; made again if the notebook, the package, or what
     notebooks read (``results``, ``figures``) has changed since.
 
-    The notebook runs in a temporary copy of these folders, so that nothing in the checkout changes, and a run that
-    fails leaves no copy.
+    The notebook runs in a temporary copy of these folders, so nothing in the checkout changes, and a run that fails
+    leaves no executed copy.
     """
     kept, source = project_path("results", "raw", "site", f"{name}.ipynb"), project_path("notebooks", f"{name}.ipynb")
     read = [
@@ -108,15 +109,15 @@ def executed(name: str) -> Path:
 
 
 def stage_sources(stage: Path, notebooks: Mapping[str, Path], note: str = "") -> dict[str, str]:
-    """Write the site's sources and ``myst.yml`` into ``stage``, and what they show or link to.
+    """Write the site's sources and ``myst.yml`` into ``stage``, with the files that they show or link to.
 
     Args:
-        notebooks: by name, the notebook to show.
+        notebooks: the path of each notebook to show, by its name.
         note: a line of Markdown to put into each notebook.
 
     Returns:
-        The pages' titles by the paths of their sources: the landing page, figures and tables, a report, other
-        notebooks, tables, documents.
+        The pages' titles by the paths of their sources, in this order: the landing page, figures and tables, the
+        report, other notebooks, tables, documents.
     """
     tables = {path: _titled(path) for path in _files("figures", "**/*.md")}
     texts = {LANDING: _titled(LANDING), GALLERY: _gallery(tables)}
@@ -153,7 +154,7 @@ def _files(folder: str, pattern: str) -> list[str]:
 
 
 def _title(path: str, text: str) -> str:
-    """The first heading, without Markdown's marks; of a file without one, its name in words."""
+    """The first heading, without Markdown's marks; for a file without a heading, its name in words."""
     if path.endswith(".ipynb"):
         text = nbformat.reads(text, as_version=4).cells[0].source
     if found := re.search(r"^# +(.+)$", text, re.M):
@@ -162,7 +163,7 @@ def _title(path: str, text: str) -> str:
 
 
 def _titled(path: str) -> str:
-    """The text of a Markdown file, with a heading."""
+    """The text of a Markdown file, with a heading added if it has none."""
     text = project_path(path).read_text(encoding="utf-8")
     return text if text.startswith("# ") else f"# {_title(path, text)}\n\n{text}"
 
@@ -192,10 +193,10 @@ def _gallery(tables: Mapping[str, str]) -> str:
 
 
 def write_pages(stage: Path, titles: Mapping[str, str], site: Path) -> None:
-    """Write the staged pages into ``site`` by nbconvert, with an index of them and the files that they show."""
+    """Write the staged pages into ``site`` with nbconvert, along with an index and the files that the pages show."""
     shutil.copytree(stage, site, dirs_exist_ok=True, ignore=shutil.ignore_patterns("_build", "myst.*"))
     _write(site / INDEX, "# bluelib\n\n" + "\n".join(f"- [{title}]({path})" for path, title in titles.items()))
-    plumbing = {"enabled": True, "remove_input_tags": ("hide-input",)}  # which MyST folds away
+    plumbing = {"enabled": True, "remove_input_tags": ("hide-input",)}  # MyST folds these cells
     settings = Config({"HTMLExporter": {"exclude_anchor_links": True}, "TagRemovePreprocessor": plumbing})
     exporter, pages = HTMLExporter(config=settings), {INDEX: "bluelib", **titles}
     for path, title in pages.items():
@@ -228,10 +229,10 @@ def run_myst(stage: Path, site: Path) -> bool:
     """Build ``stage`` with Jupyter Book into ``site``.
 
     Returns:
-        Whether it was built; false if MyST could not fetch its theme, which is said in a line.
+        Whether it was built; false, with a printed line, if MyST could not fetch its theme.
 
     Raises:
-        ChildProcessError: if MyST failed otherwise, with the end of what it printed.
+        ChildProcessError: if MyST took too long or failed otherwise; after a failure, with the end of its output.
     """
     log, built = stage / "myst.log", stage / "_build" / "html"
     environment = {"JB_ALLOW_NODEENV": "no", **os.environ}
@@ -245,7 +246,9 @@ def run_myst(stage: Path, site: Path) -> bool:
             if not _without_theme(log):
                 process.wait(BUILD_SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise ChildProcessError(f"Jupyter Book takes more than {BUILD_SECONDS} s; --plain does without") from error
+            raise ChildProcessError(
+                f"Jupyter Book takes more than {BUILD_SECONDS} s: use --plain to build the site without it"
+            ) from error
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -258,11 +261,12 @@ def run_myst(stage: Path, site: Path) -> bool:
         return False
     end = log.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
     raise ChildProcessError(
-        f"Jupyter Book failed (status {process.returncode}); --plain does without. The end of what it printed:\n{end}"
+        f"Jupyter Book failed (status {process.returncode}): use --plain to build the site without it. "
+        f"The end of its output:\n{end}"
     )
 
 
 def _without_theme(log: Path) -> bool:
-    """Whether MyST has begun to fetch a theme and has not got it."""
+    """Whether MyST has begun to fetch a theme but has not received it."""
     text = log.read_text(encoding="utf-8", errors="replace")
     return "Querying template metadata" in text and "Saved template" not in text

@@ -1,4 +1,4 @@
-"""A figure with sliders: they move, and it is drawn again."""
+"""A figure with sliders: when one of them moves, the figure is drawn again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a PNG file's content; the figure is closed."""
+    """A figure as the content of a PNG file; closes the figure."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     plt.close(figure)
@@ -22,12 +22,12 @@ def png(figure: Figure) -> bytes:
 class Sliders(widgets.VBox):
     """Sliders above the figure that they move.
 
-    The figure is an image and no captured output, whose messages can leave a notebook that runs without a browser
-    waiting for ever.
+    The figure is an image, not captured output: the messages of captured output can leave a notebook that runs
+    without a browser waiting for ever.
 
     Args:
-        draw: makes the figure from the sliders' values, by name.
-        sliders: by the name of the argument of ``draw``.
+        draw: makes the figure from the sliders' values, passed by name.
+        sliders: each slider, under the name of its argument of ``draw``.
     """
 
     def __init__(self, draw: Callable[..., Figure], **sliders: Any):
@@ -39,7 +39,7 @@ class Sliders(widgets.VBox):
         super().__init__([*sliders.values(), self.picture])
 
     def __repr__(self) -> str:
-        """What is shown where there is no kernel behind a notebook."""
+        """The text that is shown where a notebook has no running kernel."""
         return "Sliders: open this notebook in JupyterLab to move them."
 
     def _show(self, change: object = None) -> None:

@@ -25,12 +25,12 @@ from .tables import markdown_table
 def findings(
     grids: Sequence[Grid], scores: Mapping[str, Scores], cells: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> str:
-    """Findings as Markdown: what the first of the grids' models shows of residuals, and what all show of BLUE.
+    """Findings as Markdown: what one model shows about residuals, and what all models show about BLUE.
 
     Args:
-        grids: of which the first one runs the study of residuals.
-        scores: by a grid's name, :func:`~bluelib.reports.comparison.record_scores` of its cells.
-        cells: by a grid's name, its cells.
+        grids: the grids; the first model of the first one that runs the study of residuals is shown for it.
+        scores: :func:`~bluelib.reports.comparison.record_scores` of each grid's cells, by the grid's name.
+        cells: each grid's cells, by the grid's name.
     """
     study = STUDIES["residuals"]
     grid = next(grid for grid in grids if study.notebook in grid.notebooks)
@@ -91,7 +91,7 @@ def _steps(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> 
 
 
 def _length(runs: pd.DataFrame) -> str:
-    """How a method and its BLUE variant end on the longest sequence that both were followed along, own settings."""
+    """How a method and its BLUE variant end the longest sequence along which both were followed, by their settings."""
     own = runs[[not options for options in runs.options]]
     own = own.assign(label=[entry(name).label for name in own.editor])
     for edits in sorted(set(own.edits), reverse=True):
@@ -108,7 +108,7 @@ def _editing(end: pd.Series) -> list[float]:
 
 
 def _same_weight(runs: pd.DataFrame, plain: pd.Series, blue: pd.Series) -> str:
-    """How the plain method ends with the variant's λ, if it was followed with that, too."""
+    """How the plain method ends with the variant's λ, if it was also followed with that."""
     weight = editor_settings(blue.model, blue.editor).get("mom2_update_weight")
     same = runs[[options == (("mom2_update_weight", weight),) for options in runs.options]]
     same = same[(same.editor == plain.editor) & (same.edits == plain.edits) & (same.length == plain.length)]
@@ -163,7 +163,7 @@ def _gain(scores: Mapping[str, Scores]) -> str:
 
 
 def _asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """What the first data set that was asked further shows: likelihood against chat, and how far the rest moved."""
+    """What the first dataset with further metrics shows: likelihood against chat, and how far the rest moved."""
     measured = [
         cell
         for of_grid in cells.values()
@@ -210,8 +210,11 @@ def reversals(found: Sequence[Any]) -> str:
 
 
 def differences(scores: Mapping[str, Scores]) -> str:
-    """Every variant less its plain method, a column for each model, the datasets weighing alike, as a Markdown table:
-    in a cell, editing above specificity, and which datasets, if not all."""
+    """Every variant less its plain method as a Markdown table, with a column for each model.
+
+    A cell has editing and, below it, specificity, with equal weight for each dataset. It names the datasets if not all
+    of them have the variant.
+    """
     cells: dict[str, dict[str, str]] = {}
     for of_grid in scores.values():
         pairs = [pair for kind in VARIANTS for pair in variant_pairs(_anywhere(of_grid), "", kind)]
@@ -234,13 +237,13 @@ def differences(scores: Mapping[str, Scores]) -> str:
 
 
 def _anywhere(scores: Scores) -> list[str]:
-    """The labels of the methods that some model and dataset has."""
+    """The labels of the methods that any model and dataset has."""
     return list(dict.fromkeys(label for frame in scores.values() for label in frame.columns.unique(0)))
 
 
 def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:
-    """What the main table of the real model says, in sentences: how BLUE variants edit, how far the answers about
-    neighbours move, and what is said in the model's own words, bare and in chat."""
+    """What the main table of the real model shows, in sentences: how BLUE variants edit, how far the answers about
+    neighbours move, and whether the model says the new object in its own words, after the bare prompt and in chat."""
     lines = []
     for place, frame in scores.items():
         for plain, blue in variant_pairs(frame.columns.unique(0), "", "blue"):

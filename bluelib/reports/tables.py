@@ -1,5 +1,5 @@
-"""Tables of results: ours at its scale, the published figures below it with their source, and how a BLUE variant
-compares with the method it comes from."""
+"""Tables of results: our numbers at their scale, the published ones below them with their source, and how each BLUE
+variant compares with its plain method."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, has_publis
 
 NOT_AVAILABLE = "n/a"
 NOT_MEASURED = "–"
-#: How far the most changed of the edited matrices is from where it began, in its own norm.
+#: How far the most changed of the edited matrices has moved, relative to its own norm before editing.
 CHANGE = "‖ΔW‖/‖W‖"
 KEYS = ["model", "dataset", "edits", "batch_size", "seed", "method", "metric"]
-#: Digits after the point: of per cent, and of fluency and consistency, as in published tables.
+#: Digits after the decimal point of percentages, and of fluency and consistency, as in published tables.
 DIGITS = 2
 
 
@@ -43,9 +43,9 @@ def load_cells(grid: Grid, *, partial: bool = False) -> list[dict[str, Any]]:
     """The numbers of all of a grid's cells, or, with ``partial``, of those that have been run so far.
 
     Raises:
-        FileNotFoundError: naming the cells that have not been run; with ``partial``, if none has.
-        ValueError: for a cell of an older schema, models of several scales, or cells of a table that were not made from
-            the same weights or records.
+        FileNotFoundError: if cells have not been run (the message names them); with ``partial``, only if none has.
+        ValueError: if a cell has another schema, the models are of several scales, or the cells of a table were not
+            made from the same weights or records.
     """
     paths = [grid.result(cell) for cell in grid.cells()]
     missing = [path.name for path in paths if not path.exists()]
@@ -62,7 +62,10 @@ def load_cells(grid: Grid, *, partial: bool = False) -> list[dict[str, Any]]:
             )
     scales = {cell["provenance"]["scale"] for cell in cells}
     if len(scales) > 1:
-        raise ValueError(f"a table shows one scale, not {' and '.join(sorted(scales))}: {grid.name} has models of both")
+        raise ValueError(
+            f"a table shows one scale, not {' and '.join(sorted(scales))}: {grid.name} has models of both; give each "
+            "scale a grid of its own"
+        )
     made_from: dict[tuple[Any, ...], tuple[str, Path]] = {}
     for path, cell in zip(paths, cells, strict=True):
         for what, of in (("model_revision", ("model",)), ("records_hash", ("dataset", "seed"))):
@@ -95,8 +98,8 @@ _COLUMNS = [
 def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Cells (see :func:`bluelib.runs.cell.run_cell`) as one row per (model, dataset, seed, method, metric).
 
-    The scores before editing are the method ``pre-edited``; every row says which scale it has. A published figure
-    stands in a column of its own, and is missing where none was found.
+    The scores before editing have the method ``pre-edited``, and every row has its scale. Published scores are in
+    columns of their own, and are missing where none was found.
 
     Raises:
         ValueError: if two cells claim the same place.
@@ -122,7 +125,7 @@ def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
                         "weight_change": None if method == UNEDITED else max(cell["weight_change"].values()),
                     }
                 )
-    frame = pd.DataFrame(rows, columns=_COLUMNS)  # also where nothing could be measured
+    frame = pd.DataFrame(rows, columns=_COLUMNS)  # it has columns even if nothing could be measured
     before = frame.method == UNEDITED
     frame = frame[~(before & frame.duplicated(KEYS))].reset_index(drop=True)
     if frame.duplicated(KEYS).any():
@@ -132,7 +135,7 @@ def results_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def with_published(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the figures published for each row's counterpart: of the paper, and of a replication."""
+    """The frame with the scores published for each row's counterpart: by the paper, and by a replication."""
     found = [
         {
             "published_model": counterpart(row.model),
@@ -153,10 +156,10 @@ def _published(row: Any, kind: str) -> dict[str, Any]:
 def main_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row per (model, dataset, method, metric): the mean over the records of all seeds with its standard error, the
     rank among the edited models (1 is best; None before editing), the largest ‖ΔW‖/‖W‖ of any layer and seed, and the
-    published figures.
+    published scores.
 
-    Seeds count as independent samples of the records (they share few), so that the error of the mean over S of them is
-    √(Σ SE²) / S.
+    Seeds count as independent samples of the records (they share few), so the standard error of the mean over S seeds
+    is √(Σ SE²) / S.
     """
     frame = results_frame(cells)
     fixed = [*KEYS[:4], "method", "metric"]
@@ -179,7 +182,7 @@ def main_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[str]], str]) -> list[str]:
-    """The blocks of the main table of one dataset, one for each model, by a writer of (title, rows, header)."""
+    """The blocks of the main table of one dataset, one for each model; ``write`` takes (title, rows, header)."""
     metrics = [metric for metric in METRICS if metric in set(frame.metric)]
     blocks = []
     for model, group in frame.groupby("model", sort=False):
@@ -213,7 +216,7 @@ def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[
 
 
 def further_table(frame: pd.DataFrame) -> list[str]:
-    """The metrics of one dataset that are not the paper's, as Markdown: a block for each model, a metric a row."""
+    """The metrics of one dataset beyond the paper's, as Markdown: a block for each model, with a row per metric."""
     blocks = []
     for model, group in frame[~frame.metric.isin(METRICS)].groupby("model", sort=False):
         measured = group.set_index(["metric", "method"])
@@ -257,7 +260,7 @@ def _theirs(score: tuple[float, float | None, str] | None) -> str:
 
 
 def markdown_table(title: str, rows: list[list[str]], header: list[str]) -> str:
-    """A table in Markdown; the best figure is bold, the second best underlined, published ones are in italics."""
+    """A table in Markdown: the best number is bold, the second best underlined, and published ones are in italics."""
     lines = [f"**{title}**", ""] if title else []
     lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for row in rows:
@@ -269,7 +272,7 @@ def markdown_table(title: str, rows: list[list[str]], header: list[str]) -> str:
 
 
 def latex_table(title: str, rows: list[list[str]], header: list[str]) -> str:
-    """The same as a LaTeX ``tabular`` with rules of ``booktabs``."""
+    """The same table as a LaTeX ``tabular`` with rules of ``booktabs``."""
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
     if title:
         lines += [rf"\multicolumn{{{len(header)}}}{{l}}{{{_latex(title)}}} \\", r"\midrule"]
@@ -302,7 +305,7 @@ def _latex(text: str) -> str:
 
 
 def notes(cells: Sequence[dict[str, Any]], frame: pd.DataFrame) -> str:
-    """What stands below a main table: how to read it, the sources, and where our figures come from."""
+    """The text below a main table: how to read it, the sources, and where our own numbers come from."""
     datasets = {benchmark(dataset) for dataset in frame.dataset}
     sources = sorted(
         {
@@ -329,7 +332,7 @@ def notes(cells: Sequence[dict[str, Any]], frame: pd.DataFrame) -> str:
 
 
 def _regime(frame: pd.DataFrame) -> str:
-    """What the column of weight changes says, and whether it is where these methods were made."""
+    """What the column of weight changes shows, and whether it is in the range these methods were made for."""
     changes = frame.drop_duplicates(["model", "method"]).weight_change.dropna()
     found = (
         f"{CHANGE}: of the most changed layer; here {_change(changes.min())} to {_change(changes.max())}, "
@@ -348,7 +351,7 @@ def _change(value: float) -> str:
 
 
 def provenance_note(cells: Sequence[dict[str, Any]]) -> str:
-    """Where a table's own figures come from, as Markdown."""
+    """Where our own numbers in a table come from, as Markdown."""
     of_all = [cell["provenance"] for cell in cells]
 
     def each(values: Iterable[str]) -> str:
@@ -410,11 +413,11 @@ def write_tables(grid: Grid, *, partial: bool = False) -> list[Path]:
     The same numbers give the same bytes.
 
     Args:
-        grid: whose cells are in its folder of ``results``.
-        partial: whether cells may be missing, which the tables then say.
+        grid: the grid; its cells are in its folder of ``results``.
+        partial: whether cells may be missing; the tables then say how many are.
 
     Returns:
-        The files.
+        The paths of the files.
 
     Raises:
         FileNotFoundError: if cells have not been run.

@@ -31,7 +31,7 @@ def write_numbers(
     Frames become lists of rows, and floats are rounded to five significant digits.
 
     Raises:
-        ValueError: for an infinite number.
+        ValueError: if a number is infinite.
     """
     content = {key: _tidy(value) for key, value in numbers.items()}
     content["provenance"] = provenance(model, records)
@@ -40,7 +40,7 @@ def write_numbers(
 
 
 def _tidy(value: Any) -> Any:
-    """As plain values that JSON has; what is not defined, such as the interval of one value, is None."""
+    """Convert to plain JSON values; what is not defined, such as the interval of one value, becomes None."""
     if isinstance(value, pd.DataFrame):
         return [_tidy(row) for row in value.to_dict("records")]
     if isinstance(value, dict):
@@ -54,15 +54,15 @@ def _tidy(value: Any) -> Any:
 
 
 def check_answer(answer: Any, right: Any, within: float = 0.0) -> None:
-    """Tell the reader of a notebook whether an answer to an exercise is right, without telling the right one.
+    """Tell the reader of a notebook whether an answer to an exercise is right, without giving the right one away.
 
     Args:
-        answer: the reader's; None while there is none.
-        right: the right one: a number, or anything that can be compared.
+        answer: the reader's answer; None until there is one.
+        right: the right answer: a number, or anything that can be compared.
         within: how far a number may be off, as a share of the right one.
 
     Raises:
-        TypeError: for an answer of another kind than the right one.
+        TypeError: if the answer is of another kind than the right one.
     """
     if answer is None:
         print("No answer yet: put yours in place of None, and run the cell again.")
@@ -79,18 +79,18 @@ def check_answer(answer: Any, right: Any, within: float = 0.0) -> None:
 
 
 def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> None:
-    """Run ``notebooks/<name>.ipynb`` with papermill; the executed copy goes to ``executed``, as far as it came.
+    """Run ``notebooks/<name>.ipynb`` with papermill; the executed copy, as far as it got, goes to ``executed``.
 
     Raises:
         FileNotFoundError: outside a checkout of the project.
-        ValueError: for a notebook that there isn't, or a parameter that it hasn't.
+        ValueError: if there is no such notebook, or it has no such parameter.
         WriteError: if the copy cannot be written; half a copy is removed.
-        RuntimeError: from a cell; the message says which, and what it raised.
+        RuntimeError: if a cell fails; the message says which one, and what it raised.
     """
     import papermill
 
     if Path(name).name != name:
-        raise ValueError(f"name a notebook as in notebooks/, without a folder, not {name!r}")
+        raise ValueError(f"give the name of a notebook in notebooks/, without a folder, not {name!r}")
     notebook = project_path("notebooks", f"{name}.ipynb")
     if not notebook.parent.is_dir():
         raise FileNotFoundError(f"{notebook.parent} does not exist: run this in a checkout of the project")
@@ -125,7 +125,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """No progress bars in the outputs of a notebook that nobody watches: a kernel inherits this."""
+    """Keep progress bars out of a notebook that nobody watches; its kernel inherits this variable."""
     shown = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"
     try:
@@ -137,7 +137,8 @@ def _without_bars() -> Iterator[None]:
 
 
 def _literal(path: Path) -> str:
-    """A path for papermill, which fills in what stands in braces, and takes what begins like an address for one."""
+    """A path that papermill takes literally: it would fill in what stands in braces, and read a path that begins like a
+    URL as one."""
     return str(path.absolute()).replace("{", "{{").replace("}", "}}")
 
 

@@ -18,11 +18,12 @@ def check_parameters(given: dict[str, Any], known: dict[str, type | tuple[type, 
     """Check a notebook's parameters right after its ``parameters`` cell.
 
     papermill only warns about a name that a notebook does not have, adds it as a variable all the same, and turns
-    ``007`` into 7. This looks at the notebook's variables (``globals()``): any public name of a simple type that is
-    not known is refused, and so is a known one of another type, or with a value that nothing could be made of.
+    ``007`` into 7. This function looks at the notebook's variables (``globals()``). It refuses any public name of a
+    simple type that is not known, and a known one whose type is wrong or whose value cannot be used.
 
     Raises:
-        ValueError: listing the known parameters with their types; for a value out of its range, what is allowed.
+        ValueError: if a parameter is unknown or of the wrong type (the message lists the known ones with their types),
+            or its value is out of range (the message shows what is allowed).
     """
     listing = ", ".join(f"{name} ({_type_name(kind)})" for name, kind in known.items())
     simple = (str, int, float, bool, list, type(None))
@@ -68,7 +69,7 @@ def _editor(name: str, value: Any) -> None:
     known(value)
 
 
-#: By the name of a parameter, the check of its value, which is of the right type by then.
+#: The check of a parameter's value, by the parameter's name; its type has been checked before.
 _RANGES: dict[str, Callable[[str, Any], None]] = {
     **dict.fromkeys(("edits", "samples", "window", "every", "limit"), partial(check_whole, least=1)),
     "sequences": partial(check_whole, least=2),  # for an interval

@@ -1,4 +1,4 @@
-"""What a grid's editors need of a model before they run: second moments and null spaces."""
+"""What a grid's editors need from a model before they run: second moments and null spaces."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 def describe_statistics(
     model: Any, editors: Sequence[str], *, corpus: str | None, tokens: int | None = None, null_spaces: bool
 ) -> dict[str, Any]:
-    """Measure what the editors of a grid need of a model's second moments, or of their null spaces, and say what it is:
-    by layer, the number of tokens and the mean energy E‖k‖² of a key, or the null spaces' dimensions.
+    """Measure the second moments of a model, or their null spaces, that the editors of a grid need, and describe them.
 
-    Methods that use none are passed over.
+    The description gives, by text with its number of tokens and by layer, the mean energy E‖k‖² of a key, and the null
+    spaces' dimensions if they are asked for. Methods that use none are passed over.
     """
     from ..editing.editor import Editor
     from ..editing.named import get_editor

@@ -20,13 +20,13 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     Args:
         path: the grid file.
         profile: a folder of ``workflow/profiles``: ``local``, ``slurm`` or ``kubernetes``.
-        arguments: more arguments for Snakemake, ``-n`` say.
+        arguments: further arguments for Snakemake, such as ``-n``.
 
     Returns:
         Snakemake's exit status.
 
     Raises:
-        ValueError: for a grid file that cannot be used, or an unknown profile.
+        ValueError: if the grid file cannot be used, or the profile is unknown.
         FileNotFoundError: outside a checkout of the project.
         RuntimeError: if Snakemake is not installed, or another run is under way in this checkout.
     """
@@ -41,7 +41,7 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
         grid.check_files()
     grid.check_editors()
     told = grid.results / "grid.json"
-    # A result that came with the checkout has no history by which Snakemake could see that the grid has changed.
+    # A result that came with the checkout has no history from which Snakemake could tell that the grid has changed.
     changed = ["--forcerun", "grid"] if told.exists() and read_json(told) != grid.as_dict() else []
     try:
         from snakemake.cli import main
@@ -51,11 +51,11 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     os.chdir(project_path())
     # Jobs call plain `python`: that of this environment.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    logging.getLogger().handlers.clear()  # Snakemake has a handler of its own
-    # The system lets go of this lock when the process dies; Snakemake's own would have to be removed by hand.
+    logging.getLogger().handlers.clear()  # Snakemake has its own handler
+    # The system releases this lock when the process dies; Snakemake's own would have to be removed by hand.
     try:
         with locked(project_path("snakemake"), wait=False):
-            # `changed` in front: what follows it must be an option, or it would be taken for another rule to force.
+            # `changed` comes first: an option must follow it, as anything else would be taken for a rule to force.
             main(
                 [
                     *changed,
@@ -70,7 +70,7 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
                 ]
             )
     except BlockingIOError as error:
-        raise RuntimeError(f"another run is under way in {project_path()}") from error
+        raise RuntimeError(f"another run is under way in {project_path()}; wait until it ends") from error
     except SystemExit as end:
         return int(end.code or 0)
     return 0

@@ -1,6 +1,6 @@
-"""What the project measures: one module a study, and the table of the studies that have a notebook.
+"""What the project measures: one module per study, and the table of the studies that have a notebook.
 
-Needs neither torch nor matplotlib: the workflow reads it.
+Imports neither torch nor matplotlib, as the workflow reads it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Study:
-    """A study with a notebook of its own: a row of :data:`STUDIES`.
+    """A study with its own notebook: a row of :data:`STUDIES`.
 
     Attributes:
         name: of its modules in :mod:`bluelib.reports.figures` and :mod:`bluelib.reports.claims`.
         notebook: the notebook that makes its numbers.
-        parameters: of the committed analysis, where they are not the notebook's own.
-        figures: by file name without suffix, the function that draws it from the numbers of all models.
+        parameters: of the committed analysis, where they differ from the notebook's own.
+        figures: by file name without suffix, the function that draws the figure from the numbers of all models.
     """
 
     name: str
@@ -91,10 +91,10 @@ STUDIES = {study.name: study for study in _ROWS}
 
 
 def study_of(notebook: str) -> Study:
-    """The study that a notebook makes.
+    """The study that a notebook belongs to.
 
     Raises:
-        ValueError: for a notebook that makes none; the message lists those that do.
+        ValueError: if it belongs to none; the message lists the notebooks that do.
     """
     for study in STUDIES.values():
         if study.notebook == notebook:

@@ -1,9 +1,9 @@
-"""Which layers have to be updated: every pair, every single layer, all of them, each with direct residuals.
+"""Which layers have to be updated? Compares every pair, every single layer and all of them, with direct residuals.
 
-The paper compares MEMIT's five distributed layers with BLUE's two boundary layers and leaves open whether it is the
-boundary that matters, the number of layers, or the direct residual. Here every choice edits the same records in the
-same batches, for several λ (MEMIT's ``mom2_update_weight``), since a choice that disturbs less may simply edit less:
-choices are compared at the same specificity.
+The paper compares MEMIT's five distributed layers with BLUE's two boundary layers. It leaves open whether the boundary
+matters, the number of layers, or the direct residual. Here every choice edits the same records in the same batches, for
+several λ (MEMIT's ``mom2_update_weight``). A choice that disturbs less may simply edit less, so choices are compared at
+the same specificity.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ BLUE = "BLUE"
 
 
 def choices(model: Model, **text: Any) -> dict[str, tuple[str, Editor]]:
-    """By name, the family and the editor of each choice of layers and residual.
+    """Each choice of layers and residual by name: its family and its editor.
 
-    MEMIT has its own settings; the others have those of MEMIT_BLUE, but for the layers and, where said, the residual.
-    ``text``: the ``corpus`` and the ``tokens`` of second moments, if not the settings'.
+    MEMIT has its own settings. The others have those of MEMIT_BLUE, except for the layers and, where the name says so,
+    the residual. ``text``: the ``corpus`` and the ``tokens`` for second moments, by default the settings'.
     """
     memit, blue = (get_composition(name, model, **text) for name in ("memit", "memit_blue"))
     critical = memit.layers
@@ -73,22 +73,22 @@ def run_ablation(
     corpus: str | None = None,
     tokens: int | None = None,
 ) -> Path:
-    """Run every choice at every λ and write ``results/ablation/<model>.json``; what is there already is kept.
+    """Run every choice at every λ and write ``results/ablation/<model>.json``; runs that exist are kept.
 
-    A file of another model's weights, other records or batches is begun anew, and a run of other settings is made
-    again.
+    If the model's weights, the records or the batches have changed, the file starts over. A run whose settings have
+    changed is made again.
 
     Args:
         model: left as it was.
         dataset, split: the records.
-        edits: how many; by default :data:`EDITS`, or as many as there are.
-        batch_size: edits per batch; by default :data:`BATCH_SIZE`, or all where there are fewer.
-        weights: λ; by default :data:`WEIGHTS` for a pocket model, and a tenth, once and ten times that of MEMIT_BLUE's
-            settings for another.
-        corpus, tokens: of second moments, if not the settings'.
+        edits: how many records; by default :data:`EDITS`, or all if there are fewer.
+        batch_size: edits per batch; by default :data:`BATCH_SIZE`, or all if there are fewer.
+        weights: values of λ; by default :data:`WEIGHTS` for a pocket model, and 0.1, 1 and 10 times the λ of
+            MEMIT_BLUE's settings for any other.
+        corpus, tokens: for second moments; by default the settings'.
 
     Raises:
-        ValueError: as :func:`~bluelib.get_editor` and :func:`~bluelib.load_dataset`; for a text that is too short.
+        ValueError: as :func:`~bluelib.get_editor` and :func:`~bluelib.load_dataset`; if the text is too short.
     """
     text = {"corpus": corpus, "tokens": tokens}
     tried = choices(model, **{name: value for name, value in text.items() if value is not None})
@@ -126,10 +126,10 @@ def run_ablation(
 
 
 def rerun(model: Model, choice: str, weight: float) -> dict[str, float]:
-    """Make one of the runs in ``results/ablation`` again, with the settings' text, and return the means of its metrics.
+    """Repeat one of the runs in ``results/ablation``, with the settings' text, and return the means of its metrics.
 
     Raises:
-        KeyError: for an unknown choice.
+        KeyError: if the choice is unknown.
         FileNotFoundError: if the model has no ablation yet.
     """
     _, origin = load_ablation(model)
@@ -156,10 +156,10 @@ def _run(model: Model, records: Sequence[Record], method: Editor, batch_size: in
 
 
 def load_ablation(model: Model | str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The runs of a model, or of the one with this name, one row each, and where they come from (``identity``: records,
-    batches, λ).
+    """The runs of a model, given itself or by name, one row each; and where they come from (``identity``: model,
+    records and batches).
 
-    Besides what is in the file, each metric's mean over records, ``success`` (per record the mean of efficacy and
+    The rows have what is in the file, each metric's mean over records, ``success`` (per record the mean of efficacy and
     generalization) and its mean ``mean_success``.
 
     Raises:
@@ -187,9 +187,9 @@ def at_equal_specificity(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
     never reaches the goal is taken at its largest specificity, and ``reached`` is false.
 
     Returns:
-        One row per choice with means, λ (``edge``: the smallest or largest that was tried, so that another might do
-        better) and the least of its seconds per edit; per choice the paired difference of success to BLUE's over
-        records, in points, with its 95 % bootstrap interval; and the goal.
+        A table with one row per choice: means, λ, and the least of its seconds per edit. ``edge`` marks a λ that is the
+        smallest or largest tried, beyond which another might do better. A table with each choice's paired difference
+        in success from BLUE over records, in points, with its 95 % bootstrap interval. And the goal.
     """
     blue = runs[runs.choice == BLUE]
     blue = blue.loc[blue.mean_success.idxmax()]

@@ -27,7 +27,7 @@ def capability_along_sequence(
     limit: int | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Edit with each editor in turn; evaluate the tasks before, after every so many batches, and after the last one.
+    """Edit with each editor in turn; evaluate the tasks before, after each ``every`` batches, and after the last.
 
     The model is left as it was. PRUNE damps its update after the last batch only, so before that its scores are those
     of the undamped one.
@@ -39,11 +39,11 @@ def capability_along_sequence(
 
     Returns:
         The items of :class:`~bluelib.metrics.capability.Capability` with their ``editor`` and number of ``edits``.
-        What the unedited model does is there for every editor, with 0 edits. ``names_edit`` marks the items whose
-        prompt has the subject of one of ``records``: there another answer may be what the edit is for.
+        The unedited model's items are included for every editor, with 0 edits. ``names_edit`` marks the items whose
+        prompt contains the subject of one of ``records``: there the edit may be meant to change the answer.
 
     Raises:
-        ValueError: for ``every`` below 1, or a batch size that an editor does not make.
+        ValueError: if ``every`` is below 1, or an editor cannot make batches of ``batch_size``.
     """
     if every < 1:
         raise ValueError(f"every must be at least 1 batch, not {every}")
@@ -67,12 +67,12 @@ def capability_along_sequence(
     return pd.concat(frames, ignore_index=True).drop(columns="prompt")
 
 
-#: The name under which the mean over tasks stands among the tasks.
+#: The name of the mean over tasks, in the column of tasks.
 MEAN = "mean of the tasks"
 
 
 def _by_task(items: pd.DataFrame, value: str) -> pd.DataFrame:
-    """The mean of ``value`` over each task's items, then that over tasks, with intervals over items."""
+    """The mean of ``value`` over each task's items, then the mean over tasks, with intervals over items."""
     mean = stratified_interval([group[value] for _, group in items.groupby("task", sort=False)])
     total = pd.DataFrame([{"task": MEAN, **mean._asdict(), "n": len(items)}])
     return pd.concat([intervals_by(items, ["task"], value), total], ignore_index=True)
@@ -87,8 +87,9 @@ def capability_scores(along: pd.DataFrame) -> pd.DataFrame:
 
 
 def capability_difference(along: pd.DataFrame, one: tuple[str, int], other: tuple[str, int]) -> pd.DataFrame:
-    """How many points more has ``one`` than ``other``, both an editor's name and a number of edits, on the same items:
-    per task and in the mean over tasks, with intervals over items. Columns: task, mean, low, high, n.
+    """How many points more ``one`` has than ``other`` on the same items; each is an editor's name and number of edits.
+
+    Per task and in the mean over tasks, with intervals over items. Columns: task, mean, low, high, n.
 
     Raises:
         ValueError: if one of the two was not evaluated.

@@ -1,5 +1,5 @@
-"""How much text do second moments need? C, the update that follows from it, and what the edits then score, against the
-number of tokens.
+"""How much text do second moments need? Measures C, the update that follows from it, and the scores of the edits,
+against the number of tokens.
 
 Public claims disagree: MEMIT's code reads 100,000 articles; less than 0.3 % of that is said to suffice
 (arXiv:2506.04226); AlphaEdit's Table 6 loses 12 points of specificity with a tenth of the text.
@@ -35,7 +35,7 @@ SHARES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def rank(matrix: Tensor) -> int:
-    """The number of eigenvalues above d · ε · the largest one, with ε of float32: what C's own precision can tell."""
+    """The number of eigenvalues above d · ε · the largest one, with float32's ε: the rank that its precision shows."""
     values = torch.linalg.eigvalsh(matrix.double())
     return int((values > len(matrix) * torch.finfo(torch.float32).eps * values[-1]).sum())
 
@@ -46,7 +46,7 @@ def relative_change(a: Tensor, b: Tensor) -> float:
 
 
 def solution(solver: Solver, moment: Tensor, keys: Tensor, residuals: Tensor) -> Tensor | None:
-    """Δ with this C; None where its system cannot be factored."""
+    """Δ with this C; None if its system cannot be factored."""
     try:
         return solver.solve(solver.prepare(moment), keys, residuals)
     except SolverError:
@@ -61,38 +61,38 @@ def convergence(
     *,
     shares: Sequence[float] = SHARES,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Second moments of shares of the text against those of ``tokens`` tokens of it.
+    """Compare second moments of shares of the text with those of ``tokens`` tokens of it.
 
     Args:
         model: as loaded; it is left as it was.
         records: sample edits, made in one batch.
-        editors: whose solutions and scores are compared, each with its own settings.
-        tokens: of the whole text; by default as many as the first editor's settings say.
+        editors: the editors whose solutions and scores are compared, each with its own settings.
+        tokens: tokens of the whole text; by default the number in the first editor's settings.
         shares: in (0, 1], ascending; the last must be 1.
 
     Returns:
-        Per editor, layer and share: ``change`` of C, ``rank`` of C, and ``solution``, the change of Δ for the batch's
-        keys and direct residuals on the unedited model; NaN where there is no solution. And per editor and share the
-        scores after the batch, NaN likewise.
+        Two tables. Per editor, layer and share: ``change`` of C, ``rank`` of C, and ``solution``, the change of Δ for
+        the batch's keys and direct residuals on the unedited model (NaN if there is no solution). Per editor and share:
+        the scores after the batch (NaN likewise).
 
     Raises:
-        ValueError: for shares that are not as above, fewer than one token, or an editor without second moments.
+        ValueError: if shares are not as above, ``tokens`` is below 1, or an editor has no second moments.
     """
     if not shares or list(shares) != sorted(set(shares)) or shares[0] <= 0 or shares[-1] != 1:
         raise ValueError(f"shares must ascend from above 0 to 1, not {list(shares)}")
     without = [editor.name for editor in editors if not isinstance(editor, Editor)]
     if without:
-        raise ValueError(f"{', '.join(without)} needs no second moments; choose compositions, such as memit_blue")
+        raise ValueError(f"editors without second moments: {', '.join(without)}; choose others, such as memit_blue")
     tokens = editors[0].tokens if tokens is None else tokens
     check_whole("tokens", tokens, 1)
     counts = [max(1, round(share * tokens)) for share in shares]
     requests = [record.request for record in records]
     prefixes = context_prefixes(model)
     rows, scores = [], []
-    ranks: dict[tuple[str | None, int, int], int] = {}  # which do not depend on the editor
+    ranks: dict[tuple[str | None, int, int], int] = {}  # the same for editors with the same corpus
     for editor in editors:
         for n in progress_bar(counts, desc="second moments", unit="text"):
-            editor.second_moments(model, editor.layers, n)  # of all layers in one pass; below, one at a time
+            editor.second_moments(model, editor.layers, n)  # caches all layers in one pass, to be read below
         for layer in editor.layers:
             moments = {n: editor.second_moments(model, [layer], n)[layer].matrix for n in counts}
             alone = replace(editor, layers=(layer,), residual=DIRECT)

@@ -1,18 +1,19 @@
-"""Critical layers and settings for a model that has none, in minutes: what ``blue locate`` does.
+"""Critical layers and settings for a model without settings, in minutes: what ``blue locate`` does.
 
-Nothing here is known of the model beforehand, so every choice is measured on it:
+Nothing is known about the model beforehand, so every choice is measured on it:
 
-- *layers*: the consecutive ones whose edits alone contribute most after paraphrases. Causal tracing, of facts that the
-  model knows, is shown beside them; where the two disagree, contributions decide, since editing is what is wanted (Hase
-  et al. 2023 found that the two need not agree). In a model of many layers every third one of the first two thirds is
-  edited, then those around the best;
-- *Adam's rate*, which is in units of hidden states: the one with which targets come nearest to the new objects, and of
-  those that come as near, soonest; *the clamp*: the smallest that costs hardly anything;
+- *layers*: the consecutive layers that contribute most after paraphrases when each is edited alone. Causal tracing of
+  facts that the model knows is shown beside them. Where the two disagree, contributions decide, since the aim is to
+  edit (Hase et al. 2023 found that the two need not agree). In a model of many layers, every third layer of the first
+  two thirds is edited, then the layers around the best ones;
+- *Adam's rate*, in units of hidden states: the rate that brings targets nearest to the new objects; of equally good
+  rates, the one that needs the fewest steps;
+- *the clamp*: the smallest that costs hardly anything;
 - *λ*, in units of the energy of keys, and AlphaEdit's *L2*: by the harmonic mean of efficacy, generalization and
   specificity after an edit of one layer;
-- *AlphaEdit's threshold*: the eigenvalue of C under which :data:`NULL_SHARE` of its dimensions lie.
+- *AlphaEdit's threshold*: the eigenvalue of C below which a share :data:`NULL_SHARE` of its dimensions lies.
 
-To be quick, edits here are made without context prefixes. ``blue tune`` searches on, with them.
+To be quick, edits here are made without context prefixes. ``blue tune`` continues the search with them.
 """
 
 from __future__ import annotations
@@ -64,47 +65,48 @@ from .layers import best_window, growth_of_probability, window_width
 from .locate import causal_trace, effects_frame, layers_by_tracing
 from .tuning import check_scored, default_dataset, score
 
-#: Facts that are asked, those that are traced, fewer than which tell nothing, and edits to measure with.
+#: How many facts are asked, and traced at most; how many known facts tracing needs; and how many edits to measure with.
 ASKED, TRACED, FEWEST, EDITS = 100, 10, 5, 8
-#: Edits whose targets are optimised to try rates and clamps.
+#: Number of edits whose targets are optimised to try rates and clamps.
 TARGETS = 5
-#: Noise samples of a trace.
+#: Noise samples per trace.
 SAMPLES = 4
-#: Steps of a target, as in the settings that are written; and where layers are compared.
+#: Steps per target: as in the settings that are written, and where layers are compared.
 STEPS, QUICK = 20, 10
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 CLAMPS = (0.75, 1.5, 4)
-#: The loss that a smaller clamp may cost, in nats.
+#: The additional loss that a smaller clamp may cost, in nats.
 TOLERATED = 0.1
 WEIGHTS = tuple(10**k for k in range(-1, 8))
 L2 = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
-#: The share of C's dimensions that its null space is to have: with the published 0.02, what Llama 3's and others' have.
+#: The share of C's dimensions that its null space should have: as in Llama 3 and others with the published 0.02.
 NULL_SHARE = 0.85
-#: BetaEdit's λ₁ over MEMIT's λ, as both are published for Llama 3.
+#: The ratio of BetaEdit's λ₁ to MEMIT's λ, both as published for Llama 3.
 LEAK = 0.2
-#: A model of more layers has them edited in two passes: every so many of the first two thirds, then those around.
+#: A model with more layers than the first number is edited in two passes: every third layer (the second number) of the
+#: first two thirds, then the layers around the best ones.
 FEW_LAYERS, STRIDE = 12, 3
-#: Bytes of second moments that are measured in one pass of the text.
+#: Bytes of second moments to measure in one pass over the text.
 MOMENTS_BYTES = 2e9
 
 
 @dataclass(frozen=True)
 class Located:
-    """What was found for a model.
+    """The layers and settings found for a model.
 
     Attributes:
         model: the model.
-        dataset: the records' dataset, and which of them were used.
-        facts: how many were ``asked``, are ``known`` (their answer's first token is the model's first choice) and were
-            ``traced``, and how many were ``edited``.
+        dataset: the records' dataset, and which of its records were used.
+        facts: how many were ``asked``, are ``known`` (their answer's first token is the model's first choice), were
+            ``traced`` and were ``edited``.
         tracing: mean indirect effect at the subject's last token, with its interval, by ``kind`` and ``layer``; empty
             where too few facts are known.
         contributions: ``rewrite`` and ``paraphrase`` by ``layer``, see :func:`.layer_contributions`.
         windows: the layers by ``tracing`` (None where nothing was traced) and by ``contributions``.
-        trials: by setting, every value that was tried and what came of it.
+        trials: by setting, every value that was tried, with its result.
         config: the settings file's content.
-        provenance: where it comes from.
-        seconds: by phase.
+        provenance: where the results come from.
+        seconds: duration by phase.
     """
 
     model: Model = field(repr=False)
@@ -119,7 +121,7 @@ class Located:
     seconds: Mapping[str, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """All of it as plain values."""
         return {
             "model": self.model.name,
             "n_layers": self.model.n_layers,
@@ -159,14 +161,14 @@ def find(
         model: left as it was.
         dataset: by default :func:`.default_dataset`.
         split: by default ``tune``, where the dataset has that.
-        edits: how many records are edited, in one batch; by default :data:`EDITS`, or as many as there are. Facts to
-            trace are looked for among the first :data:`ASKED`.
-        corpus: the text of second moments; by default that of the settings, or else the one that ships.
-        tokens: how many of it; by default :func:`.enough_tokens`.
+        edits: how many records are edited, in one batch; by default :data:`EDITS`, or all if there are fewer. Facts to
+            trace are looked for among the first :data:`ASKED` records.
+        corpus: the text for second moments; by default the one in the settings, or else the one that ships.
+        tokens: how many tokens of the text to use; by default :func:`.enough_tokens`.
 
     Raises:
-        ValueError: for a text that is too short, records that lack what settings are chosen by, or too few of them; for
-            a model that has been edited.
+        ValueError: if the text is too short, there are too few records, or they lack what settings are chosen by; if
+            the model has been edited.
         ArithmeticError: if no target, or no solution, is finite.
     """
     timer = Timer()
@@ -232,13 +234,13 @@ def find(
 
 
 def default_corpus(model: Model) -> str:
-    """The text of second moments, unless another is named."""
+    """The text for second moments, unless another is given."""
     configured = (settings_of(model) or {}).get("statistics", {}).get("corpus")
     return configured or ("pocket" if scale_of(model.name) == "pocket" else "sampled")
 
 
 def settings_target(model: Model | str, output: Path | None = None, *, force: bool = False) -> Path | None:
-    """Where a model's settings file is to be written, for who does long work before.
+    """Where to write a model's settings file: for callers that check this before they do long work.
 
     Args:
         model: a model, or its name before it is loaded.
@@ -246,13 +248,13 @@ def settings_target(model: Model | str, output: Path | None = None, *, force: bo
         force: replace it if it exists.
 
     Returns:
-        The file; None where only a model that is loaded can tell.
+        The file; None if this can be told only after the model is loaded.
 
     Raises:
-        FileExistsError: if there is one already, without ``force``.
-        ValueError: for a file of another suffix than YAML's, or, without ``output``, a model whose settings ship with
-            the project: others would take their place unseen.
-        OSError: if it cannot be written.
+        FileExistsError: if the file exists and ``force`` is not set.
+        ValueError: if the file's suffix is not one of YAML's; if no ``output`` is given and the model's settings ship
+            with the project, as a new file would silently take their place.
+        OSError: if the file cannot be written.
     """
     name = model if isinstance(model, str) else model.name
     file = output
@@ -289,10 +291,10 @@ def known_facts(model: Model, records: Sequence[Record]) -> list[Request]:
 
 
 def _traced(model: Model, facts: Sequence[Request], width: int) -> tuple[pd.DataFrame, list[int] | None]:
-    """The mean effects at the subjects' last tokens, and the window of those of hidden states."""
+    """The mean effects at the subjects' last tokens, and the layers that the effects of hidden states single out."""
     if not facts:
         return pd.DataFrame(columns=["kind", "layer", "mean", "low", "high"]), None
-    around = max(1, model.n_layers // 5)  # as many as ROME restores together: ten of 48
+    around = max(1, model.n_layers // 5)  # the share that ROME restores together: ten of 48
     traces = [
         causal_trace(model, fact, samples=SAMPLES, window=around, kinds=("hidden", "mlp"), at_subject=True)
         for fact in progress_bar(facts, desc="causal tracing", unit="fact")
@@ -303,7 +305,7 @@ def _traced(model: Model, facts: Sequence[Request], width: int) -> tuple[pd.Data
 
 
 def climb(ladder: Sequence[float], start: float, cost: Callable[[float], Any]) -> float:
-    """The rung of least cost, going from ``start`` to the better neighbour as long as there is one."""
+    """Go from ``start`` to the cheaper neighbouring rung until neither neighbour is cheaper; return the last rung."""
     costs: dict[int, Any] = {}
     here = ladder.index(start)
     while True:
@@ -311,7 +313,7 @@ def climb(ladder: Sequence[float], start: float, cost: Callable[[float], Any]) -
         for i in around:
             if i not in costs:
                 costs[i] = cost(ladder[i])
-        best = min(around, key=costs.__getitem__)  # of equals the one at hand
+        best = min(around, key=costs.__getitem__)  # a tie goes to the current rung
         if best == here:
             return ladder[here]
         here = best
@@ -320,17 +322,18 @@ def climb(ladder: Sequence[float], start: float, cost: Callable[[float], Any]) -
 def target_options(
     model: Model, requests: Sequence[Request], layer: int, trials: dict[str, list[dict[str, float]]]
 ) -> TargetOptions:
-    """Options of targets for a model: the rate and the clamp, tried on these requests at a layer.
+    """Choose the rate and the clamp of a model's targets, by trying them on these requests at a layer.
 
-    A trial costs the mean loss, where one under the early stop counts as that, and of two that cost the same the one
-    whose targets are finished in fewer steps is the better. Rates are tried with the largest clamp, from a tenth of an
-    entry's typical size on, ‖h‖ / √d_model; then the smallest clamp is taken that costs at most :data:`TOLERATED` more.
+    A trial's cost is the mean loss, where a loss below the early stop counts as the early stop. Of two trials with the
+    same cost, the one whose targets take fewer steps is better. Rates are tried with the largest clamp, starting from a
+    tenth of an entry's typical size, ‖h‖ / √d_model. Then the smallest clamp is chosen that costs at most
+    :data:`TOLERATED` more.
 
     Args:
         model: left as it was.
         requests: edits to try on.
-        layer: where.
-        trials: what is tried is added here.
+        layer: where the targets are optimised.
+        trials: every trial is added here.
 
     Raises:
         ArithmeticError: if no rate gives finite targets.
@@ -368,7 +371,7 @@ def target_options(
 
 
 class _Trier:
-    """Edits of one layer, whose targets are optimised once and solved for as often as is asked."""
+    """Edits of one layer: the targets are optimised once per layer, and solved for with any number of solvers."""
 
     def __init__(self, model: Model, records: Sequence[Record], targets: TargetOptions, corpus: str, tokens: int):
         self.model, self.records, self.corpus, self.tokens = model, records, corpus, tokens
@@ -376,7 +379,7 @@ class _Trier:
         self._steps: dict[int, Step] = {}
 
     def moments(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
-        """C by layer; of so many layers at a time that their sums, in float64, have room."""
+        """C by layer, measured for as many layers at a time as :data:`MOMENTS_BYTES` allows in float64."""
         each = 8 * self.model.weight(layers[0]).shape[1] ** 2
         size = max(1, int(MOMENTS_BYTES // each))
         found: dict[int, torch.Tensor] = {}
@@ -386,7 +389,7 @@ class _Trier:
         return found
 
     def step(self, layer: int) -> Step:
-        """Keys and what is missing at a layer."""
+        """The keys at a layer and what is missing there, computed once."""
         if layer not in self._steps:
             alone = replace(self.editor, layers=(layer,))
             state = EditState(("",), {}, default_token_budget(self.model))
@@ -395,7 +398,7 @@ class _Trier:
         return self._steps[layer]
 
     def after(self, layer: int, solver: Solver, measure: Callable[[], Any]) -> Any:
-        """What ``measure`` says of the model while one layer is edited.
+        """What ``measure`` returns while one layer of the model is edited.
 
         Raises:
             SolverError: if there is no solution.
@@ -417,8 +420,8 @@ class _Trier:
         start: float,
         trials: dict[str, list[dict[str, float]]],
     ) -> float:
-        """The value of a solver's setting with the best score after an edit of a layer, from ``start`` up and down the
-        ladder."""
+        """The value of a solver's setting with the best score after an edit of a layer; :func:`climb` searches the
+        ladder from ``start``."""
 
         rows = trials.setdefault(name, [])
 
@@ -439,8 +442,8 @@ class _Trier:
 
 
 def _contributions(model: Model, trier: _Trier, weight: float, width: int) -> pd.DataFrame:
-    """Contributions of all layers of a model of few, or of every third one in the first two thirds and of those in the
-    best window and beside it. Targets have half the steps."""
+    """Contributions of all layers, if the model has few; otherwise of every third layer in the first two thirds, and of
+    those in the best window and beside it. Targets have half the steps."""
     growth = growth_of_probability(model, trier.records)
     rows: dict[int, dict[str, float]] = {}
 
@@ -464,13 +467,14 @@ def _contributions(model: Model, trier: _Trier, weight: float, width: int) -> pd
 
 
 def _null_threshold(moments: Iterable[torch.Tensor]) -> float:
-    """The eigenvalue under which :data:`NULL_SHARE` of C's dimensions lie, in two digits: the median over layers."""
+    """The eigenvalue below which a share :data:`NULL_SHARE` of C's dimensions lies: the median over layers, rounded to
+    two digits."""
     values = [torch.linalg.eigvalsh(moment.double()).clamp_min(0).quantile(NULL_SHARE) for moment in moments]
     return float(f"{torch.stack(values).median().item():.2g}")
 
 
 def _clamp_of_mlp(model: Model, records: Sequence[Record], layer: int, clamp: float) -> float:
-    """The clamp of targets of the MLP's output, which is shorter than the block's: as much larger."""
+    """The clamp of targets in the MLP's output, which is shorter than the block's: ``clamp``, larger by that factor."""
     requests = [record.request for record in records]
     block, mlp = (subject_hidden(model, requests, layer, part).norm(dim=0).mean().item() for part in ("block", "mlp"))
     return float(f"{clamp * block / mlp:.2g}")
@@ -486,8 +490,8 @@ def _config(
     clamp_of_mlp: float,
     layer_scores: list[float],
 ) -> dict[str, Any]:
-    """The settings file's content: that of the doctor, with what was measured in place of what another model has, and
-    rows of the methods that weigh layers."""
+    """The settings file's content: the doctor's settings to start from, with what was measured in place of another
+    model's values, and with entries for the methods that weigh layers."""
     kept = ("steps", "learning_rate", "weight_decay", "kl_factor", "clamp", "early_stop")
     config = {
         "models": [place_of(model.name)],
@@ -523,15 +527,15 @@ def why(located: Located) -> str:
     said = f"layers {_span(chosen)}: edits of these alone contribute most after paraphrases"
     if windows["tracing"] is None:
         return (
-            f"{said}. The model knows {facts['known']} of {facts['asked']} facts, fewer than the {FEWEST} that tell "
-            "something: nothing was traced, and contributions alone decided"
+            f"{said}. The model knows {facts['known']} of {facts['asked']} facts, fewer than the {FEWEST} that tracing "
+            "needs: nothing was traced, and contributions alone decided"
         )
     told = f"{facts['traced']} of the {facts['known']} facts that the model knows, of {facts['asked']}, were traced"
     if windows["tracing"] == chosen:
         return f"{said}; causal tracing finds the same ({told})"
     return (
         f"{said}; causal tracing finds {_span(windows['tracing'])} ({told}). Where the two disagree, contributions "
-        "decide, since editing is what is wanted"
+        "decide, since the aim is to edit"
     )
 
 
@@ -540,7 +544,7 @@ def _span(layers: Sequence[int] | None) -> str:
 
 
 def explain(located: Located, *, table: bool = True) -> str:
-    """What was chosen and why, as text; with the curves of both as a ``table``."""
+    """What was chosen and why, as text; ``table`` adds the curves of contributions and of tracing."""
     config, trials = located.config, located.trials
 
     def tried(name: str, of: str) -> str:

@@ -1,11 +1,11 @@
-"""What the library finds in a model, whether what it takes for granted holds there, and what editing it will take.
+"""What the library finds in a model, whether its assumptions hold there, and how much memory editing will take.
 
-What is taken for granted of every architecture (see :class:`~bluelib.models.adapters.Adapter`) is measured here:
+The assumptions about every architecture (see :class:`~bluelib.models.adapters.Adapter`) are measured here:
 
-- the logits are those of the head on what ``base_model`` returns, and on the norm of what the last block gives;
-- a block adds its MLP's output to the residual stream as it is: with W + ΔW in place of W, what the block gives changes
+- the logits are the head applied to the output of ``base_model``, and to the norm of the last block's output;
+- a block adds its MLP's output to the residual stream unchanged: with W + ΔW in place of W, the block's output changes
   by ΔW k at every token;
-- what a block gives is the sum of what it is given, attention's output and the MLP's, and the MLP reads the stream
+- a block's output is the sum of its input, the attention's output and the MLP's output, and the MLP reads the stream
   through the norm that the adapter names.
 """
 
@@ -38,12 +38,12 @@ from ..models.prompts import encode_prompt, encode_target
 from ..models.tracing import trace
 
 TEXT = "The mother tongue of Ada Lovelace is English, and she was born in London."
-#: Relative deviations of the measurements that rounding explains.
+#: The largest relative deviation that rounding explains, by dtype.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
-#: The configuration that an unconfigured model begins with, by ``config.model_type``; Llama 3's for any other.
+#: The configuration that a model without settings starts from, by ``config.model_type``; Llama 3's for any other.
 LIKE = {"gpt2": "gpt2-xl", "gptj": "EleutherAI/gpt-j-6B"}
 OTHERWISE = "meta-llama/Meta-Llama-3-8B-Instruct"
-#: Sizes of batches that memory is modelled for.
+#: Batch sizes that memory is modelled for.
 BATCHES = (1, 10, 100)
 
 
@@ -62,14 +62,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Findings:
-    """What :func:`examine` found; ``facts`` and ``tokenizer`` are for reading, by name.
+    """What :func:`examine` found; ``facts`` and ``tokenizer`` are texts to read, by name.
 
     Attributes:
-        memory: by editor, in GB (10⁹ bytes) and modelled: on ``disk``, on the ``host``, and on the ``device`` by size
-            of batch.
-        unusable: by editor whose settings cannot be used, why.
+        memory: modelled memory by editor, in GB (10⁹ bytes): on ``disk``, on the ``host``, and on the ``device`` by
+            batch size.
+        unusable: the editors whose settings cannot be used, each with the reason.
         configured: whether there are settings for this model.
-        configuration: where not, some to begin with, as YAML.
+        configuration: if there are none, settings to start from, as YAML.
     """
 
     model: str
@@ -91,7 +91,7 @@ class Findings:
 
 
 def examine(model: Model) -> Findings:
-    """Look at a model; its weights are afterwards what they were before."""
+    """Examine a model; its weights are left as they were."""
     configured = settings_of(model) is not None
     return Findings(
         model.name,
@@ -143,11 +143,11 @@ def _tokenizer(model: Model) -> dict[str, str]:
         f"{model.hf_model.config.vocab_size})",
         "BOS": f"{tokenizer.bos_token!r} ({tokenizer.bos_token_id}), "
         + ("in front of every text" if model.has_bos else "not put in front of texts"),
-        **({"no embedding": "its last tokens; texts with one are refused"} if model.lacks_embeddings else {}),
+        **({"no embedding": "its last tokens; texts that contain one are refused"} if model.lacks_embeddings else {}),
         "EOS": f"{tokenizer.eos_token!r} ({tokenizer.eos_token_id}), "
-        + ("put behind texts, and taken off here" if bare[-1] == tokenizer.eos_token_id else "not put behind texts"),
+        + ("put after every text, and removed here" if bare[-1] == tokenizer.eos_token_id else "not put after texts"),
         "padding": f"{tokenizer.pad_token!r}{', the EOS' if tokenizer.pad_token == tokenizer.eos_token else ''}; "
-        f"batches are padded on the right and masked, whatever its own side ({tokenizer.padding_side})",
+        f"batches are padded on the right and masked, whichever side it prefers itself ({tokenizer.padding_side})",
         "“Paris” as a target": " ".join(map(repr, tokenizer.convert_ids_to_tokens(list(target)))),
     }
 
@@ -174,10 +174,10 @@ def _checks(model: Model) -> list[Check]:
 
 
 def _additive(model: Model, layer: int, ids: Tensor) -> float:
-    """The largest deviation of what a block gives with W + ΔW, less what it gives with W, from ΔW k.
+    """How far a block's output with W + ΔW, less its output with W, is from ΔW k: a relative deviation.
 
     Raises:
-        ValueError: if the value projection's weight is stored the other way round than the adapter says.
+        ValueError: if the value projection's weight is stored the other way round from what the adapter says.
     """
     weight = model.weight(layer)
     generator = torch.Generator().manual_seed(0)
@@ -196,7 +196,7 @@ def _additive(model: Model, layer: int, ids: Tensor) -> float:
             f"block {layer} of {model.name}: keys have {key.shape[-1]} dimensions and W is {tuple(weight.shape)}; the "
             f"adapter's input_major must be {not model.adapter.input_major}, or its value_projection another module"
         )
-    # of rank one, and as large in what it gives as the block's own output, so that rounding does not hide it
+    # ΔW has rank one, and its effect is as large as the block's own output, so that rounding does not hide it.
     size = before.norm() / ((key @ right.double()).norm() * left.double().norm())
     change = torch.outer(left.double(), right.double()) * size
     with model.preserved([layer]):
@@ -208,8 +208,9 @@ def _additive(model: Model, layer: int, ids: Tensor) -> float:
 
 
 def _summed(model: Model, layer: int, ids: Tensor) -> float:
-    """The median over tokens (a model's first one can be a hundred times as large as the others) of how far a block's
-    output is from the sum of its parts, or the MLP's from what it makes of the normed stream, relative to the parts."""
+    """How far a block's output is from the sum of its parts, relative to the parts; or how far its MLP's output is from
+    the MLP of the normed stream, if that is more. Each is the median over tokens, as the first token's state can be a
+    hundred times as large as the others."""
     names = ("attention", "mlp")
     outputs = {"block": model.blocks[layer], **{name: model.part(layer, name) for name in names}}
     with trace(inputs={"stream": model.blocks[layer]}, outputs=outputs) as found:
@@ -233,8 +234,8 @@ def _deviation(found: Tensor, wanted: Tensor) -> float:
 
 
 def memory(model: Model) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """GB that each editor takes, by :meth:`.Method.memory`, with the model's settings, or those to begin with; and of
-    editors whose settings cannot be used, why."""
+    """The GB that each editor takes, by :meth:`.Method.memory`, with the model's settings or else those of
+    :func:`beginning`; and the editors whose settings cannot be used, each with the reason."""
     config, size = settings_of(model) or beginning(model), Size.of(model)
     found, unusable = {}, {}
     for name in config["editors"]:
@@ -259,8 +260,8 @@ def _like(model: Model) -> str:
 
 
 def beginning(model: Model, critical: list[int] | None = None) -> dict[str, Any]:
-    """The settings of the paper's model that is most like this one. Without ``critical`` layers, a guess of them: the
-    five (or as many as there are) from an eighth of the depth on."""
+    """The settings of the paper's model that is most like this one. If no ``critical`` layers are given, they are
+    guessed: five layers (or as many as there are), starting at an eighth of the depth."""
     like = model_configs()[_like(model)]
     first = model.n_layers // 8
     critical = critical or list(range(first, min(first + 5, model.n_layers)))
@@ -282,12 +283,12 @@ def beginning(model: Model, critical: list[int] | None = None) -> dict[str, Any]
 
 
 def starter(model: Model) -> str:
-    """A configuration to begin with, as YAML: see :func:`beginning`."""
+    """A configuration to start from, as YAML: see :func:`beginning`."""
     return settings_text(
         beginning(model),
         f"Settings of {_like(model)}; the critical layers are a guess (`blue locate {model.name}` finds them).\n"
-        "Nothing here was searched for this model. Second moments are of the text that ships;\n"
-        "corpus: wikipedia, or a path, names another.",
+        "No value here was tuned on this model. Second moments are measured on the text that ships;\n"
+        "to use another text, set corpus to wikipedia, or to a path.",
     )
 
 
@@ -318,8 +319,8 @@ def report(findings: Findings) -> str:
     if not findings.configured:
         lines += [
             "",
-            f"no settings for this model: `blue locate {findings.model}` finds some and writes them; or save these, to "
-            f"begin with, as a .yaml file in {user_folder()}:",
+            f"no settings for this model: `blue locate {findings.model}` finds and writes some. Or start with "
+            f"these, saved as a .yaml file in {user_folder()}:",
             "",
             findings.configuration.rstrip(),
         ]

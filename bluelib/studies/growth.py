@@ -1,7 +1,7 @@
 """The weight-shift error of distributed residuals: against distance, batch size and the length of a sequence.
 
-A solver's update is linear in the residual, so that of every batch of the requests whose
-:class:`~bluelib.studies.residuals.Residuals` are known the error is known too (:mod:`bluelib.editing.theory`).
+A solver's update is linear in the residual. So if the :class:`~bluelib.studies.residuals.Residuals` of some requests
+are known, the error of every batch of them is known too (:mod:`bluelib.editing.theory`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def weight_shifts(
     """The weight-shift error and its bounds at pairs of a layer l and a last layer L ≥ l, for each batch.
 
     Args:
-        found: of a model as it stands.
+        found: the residuals of a model in its present state.
         solver, states: the solver and its state at each layer.
         batches: indices of the requests of ``found``.
         pairs: (l, L); by default every pair of its layers.
@@ -85,14 +85,14 @@ def _row(direct: Tensor, last: Tensor, divisor: float, q: Tensor) -> dict[str, f
 
 
 def violations(shifts: pd.DataFrame) -> int:
-    """Rows in which error ≤ residual ≤ shared ≤ tight ≤ paper does not hold, up to rounding, or is not a number."""
+    """How many rows violate error ≤ residual ≤ shared ≤ tight ≤ paper, up to rounding, or contain a NaN."""
     steps = shifts[["error", *BOUNDS]].diff(axis=1).iloc[:, 1:]
     holds = steps.ge(-1e-9 * shifts["paper"], axis=0).all(axis=1)
     return int((~holds).sum())
 
 
 def error_by_distance(found: Residuals, solver: Solver, states: Mapping[int, Any]) -> pd.DataFrame:
-    """‖E‖ / ‖R*Q‖ of every request alone, the mean over the layers (l, L) of one distance.
+    """‖E‖ / ‖R*Q‖ of every request alone: the mean over the pairs of layers (l, L) at each distance.
 
     Columns: request, distance, relative.
     """
@@ -105,8 +105,11 @@ def error_by_distance(found: Residuals, solver: Solver, states: Mapping[int, Any
 def error_by_batch_size(
     found: Residuals, solver: Solver, states: Mapping[int, Any], groups: Sequence[Sequence[int]]
 ) -> pd.DataFrame:
-    """The columns of :func:`weight_shifts` between the first and the last layer for batches of 1, 2, 5, 10, … requests
-    of each of the disjoint ``groups``, numbered by ``group``, and for all of them in one batch (``group`` −1)."""
+    """:func:`weight_shifts` between the first and the last layer, by batch size.
+
+    Batches are the first 1, 2, 5, 10, … requests of each of the disjoint ``groups``, numbered by the column ``group``,
+    and all requests in one batch (``group`` −1).
+    """
     batches = [(number, group[:size]) for number, group in enumerate(groups) for size in batch_sizes(len(group))]
     batches.append((-1, [request for group in groups for request in group]))
     ends = [(found.layers[0], found.layers[-1])]
@@ -116,7 +119,7 @@ def error_by_batch_size(
 
 @dataclass(frozen=True)
 class MeasuredUpdate:
-    """What :func:`shifts_of_batch` saw at one layer: the row of numbers, E ``(d_model, d_mlp)``, and K."""
+    """What :func:`shifts_of_batch` measured at one layer: the row of numbers, E ``(d_model, d_mlp)``, and K."""
 
     row: dict[str, float]
     error: Tensor
@@ -126,18 +129,18 @@ class MeasuredUpdate:
 def shifts_of_batch(
     model: Model, requests: Sequence[Request], editor: Editor, state: EditState, layers: Sequence[int] | None = None
 ) -> list[MeasuredUpdate]:
-    """Edit one batch as the editor does, and before each layer's update measure the error it makes there.
+    """Edit one batch as the editor does, and before each layer's update measure the error that it makes there.
 
-    R^L is what is missing at L when the layer's turn comes, after the updates before it, and R* is optimised at the
-    layer in the same state. The model ends edited, and ``state`` has taken in the batch's keys.
+    R^L is what is missing at L when the layer's turn comes, after the updates before it. R* is optimised at the layer
+    in the same state. The model stays edited, and ``state`` has the batch's keys if the solver remembers them.
 
     Args:
-        editor: one that distributes its residual evenly over consecutive layers.
-        state: from the editor's ``prepare``, of the unedited model.
+        editor: an editor that distributes its residual evenly over consecutive layers.
+        state: from the editor's ``prepare``, on the unedited model.
         layers: where to measure; by default all of the editor's.
 
     Raises:
-        ValueError: for another editor, or a layer that it does not update.
+        ValueError: if the editor is of another kind, or does not update one of the layers.
     """
     first, last = editor.layers[0], editor.layers[-1]
     if editor.residual != DISTRIBUTED or editor.layers != tuple(range(first, last + 1)):
@@ -168,8 +171,8 @@ def shifts_along_sequence(
 ) -> pd.DataFrame:
     """:func:`shifts_of_batch` for one batch after the other; the model is left as it was.
 
-    ``total`` is ‖Σ E‖₂ over the batches so far, the error that has gathered in the weights, and ``total_edits`` the
-    number of edits so far; ``norm_history`` is ‖K_pK_pᵀ‖₂ of the layer's keys of the batches before.
+    ``total`` is ‖Σ E‖₂ over the batches so far, the error that has accumulated in the weights. ``total_edits`` is the
+    number of edits so far. ``norm_history`` is ‖K_pK_pᵀ‖₂ of the layer's keys from earlier batches.
     """
     state = editor.prepare(model)
     totals: dict[int, Tensor] = {}
@@ -204,7 +207,7 @@ def scores_along_sequence(
     The model is left as it was. Columns: edits, metric, record, value.
 
     Raises:
-        ValueError: for a batch size that the editor does not make.
+        ValueError: if the editor cannot make batches of this size.
     """
     check_batch(editor, batch_size)
     frames = []
@@ -222,7 +225,9 @@ def scores_along_sequence(
 
 def check_batch(editor: Method, batch_size: int) -> None:
     if batch_size > (editor.max_batch or batch_size):
-        raise ValueError(f"{editor.name} makes at most {editor.max_batch} edits together, not {batch_size}")
+        raise ValueError(
+            f"{editor.name} makes at most {editor.max_batch} edits together, but the batch size is {batch_size}"
+        )
 
 
 def scores_by_batch_size(model: Model, records: Sequence[Record], editor: Method, sizes: Sequence[int]) -> pd.DataFrame:
@@ -242,22 +247,22 @@ def sequence_against_once(
 ) -> pd.DataFrame:
     """How far a sequence of batches ends from one batch of all records: ‖ΔW_sequence − ΔW_once‖_F / ‖ΔW_once‖_F.
 
-    With keys and targets of one layer that stay, MEMIT with history makes them equal (arXiv:2605.26670), and MEMIT does
-    not. In an
-    edit they do not stay: each batch changes the keys of later layers and the model that the next targets are optimised
-    on; and the residual is measured on the bare prompt, where the key is a mean over context prefixes.
+    If the keys and targets of one layer stayed the same, MEMIT with history would make the two equal
+    (arXiv:2605.26670), and MEMIT would not. In an edit they do not stay the same: each batch changes the keys of later
+    layers, and the model on which the next targets are optimised. Also, the residual is measured on the bare prompt,
+    while the key is a mean over context prefixes.
 
     The model is left as it was. Columns: batch_size, layer, deviation.
 
     Raises:
-        ValueError: for a batch size that the editor does not make.
+        ValueError: if the editor cannot make batches of this size.
     """
     check_batch(editor, len(records))
     layers = model.check_layers(editor.layers)
     before = {layer: model.weight(layer).double().clone() for layer in layers}
 
     def changes(size: int) -> dict[int, Tensor]:
-        with model.preserved(layers):  # all edits are made, also those of one fact
+        with model.preserved(layers):  # makes all edits, even several of the same fact
             edit_sequence(model, records, editor, batch_size=size, progress=False, on_conflict="keep")
             return {layer: model.weight(layer).double() - before[layer] for layer in layers}
 
@@ -271,6 +276,6 @@ def sequence_against_once(
 
 
 def batch_sizes(most: int) -> list[int]:
-    """1, 2, 5, 10, 20, 50, … up to ``most``, which is the last."""
+    """1, 2, 5, 10, 20, 50, … up to ``most``, which comes last."""
     sizes = [digit * 10**power for power in range(int(math.log10(most)) + 1) for digit in (1, 2, 5)]
     return [*(size for size in sizes if size < most), most]

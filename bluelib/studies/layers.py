@@ -21,8 +21,8 @@ from ..models.scoring import score_targets
 def layer_contributions(model: Model, records: Sequence[Record], editor: Editor, layers: Sequence[int]) -> pd.DataFrame:
     """Edit each layer alone with a direct residual, all records in one batch, and measure its contribution.
 
-    The score is the paper's s = P(new | edited) − P(new | original), by which it compares direct with distributed
-    residuals; here it compares layers.
+    The score is the paper's s = P(new | edited) − P(new | original). The paper compares direct with distributed
+    residuals by it; here it compares layers.
 
     Args:
         model: left as it was found.
@@ -44,14 +44,17 @@ def layer_contributions(model: Model, records: Sequence[Record], editor: Editor,
 
 
 def growth_of_probability(model: Model, records: Sequence[Record]) -> Callable[[], dict[str, float]]:
-    """Measure how probable the model finds the new objects now; the function returned says how much has been added.
+    """Measure how probable the model finds the new objects now; the function returned measures the growth since then.
 
     Returns:
         A function without arguments, to be called on the edited model: the mean of s = P(new | edited) − P(new |
         original) after the rewrite prompt, ``rewrite``, and after the paraphrases, ``paraphrase``.
+
+    Raises:
+        ValueError: if no record has paraphrases.
     """
     if not any(record.paraphrases for record in records):
-        raise ValueError("no record has paraphrases, after which layers are compared: take records that have some")
+        raise ValueError("no record has paraphrases, which the comparison of layers needs: use records that have some")
     pairs = [(prompt, r.target_new) for r in records for prompt in (r.request.text, *r.paraphrases)]
 
     def probabilities() -> list[float]:
@@ -71,7 +74,7 @@ def growth_of_probability(model: Model, records: Sequence[Record]) -> Callable[[
 
 
 def window_width(n_layers: int) -> int:
-    """How many layers count as critical: five, as in MEMIT, or half of them in a model of fewer than ten."""
+    """How many layers count as critical: five, as in MEMIT, or half the layers of a model that has fewer than ten."""
     return min(5, n_layers // 2) or 1
 
 

@@ -20,8 +20,8 @@ from ..models.prompts import Request, encode_answer, locate
 from ..models.tracing import trace
 from .layers import best_window
 
-#: By name, what is restored: a block's output, or the output of its MLP or its attention in a window of layers; and
-#: which part of the later blocks keeps its corrupted output at that token, so that the path through it is severed
+#: By name: what is restored (a block's output, or the output of its MLP or its attention in a window of layers), and
+#: which part of the later blocks keeps its corrupted output at that token. This severs the path through that part
 #: (MEMIT, Meng et al. 2023, Section 4.1).
 KINDS: dict[str, tuple[str, str | None]] = {
     "hidden": ("hidden", None),
@@ -60,8 +60,8 @@ class CausalTrace:
 def noise_scale(model: Model) -> float:
     """The standard deviation of the model's embedding matrix, over all entries: the unit of the noise.
 
-    ROME's noise is three times the standard deviation of embeddings; its public code takes that over the embeddings of
-    the traced subjects' tokens, and this over the whole vocabulary.
+    ROME's noise is three times the standard deviation of embeddings. ROME's public code takes the deviation over the
+    embeddings of the traced subjects' tokens; this function takes it over the whole vocabulary.
     """
     return model.hf_model.get_input_embeddings().weight.float().std().item()
 
@@ -71,7 +71,7 @@ def check_known(model: Model, facts: Sequence[Request]) -> None:
     """Make sure that there is something to trace.
 
     Raises:
-        ValueError: if the model knows none of the facts, with what it says after the first one.
+        ValueError: if the model knows none of the facts; the message shows what it says after the first one.
     """
     for fact in facts:
         place = locate(model.tokenizer, fact.prompt, fact.subject, before=fact.before)
@@ -81,8 +81,8 @@ def check_known(model: Model, facts: Sequence[Request]) -> None:
         if fact is facts[0]:
             said = model.tokenizer.decode([logits.argmax().item()])
     raise ValueError(
-        f"{model.name} knows none of the {len(facts)} facts, so that no answer can be traced: after {facts[0].text!r} "
-        f"its first choice is {said!r}, not {facts[0].target!r}; take facts that it knows"
+        f"{model.name} knows none of the {len(facts)} facts, so no answer can be traced: after {facts[0].text!r} its "
+        f"first choice is {said!r}, not {facts[0].target!r}. Use facts that it knows"
     )
 
 
@@ -104,19 +104,19 @@ def causal_trace(
         model: any model with an adapter; it is left as it was.
         request: the fact: its ``target`` is the *true* object here.
         noise: standard deviation of the noise; by default three times :func:`noise_scale`, ROME's.
-        samples: noise samples; the same ones for every state that is restored.
+        samples: number of noise samples; the same ones are used for every state that is restored.
         window: for ``mlp`` and ``attention``, how many layers around the given one are restored together.
         seed: of the noise.
         kinds: what to restore, from :data:`KINDS`.
-        at_subject: at the subject's last token only, which takes a fraction of the time; effects elsewhere are NaN.
+        at_subject: trace the subject's last token only, in a fraction of the time; effects elsewhere are NaN.
 
     Raises:
-        ValueError: for an unknown kind, or no samples.
+        ValueError: if a kind is unknown, or ``samples`` or ``window`` is below 1.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or samples < 1 or window < 1:
         raise ValueError(
-            f"kinds must be from {tuple(KINDS)}, samples and window at least 1: {kinds}, {samples}, {window}"
+            f"kinds must be from {tuple(KINDS)}, samples and window at least 1; not {kinds}, {samples} and {window}"
         )
     place = locate(model.tokenizer, request.prompt, request.subject, before=request.before)
     first = place.subject_first
@@ -201,7 +201,7 @@ def _replaced(
 
 
 def _role(index: int, first: int, last: int, length: int) -> str:
-    """Of two places that a token may have, the subject's come first, then the prompt's last one."""
+    """A token's place. Where two apply, those in the subject take precedence, then the prompt's last."""
     if index < first:
         return "before"
     if index <= last:

@@ -1,4 +1,4 @@
-"""How long an edit takes, and edits whose target is a text."""
+"""How long edits take."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def seconds_by_batch(
 ) -> pd.DataFrame:
     """Wall-clock seconds of every batch by phase, for each editor; the model is left as it was.
 
-    Every batch is edited by one editor after the other, so that they are compared under the same load, and each time
-    into the unedited weights; keys of earlier batches are remembered as in a sequence. The first batch is edited once
-    more before, which is not counted. What is made once per model (second moments, their factors) is not in it.
+    All editors edit a batch before the next one begins, so they are compared under the same load. Every edit starts
+    from the unedited weights; keys of earlier batches are remembered as in a sequence. The first batch is edited once
+    beforehand, which is not counted. What is made once per model (second moments, their factors) is not counted either.
 
     Returns:
         Columns ``editor``, ``batch``, ``edits``, ``phase``, ``seconds``.

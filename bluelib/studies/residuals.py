@@ -1,4 +1,4 @@
-"""Direct and distributed residuals: how they differ, what either contributes, and what one layer edits with either."""
+"""Direct and distributed residuals: how they differ, what each contributes, and how single-layer edits score."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ..models.tracing import trace
 
 @dataclass(frozen=True)
 class Residuals:
-    """Targets and keys of u requests at each of ``layers`` (ascending), none of them updated.
+    """Targets and keys of u requests at each of ``layers`` (ascending), before any layer is updated.
 
-    The targets of one request do not depend on the others. Distances are counted in the model's own layers, as where
-    all layers from the first to the last are updated; L is the last of ``layers``.
+    The targets of one request do not depend on the others. Distances are counted in the model's own layers, as if all
+    layers from the first to the last were updated; L is the last of ``layers``.
 
     Attributes:
         targets: by layer, optimised there.
@@ -54,7 +54,7 @@ class Residuals:
 
 
 def measure_residuals(model: Model, requests: Sequence[Request], layers: Sequence[int], editor: Editor) -> Residuals:
-    """Optimise the targets of ``requests`` at every one of ``layers`` by the editor's options; measure their keys."""
+    """Optimise the targets of ``requests`` at each of ``layers`` with the editor's options; measure their keys."""
     layers = model.check_layers(layers)
     prefixes = context_prefixes(model, editor.contexts)
     return Residuals(
@@ -98,9 +98,9 @@ def probability_with(model: Model, requests: Sequence[Request], layer: int, resi
 def residual_contributions(model: Model, requests: Sequence[Request], found: Residuals) -> pd.DataFrame:
     """The paper's contribution s = P(new | edited) − P(new | original), per layer and request, of three residuals.
 
-    They are R* (``direct``), R^L / (L − l + 1) (``distributed``) and R^L itself (``undivided``): the last has the
-    direction of the second, and not its length. *Edited* is read as: with the residual added to the block's output at
-    the subject's last token, weights untouched. P is the geometric mean over the new object's tokens.
+    The residuals are R* (``direct``), R^L / (L − l + 1) (``distributed``) and R^L itself (``undivided``). The last has
+    the direction of the second, but not its length. *Edited* means here that the residual is added to the block's
+    output at the subject's last token; weights are untouched. P is the geometric mean over the new object's tokens.
     """
     original = (-request_nll(model, requests)).exp()
     frames = []
@@ -121,8 +121,8 @@ def residual_contributions(model: Model, requests: Sequence[Request], found: Res
 def steps_left(model: Model, requests: Sequence[Request], editor: Editor) -> pd.DataFrame:
     """Optimisation steps each layer still needs after the earlier ones were updated with direct residuals.
 
-    A step is an update of δ: a request whose loss is under the threshold at once needs none. The model is left as it
-    was. Columns: layer, request, steps.
+    A step is an update of δ: a request whose loss is below the threshold from the start needs no step. The model is
+    left as it was. Columns: layer, request, steps.
     """
     method = replace(editor, residual=DIRECT)
     rows = []
@@ -141,8 +141,8 @@ def single_layer_scores(
 ) -> pd.DataFrame:
     """Edit one layer alone, all records in one batch, with its distributed and with its direct residual.
 
-    Both are those of the unedited model, in ``found``; at the last layer they are the same, and edited once. The model
-    is left as it was. Columns: layer, residual, metric, record, value.
+    Both residuals are those of the unedited model, in ``found``. At the last layer they are the same, so it is edited
+    once. The model is left as it was. Columns: layer, residual, metric, record, value.
     """
     state = replace(editor, layers=found.layers).prepare(model)
     frames = []

@@ -1,4 +1,4 @@
-"""Rules for residuals, side by side: what each gives a layer, beside the residual that is optimised there."""
+"""Rules for residuals, side by side: the residual that each gives a layer, and the one optimised at that layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEASURES = ("cosine", "length", "contribution")
 
 
 def by_rule(model: Model, requests: Sequence[Request], found: Residuals, rule: Residual) -> dict[int, Tensor]:
-    """The residual ``(d_model, u)`` that a rule gives each layer of the unedited model, as if it were the first to be
+    """The residual ``(d_model, u)`` that a rule gives each layer of the unedited model, as if no layer before it were
     updated."""
     first, *later = found.layers
     if rule.direct:
@@ -58,7 +58,7 @@ def compare_rules(
 
 
 def one_time_and_sequence(keys: Tensor, residuals: Tensor, matrix: Tensor, sizes: Sequence[int]) -> pd.DataFrame:
-    """How far editing batch by batch ends from one batch, where keys and targets of a layer stay what they are.
+    """How far editing batch by batch ends from editing in one batch, if a layer's keys and targets stay the same.
 
     Args:
         keys, residuals: K ``(d_mlp, u)`` and R ``(d_model, u)`` of all edits.
@@ -77,7 +77,7 @@ def one_time_and_sequence(keys: Tensor, residuals: Tensor, matrix: Tensor, sizes
             total, protected = torch.zeros_like(once), matrix
             for start in range(0, keys.shape[1], size):
                 part = keys[:, start : start + size]
-                missing = residuals[:, start : start + size] - total @ part  # what the earlier batches have left
+                missing = residuals[:, start : start + size] - total @ part  # what the earlier batches left to do
                 total = total + _update(missing, part, protected)
                 protected = protected + part @ part.T if history else matrix
             rows.append({"edits": size, "history": history, "distance": ((total - once).norm() / once.norm()).item()})

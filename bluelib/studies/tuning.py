@@ -1,13 +1,13 @@
 """Hyper-parameters by one small search, the same for every method, on records that no result is reported on.
 
-A coordinate search: starting from the first candidate of each axis, the axes are walked in order and the best
-candidate of each is kept while the others stay fixed; where the best of three or more numbers is the largest or the
-smallest, the axis goes on in that direction, twice at most. A trial edits records in batches, and is scored by the
-harmonic mean of efficacy, generalization and specificity (ROME's ``Score``). Every trial is recorded, and written when
-it is made: a search that was interrupted goes on after its last trial.
+This is a coordinate search. It starts from the first candidate of each axis, and goes through the axes in order: it
+keeps the best candidate of each while the others stay fixed. Where the best of three or more numbers is the largest or
+the smallest, the axis continues in that direction, twice at most. A trial edits records in batches, and is scored by
+the harmonic mean of efficacy, generalization and specificity (ROME's ``Score``). Every trial is written when it is
+made, so an interrupted search continues after its last trial.
 
-The candidates in the catalogue are those of the pocket models. Another model's stand around its own settings, in the
-same ratios, and by default only the solver's parameters are searched.
+The candidates in the catalogue are those of the pocket models. For another model, the candidates lie around its own
+settings, in the same ratios, and by default only the solver's parameters are searched.
 """
 
 from __future__ import annotations
@@ -51,40 +51,40 @@ from ..models.model import Model
 
 log = logging.getLogger(__name__)
 
-#: Edits of a trial, and edits per batch: of a pocket model, and of any other, whose search takes minutes on a laptop.
+#: Edits per trial and per batch: for a pocket model, and for any other (a search takes minutes on a laptop).
 POCKET_SIZE, SIZE = (60, 3), (20, 10)
-#: A norm anchor is measured on so many records.
+#: The largest number of records that a norm anchor is measured on.
 ANCHORS = 100
 #: Which axes are searched: those of the solver alone, or all of them.
 AXES = ("solver", "all")
 
 
 def default_dataset(model: str) -> str:
-    """The dataset that choices about a model are made on, unless another is named."""
+    """The dataset that choices about a model are made on, unless another is given."""
     return "pocket-counterfact" if scale_of(model) == "pocket" else "facts"
 
 
 def default_size(model: str) -> tuple[int, int]:
-    """How many records a trial edits, and how many per batch, unless told."""
+    """How many records a trial edits, and how many per batch, unless given."""
     return POCKET_SIZE if scale_of(model) == "pocket" else SIZE
 
 
 def axes(model: Model, editor: str, which: str | None = None) -> dict[str, tuple]:
     """The axes of an editor's row in the catalogue, each a tuple of candidates for this model.
 
-    Of a pocket model they are those of the row. Of any other the numbers are taken relative to the first one, which
-    stands for the model's own setting: Adam's rate is in units of hidden states, λ in units of the energy of keys, and
-    both differ between models.
+    For a pocket model they are those of the row. For any other, the row's numbers are taken relative to the first one,
+    which stands for the model's own setting: Adam's rate is in units of hidden states, λ in units of the energy of
+    keys, and both differ between models.
 
     Args:
-        model: it needs settings.
+        model: a model with settings.
         editor: of the catalogue.
         which: of :data:`AXES`; ``solver`` leaves the optimisation of targets as it is configured. By default ``all``
             for a pocket model, and ``solver`` for another.
 
     Raises:
-        ValueError: for an editor that has none, a model without settings, or one whose settings lack what an axis
-            stands around.
+        ValueError: if the editor has no axes, the model has no settings, or its settings lack a value that an axis
+            starts from; if ``which`` is unknown.
     """
     if which is not None and which not in AXES:
         raise ValueError(f"axes must be one of {', '.join(AXES)}, not {which!r}")
@@ -109,7 +109,7 @@ def axes(model: Model, editor: str, which: str | None = None) -> dict[str, tuple
         elif not pocket and all(isinstance(value, (int, float)) for value in candidates):
             if axis not in own:
                 raise ValueError(
-                    f"the settings of {editor} for {model.name} lack {axis}, which its search stands around"
+                    f"the settings of {editor} for {model.name} lack {axis}, from which its search starts; add a value"
                 )
             candidates = tuple(_rounded(own[axis] * value / candidates[0]) for value in candidates)
         found[axis] = candidates
@@ -117,7 +117,7 @@ def axes(model: Model, editor: str, which: str | None = None) -> dict[str, tuple
 
 
 def _rounded(value: float) -> int | float:
-    """A number in the six digits that a reader can use, whole where it is whole."""
+    """A number in six significant digits, as an int if it is whole."""
     value = float(f"{value:.6g}")
     return int(value) if value.is_integer() else value
 
@@ -128,7 +128,7 @@ def score(scores: Scores) -> float:
 
 
 def further(candidates: tuple, best: Any) -> Any | None:
-    """The next number beyond ``best`` if it is at an end of three or more, in the same ratio; None otherwise."""
+    """If ``best`` is the smallest or largest of three or more numbers, the next in the same ratio; else None."""
     numbers = sorted(c for c in candidates if isinstance(c, (int, float)))
     if len(numbers) < 3 or best not in (numbers[0], numbers[-1]):
         return None
@@ -139,18 +139,19 @@ def check_scored(records: Sequence[Record]) -> None:
     """Make sure that the records have what choices are scored by.
 
     Raises:
-        ValueError: naming what none of them has.
+        ValueError: if no record has one of these; the message names it.
     """
     wanted = {
         "target_true, which efficacy compares with": any(r.target_true for r in records),
         "paraphrases, which generalization is measured on": any(r.paraphrases for r in records),
         "neighbours with answers, which specificity is measured on": any(p.answer for r in records for p in r.locality),
     }
-    if records[0].kind == "zsre":  # whose metrics read no true object
+    if records[0].kind == "zsre":  # its metrics need no true object
         del wanted["target_true, which efficacy compares with"]
     if missing := [what for what, there in wanted.items() if not there]:
         raise ValueError(
-            f"no record has {missing[0]}; settings are chosen by all three, so take records that have them"
+            f"no record has {missing[0]}; settings are chosen by efficacy, generalization and specificity, so use "
+            "records with all that these need"
         )
 
 
@@ -169,22 +170,22 @@ def tune(
 ) -> Path:
     """Search, and write all trials with the best one to ``results/tuning/<model>-<editor>.json``.
 
-    An unfinished search that is there goes on, and a finished one is kept, if it is the same: of the same weights,
-    records, batches, axes and settings. Any other is begun anew, which is said.
+    If the file already holds the same search (with the same weights, records, batches, axes and settings), it continues
+    if it is unfinished, and is kept if it is finished. A different search in the file is replaced, with a warning.
 
     Args:
         model: left as it was.
-        editor: what to search for.
+        editor: the editor whose settings are searched.
         folder: in place of ``results/tuning``.
         dataset: by default :func:`default_dataset`.
         split: by default ``tune``, where the dataset has that.
-        edits: how many records; by default :func:`default_size`'s, or as many as there are.
-        batch_size: edits per batch; by default :func:`default_size`'s, or all where there are fewer.
+        edits: how many records; by default :func:`default_size`'s, or all if there are fewer.
+        batch_size: edits per batch; by default :func:`default_size`'s, or all if there are fewer.
         which: see :func:`axes`.
-        corpus, tokens: of second moments, if not the settings'.
+        corpus, tokens: for second moments; by default the settings'.
 
     Raises:
-        ValueError: as :func:`axes`; for records that lack what settings are chosen by; for a text that is too short.
+        ValueError: as :func:`axes`; if the records lack what settings are chosen by; if the text is too short.
     """
     space = axes(model, editor, which)
     dataset = dataset or default_dataset(model.name)
@@ -198,7 +199,7 @@ def tune(
     anchors: dict[Any, float] = {}  # by all that they depend on: how targets are optimised, and where
 
     def derived(choice: dict[str, Any]) -> dict[str, Any]:
-        """What follows from a choice, and is measured: the norm anchor."""
+        """What is measured for a choice, rather than searched: the norm anchor."""
         if not anchored:
             return {}
         editor = make(**choice, anchor=1.0)
@@ -209,7 +210,7 @@ def tune(
         return {"anchor": anchors[way]}
 
     def possible(choice: dict[str, Any]) -> bool:
-        """Whether all of it is in its range."""
+        """Whether every value of a choice is in its range."""
         try:
             return bool(make(**{**choice, **({"anchor": 1.0} if anchored else {})}))
         except ValueError:
@@ -224,7 +225,7 @@ def tune(
     result: dict[str, Any] = {
         "model": model.name,
         "editor": editor,
-        "dataset": Path(dataset).name,  # not where a file lies: what is in it has a hash
+        "dataset": Path(dataset).name,  # without its folder: a hash identifies the content
         **about,
         "edits": len(records),
         "batch_size": batch_size,
@@ -265,7 +266,7 @@ def tune(
     bar = progress_bar(
         total=sum(map(len, space.values())), initial=len(trials), desc=f"{model.name} {editor}", unit="trial"
     )
-    if not space:  # nothing to choose: its score is told all the same
+    if not space:  # nothing to choose, but its score is still wanted
         attempt(best)
     for axis, candidates in space.items():
         candidates = tuple(value for value in candidates if possible({**best, axis: value}))
@@ -276,30 +277,32 @@ def tune(
                 break
             best, candidates = {**best, axis: value}, (*candidates, value)
     bar.close()
-    best = {**best, **derived(best)}  # which is no trial's choice
+    best = {**best, **derived(best)}  # the anchor is in no trial's choice
     layers = make(**best).layers
     return write_json(path, {**result, "layers": layers, "best": best, "trials": trials}, indent=1)
 
 
 def _anchor(editor: Editor, model: Model, records: Sequence[Record]) -> float:
-    """The norm anchor of an unedited model, on the first hundred of the records, in the digits that are kept of it."""
+    """The norm anchor of an unedited model, on the first hundred records, rounded as it is stored."""
     requests = [record.request for record in records[:ANCHORS]]
     at = editor.residual.site(editor.layers[0], editor.layers)
     return _rounded(norm_anchor(model, requests, at, editor.prefixes(model), editor.targets))
 
 
 def keep_best(model: Model, searches: Iterable[Path]) -> Path:
-    """Put what searches found into the model's settings file, and return that. Write it when all searches are made:
-    the settings are what they stand around, so that a search which is interrupted would not go on after it.
+    """Write what searches found into the model's settings file, and return its path.
+
+    Call this after all searches. A search starts from the settings: once they change, it cannot continue if it was
+    interrupted.
 
     Raises:
-        ValueError: for a model without settings, a file that ships with the project, or an unfinished search.
+        ValueError: if the model has no settings, its file ships with the project, or a search is not finished.
     """
     file = own_file(model)
     for path in searches:
         found = read_json(path)
         if found["best"] is None:
-            raise ValueError(f"the search in {path} is not finished")
+            raise ValueError(f"the search in {path} is not finished; run it again to continue it")
         set_editor(file, found["editor"], found["best"])
     return file
 
@@ -308,18 +311,20 @@ def own_file(model: Model) -> Path:
     """The model's settings file, which must be the user's own to be written.
 
     Raises:
-        ValueError: for a model without settings, or a file that ships with the project.
+        ValueError: if the model has no settings, or its file ships with the project.
     """
     file = settings_file(model)
     if file is None:
         raise ValueError(no_settings(model.name))
     if is_shipped(file):
-        raise ValueError(f"{file} ships with the project, and is not written; copy it into {user_folder()}")
+        raise ValueError(
+            f"{file} ships with the project, and is not overwritten; copy it into {user_folder()} to change it"
+        )
     return file
 
 
 def _kept(path: Path, result: dict[str, Any]) -> dict[str, Any] | None:
-    """What is at ``path`` already, if it is of the same search."""
+    """What ``path`` already holds, if it is of the same search; otherwise None."""
     if not path.exists():
         return None
     found = read_json(path)
@@ -332,9 +337,10 @@ def _kept(path: Path, result: dict[str, Any]) -> dict[str, Any] | None:
         return json.loads(json.dumps([chosen, [origin.get(k) for k in ("model_revision", "dtype", "records_hash")]]))
 
     if identity(found) != identity(result):
-        log.warning("%s is of another search, and is begun anew", path)
+        log.warning("%s holds another search; this one starts over, and replaces it", path)
         return None
     finished = found["best"] is not None
-    what = "was finished: delete it to search again" if finished else f"goes on after {len(found['trials'])} trials"
-    log.warning("%s %s", path, what)
+    trials = len(found["trials"])
+    what = "finished: delete it to search again" if finished else f"unfinished: continuing after {trials} trials"
+    log.warning("%s holds this search, %s", path, what)
     return found

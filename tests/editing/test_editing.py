@@ -186,7 +186,7 @@ def test_named_editors_resolve_their_configuration(any_model, name):
     composed = name not in ("ft", "mend")
     extra = {"clamp": 0.5, "corpus": "pocket"} if composed else {}
     if composed:
-        with pytest.raises(ValueError, match=r"no settings of editor '.*': model 'random-pocket-.*pass layers"):
+        with pytest.raises(ValueError, match=r"no settings for editor '.*': model 'random-pocket-.*pass layers"):
             get_editor(name, any_model, **own_settings(name))
     layers = [1] if name == "rome" else [1, 2, 3]
     method = get_editor(name, any_model, layers=layers, **own_settings(name), **extra)

@@ -168,5 +168,5 @@ def test_pmet_optimises_the_mlps_output_and_measures_it(any_model):
 def test_what_needs_a_composition_refuses_what_is_none():
     model = load_model("pocket-gpt2")
     assert get_composition("memit_blue", model).solver == get_editor("memit_blue", model).solver
-    with pytest.raises(ValueError, match="ft is no composition"):
+    with pytest.raises(ValueError, match="ft is not a composition"):
         get_composition("ft", model)

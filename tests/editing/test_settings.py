@@ -104,7 +104,7 @@ def test_without_settings_the_commands_and_the_folder_are_named(home):
 
 def test_a_name_that_is_no_text_is_refused(home):
     (home / "own" / "x.yaml").write_text("models: [7]\ncritical_layers: [0]\ntargets: {}\neditors: {}\n")
-    with pytest.raises(ValueError, match=r"x.yaml: models must be a list of names and paths; 7 is no text"):
+    with pytest.raises(ValueError, match=r"x.yaml: models must be a list of names and paths; 7 is not text"):
         critical_layers("mine")
 
 

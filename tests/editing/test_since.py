@@ -293,7 +293,7 @@ def test_emmet_names_what_it_cannot_reach(any_model):
         replace(record, prompt="{} plays the"),
         replace(record, case_id="b", prompt="{} was born in", relation="b"),
     ]
-    with pytest.raises(SolverError, match="where two have one key, as edits of one subject do"):
+    with pytest.raises(SolverError, match="if two have the same key, as edits of one subject do"):
         edit_sequence(any_model, twice, editor(layers=(2,), solver=Equality()), batch_size=2, progress=False)
     edit_sequence(any_model, twice, editor(layers=(2,), solver=Equality()), batch_size=1, progress=False).revert()
 

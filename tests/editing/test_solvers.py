@@ -126,7 +126,7 @@ def test_rome_reaches_its_residual_with_the_least_disturbance():
     torch.testing.assert_close(delta @ k, r, rtol=1e-8, atol=1e-9)
     nearly = Ridge(1e-9)  # the equality is the ridge's limit
     torch.testing.assert_close(nearly.solve(nearly.prepare(c), k, r), delta, rtol=1e-5, atol=1e-7)
-    with pytest.raises(SolverError, match="where two have one key"):
+    with pytest.raises(SolverError, match="if two have the same key"):
         solver.solve(state, k[:, [0, 0]], r[:, :2])
 
 

@@ -58,5 +58,5 @@ def test_what_cannot_be_compared(model, records):
         locality(model, records[:2], reference)
     with pytest.raises(ValueError, match="there are no prompts"):
         Reference.of(model, [])
-    with pytest.raises(ValueError, match="these have 7: they are another model's"):
+    with pytest.raises(ValueError, match="the reference's have 7: it is another model's"):
         Reference(("a",), torch.zeros(1, 7)).moved(model)

@@ -207,7 +207,7 @@ def test_pairs_of_editors():
         ("pmet", "pmet_blue"),
     ]
     for names in ([], ["memit", "alphaedit_blue"]):
-        with pytest.raises(ValueError, match="none is there with and without BLUE"):
+        with pytest.raises(ValueError, match="no editor is given both with and without BLUE"):
             blue_pairs(names)
 
 

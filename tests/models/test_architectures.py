@@ -253,7 +253,7 @@ def test_a_damaged_file_of_weights_is_named(tmp_path, damage):
     assert len(shards) > 2
     shards[1].write_bytes(damage(shards[1].read_bytes()))
     with pytest.raises(
-        OSError, match=rf"cannot be loaded: {shards[1].name} in .* is incomplete, or no safetensors file"
+        OSError, match=rf"cannot be loaded: {shards[1].name} in .* is incomplete, or not a safetensors file"
     ):
         load_model(str(folder))
 
@@ -313,5 +313,5 @@ def test_a_device_that_torch_does_not_know_or_have_is_refused():
     with pytest.raises(ValueError, match="device 'gpu0' is neither auto nor a torch device"):
         load_model("pocket-gpt2", device="gpu0")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match=r"device 'cuda:1' is not there: torch .* finds no cuda; use cpu"):
+        with pytest.raises(ValueError, match=r"device 'cuda:1' is not available: torch .* finds no cuda; use cpu"):
             load_model("pocket-gpt2", device="cuda:1")

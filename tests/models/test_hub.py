@@ -113,7 +113,7 @@ def test_a_gated_model_wants_a_licence_and_a_token(home, repos, first):
         assert set(hub.bearers) == {f"Bearer {OUTSIDER}", f"Bearer {TOKEN}"}
     for kind, message in (found["someone/gated"], outsider["someone/gated"]):
         assert kind == "OSError"
-        assert "hands 'someone/gated' out only to those who have accepted its licence" in message
+        assert "gives 'someone/gated' only to users who have accepted its licence" in message
         assert "https://huggingface.co/someone/gated" in message and "hf auth login" in message
     assert member["someone/gated"] == [COMMIT, 4, True]
 

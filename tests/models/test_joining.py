@@ -155,7 +155,7 @@ def test_prompts_become_turns_of_the_template(chatty):
     before, after = chat_frame(chatty.tokenizer)
     assert framed.paraphrases == (before + "Ilvane is from" + after,) and "Peru is in" in framed.locality[0].prompt
     assert framed.generation_prompts == record.generation_prompts
-    with pytest.raises(ValueError, match="record 2 is already behind a chat template"):
+    with pytest.raises(ValueError, match="record 2 is already in a chat template"):
         in_chat(chatty, [framed])
 
 
@@ -205,7 +205,7 @@ def test_without_a_template_there_is_no_chat(any_model, monkeypatch):
     with pytest.raises(ValueError, match="has no chat template; without chat, a prompt is a text"):
         edit_sequence(any_model, RECORDS, editor(Ridge(50.0)), batch_size=5, chat=True)
     monkeypatch.setattr(any_model.tokenizer, "chat_template", "{{ messages[0]['content'] | lower }}")
-    with pytest.raises(ValueError, match="must show a user's words once, as they are; it makes 'users-words'"):
+    with pytest.raises(ValueError, match="must show a user's words exactly once and unchanged; it turns 'USERS-WORDS'"):
         chat_frame(any_model.tokenizer)
 
 

@@ -185,7 +185,7 @@ def test_a_target_without_tokens_of_its_own_is_refused():
     backend = Tokenizer(models.BPE(vocabulary, [("a", "▁"), ("b", "▁")], unk_token="<unk>"))
     backend.normalizer = normalizers.Replace(" ", "▁")
     backend.decoder = decoders.Replace("▁", " ")
-    with pytest.raises(ValueError, match="joins a word with the space behind it: target 'b' has no tokens of its own"):
+    with pytest.raises(ValueError, match="joins a word with the space after it: target 'b' has no tokens of its own"):
         encode_target(PreTrainedTokenizerFast(tokenizer_object=backend), "b")
     backend.normalizer = normalizers.Sequence([normalizers.Replace("b", ""), normalizers.Strip()])
     with pytest.raises(ValueError, match="target 'b' has no token"):

@@ -106,7 +106,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
         patch.setattr(module, "atomic_directory", stop)
         with pytest.raises(Stopped):
             pretrain("pocket-gpt2", tmp_path / "x", recipe=TINY, work_dir=tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"made by another run \(recipe differ\)"):
+    with pytest.raises(ValueError, match=r"made by another run \(different: recipe\)"):
         pretrain("pocket-gpt2", tmp_path / "x", recipe=dataclasses.replace(TINY, clip=2.0), work_dir=tmp_path)
     with pytest.raises(ValueError, match="known: pocket-gpt2, pocket-gptj, pocket-llama"):
         pretrain("pocket-bert", tmp_path / "x")

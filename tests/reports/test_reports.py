@@ -313,7 +313,7 @@ def test_the_pages_show_the_committed_tables_and_verdicts(tmp_path, monkeypatch)
         assert filled(page, parts) == page.read_text(encoding="utf-8"), page.name
     path = draw_overlay(tmp_path)
     assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes()
-    with pytest.raises(ValueError, match="the text has no one place for 'nothing'"):
+    with pytest.raises(ValueError, match="the text must have exactly one place for 'nothing'"):
         filled(ROOT / "README.md", {"nothing": "x"})
     with pytest.raises(ValueError, match=r"03_theory.ipynb has 0 cells with the mark <!-- nothing -->"):
         filled(ROOT / "notebooks" / "03_theory.ipynb", {"nothing": "x"})

@@ -267,7 +267,7 @@ def test_what_cannot_be_built_is_refused(in_project, tmp_path):
     with pytest.raises(ValueError, match=f"no notebook is called 99; known: {THEORY}, 07_small"):
         site.build_site(tmp_path / "site", only=["99"], execute=False)
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="is there and is no site"):
+    with pytest.raises(ValueError, match="already exists and is not a site"):
         site.build_site(tmp_path, execute=False)
     assert (tmp_path / "thesis.txt").exists()
 

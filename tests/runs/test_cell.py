@@ -61,7 +61,7 @@ def test_what_is_compared_with_is_kept_beside_the_scores(model, records, tmp_pat
     shuffled = {"metrics": GROUPS[::-1], "contexts": ALL["contexts"][::-1]}
     assert evaluate_unedited(model, "pocket-ripple", records, path=path, **HOW, **shuffled).scores == first.scores
     Before().save(tmp_path / "scores.json.before.safetensors")
-    with pytest.raises(DamagedError, match="is damaged: it has not the SHA-256"):
+    with pytest.raises(DamagedError, match="is damaged: its SHA-256 is not"):
         evaluate_unedited(model, "pocket-ripple", records, path=path, **HOW, **ALL)
     (tmp_path / "scores.json.before.safetensors").unlink()
     with pytest.raises(

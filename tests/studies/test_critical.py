@@ -83,7 +83,7 @@ def test_a_model_that_knows_nothing_is_located_by_contributions(located, small_w
     assert len(window) == 2
     assert curve[window].mean() == max(curve[[i, i + 1]].mean() for i in range(3))
     assert located.windows["tracing"] is None
-    assert "The model knows 0 of 5 facts, fewer than the 5 that tell something" in explain(located)
+    assert "The model knows 0 of 5 facts, fewer than the 5 that tracing needs" in explain(located)
     model.check_unedited("what is written here")
 
     config, trials = located.config, located.trials

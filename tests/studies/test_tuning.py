@@ -158,7 +158,7 @@ def test_an_interrupted_search_goes_on(model, tmp_path, monkeypatch, caplog):
     path.write_text(json.dumps(marked))
     with caplog.at_level(logging.WARNING):
         tune(model, "memit_blue", **HOW)
-    assert "goes on after 2 trials" in caplog.text
+    assert "unfinished: continuing after 2 trials" in caplog.text
     finished, made = read_json(path), len(calls)
     assert finished["best"] and finished["trials"][0]["kept"]
     assert finished["trials"][1] == unfinished["trials"][1]
@@ -167,7 +167,7 @@ def test_an_interrupted_search_goes_on(model, tmp_path, monkeypatch, caplog):
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         tune(model, "memit_blue", **{**HOW, "batch_size": 1})
-    assert "is of another search, and is begun anew" in caplog.text
+    assert "holds another search; this one starts over" in caplog.text
     assert not any("kept" in trial for trial in read_json(path)["trials"]) and len(calls) > made
 
 
@@ -197,5 +197,5 @@ def test_records_must_have_what_settings_are_chosen_by():
 def test_the_settings_that_ship_are_not_written(tmp_path):
     search = tmp_path / "x.json"
     search.write_text(json.dumps({"editor": "memit", "best": {"mom2_update_weight": 1}}))
-    with pytest.raises(ValueError, match=r"pocket-llama.yaml ships with the project, and is not written"):
+    with pytest.raises(ValueError, match=r"pocket-llama.yaml ships with the project, and is not overwritten"):
         keep_best(load_model("pocket-llama"), [search])

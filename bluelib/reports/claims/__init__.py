@@ -2,13 +2,13 @@
 
 Each claim has conditions, in words and in code: the bar that its numbers are held to. A condition on a size or a
 difference looks at its 95 % interval, and has three answers: it holds, the interval lies on the other side of the bar
-(the opposite holds), or the interval covers the bar (not seen). One on an order, a count, a ratio of means or a median
-has two: it holds, or it is not seen. From them follows the verdict, see :data:`MARKS`. What holds by definition (at the
-last critical layer the two residuals are one) is left out. "Edits better" is about efficacy and generalization;
-specificity is a claim of its own.
+(the opposite holds), or the interval covers the bar (not seen). A condition on an order, a count, a ratio of means or a
+median has two answers: it holds, or it is not seen. The answers make the verdict, see :data:`LEGEND`. What holds by
+definition (at the last critical layer the two residuals are the same) is left out. "Edits better" is about efficacy and
+generalization; specificity is a claim of its own.
 
-A module for each study of :data:`~bluelib.studies.STUDIES`, and :mod:`~bluelib.reports.claims.main` for the main table,
-has ``View``, what its claims look at, and ``CLAIMS``, whose functions take a view.
+There is a module for each study of :data:`~bluelib.studies.STUDIES`, and :mod:`~bluelib.reports.claims.main` for the
+main table. Each has ``View``, the numbers that its claims look at, and ``CLAIMS``, whose functions take a view.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 Numbers = Mapping[str, Any]
 
-#: By verdict, its mark in tables.
+#: The mark of each verdict in tables.
 MARKS = {"reproduced": "✓", "partly": "◐", "not seen here": "○", "reversed here": "✗"}
 #: What the words mean, for readers of a table.
 LEGEND = (
@@ -30,7 +30,7 @@ LEGEND = (
     "○ *not seen here*: none does, and no interval says the opposite; ✗ *reversed here*: none does, and at least one "
     "interval lies on the other side."
 )
-#: Whose claims there are, in the order of a report, and what a report calls them.
+#: The sources of claims, in the order of a report, and what a report calls them.
 SOURCES = {
     "BLUE": "The paper (BLUE, arXiv:2502.03748)",
     "ROME, MEMIT": "What it builds on (ROME, arXiv:2202.05262; MEMIT, arXiv:2210.07229)",
@@ -44,7 +44,7 @@ Answer = bool | int | Iterable[bool | int]
 
 
 class Verdict(NamedTuple):
-    """What came of a claim; with the size of what it is about, if that is not the notebook's."""
+    """What came of a claim, with the size of the runs that it is about, if that is not the notebook's."""
 
     claim: str
     seen: str
@@ -58,12 +58,13 @@ class Claim:
 
     Attributes:
         text: what is claimed.
-        seen: words the evidence.
-        conditions: by a condition in words, its test: True or 1 where it holds, −1 where the opposite does, else False
-            or 0. A condition about *each* of several things has an answer for each, and counts as so many conditions.
-        source: whose claim it is, of :data:`SOURCES`.
+        seen: puts the evidence into words.
+        conditions: the test of each condition, by the condition in words. A test gives True or 1 where its condition
+            holds, −1 where the opposite does, else False or 0. A condition about *each* of several things has an answer
+            for each, and counts as that many conditions.
+        source: whose claim it is, one of :data:`SOURCES`.
         published: what was published for it, in a few words.
-        size: words the size of what the claim is about, if it is not the notebook's.
+        size: puts into words the size of the runs that the claim is about, if it is not the notebook's.
         applies: whether the numbers have what the claim is about, and could have failed it.
     """
 
@@ -84,7 +85,7 @@ class Claim:
         """What came of the claim.
 
         Raises:
-            ValueError: if the numbers have nothing that a condition could be about.
+            ValueError: if the numbers have nothing that the conditions are about.
         """
         answers: list[bool | int] = []
         for test in self.conditions.values():
@@ -94,13 +95,13 @@ class Claim:
 
 
 def judge(*answers: bool | int) -> str:
-    """The verdict that the answers of a claim's conditions make: see :data:`LEGEND`.
+    """The verdict that follows from the answers of a claim's conditions, see :data:`LEGEND`.
 
     Raises:
-        ValueError: for no answers.
+        ValueError: if there are no answers.
     """
     if not answers:
-        raise ValueError("a claim without conditions has no verdict")
+        raise ValueError("a claim has no verdict if the numbers answer none of its conditions")
     holds = [answer > 0 for answer in answers]
     if any(holds):
         return "reproduced" if all(holds) else "partly"
@@ -108,10 +109,10 @@ def judge(*answers: bool | int) -> str:
 
 
 def above(rows: Any, bar: Any = 0.0) -> Any:
-    """Whether an interval is above a bar (1), below it (−1), or covers it (0); of a frame, for each row.
+    """Whether an interval is above a bar (1), below it (−1), or covers it (0); for a frame, one answer per row.
 
     Args:
-        rows: with ``low`` and ``high``.
+        rows: an interval, or a frame of intervals, with ``low`` and ``high``.
         bar: a number, or one for each row.
     """
     low, high = (np.asarray(rows[end], dtype=float) for end in ("low", "high"))
@@ -125,7 +126,7 @@ def below(rows: Any, bar: Any = 0.0) -> Any:
 
 
 def apart(one: Any, other: Any) -> int:
-    """Whether an interval lies above another (1), below it (−1), or meets it (0)."""
+    """Whether an interval lies above another (1), below it (−1), or overlaps it (0)."""
     return int(one["low"] > other["high"]) - int(one["high"] < other["low"])
 
 

@@ -8,7 +8,7 @@ from ...studies.capability import MEAN
 from . import Claim, Numbers, above, below
 from .wording import by_method
 
-#: Points of mean accuracy that an editor may lose and count as keeping what the unedited model can do.
+#: Points of mean accuracy that an editor may lose and still count as keeping what the unedited model can do.
 KEPT = 3
 
 
@@ -16,9 +16,10 @@ class View:
     """Mean accuracy over the tasks: of BLUE variants less their plain methods, and its change along the sequence.
 
     Attributes:
-        edits: of the whole sequence.
-        gains: of each BLUE variant, at its end.
-        plain: changes of the plain methods, from the start and from the middle on; ``plain_all`` and ``plain_later``.
+        edits: the number of edits in the whole sequence.
+        gains: of each BLUE variant, at the end of the sequence.
+        plain: changes of the plain methods; ``plain_all`` are those from the start, ``plain_later`` those from the
+            middle on.
         blue_all: changes of the BLUE variants from the start.
     """
 

@@ -7,10 +7,10 @@ import pandas as pd
 from . import Claim, Numbers, above, below
 from .wording import EDITING, band, listed, points
 
-#: Points of success by which a choice of layers may be behind BLUE and count as "about as good".
+#: Points of success by which a choice of layers may be behind BLUE and still count as "about as good".
 MARGIN = 3
-#: Errors of batches that have nothing to do with each other gather like this power of their number: so do random
-#: matrices of rank ten and of the pocket models' shapes (`tests/reports/test_claims.py`).
+#: The sum of unrelated errors of batches grows like this power of their number. So does the sum of random matrices of
+#: rank ten with the pocket models' shapes (`tests/reports/test_claims.py`).
 UNRELATED = 0.2
 
 
@@ -23,8 +23,8 @@ class View:
         against: by choice, its success less BLUE's, at BLUE's specificity; ``pairs``, ``distributed``: rows of it.
         reached: by choice, whether it has BLUE's specificity, less half a point; ``edge``: whether its λ is the
             smallest or the largest that was tried.
-        single: the best single layer that reaches it, or None.
-        edits: of the ablation.
+        single: the best single layer that reaches BLUE's specificity, or None.
+        edits: the number of edits in the ablation.
         once: by layer, how far a sequence ends from one batch, with and without history (True, False); or None.
     """
 

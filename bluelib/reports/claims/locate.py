@@ -17,7 +17,7 @@ def _largest(rows: pd.DataFrame) -> Any:
 
 
 class View:
-    """The largest effects, those of the traced layers, and what severed paths take of a critical layer's.
+    """The largest effects, those of the traced layers, and how much severed paths take of a critical layer's effect.
 
     Attributes:
         layers: how many the model has.
@@ -25,7 +25,7 @@ class View:
         here, rival: the largest effect at the subject's last token, of MLPs and of attention.
         traced, configured: the layers to edit, by tracing and in the configuration; ``start`` is the first configured.
         hidden: effects of the hidden state at the subject's last token, by layer; ``whole`` is the mean at ``start``.
-        mlps, attention: what of ``whole`` is lost when the later ones are severed.
+        mlps, attention: how much of ``whole`` is lost when the later MLPs, or the later attention, are severed.
     """
 
     def __init__(self, numbers: Numbers) -> None:
@@ -88,7 +88,7 @@ CLAIMS = (
         },
         source="ROME, MEMIT",
         published="GPT2-XL 13–17, GPT-J 3–8, Llama3 4–8",
-        # Where tracing sees next to nothing at the layers that it names, it has named none.
+        # If the layers that tracing names have next to no effect, tracing has not really named any.
         applies=lambda v: v.hidden.low[v.traced].min() > 0,
     ),
 )

@@ -15,12 +15,12 @@ class View:
     """BLUE variants less their plain methods in one large batch and on long texts, and how much longer they take.
 
     Attributes:
-        size: of the largest batch.
-        pmet, editing, specificity: differences there: PMET's in efficacy and generalization, the other methods', and
-            all methods' in specificity.
-        edits: of long texts.
+        size: the size of the largest batch.
+        pmet, editing, specificity: differences in that batch. ``pmet`` has PMET's in efficacy and generalization,
+            ``editing`` the other methods' in these, and ``specificity`` all methods' in specificity.
+        edits: the number of edits with long texts.
         long: differences after the question, in all measures but that of the whole text.
-        times: by BLUE variant.
+        times: ratios of times, by BLUE variant.
     """
 
     def __init__(self, numbers: Numbers) -> None:
@@ -38,7 +38,7 @@ class View:
 
 
 def _by_variant(rows: pd.DataFrame) -> str:
-    """Each BLUE variant's differences, a metric after the other."""
+    """Each BLUE variant's differences, metric by metric."""
     return "; ".join(
         f"{entry(name).label} {', '.join(f'{row.metric} {points(row)}' for _, row in group.iterrows())}"
         for name, group in rows.groupby("blue", sort=False)

@@ -14,7 +14,7 @@ from .wording import published_mean
 
 
 class View:
-    """One model's gains in points, of :func:`~bluelib.reports.comparison.gains`, the datasets weighing alike.
+    """One model's gains in points, see :func:`~bluelib.reports.comparison.gains`; all datasets have equal weight.
 
     Attributes:
         editing, specificity: of BLUE variants of the paper's methods, over the plain ones.
@@ -137,7 +137,7 @@ def _both(one: int, other: int) -> int:
     return one if one == other else 0
 
 
-#: The claim about all models together; it takes the average's row.
+#: The claim about all models together; its functions take the row of the average.
 AVERAGE = Claim(
     f"BLUE improves its methods by {PUBLISHED_IMPROVEMENT} % on average",
     lambda row: (
@@ -157,17 +157,17 @@ AVERAGE = Claim(
 
 
 def of_main_table(gains: Mapping[str, pd.DataFrame], best: pd.DataFrame) -> list[Verdict]:
-    """Of the main table, for one model.
+    """The verdicts on the claims of the main table, for one model.
 
     Args:
         gains: frames of :func:`~bluelib.reports.comparison.gains` under ``blue``, ``pmet``, ``fe``, ``fe over blue``
             and ``cake``, see :class:`View`.
-        best: of :func:`~bluelib.reports.comparison.champions`.
+        best: frame of :func:`~bluelib.reports.comparison.champions`.
     """
     view = View(gains, best)
     return [claim.verdict(view) for claim in CLAIMS if claim.applies(view)]
 
 
 def average_improvement(average: Mapping[str, Any]) -> Verdict:
-    """Of the last row of :func:`~bluelib.reports.comparison.improvement`, which is about all models."""
+    """The verdict on :data:`AVERAGE`, from the last row of :func:`~bluelib.reports.comparison.improvement`."""
     return AVERAGE.verdict(average)

@@ -13,10 +13,11 @@ class View:
 
     Attributes:
         distributed, direct: their contributions.
-        cosine, deviation: means of what the two have in common, and do not.
+        cosine, deviation: means of the two residuals' cosine and of their deviation, by layer.
         trend: by measure, how much it falls, or grows, from the layer before the last to the first.
-        steps: that a layer needs once those before it are updated; ``drop`` is the share that the second is spared.
-        of_direct, of_distributed: mean efficacy of single-layer editing before the last layer; ``times`` is its ratio.
+        steps: the steps that a layer needs once those before it are updated; ``drop`` is the share of the first layer's
+            that the second is spared.
+        of_direct, of_distributed: mean efficacy of single-layer editing before the last layer; ``times`` is the ratio.
         gains: the paired differences in efficacy, by layer.
     """
 

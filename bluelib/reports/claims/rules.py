@@ -14,8 +14,8 @@ class View:
     """What rules for residuals give the layers, less what MEMIT's equal shares give.
 
     Attributes:
-        replayed, weighted: differences of FE and of CAKE to MEMIT, by layer and measure, paired over requests; the last
-            critical layer is left out, and of FE the first, where its residual is the direct one.
+        replayed, weighted: differences of FE and of CAKE from MEMIT, by layer and measure, paired over requests. The
+            last critical layer is left out; for FE so is the first, where its residual is the direct one.
     """
 
     def __init__(self, numbers: Numbers) -> None:
@@ -25,12 +25,12 @@ class View:
         self.weighted = gaps[gaps.rule == "weighted"]
 
 
-#: These claims are this project's: they test, residual by residual, the idea of a paper that says nothing about it.
+#: These claims are this project's: they test the idea of a paper by single residuals, which the paper does not.
 OURS = "not claimed there: our test of its idea"
 
 
 def _larger(text: str, measure: str, rows: Callable[[View], pd.DataFrame], what: str, where: str, source: str) -> Claim:
-    """That a rule has more of a measure than equal shares, at each layer."""
+    """The claim that a rule gives more of a measure than equal shares do, at each layer."""
 
     def of(view: View) -> pd.DataFrame:
         found = rows(view)

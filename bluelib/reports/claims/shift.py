@@ -12,14 +12,14 @@ from .wording import by_method
 
 
 class View:
-    """How far the states of known facts move, each editor for itself, and BLUE variants less their plain methods.
+    """How far the states of known facts move, for each editor, and for BLUE variants less their plain methods.
 
     Attributes:
         facts: how many are known.
-        half: the energy distance that two halves of the unedited facts have at most (95 %).
-        pairs: a plain method and its BLUE variant; ``plain`` and ``blue`` are their names.
+        half: the 95 % limit of the energy distance between two halves of the unedited facts.
+        pairs: each plain method with its BLUE variant; ``plain`` and ``blue`` are their names.
         distance: of each editor, the energy distance to the unedited states, with its interval and ``p`` by swaps.
-        energy, displacement, recalled: BLUE less plain.
+        energy, displacement, recalled: differences, BLUE less plain.
     """
 
     def __init__(self, numbers: Numbers) -> None:

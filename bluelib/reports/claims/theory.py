@@ -9,10 +9,10 @@ from .wording import listed, ordered, rises
 
 
 class View:
-    """The error against its bounds, by distance, and against a history of keys.
+    """The error against its bounds, by distance, and the gain with a history of keys.
 
     Attributes:
-        cells, violations: measured errors, and how many times one was above a bound.
+        cells, violations: how many errors were measured, and how often one was above a bound.
         far: by bound, the median of bound / error at the largest distance.
         relative: ‖E‖/‖R*Q‖ by distance.
         history: ‖Q_p‖/‖Q‖ with all other edits made before.

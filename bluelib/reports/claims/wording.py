@@ -46,7 +46,7 @@ def by_method(rows: pd.DataFrame, column: str, digits: int = 1) -> str:
 
 
 def published_layers(table: str, value: str = "value", **chosen: str) -> str:
-    """What was published by layer, from first to last critical layer, a model after the other."""
+    """What was published by layer, from first to last critical layer, model by model."""
     frame = published(table)
     for column, name in chosen.items():
         frame = frame[frame[column] == name]
@@ -59,7 +59,7 @@ def published_layers(table: str, value: str = "value", **chosen: str) -> str:
 def published_mean(
     model: str, *methods: str, of: Sequence[str] = EDITING, table: str = "published_results", kind: str = "published"
 ) -> str:
-    """The published mean of some metrics after 2,000 edits of CounterFact, a method after the other."""
+    """The published mean of some metrics after 2,000 edits of CounterFact, method by method."""
     frame = published(table)
     frame = frame[(frame.model == model) & (frame.dataset == "counterfact") & (frame.edits == 2000)]
     frame = frame[(frame.kind == kind) & frame.metric.isin(of)]

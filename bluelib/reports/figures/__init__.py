@@ -1,7 +1,7 @@
-"""Figures of the studies: one module a study, one column of panels per model, from the numbers that notebooks write.
+"""Figures of the studies: one module per study, one column of panels per model, from the numbers that notebooks write.
 
-Every drawing function takes ``numbers``, a mapping of model name to the notebook's JSON content, so that a notebook
-draws its own model and :func:`draw` all of them side by side by the same code.
+Every drawing function takes ``numbers``, a mapping from model name to the notebook's JSON content. So the same code
+draws a notebook's own model in the notebook, and all models side by side in :func:`draw`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .common import Numbers
 
 
 def functions(study: str) -> dict[str, Callable[[Numbers], Figure | None]]:
-    """By file name without suffix, the function that draws each figure of a study of
-    :data:`~bluelib.studies.STUDIES`; it returns None where there is nothing to show."""
+    """The functions that draw the figures of a study of :data:`~bluelib.studies.STUDIES`, by file name without suffix;
+    a function returns None where there is nothing to show."""
     module = import_module(f".{study}", __package__)
     return {stem: getattr(module, name) for stem, name in STUDIES[study].figures.items()}
 
 
 def draw(study: str, numbers: Mapping[str, Path], folder: Path) -> list[Path]:
-    """Draw a study's figures into ``folder`` from the files of its numbers by model, the models side by side."""
+    """Draw a study's figures into ``folder``, the models side by side, from the file of each model's numbers."""
     contents = {model: read_json(path) for model, path in numbers.items()}
     drawn = []
     for name, function in functions(study).items():

@@ -35,7 +35,7 @@ def task_capability(numbers: Numbers) -> Figure:
 
 
 def further_tasks(numbers: Numbers) -> Figure | None:
-    """:func:`task_capability` of the other tasks; None where there are no others."""
+    """:func:`task_capability` for the other tasks; None if there are no others."""
     tasks = _by_loss(numbers)[SHOWN:]
     return _task_panels(numbers, tasks) if tasks else None
 
@@ -45,7 +45,7 @@ SHOWN = 3
 
 
 def _by_loss(numbers: Numbers) -> list[str]:
-    """The tasks, first those of which an editor loses most on a model."""
+    """The tasks, sorted by the largest loss of any editor on any model, the largest first."""
     loss: dict[str, float] = {}
     for found in numbers.values():
         scores = table(found, "scores")
@@ -56,7 +56,7 @@ def _by_loss(numbers: Numbers) -> list[str]:
 
 
 def _task_panels(numbers: Numbers, tasks: Sequence[str]) -> Figure:
-    """Rows are tasks and columns models; the tasks of one model alone stand in rows of three."""
+    """Rows are tasks and columns are models; if there is only one model, its tasks are laid out in rows of three."""
     shown = [(task, model) for task in tasks for model in numbers]
     columns = len(numbers) if len(numbers) > 1 else min(3, len(tasks))
     rows = math.ceil(len(shown) / columns)
@@ -88,7 +88,7 @@ def _task_panels(numbers: Numbers, tasks: Sequence[str]) -> Figure:
 
 
 def _by_editor(axis: Axes, scores: pd.DataFrame) -> None:
-    """A line per editor in its family's colour, variants with circles and a line of their kind."""
+    """A line per editor in its family's colour; variants have circles and the line style of their kind."""
     for editor, rows in scores.groupby("editor", sort=False):
         method = entry(editor)
         line, marker = method.line, "o" if method.variant else "s"

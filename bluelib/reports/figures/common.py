@@ -1,4 +1,4 @@
-"""What the figures of several studies share."""
+"""Helpers that the figures of several studies share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def table(numbers: Mapping[str, Any], name: str) -> pd.DataFrame:
 
 
 def title(model: str, found: Mapping[str, Any]) -> str:
-    """What a panel is called: its model, and the scale of its numbers, unless the name says it."""
+    """The title of a panel: its model, and the scale of its numbers unless the model's name says it."""
     label, scale = short_label(model), found["provenance"]["scale"]
     return label if label.startswith(scale) else f"{label} ({scale} scale)"
 
@@ -62,7 +62,7 @@ def bars(axis: Axes, x: Any, rows: pd.DataFrame, **how: Any) -> None:
 
 
 def log_axis(axis: Axes, values: Sequence[int]) -> None:
-    """A logarithmic x axis with the values themselves as ticks, as far as they have room."""
+    """A logarithmic x axis with the values themselves as ticks, as far as there is room."""
     ticks = sorted(set(values))
     room = math.log(ticks[-1] / ticks[0]) / 12
     kept = [ticks[-1]]
@@ -87,7 +87,7 @@ def editors_of(numbers: Mapping[str, Any]) -> list[str]:
 def measure_panels(
     axes: np.ndarray, numbers: Numbers, labels: Mapping[str, str]
 ) -> Iterator[tuple[Axes, Mapping[str, Any], str]]:
-    """Each panel with its model's numbers and its measure: rows are measures, columns models, along x are editors."""
+    """Each panel with its model's numbers and its measure. Rows are measures, columns models, and x has the editors."""
     for column, found in zip(axes.T, numbers.values(), strict=True):
         for axis, measure in zip(column, labels, strict=True):
             yield axis, found, measure
@@ -99,7 +99,7 @@ def measure_panels(
 def editor_points(
     axis: Axes, rows: pd.DataFrame, editors: Sequence[str], shift: float = 0.0, marker: str = "o"
 ) -> None:
-    """A point with its 95 % interval per editor; those of variants are filled as their kind is."""
+    """A point with its 95 % interval per editor; the points of variants are filled as their kind's markers are."""
     for x, editor in enumerate(editors):
         row, method = rows.loc[editor], entry(editor)
         ends = [[row["mean"] - row.low], [row.high - row["mean"]]]

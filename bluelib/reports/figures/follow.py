@@ -20,7 +20,7 @@ from ..plots import keep, style
 from ..published import benchmark
 from .common import log_axis
 
-#: What a panel of :func:`lengths` shows, by column.
+#: The label of each panel of :func:`lengths`, by the column of the frame that it shows.
 PANELS = {
     "editing": "efficacy and\ngeneralization (%)",
     "specificity": "specificity (%)",
@@ -30,7 +30,7 @@ PANELS = {
 
 
 def with_editing(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs with ``editing`` besides: per record scored, the mean of efficacy and generalization."""
+    """The runs with a further column ``editing``: for each scored record, the mean of efficacy and generalization."""
     both = [
         [(one + other) / 2 for one, other in zip(*pair, strict=True)]
         for pair in zip(frame.efficacy, frame.generalization, strict=True)
@@ -42,8 +42,8 @@ def lengths(frame: pd.DataFrame) -> Figure:
     """How editing, preservation and the weights fare as a sequence grows, a column of panels per dataset.
 
     Args:
-        frame: of :func:`~bluelib.studies.follow.followed`: runs of one model by the editors' own settings, and dotted
-            beside them such as differ in an option.
+        frame: frame of :func:`~bluelib.studies.follow.followed` with runs of one model at the editors' own settings.
+            Runs that differ in an option are drawn dotted.
     """
     frame = with_editing(frame)
     datasets = list(dict.fromkeys(frame.dataset))
@@ -106,8 +106,9 @@ def frontiers(frame: pd.DataFrame, option: str) -> Figure:
     """Editing against specificity as one option of the editors varies: a line per editor, a panel per dataset.
 
     Args:
-        frame: of :func:`~bluelib.studies.follow.followed`: runs of one model and one length that differ in ``option``.
-        option: its name.
+        frame: frame of :func:`~bluelib.studies.follow.followed` with runs of one model and one length that differ in
+            ``option``.
+        option: the option's name.
     """
     frame = with_editing(frame).assign(value=[dict(options)[option] for options in frame.options])
     datasets = list(dict.fromkeys(frame.dataset))
@@ -162,8 +163,11 @@ def frontiers(frame: pd.DataFrame, option: str) -> Figure:
 
 
 def draw_followed(models: Sequence[str], folder: Path, source: Path | None = None) -> list[Path]:
-    """Draw what has been followed of these models into ``folder``: :func:`lengths` of the runs that were scored at
-    several, and :func:`frontiers` of those with several values of one option, by that option."""
+    """Draw the followed runs of these models into ``folder``.
+
+    :func:`lengths` draws the runs that were scored at several lengths. :func:`frontiers` draws those that have several
+    values of one option, with a figure for each option.
+    """
     frame = followed(source)
     drawn: list[Path] = []
     if frame.empty:

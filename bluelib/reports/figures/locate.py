@@ -76,11 +76,11 @@ def severed_paths(numbers: Numbers) -> Figure:
 
 
 def critical_layers(found: Mapping[str, Any]) -> Figure:
-    """What an edit of each layer alone contributes, above the indirect effect at the subject's last token, with the
-    window that each of them chooses.
+    """What an edit of each layer alone contributes and, in a panel below, the indirect effect at the subject's last
+    token, if it was traced. Each panel shows the window of layers that its numbers choose.
 
     Args:
-        found: of one model, what :meth:`.Located.as_dict` gives.
+        found: the result of :meth:`.Located.as_dict` for one model.
     """
     contributions, tracing = table(found, "contributions"), table(found, "tracing")
     rows = 2 if len(tracing) else 1

@@ -48,7 +48,7 @@ def batch_scores(numbers: Numbers) -> Figure:
                 axis.set_ylabel(f"{metric} (%)" if column == 0 else "")
             log_axis(axes[-1, column], scores.edits)
             axes[-1, column].set(xlabel="edits in one batch")
-        for axis in axes[:, 0]:  # now that all columns have had their say
+        for axis in axes[:, 0]:  # only now: the columns share this axis
             axis.set(ylim=(None, 101))
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)

@@ -30,8 +30,8 @@ CONTRIBUTING = {
 def residual_comparison(numbers: Numbers) -> Figure:
     """Contribution, cosine and deviation of the residuals, by layer, and the published values of the counterpart.
 
-    Those stand at the same distance from the last critical layer. Their deviations are in units of another model, so
-    they are scaled to agree with ours one layer before the last.
+    The published values stand at the same distance from the last critical layer. Their deviations are in units of
+    another model, so they are scaled to agree with ours one layer before the last.
     """
     with style():
         figure, axes = panels(numbers, 3, 2.5, sharex="col")
@@ -57,7 +57,7 @@ def residual_comparison(numbers: Numbers) -> Figure:
 
 
 def _published_points(axes: np.ndarray, theirs: str, compared: pd.DataFrame) -> None:
-    """The published values by layer of an LLM, hollow, in the three panels of a column."""
+    """Draw the published values of an LLM by layer, with hollow marks, in the three panels of a column."""
     values = published("layer_analysis")
     values = values[values.model == theirs]
     first, last = compared.layer.min(), compared.layer.max()
@@ -93,7 +93,7 @@ def _published_points(axes: np.ndarray, theirs: str, compared: pd.DataFrame) -> 
 
 
 def residual_picture(numbers: Numbers) -> Figure:
-    """Residuals of the first and the last critical layer in their two first principal components."""
+    """Residuals of the first and the last critical layer in their first two principal components."""
     with style():
         figure, axes = panels(numbers, 1, 3.8)
         for axis, found in zip(axes[0], numbers.values(), strict=True):
@@ -134,8 +134,11 @@ def steps_left(numbers: Numbers) -> Figure:
 
 
 def single_layers(numbers: Numbers) -> Figure:
-    """One layer edited alone by either residual, from the first to the last critical layer: ours with intervals, and
-    hollow what was published for the counterpart; for Llama3 also a replication's layers, alone, after 10,000 edits."""
+    """Scores of each critical layer edited alone with either residual.
+
+    Ours have intervals; hollow marks are the published scores of the counterpart. For Llama3 there are also a
+    replication's scores of single layers after 10,000 edits.
+    """
     with style():
         figure, axes = panels(numbers, len(TEACHER_FORCED), 2.3, sharex="col", sharey="row")
         for column, (model, found) in enumerate(numbers.items()):
@@ -173,21 +176,22 @@ def single_layers(numbers: Numbers) -> Figure:
 
 
 def _moved(theirs: pd.Series, ours: Sequence[int]) -> pd.Series:
-    """The layers of another model at the same distance from the last critical one; before our first, none."""
+    """The layers of another model, moved to the same distance from our last critical one; NaN before our first."""
     places = theirs + ours[-1] - theirs.max()
     return places.where(places >= ours[0])
 
 
 #: By published model, its marker in :func:`overlay`.
 _PUBLISHED_MARKERS = {"GPT2-XL": "s", "GPT-J-6B": "^", "Llama3-8B-Instruct": "D"}
-#: Markers of ours there, the first model's first.
+#: The markers of our models there, in order.
 _OUR_MARKERS = "osv^Pp"
 
 
 def overlay(numbers: Numbers) -> Figure:
     """Contribution and cosine of all models in one picture, by the distance from the last critical layer.
 
-    The first model is drawn strongly, with its band; the others thinly; what was published for the three LLMs hollow.
+    The first model has thick lines with a band, the others have thin lines. Hollow marks are the published values of
+    the three LLMs.
     """
     with style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7), layout="constrained")

@@ -40,7 +40,7 @@ def which_residual(numbers: Numbers) -> Figure:
 
 
 def one_time(numbers: Numbers) -> Figure:
-    """How far a sequence of batches ends from one batch, keys and targets held still: with and without history."""
+    """How far a sequence of batches ends from one batch of the same keys and targets, with and without history."""
     with style():
         figure, axes = panels(numbers, 1, 2.8, sharey=True)
         for axis, found in zip(axes[0], numbers.values(), strict=True):

@@ -24,8 +24,8 @@ BEFORE, AFTER = SKY, VERMILION
 def hidden_states(numbers: Numbers) -> Figure:
     """States of known facts before and after, in the plane, with both marginals: models in rows, editors in columns.
 
-    Places are given and not solved for: the solution of so many nested panels differs in its last digits from one
-    process to another, and with it the file.
+    The panels' places are given, not solved for: for so many nested panels, the last digits of the solution differ from
+    one process to another, and so would the file.
     """
     columns = max(len(editors_of(found)) for found in numbers.values())
     with style():
@@ -82,7 +82,7 @@ def _short(value: float) -> str:
 
 
 def shift_measures(numbers: Numbers) -> Figure:
-    """Each measure per editor with its interval, and what its two nulls reach."""
+    """Each measure per editor with its interval, and the 95 % limit of each of its two nulls."""
     labels = {
         "displacement": "displacement\nof a fact",
         "mean_shift": "mean shift",

@@ -17,7 +17,7 @@ from ...io.palette import GREEN, GREY, LIGHT_GREY, VERMILION
 from ..plots import style
 from .common import DIRECT, DISTRIBUTED, Numbers, band, bars, integers, panels, table
 
-#: How the theory's quantities are written in figures.
+#: The names of the bounds in figures.
 _BOUND_NAMES = {"residual": "residual", "shared": "shared", "tight": "tight", "paper": "paper (Theorem 4.1)"}
 
 
@@ -92,7 +92,7 @@ def _gain_curve(axis: Axes) -> None:
 
 
 def gain_curve(numbers: Numbers) -> Figure:
-    """Where real batches lie under the curve that caps ‖Q‖: every singular value of M^(−1/2) K, a row a batch size."""
+    """Where real batches lie under the curve that caps ‖Q‖: all singular values of M^(−1/2) K, a row per batch size."""
     with style():
         figure, axes = panels(numbers, 1, 3.2, sharey=True)
         for axis, found in zip(axes[0], numbers.values(), strict=True):
@@ -107,7 +107,7 @@ def gain_curve(numbers: Numbers) -> Figure:
 
 
 def error_and_bounds(numbers: Numbers) -> Figure:
-    """The measured error against each bound, as a ratio, by distance: 1 means attained, below 1 never."""
+    """Each bound over the measured error, by distance: at 1 the bound is attained; below 1 it would not hold."""
     markers = dict(zip(BOUNDS, "o^sD", strict=True))
     colours = dict(zip(BOUNDS, ("black", GREEN, DIRECT, DISTRIBUTED), strict=True))
     with style():
@@ -137,8 +137,8 @@ def error_and_bounds(numbers: Numbers) -> Figure:
 
 
 def error_terms(numbers: Numbers) -> Figure:
-    """‖E‖ over the direct update; and shares of its square: what the theorem's two terms give and how much of them
-    cancels, then direction against amount."""
+    """‖E‖ over the direct update, and shares of its square: the theorem's two terms and how much of them cancels, then
+    direction against amount."""
     parts = (
         {
             "deviation": (r"$\Vert DQ\Vert_F^2$", DIRECT),
