@@ -30,19 +30,19 @@ from .method import BatchResult, Method, describe
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A sequence of edits that has been made.
 
     Attributes:
         model: the edited model.
-        editor: what edited it.
+        editor: the method that edited it.
         records: the edits, in the order they were made.
         batch_size: edits per batch; the last batch may be smaller.
         seconds: wall-clock time by phase.
         batches: per batch, the number of edits, the mean number of optimisation steps and the mean last loss.
-        conflicts: edits that get in each other's way.
-        skipped: ids of records that were not edited because a later one of their batch tells the same fact.
+        conflicts: edits that conflict with each other.
+        skipped: ids of records that were not edited because a later one of their batch states the same fact.
         inputs: what the outcome depends on besides the settings, the model and the records.
     """
 
@@ -57,6 +57,11 @@ class Run:
     inputs: dict[str, Any]
     _originals: Snapshot = field(repr=False)
     _keys: list[Mapping[int, Tensor]] = field(repr=False)
+
+    def __repr__(self) -> str:
+        layers = ", ".join(map(str, self._originals.weights))
+        made = sum(int(batch["edits"]) for batch in self.batches)
+        return f"<Run: {made} edits of {self.model.name} with {self.editor.name}, layers {layers}>"
 
     def revert(self) -> None:
         """Restore the weights from before the first batch, bit for bit and in their type. Calling it again changes
@@ -76,9 +81,9 @@ class Run:
         return self.model.save(path)
 
     def save_delta(self, path: str | Path) -> Path:
-        """Write only the changed matrices, for :func:`~bluelib.apply_delta` on the same model: this run's, and those of
-        runs before it, if they were not reverted; and the keys that a method with a history needs to go on from it
-        (``edit_sequence(…, start=PATH)``)."""
+        """Write only the changed matrices, for :func:`~bluelib.apply_delta` on the same model: those of this run, and
+        of runs before it that were not reverted. The file also has the keys that a method with a history needs to
+        continue from it (``edit_sequence(…, start=PATH)``)."""
         about = {
             "editor": describe(self.editor),
             "edits": sum(int(batch["edits"]) for batch in self.batches),
@@ -96,14 +101,14 @@ def check_sequence(
     checkpoint_dir: str | Path | None = None,
     on_conflict: str = "last",
 ) -> tuple[int, list[Conflict], set[int]]:
-    """What :func:`edit_sequence` asks of its arguments before it begins, for who does long work before calling it.
+    """Check the arguments of :func:`edit_sequence` as it does itself, for callers that do long work before calling it.
 
     Returns:
-        How many edits are made together, and :func:`~bluelib.editing.conflicts.resolve`'s answer.
+        How many edits are made together, and what :func:`~bluelib.editing.conflicts.resolve` returns.
 
     Raises:
-        ValueError: for no records, or a batch size below 1 or above the number of records; for an unknown
-            ``on_conflict``, or conflicts that are to be refused.
+        ValueError: if there are no records, the batch size is below 1 or above the number of records, ``on_conflict``
+            is unknown, or conflicts are to be refused and there are some.
         OSError: if ``checkpoint_dir`` cannot be written, or is a file.
     """
     if not isinstance(editor, Method):
@@ -113,7 +118,7 @@ def check_sequence(
     check_whole("batch_size", batch_size, 1, len(records), "the number of records")
     if checkpoint_dir is not None:
         if Path(checkpoint_dir).is_file():
-            raise NotADirectoryError(f"{checkpoint_dir} is a file; the folder of a checkpoint is to be there")
+            raise NotADirectoryError(f"{checkpoint_dir} is a file; name a folder for the checkpoint")
         check_writable(checkpoint_dir)
     size = min(batch_size, editor.max_batch or batch_size)
     return size, *resolve(records, size, on_conflict)
@@ -131,6 +136,7 @@ def edit_sequence(
     start: str | Path | None = None,
     progress: bool | None = None,
     after_batch: Callable[[int, BatchResult], None] | None = None,
+    on_resume: Callable[[int], None] | None = None,
 ) -> Run:
     """Edit ``model`` in place with all records, in their order, ``batch_size`` at a time.
 
@@ -141,27 +147,31 @@ def edit_sequence(
         editor: the method, see :func:`~bluelib.get_editor`. One that makes fewer edits together than ``batch_size``
             (ROME makes one) gets that many at a time.
         batch_size: edits per batch.
-        checkpoint_dir: where to write after each batch what continuing needs. A run that finds its checkpoint there
-            continues from it and ends, on the same machine with as many threads, with the same weights bit for bit.
-        on_conflict: what to do about edits that get in each other's way, see :mod:`bluelib.editing.conflicts`:
+        checkpoint_dir: the folder for a checkpoint, which is written after each batch. A run that finds its checkpoint
+            there continues from it. On the same machine, with the same number of threads, it ends with the same weights
+            bit for bit.
+        on_conflict: what to do about edits that conflict with each other, see :mod:`bluelib.editing.conflicts`:
             ``last``, ``keep`` or ``refuse``.
-        chat: edit behind the tokenizer's chat template, see :func:`~bluelib.data.chat.in_chat`; the run's records are
-            those then.
-        start: go on from an earlier run on the same model: a file that :meth:`Run.save_delta` wrote. The model must be
-            as loaded. Second moments and prefixes are those of the unedited model, as in one long run, and a method
-            with a history remembers the earlier run's keys. :meth:`Run.revert` takes both runs back.
+        chat: edit in the tokenizer's chat template, see :func:`~bluelib.data.chat.in_chat`; the run's records are then
+            those in the template.
+        start: continue from an earlier run on the same model, given as a file that :meth:`Run.save_delta` wrote. The
+            model must be as loaded. Second moments and prefixes are those of the unedited model, as in one long run,
+            and a method with a history remembers the earlier run's keys. :meth:`Run.revert` reverts both runs.
         progress: show a progress bar (default: on a terminal).
         after_batch: called after each batch with its number and result.
+        on_resume: called if a checkpoint is continued, with the number of the last batch in it, when the model is as it
+            was after that batch.
 
     Raises:
-        ValueError: for no records, or a batch size below 1 or above the number of records; for ``chat`` where there is
-            no template; for a record that cannot be tokenised, or that with a context prefix is longer than the model's
-            context; for a layer to edit that is not in memory; for a checkpoint of another run; for conflicts that are
-            to be refused; for weights that are not finite; for a ``start`` that belongs to other weights, has no keys
-            of the editor's layers where the editor remembers them, or is for an editor that acts once, at the end.
-        ArithmeticError: from the batch at hand (a target that diverges, a matrix that cannot be factored, an update
-            that overflows); the message names the batch's records, and the model is left as it was before that batch.
-        OSError: if a checkpoint cannot be written; the model is left as before the batch, as the last checkpoint is.
+        ValueError: if there are no records, or the batch size is below 1 or above their number; if there is no template
+            for ``chat``; if a record cannot be tokenised or, with a context prefix, is longer than the model's context;
+            if a layer to edit is not in memory; if the checkpoint is another run's; if conflicts are to be refused and
+            there are some; if weights are not finite; if ``start`` belongs to other weights, lacks keys that the editor
+            needs, or is for an editor that acts once, at the end.
+        ArithmeticError: if a batch fails (a target diverges, a matrix cannot be factored, an update overflows). The
+            message names the batch's records, and the model is left as it was before that batch.
+        OSError: if a checkpoint cannot be written; the model is left as it was before the batch, as in the last
+            checkpoint.
         BlockingIOError: if another run is at work in ``checkpoint_dir``.
     """
     size, conflicts, skipped = check_sequence(
@@ -182,7 +192,7 @@ def edit_sequence(
                 state = editor.prepare(model)
             inputs = editor.inputs(model, state)
             keys: list[Mapping[int, Tensor]] = []
-            all_are_here = not (editor.remembers and model.changed_layers())  # and none of an earlier run's missing
+            all_are_here = not (editor.remembers and model.changed_layers())  # no keys of an earlier run are missing
             if before and start:
                 put(model, before)
                 inputs |= {"start": file_hash(start)}
@@ -194,6 +204,8 @@ def edit_sequence(
                 how = {"batch_size": batch_size, "on_conflict": on_conflict}
                 checkpoint = Checkpoint(checkpoint_dir, _identity(model, records, editor, inputs, **how))
             batches = _resume(model, editor, state, checkpoint, timer, keys)
+            if batches and on_resume:
+                on_resume(len(batches) - 1)
         made, total = sum(map(len, groups[: len(batches)])), sum(map(len, groups))
         with progress_bar(total=total, initial=made, desc=editor.name, unit="edit", show=progress) as bar:
             for group in groups[len(batches) :]:
@@ -215,10 +227,10 @@ def edit_sequence(
 
 
 def check_start(model: Model, editor: Method, path: str | Path) -> Delta:
-    """The earlier run that ``editor`` is to go on from, see ``start`` of :func:`edit_sequence`.
+    """The earlier run that ``editor`` is to continue from, see ``start`` of :func:`edit_sequence`.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if it cannot continue from that run.
     """
     if editor.acts_once:
         raise ValueError(f"{editor.name} acts once, on all edits together, and cannot go on from {path}")
@@ -248,7 +260,7 @@ def _check_model(model: Model, editor: Method, *, checkpointed: bool) -> None:
     """Refuse a model that cannot be edited, or whose edits could not be continued.
 
     Raises:
-        ValueError: saying why.
+        ValueError: if it has to be refused; the message says why.
     """
     model.check_editable(editor.layers)
     if checkpointed:
@@ -257,7 +269,7 @@ def _check_model(model: Model, editor: Method, *, checkpointed: bool) -> None:
 
 
 def _groups(records: int, size: int, skipped: set[int]) -> list[list[int]]:
-    """The positions of each batch's records; a batch of which all are skipped is none."""
+    """The positions of each batch's records; a batch whose records are all skipped is left out."""
     starts = range(0, records, size)
     groups = [[i for i in range(at, min(at + size, records)) if i not in skipped] for at in starts]
     return [group for group in groups if group]
@@ -265,7 +277,7 @@ def _groups(records: int, size: int, skipped: set[int]) -> list[list[int]]:
 
 @contextmanager
 def _gradients_as_before() -> Iterator[None]:
-    """Ctrl-C on the way out of a no_grad block leaves gradients off, for whatever is run next in this process."""
+    """Restore the gradient mode: Ctrl-C on the way out of a no_grad block leaves gradients off for what is run next."""
     enabled = torch.is_grad_enabled()
     try:
         yield
@@ -296,7 +308,7 @@ def _resume(
 
 @contextmanager
 def _named(records: Sequence[Record]) -> Iterator[None]:
-    """Say in which records' batch a computation failed."""
+    """Say which records' batch a computation failed in."""
     try:
         yield
     except (ArithmeticError, torch.linalg.LinAlgError) as error:
@@ -333,7 +345,7 @@ def _row(result: BatchResult, edits: int) -> dict[str, float]:
 
 
 def _check_sizes(what: str, matrices: Mapping[int, Tensor]) -> None:
-    """Refuse what is not finite, or too large to be squared in float32: no norm of it is."""
+    """Refuse matrices that are not finite, or too large to be squared in float32: their norm would not be finite."""
     for layer, matrix in matrices.items():
         least, most = matrix.aminmax()
         largest = torch.maximum(-least, most).item()
@@ -348,10 +360,10 @@ def _batch_name(records: Sequence[Record]) -> str:
 
 
 def check_requests(model: Model, records: Sequence[Record], editor: Method) -> None:
-    """Tokenise all edits behind the longest prefix, so that one that cannot be made is found before any is made.
+    """Tokenise all edits after the longest prefix, so that an edit that cannot be made is found before any is made.
 
     Raises:
-        ValueError: naming the record.
+        ValueError: if an edit cannot be made; the message names the record.
     """
     prefix = max(editor.prefixes(model), key=len)
     for record in records:
@@ -384,6 +396,6 @@ def _identity(
 
 @contextmanager
 def edited(model: Model, records: Sequence[Record], editor: Method, *, batch_size: int) -> Iterator[Run]:
-    """The model with these edits inside the block, and afterwards, whatever happens, as it was before."""
+    """Edit the model inside the block, and restore it afterwards, whatever happens."""
     with model.preserved(editor.layers):
         yield edit_sequence(model, records, editor, batch_size=batch_size, progress=False)

@@ -1,6 +1,6 @@
-"""One editor along one sequence of edits: its scores, and what it has moved elsewhere, as the edits add up.
+"""One editor along one sequence of edits: its scores, and how far it moves the model elsewhere, as edits add up.
 
-Two of the paper's questions are answered by such runs. *Where does a method collapse?* A long sequence, scored at
+Such runs answer two of the paper's questions. *Where does a method collapse?* A long sequence, scored at
 several lengths. *Is it the method, or its λ?* Short sequences of one editor with several values of an option, scored at
 the end: a frontier of editing against preservation.
 """
@@ -8,6 +8,8 @@ the end: a frontier of editing against preservation.
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from ..editing.named import get_editor
 from ..editing.sequence import edit_sequence
 from ..io.checks import check_whole
 from ..io.formats import read_json, write_json
-from ..io.paths import followed_path, project_path
+from ..io.paths import followed_path, project_path, raw_path
 from ..io.timing import Timer
 from ..metrics import evaluate
 from ..metrics.drift import divergences, next_tokens
@@ -31,10 +33,12 @@ from ..metrics.editing import per_record
 from ..models.model import Model
 from .growth import check_batch
 
+log = logging.getLogger(__name__)
+
 EDITS, BATCH_SIZE = 100, 20
-#: Edits that are scored at each length, at most.
+#: The largest number of edits that are scored at each length.
 SCORED = 200
-#: Records behind the sequence, never edited, whose rewrite prompts tell how far a model has moved elsewhere.
+#: Records after the sequence, never edited, whose rewrite prompts show how far a model has moved elsewhere.
 OTHERS = 100
 
 
@@ -52,23 +56,27 @@ def follow(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Edit a sequence, score it as it grows, and write ``results/follow/….json``; a run that is there is kept.
+    """Edit a sequence, score it as it grows, and write ``results/follow/….json``; a run that exists is kept.
+
+    A run that was interrupted continues after its last whole batch: until it ends, ``results/raw/follow`` has its
+    checkpoint and its scores so far.
 
     Args:
         model: left as it was.
         editor: of the catalogue.
         dataset, split, seed: the records; those edited are the first ``edits``.
         edits, batch_size: of the sequence.
-        at: after how many edits to score; the end of the sequence is always one.
-        scored: how many of the edits so far are scored, at most: the whole number of them, or so many drawn at random,
-            the same ones for every editor.
-        others: how many records behind the edited ones tell how far the model has moved: the mean of D_KL(before ‖
+        at: after how many edits to score; the end of the sequence is always scored.
+        scored: the largest number of edits scored at each length. If there are more so far, this many are drawn at
+            random, the same ones for every editor.
+        others: how many records after the edited ones show how far the model has moved: by the mean of D_KL(before ‖
             after) of the next token after their rewrite prompts.
-        options: of the editor, in place of its settings.
+        options: options of the editor, in place of its settings.
 
     Raises:
-        ValueError: as :func:`~bluelib.get_editor` and :func:`~bluelib.load_dataset`; for lengths that are no ends of
-            batches, a batch that the editor does not make, or fewer records than ``edits``.
+        ValueError: as :func:`~bluelib.get_editor` and :func:`~bluelib.load_dataset`; if a length in
+            ``at`` is not the end of a batch, the editor cannot make such batches, or there are fewer records than
+            ``edits``.
     """
     options = dict(options or {})
     check_whole("edits", edits, 1)
@@ -78,7 +86,7 @@ def follow(
     ends = sorted({*at, edits})
     between = [end for end in ends if (end % batch_size and end != edits) or not 0 < end <= edits]
     if between:
-        raise ValueError(f"at must be ends of batches of {batch_size} among {edits} edits, which {between[0]} is not")
+        raise ValueError(f"at must be ends of batches of {batch_size} among {edits} edits; {between[0]} is not one")
     method = get_editor(editor, model, **options)
     check_batch(method, batch_size)
     records = load_dataset(dataset, split=split, limit=edits, seed=seed)
@@ -106,12 +114,14 @@ def follow(
         return path
     elsewhere = [record.request.text for record in more]
     before = next_tokens(model, elsewhere) if elsewhere else None
-    points: list[dict[str, Any]] = []
+    unfinished = raw_path("follow", path.stem)
+    points, seconds = _so_far(unfinished, identity)
     timer = Timer()
+    timer.seconds.update(seconds)
 
-    def score(number: int, result: object) -> None:
+    def score(number: int, result: object = None) -> None:
         done = min((number + 1) * batch_size, edits)
-        if done not in ends:
+        if done not in ends or any(point["edits"] == done for point in points):
             return
         chosen = some_of(records[:done], scored)
         with timer("evaluate"):
@@ -126,13 +136,47 @@ def follow(
                 "weight_change": {str(layer): round(now, 6) for layer, now in _changes(model, originals).items()},
             }
         )
+        _write_so_far(unfinished, identity, points, timer.rounded())
 
     with model.preserved(method.layers):
         originals = {layer: model.weight(layer).float().clone() for layer in method.layers}
-        run = edit_sequence(model, records, method, batch_size=batch_size, after_batch=score)
+        run = edit_sequence(
+            model,
+            records,
+            method,
+            batch_size=batch_size,
+            checkpoint_dir=unfinished,
+            after_batch=score,
+            on_resume=score,
+        )
     seconds = {**run.seconds, **timer.rounded()}
     content = {"identity": identity, "points": points, "seconds": seconds, "provenance": origin}
-    return write_json(path, content, sealed=True)
+    write_json(path, content, sealed=True)
+    shutil.rmtree(unfinished)
+    return path
+
+
+#: The scores so far of a run that is not finished.
+POINTS = "points.json"
+
+
+def _so_far(folder: Path, identity: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The scores of an interrupted run, and the seconds that they took; what is left of another one is removed."""
+    path = folder / POINTS
+    if path.exists():
+        found = read_json(path, sealed=True)
+        if found["identity"] == identity:
+            return found["points"], found["seconds"]
+        log.warning("%s holds an interrupted run with other settings: it is removed", folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    _write_so_far(folder, identity, [], {})
+    return [], {}
+
+
+def _write_so_far(
+    folder: Path, identity: dict[str, Any], points: list[dict[str, Any]], seconds: dict[str, float]
+) -> None:
+    write_json(folder / POINTS, {"identity": identity, "points": points, "seconds": seconds}, sealed=True)
 
 
 def some_of(records: Sequence[Record], most: int) -> list[Record]:
@@ -152,7 +196,7 @@ def _changes(model: Model, originals: Mapping[int, Any]) -> dict[int, float]:
 
 
 def followed(folder: Path | None = None) -> pd.DataFrame:
-    """All runs that are there, a row per run and length.
+    """All runs in ``folder``, by default ``results/follow``: one row per run and length.
 
     Columns: ``model``, ``dataset``, ``editor``, ``options`` (a tuple of pairs), ``edits`` and ``batch_size`` of the
     sequence, ``seed``; ``length``, ``n`` (edits scored there), ``elsewhere`` (mean D_KL in nats), ``weight_change``

@@ -49,6 +49,7 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
     mine = [tmp_path / "c" / f"{name}.safetensors" for name in ("mine", "weights-final", "keys-mine", "weights-1")]
     for path in mine:
         path.write_text("not a file of the checkpoint")
+    unedited = weights_hash(any_model.hf_model)
     run = edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "undisturbed")
     wanted = weights_hash(any_model.hf_model)
     run.revert()
@@ -57,7 +58,7 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
             edit_sequence(
                 any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "c", after_batch=stop_after(stop)
             )
-    made = []
+    made, resumed = [], []
     run = edit_sequence(
         any_model,
         RECORDS,
@@ -65,9 +66,12 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
         batch_size=2,
         checkpoint_dir=tmp_path / "c",
         after_batch=lambda number, result: made.append(number),
+        on_resume=lambda number: resumed.append((number, weights_hash(any_model.hf_model))),
     )
     assert weights_hash(any_model.hf_model) == wanted
     assert made == list(range(stops[-1], 3)) and len(run.batches) == 3
+    ((number, then),) = resumed
+    assert number == stops[-1] - 1 and then not in (unedited, wanted)
     assert all(path.read_text() == "not a file of the checkpoint" for path in mine)
     ours = [path.name for path in (tmp_path / "c").iterdir() if path not in mine]
     assert sum(name.startswith("keys-") for name in ours) == (3 if solver.remembers else 0)
@@ -350,7 +354,7 @@ def test_a_saved_model_is_what_transformers_loads(tmp_path):
         run.save(folder)
 
 
-@pytest.mark.parametrize(("spoil", "found"), [("change", "has another"), ("rename", "lacks")])
+@pytest.mark.parametrize(("spoil", "found"), [("change", "has a different"), ("rename", "lacks")])
 def test_nothing_is_called_saved_that_is_not(spoil, found, tmp_path, monkeypatch):
     """Whatever transformers writes, such as an adapter alone."""
     model, write = load_model("pocket-llama"), PreTrainedModel.save_pretrained
@@ -409,7 +413,7 @@ def test_what_happens_to_conflicts(any_model):
     assert last == final([RECORDS[1], twice[2]])[0]
     kept, run = final(twice, "keep")
     assert run.skipped == [] and len(run.conflicts) == 1 and kept != last
-    with pytest.raises(ValueError, match="records 0 and 7 tell the same fact"):
+    with pytest.raises(ValueError, match="records 0 and 7 state the same fact"):
         final(twice, "refuse")
     with pytest.raises(ValueError, match="one of last, keep, refuse"):
         final(twice, "first")

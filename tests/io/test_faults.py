@@ -22,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import gguf
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -56,6 +57,7 @@ from bluelib.runs.cell import evaluate_unedited
 from bluelib.runs.grid import Grid
 from bluelib.runs.notebooks import run_notebook
 from tests.support.folders import files
+from tests.support.gguf import tiny, write_gguf
 from tests.support.small import PREFIXES, RECORDS, TARGETS, editor, own_settings, random_model
 
 ROOT = Path(__file__).parents[2]
@@ -618,6 +620,19 @@ def test_a_damaged_checkpoint_of_a_users_own_is_refused_or_loads(checkpoint_fold
     assert refused >= 6
 
 
+def test_a_damaged_gguf_file_is_refused_or_loads(tmp_path):
+    """Of its first bytes, which say what is in it; of weights in 4 bits nearly any bits are a number."""
+    path = write_gguf(tmp_path / "tiny.gguf", tiny(), quantise=gguf.GGMLQuantizationType.Q4_1)
+    refused = 0
+    for damage in damages(path, flips=60, cuts=6, first=6000):
+        try:
+            load_model(str(path))
+        except (ValueError, OSError) as error:
+            assert str(path) in str(error) or "architecture" in str(error), (damage, error)
+            refused += 1
+    assert refused >= 6
+
+
 @pytest.mark.parametrize("name", ["counterfact", "zsre"])
 def test_a_damaged_dataset_of_a_users_own_is_refused_or_loads(tmp_path, name):
     """Nobody knows its hash; results carry that of its records."""
@@ -815,7 +830,7 @@ def test_fewer_keys_than_dimensions_and_nothing_that_protects():
     with pytest.raises(ArithmeticError, match=r"C \(8 × 8\) is not positive definite"):
         Equality().prepare(k @ k.T)
     state = Equality().prepare(torch.eye(8))
-    with pytest.raises(ArithmeticError, match="where two have one key"):
+    with pytest.raises(ArithmeticError, match="if two have the same key"):
         Equality().solve(state, torch.cat([k, k], 1), torch.randn(4, 6))
 
 
@@ -961,7 +976,7 @@ def test_paths_that_climb_are_refused_where_a_name_is_wanted(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "inside")
     for name in ("../../evil", "/etc/evil", "a/b"):
         assert main(["notebook", name, "out.ipynb"]) == 2
-        assert "name a notebook as in notebooks/, without a folder" in capsys.readouterr().err
+        assert "give the name of a notebook in notebooks/, without a folder" in capsys.readouterr().err
     for name in ("../x", "a/b", "..", "", ".", "$(touch pwned)", "a\nb", "raw"):
         with pytest.raises(ValueError, match="name of the grid becomes a folder"):
             Grid.of({**GRID, "name": name})
@@ -1115,7 +1130,7 @@ def test_a_redirect_leads_nowhere_else_and_not_for_ever(fetched, location):
         ("[" * 200_000, "it is nested too deeply"),
         ('[{"a": ' * 100_000, "it is nested too deeply"),
         ('[{"prompt": "{} is", "prompt": "{} was"}]', "field 'prompt' appears twice"),
-        ('[{"prompt": NaN}]', "NaN is no number of JSON"),
+        ('[{"prompt": NaN}]', "NaN is not a JSON number"),
         (f'[{{"case_id": {"9" * 5000}}}]', "is not JSON: Exceeds the limit"),
         ('"\\ud800"', "must hold a JSON list"),
         ("", "is not JSON: "),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
-from bluelib.io.formats import write_json
+from bluelib.io.formats import read_json, write_json
 from bluelib.io.paths import followed_path
 from bluelib.reports.figures.follow import draw_followed, frontiers, lengths
+from bluelib.studies import follow as module
 from bluelib.studies.follow import follow, followed, some_of
 
 HOW = {"dataset": "pocket-counterfact", "edits": 8, "batch_size": 2}
@@ -60,11 +61,47 @@ def test_a_run_that_is_there_is_kept_and_another_one_has_its_own_place(llama, pr
     assert again[[not options for options in again.options]].n.tolist() == [4]
 
 
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_interrupted_run_continues_with_the_scores_it_has(llama, project, monkeypatch, caplog, at):
+    how = {**HOW, "at": (2, 6), "others": 2}
+    whole = read_json(follow(llama, "memit_history", **how))
+    followed_path(llama.name, HOW["dataset"], "memit_history", 8, 2, 0, {}).unlink()
+    evaluate, scored = module.evaluate, []
+
+    def interrupted(model, records, **options):
+        scored.append(len(records))
+        if len(scored) == at:
+            raise KeyboardInterrupt
+        return evaluate(model, records, **options)
+
+    monkeypatch.setattr(module, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        follow(llama, "memit_history", **how)
+    llama.check_unedited("what was followed")
+    assert not followed_path(llama.name, HOW["dataset"], "memit_history", 8, 2, 0, {}).exists()
+    found = read_json(follow(llama, "memit_history", **how))
+    assert scored == [*[2, 6, 8][:at], *[2, 6, 8][at - 1 :]], "what was scored is not scored again"
+    assert found["points"] == whole["points"] and found["identity"] == whole["identity"]
+    assert not list((project / "results" / "raw" / "follow").iterdir())
+
+
+def test_what_is_left_of_a_run_with_other_settings_is_removed(llama, project, monkeypatch, caplog):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module, "evaluate", interrupted)
+        follow(llama, "memit", others=0, **HOW)
+    found = read_json(follow(llama, "memit", others=0, scored=3, **HOW))
+    assert [len(point["case_ids"]) for point in found["points"]] == [3]
+    assert "holds an interrupted run with other settings" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"at": (3,)}, "ends of batches of 2 among 8 edits, which 3 is not"),
-        ({"at": (10,)}, "which 10 is not"),
+        ({"at": (3,)}, "ends of batches of 2 among 8 edits; 3 is not one"),
+        ({"at": (10,)}, "edits; 10 is not one"),
         ({"batch_size": 9}, "batch_size"),
         ({"scored": 0}, "scored"),
     ],
