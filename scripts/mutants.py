@@ -4,8 +4,8 @@
     python scripts/mutants.py editing/targets --sample 60
 
 A mutant is a module with one change: a comparison, an operator, a number, a condition or an argument. Its tests run in
-a forked process, which has torch imported already; they stop at the first failure. What survives is printed with its
-line. A test that a mutant makes run three times as long as the whole takes counts as killed.
+a forked process, which has torch imported already; they stop at the first failure. Mutants that survive are printed
+with their lines. A mutant whose tests take more than three times as long as without it counts as killed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,26 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 ONE = ["-k", "not gptj and not llama"]
-#: By module, what pytest is told to run: the quick tests that are about it.
+SINCE = [
+    f"tests/editing/test_since.py::test_{name}"
+    for name in (
+        "encore_solves_its_published_form_over_a_sequence",
+        "betaedit_solves_its_published_form_over_a_sequence",
+        "emmet_reaches_every_residual_of_a_batch",
+        "batches_of_memit_with_history_equal_one_batch_if_keys_stay",
+        "sphere_projects_out_the_principal_directions_of_the_weights",
+    )
+]
+#: pytest's arguments for each module: the quick tests that are about it.
 TESTS = {
-    "editing/solvers": ["tests/editing/test_solvers.py"],
-    "editing/residuals": ["tests/editing/test_editing.py", "-k", "share and gpt2"],
+    "editing/solvers": ["tests/editing/test_solvers.py", *SINCE],
+    "editing/residuals": [
+        "tests/editing/test_editing.py",
+        "tests/editing/test_since.py",
+        "-k",
+        "gpt2 and (share or fe_ or replayed_states or equal_weights) or cake_s_shares or cake_refuses",
+    ],
+    "editing/anchors": ["tests/editing/test_anchors.py", *ONE],
     "editing/constraints": ["tests/editing/test_constraints.py"],
     "editing/theory": ["tests/editing/test_theory.py"],
     "editing/targets": ["tests/editing/test_targets.py", "-k", "not llama and not whole_edits"],
@@ -51,7 +67,19 @@ TESTS = {
     "metrics/longform": ["tests/metrics/test_longform.py", *ONE],
     "metrics/capability": ["tests/metrics/test_capability.py", *ONE],
     "metrics/answers": ["tests/metrics/test_answers.py", *ONE],
+    "metrics/generated": ["tests/metrics/test_generated.py", "tests/metrics/test_answers.py", *ONE],
+    "metrics/intervals": [
+        "tests/metrics/test_metrics.py",
+        "tests/metrics/test_capability.py",
+        "tests/metrics/test_longform.py",
+        "tests/studies/test_residuals.py",
+        "-k",
+        "interval or paired or difference or exponent",
+    ],
+    "metrics/locality": ["tests/metrics/test_locality.py", *ONE],
+    "metrics/portability": ["tests/metrics/test_portability.py", "tests/data/test_consequences.py"],
     "metrics/drift": ["tests/metrics/test_answers.py", *ONE],
+    "models/gguf": ["tests/models/test_gguf.py"],
     "data/own": ["tests/data/test_own.py"],
     "studies/shift": ["tests/studies/test_shift.py", "-k", "not gptj and not llama and not pocket_world"],
 }
@@ -84,7 +112,7 @@ OPERATORS = {
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
-    """What may stand in a node's place."""
+    """The nodes that may replace a node."""
     new = copy.deepcopy(node)
     match new:
         case ast.Compare(ops=[op, *_]):
@@ -174,8 +202,8 @@ def survives(path: Path, code: object, arguments: list[str], seconds: float) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("module", choices=TESTS)
-    parser.add_argument("--sample", type=int, help="only so many mutants, drawn at random")
-    parser.add_argument("--line", type=int, action="append", help="only mutants of these lines")
+    parser.add_argument("--sample", type=int, help="try only this many mutants, drawn at random")
+    parser.add_argument("--line", type=int, action="append", help="try only mutants of this line; may be repeated")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     import hypothesis.strategies
@@ -191,10 +219,10 @@ def main() -> None:
     found_only = [
         hypothesis.Phase.explicit,
         hypothesis.Phase.generate,
-    ]  # a failure is enough, the least one is not needed
+    ]  # a failure is enough; it need not be shrunk
     hypothesis.settings.register_profile("mutants", phases=found_only, database=None, derandomize=True)
     hypothesis.settings.load_profile("mutants")
-    gc.freeze()  # so that a fork's collections don't walk through all that was imported
+    gc.freeze()  # so that garbage collection in a fork skips all that was imported
     path = ROOT / "bluelib" / f"{arguments.module}.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
     tests = [
@@ -215,7 +243,7 @@ def main() -> None:
     begun = time.monotonic()
     unchanged = compile(tree, path, "exec")
     if not survives(path, unchanged, tests, 3600):
-        sys.exit("the tests fail without any change")
+        sys.exit(f"the tests of {arguments.module} fail without any change: make them pass first")
     whole = time.monotonic() - begun
     made = [
         (line, what, compile(mutant, path, "exec"))
@@ -231,7 +259,7 @@ def main() -> None:
             left += 1
             print(f"  {number} of {len(made)}: {arguments.module}.py:{line}: {what}", flush=True)
     if not survives(path, unchanged, tests, 3600):
-        sys.exit("the tests fail without any change by now: what was counted as killed may not have been")
+        sys.exit("the tests now fail even without a change, so too many mutants may count as killed: run this again")
     print(f"{arguments.module}: {len(made) - left} of {len(made)} killed", flush=True)
 
 

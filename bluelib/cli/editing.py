@@ -84,7 +84,7 @@ def evaluate(arguments: Namespace) -> Answer:
     return Answer(result, scores_table({"before editing": result["scores"]}))
 
 
-#: How many records of a dataset are told of one by one.
+#: How many records of a dataset are shown one by one.
 SHOWN = 5
 
 
@@ -124,12 +124,12 @@ def _kept_edits(arguments: Namespace) -> str:
         dest="start",
         type=Path,
         metavar="DELTA",
-        help="go on from earlier edits of the same model: a file that --save-delta wrote; what is saved has both",
+        help="continue from earlier edits of the same model: a file that --save-delta wrote; what is saved has both",
     ),
     Option(
         "--on-conflict",
         default="last",
-        help="several edits of the same fact in a batch: last makes only the last of them, keep all, refuse stops",
+        help="if a batch edits a fact several times: last makes only the last edit, keep makes all, refuse stops",
     ),
     Option("--save", type=Path, metavar="DIR", help="save the edited model for transformers"),
     Option("--save-delta", type=Path, metavar="FILE", help="save only the changed matrices"),
@@ -174,7 +174,8 @@ def edit(arguments: Namespace) -> Answer:
         check_texts(model, record, generate=not arguments.no_generate)
     asked, prompts = records if arguments.facts else records[:SHOWN], unrelated(records)
     asked = in_chat(model, asked) if arguments.chat else asked
-    said, expected = ask_about(model, asked), next_tokens(model, prompts)
+    about = {"neighbours": arguments.facts is not None}
+    said, expected = ask_about(model, asked, **about), next_tokens(model, prompts)
     cell = run_cell(
         model,
         _source(arguments),
@@ -191,7 +192,7 @@ def edit(arguments: Namespace) -> Answer:
         start=arguments.start,
         **how,
     )
-    answers = compare(said, ask_about(model, asked))
+    answers = compare(said, ask_about(model, asked, **about))
     moved = drift(prompts, expected, next_tokens(model, prompts))
     scores = scores_table({"before editing": cell.result["before"], f"after {editor.name}": cell.result["after"]})
     seconds = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in cell.result["seconds"].items())
@@ -342,7 +343,13 @@ def _answers(rows: Sequence[dict[str, Any]], records: int) -> list[str]:
         of = sum(row["paraphrases"] for row in rows)
         counts.append(f"{facts} of {len(rows)} {state}" + (f" ({wordings} of {of} after paraphrases)" if of else ""))
     shown = f", in the first {len(rows)} of {records} records" if len(rows) < records else ""
-    return [answers_table(rows), "", f"new object is the first choice{shown}: {', '.join(counts)}"]
+    lines = [answers_table(rows), "", f"new object is the first choice{shown}: {', '.join(counts)}"]
+    near = [neighbour for row in rows for neighbour in row.get("neighbours", ())]
+    changed = [one for one in near if one["before"] != one["after"]]
+    if near:
+        lines.append(f"other answers about neighbours: {len(changed)} of {len(near)}")
+        lines += [f"  {one['prompt']}  {one['before']!r} → {one['after']!r}" for one in changed]
+    return lines
 
 
 def _drift_line(moved: dict[str, Any]) -> str:
@@ -375,9 +382,11 @@ def _load(arguments: Namespace) -> tuple[Model, list[Record]]:
 
 
 def _check_new(target: Path) -> None:
-    """Find out before any work whether something can be saved at ``target``.
+    """Make sure, before any work, that something can be saved at ``target``.
 
-    Raises FileExistsError if there is something already, and WriteError if nothing can be written there.
+    Raises:
+        FileExistsError: if something is already there.
+        WriteError: if nothing can be written there.
     """
     from ..io.writing import check_writable
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..io.assets import ASSETS, check_shipped
-from ..io.checks import check_seed, check_whole
+from ..io.checks import check_seed, check_whole, suggestion
 from . import own
 from .benchmarks import parse_counterfact, parse_zsre, reference_texts
 from .download import cached, downloaded, expected_hash, read_entries
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset that ships with the project: its file and how a record of it is read; of the pocket world or not."""
+    """A dataset that ships with the project: its file, how a record is read, and whether it is of the pocket world."""
 
     path: Path
     parse: Callable[[Mapping[str, Any], int], Record]
@@ -62,7 +62,7 @@ DATASETS = {
 }
 
 
-#: What reads a raw record, which stands at a position in its file: as one edit, or as several that belong together.
+#: Reads a raw record, given with its position in the file, as one edit or as several that belong together.
 Parser = Callable[[Mapping[str, Any], int], Record | list[Record]]
 
 #: Datasets that `blue download` fetches, each with the parser of its file.
@@ -86,7 +86,7 @@ SPLITS = ("tune", "report")
 
 
 class SplitError(ValueError):
-    """A split that a dataset has no records in."""
+    """A dataset has no records in the split that was asked for."""
 
 
 def of_pocket_world(name: str | Path) -> bool:
@@ -95,8 +95,8 @@ def of_pocket_world(name: str | Path) -> bool:
 
 
 def choosing_split(name: str | Path) -> str:
-    """The split that choices are made on: ``tune``, whose edits are disjoint from those reported, where the dataset has
-    one; else ``report``, which then is all of it."""
+    """The split on which choices are made: ``tune``, if the dataset has it, whose edits are disjoint from those
+    reported; else ``report``, which is then the whole dataset."""
     if str(name) in DATASETS:
         return "tune"
     try:
@@ -109,12 +109,12 @@ def choosing_split(name: str | Path) -> str:
 def records_to_choose_on(
     name: str | Path, *, split: str | None = None, edits: int | None = None, up_to: int | None = None
 ) -> tuple[list[Record], dict[str, str]]:
-    """Records to make choices on, and which they are, for the result: ``split``, and ``choosing_split`` with a word on
-    a dataset that has no split for choices.
+    """Records to make choices on, and what a result should say about them: their ``split``, and, if the dataset has no
+    split for choices, a remark as ``choosing_split``.
 
     Args:
         name: see :func:`load_dataset`.
-        split: if not that of :func:`choosing_split`.
+        split: the split, if not that of :func:`choosing_split`.
         edits: how many; by default all, but not more than ``up_to``.
 
     Raises:
@@ -139,35 +139,35 @@ def load_dataset(
     skip_bad: bool = False,
     parse: Parser | None = None,
 ) -> list[Record]:
-    """Load a benchmark, or facts of one's own.
+    """Load a benchmark, or your own facts.
 
     Args:
         name: a shipped dataset (:data:`DATASETS`); a benchmark that `blue download` has fetched (:data:`BENCHMARKS`);
             or the path of a file, JSON, JSON Lines or CSV (:func:`.own.read_entries`), in the form of CounterFact
             (``counterfact.json``, ``multi_counterfact.json``), of zsRE (``zsre_mend_eval.json``), of RippleEdits, of
-            MQuAKE, or in the flat form (:func:`.own.parse_flat`), which that of knowledge-editing toolkits and KnowEdit
-            is. A case of MQuAKE is as many records as it has edits. The reference texts of
-            ``counterfact`` and ``multi-counterfact`` come from ``attribute-snippets``, if that was fetched too; the
-            records have none otherwise, and their consistency is not measured. Of a record of CounterFact only its
-            edit is needed: what prompts that are missing would measure is left out. The edits of
-            ``zsre`` install the right answer, as in MEMIT's code.
+            MQuAKE, or in the flat form (:func:`.own.parse_flat`), which knowledge-editing toolkits and KnowEdit use. A
+            case of MQuAKE becomes as many records as it has edits. The reference texts of ``counterfact`` and
+            ``multi-counterfact`` come from ``attribute-snippets``, if that was fetched too; otherwise the records have
+            none, and their consistency is not measured. A record of CounterFact needs only its edit: if other prompts
+            are missing, what they measure is left out. The edits of ``zsre`` install the right answer, as in MEMIT's
+            code.
         split: ``tune`` or ``report``. A file whose records have no ``split`` field is all ``report``.
-        limit: how many records, the first of the split; None for all. Those behind them are not looked at. The paper
+        limit: how many records, the first of the split; None for all. Those after them are not looked at. The paper
             edits the first 2,000 in the file's order; its public code takes them from ``multi-counterfact`` and
             ``zsre``.
-        up_to: the same, but all records where there are fewer.
+        up_to: the same, but all records if there are fewer.
         seed: 0 keeps the benchmark's own order, as the paper does; any other shuffles the split with that seed
             before ``limit`` applies.
-        skip_bad: leave out records that cannot be used, say which and why, and take the next ones in their place.
-        parse: reads a record, in place of the parser that the dataset's form asks for.
+        skip_bad: leave out records that cannot be used, log which and why, and take the next ones in their place.
+        parse: reads a record, in place of the parser for the dataset's form.
 
     Raises:
-        ValueError: for an unknown name or split, a limit below 1 or above what there is, a seed that is not allowed, a
-            file that is no JSON in UTF-8 or in none of the forms, or an empty result; for a shipped dataset that is not
-            what was shipped.
+        ValueError: for an unknown name or split, a limit below 1 or above the number of records, a seed that is not
+            allowed, or an empty result; if the file is not JSON, JSON Lines or CSV in UTF-8, or is in none of the
+            forms; if a shipped dataset has changed.
         FileNotFoundError: if the path does not exist, or the benchmark was not downloaded.
-        RecordError: for records that lack a field, have the id of another one, or whose prompt, subject or target
-            cannot be used: all of them at once.
+        RecordError: if records lack a field, have the id of another one, or have a prompt, subject or target that
+            cannot be used; one error for all of them.
     """
     if limit is not None and up_to is not None:
         raise ValueError("limit and up_to both set the number of records; give only one of them")
@@ -180,8 +180,10 @@ def load_dataset(
     shipped, benchmark = DATASETS.get(str(name)), BENCHMARKS.get(str(name))
     path = shipped.path if shipped else downloaded(str(name)) if benchmark else Path(name)
     if not path.suffix and not path.is_file():
+        known = [*DATASETS, *BENCHMARKS]
         raise ValueError(
-            f"no dataset is called {str(name)!r}; known: {', '.join([*DATASETS, *BENCHMARKS])}, or the path of a file"
+            f"no dataset is called {str(name)!r}"
+            + (suggestion(str(name), known) or f"; known: {', '.join(known)}, or the path of a file")
         )
     if shipped:
         check_shipped(path)
@@ -221,7 +223,7 @@ def load_facts(
     seed: int = 0,
     skip_bad: bool = False,
 ) -> list[Record]:
-    """Load facts of one's own from a file: :func:`load_dataset` of a path, whatever the file is called.
+    """Load your own facts from a file: :func:`load_dataset` of a path, whatever the file is called.
 
     Args:
         path: JSON, JSON Lines or CSV, see :mod:`bluelib.data.own`; a record needs ``subject``, ``prompt`` and
@@ -230,7 +232,7 @@ def load_facts(
 
     Raises:
         FileNotFoundError: if there is no file at ``path``.
-        ValueError: from :func:`load_dataset`.
+        ValueError: as :func:`load_dataset`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -240,7 +242,7 @@ def load_facts(
 
 
 def _split_of(entry: Any) -> str | None:
-    """The split that a raw record says it is in; None for one that says something else, which is to be refused."""
+    """The split that a raw record says it is in; None if it names no known split, so that it can be refused."""
     own_split = entry.get("split", "report") if isinstance(entry, Mapping) else None
     return own_split if own_split in SPLITS else None
 
@@ -253,8 +255,8 @@ def _parsed(
     most: int | None,
     skip_bad: bool,
 ) -> tuple[list[tuple[Mapping[str, Any], Record]], list[RecordError]]:
-    """The first ``most`` of these entries with their records, and why others have none. With ``skip_bad``, the first
-    that have one."""
+    """The first ``most`` of these entries with their records, and the errors of those that have none. With
+    ``skip_bad``, the latter do not count towards ``most``."""
     chosen: list[tuple[Mapping[str, Any], Record]] = []
     bad: list[RecordError] = []
     seen: dict[str, int] = {}
@@ -278,14 +280,14 @@ def _parsed(
 
 
 def reference_documents(name: str | Path) -> tuple[Iterable[str], str | None]:
-    """All reference texts of a dataset, of both splits, each once: what inverse document frequencies are counted in.
+    """All reference texts of a dataset, of both splits: inverse document frequencies are counted in them.
 
     Args:
         name: as for :func:`load_dataset`. For ``counterfact`` and ``multi-counterfact`` all texts of
-            ``attribute-snippets``, as in ROME's code, if that was fetched.
+            ``attribute-snippets``, as in ROME's code, if that was fetched. Of another dataset each text counts once.
 
     Returns:
-        The texts, and for the snippets, which are many, their file's SHA-256.
+        The texts; and for the snippets, which are many, their file's SHA-256, else None.
     """
     if BENCHMARKS.get(str(name)) is parse_counterfact:
         if not cached("attribute-snippets").exists():
@@ -316,12 +318,12 @@ def _records(entry: Any, position: int, parse: Parser) -> list[Record]:
     return records
 
 
-#: How many records are named, where many cannot be used.
+#: How many records a message explains, if many cannot be used.
 NAMED = 10
 
 
 def _reasons(bad: Sequence[RecordError], heading: str, *, always: bool = False) -> str:
-    """Why records cannot be used, a line each; of one alone its own message, unless the heading is ``always`` there."""
+    """A heading and why records cannot be used, a line each. One record alone has it only with ``always``."""
     if len(bad) == 1 and not always:
         return f"{bad[0]}; skip_bad (--skip-bad-records) leaves it out"
     others = ", ".join(str(error).partition(":")[0].removeprefix("record ") for error in bad[NAMED:])
@@ -330,7 +332,7 @@ def _reasons(bad: Sequence[RecordError], heading: str, *, always: bool = False) 
 
 
 def _with_references(chosen: Sequence[tuple[Mapping[str, Any], Record]]) -> list[Record]:
-    """Records of CounterFact with the texts about subjects that have their new object by nature."""
+    """Records of CounterFact with their reference texts: those about subjects that have the new object by nature."""
     if not cached("attribute-snippets").exists():
         _warn_without_references()
         return [record for _, record in chosen]
@@ -345,13 +347,13 @@ def _with_references(chosen: Sequence[tuple[Mapping[str, Any], Record]]) -> list
 @cache
 def _warn_without_references() -> None:
     log.warning(
-        "attribute-snippets is not here: CounterFact's records have no reference texts, and their consistency "
+        "attribute-snippets is not downloaded: CounterFact's records have no reference texts, and their consistency "
         "is not measured; `blue download attribute-snippets` fetches it"
     )
 
 
 def _tell_unmeasured(records: Sequence[Record]) -> None:
-    """Say which of CounterFact's metrics cannot be measured, and for want of what."""
+    """Log which of CounterFact's metrics cannot be measured, and what they lack."""
     if any(record.kind != "counterfact" for record in records):
         return
     without = sum(record.target_true is None for record in records)
@@ -363,22 +365,20 @@ def _tell_unmeasured(records: Sequence[Record]) -> None:
     probes = [probe for record in records for probe in record.locality]
     unanswered = sum(probe.answer is None for probe in probes)
     if unanswered:
-        who = (
-            "no neighbour has an" if unanswered == len(probes) else f"{unanswered} of {len(probes)} neighbours have no"
-        )
-        _warn(f"{who} answer: specificity asks whether it is kept, and is not measured")
-    if not any(record.generation_prompts for record in records):
-        _warn("no record has generation_prompts: fluency and consistency are not measured")
+        none = unanswered == len(probes)
+        who = "no neighbour has an" if none else f"{unanswered} of {len(probes)} neighbours have no"
+        where = "" if none else " on these"
+        _warn(f"{who} answer: specificity, which asks whether it is kept, is not measured{where}")
 
 
 @cache
 def _warn(message: str) -> None:
-    """Once in a process, for a file is often read again."""
+    """Log a message once in a process, because a file is often read several times."""
     log.warning(message)
 
 
 def _parser_for(entries: Sequence[Any], path: Path) -> Parser:
-    """By the first entry that is an object at all."""
+    """The parser for the form of a file, which its first entry that is an object shows."""
     first = next((entry for entry in entries if isinstance(entry, Mapping)), None)
     if first is None:
         raise next(

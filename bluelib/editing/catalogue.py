@@ -1,10 +1,10 @@
-"""The methods by name: what each is called and how it is drawn, what it needs, and what makes it.
+"""The methods by name: the label, plot style, needs and factory of each.
 
 Everything that deals with methods by name reads this table: the command line, tables and plots, the grid and its
 workflow, the search for hyper-parameters. Nothing else tests a method's name. It needs no torch: a factory is imported
 when somebody asks for its editor.
 
-:func:`register` adds a method of one's own. An installed package is found by its entry points in the group
+:func:`register` adds your own method. An installed package is found by its entry points in the group
 ``bluelib.editors``: each names a factory (``module:function``), or a module that calls :func:`register` when it is
 imported.
 """
@@ -22,6 +22,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from ..io.checks import suggestion
 from ..io.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, SKY, VERMILION
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ NEEDS = (SECOND_MOMENTS, NULL_SPACE, NETWORK)
 UNEDITED = "pre-edited"
 #: Where the paper reports a method.
 MAIN_TABLE, APPENDIX = "main table", "appendix"
-#: The entry points by which installed packages bring methods.
+#: The group of entry points by which installed packages add methods.
 GROUP = "bluelib.editors"
 
 
@@ -54,13 +55,13 @@ Axes = Mapping[str, tuple[Any, ...] | Scaled | EachAlone]
 
 @dataclass(frozen=True)
 class Variant:
-    """What turns every method that has it into another one.
+    """A modification that turns a plain method into another one.
 
     Attributes:
         name: the variant of ``memit`` is called ``memit_<name>``.
-        about: in docstrings, what it is.
-        maker: ``module:function``, from the plain editor to the variant.
-        fill, hatch, line: how plots tell it from the plain method, whose markers are hollow: Matplotlib's names.
+        about: its name in docstrings.
+        maker: ``module:function`` that makes the variant from the plain editor.
+        fill, hatch, line: how plots distinguish it from the plain method, whose markers are hollow; Matplotlib's names.
     """
 
     name: str
@@ -97,12 +98,12 @@ class Entry:
         order: its place in plots and lists; infinite for those at the end.
         paper: where it comes from.
         reported: where the paper reports it: :data:`MAIN_TABLE`, :data:`APPENDIX`, or nowhere.
-        needs: of :data:`NEEDS`.
-        factory: makes the editor: a function, or ``module:function``; None where nothing here does.
-        variants: of :data:`VARIANTS`.
-        variant, plain: of a variant, its kind, and the plain method's name.
-        axes: of the search for hyper-parameters; None for no search.
-        like: the method whose settings it takes where a model has none under its own name.
+        needs: what it needs, of :data:`NEEDS`.
+        factory: a function, or ``module:function``, that makes the editor; None if the project does not implement it.
+        variants: the names of its variants, of :data:`VARIANTS`.
+        variant, plain: for a variant, its name in :data:`VARIANTS` and the name of the plain method.
+        axes: the candidates in a search for hyper-parameters; None if there is no search.
+        like: the method whose settings it uses if a model has none under its own name.
     """
 
     name: str
@@ -128,7 +129,7 @@ class Entry:
 
     @property
     def face(self) -> dict[str, Any]:
-        """How Matplotlib fills its marker: not, or as its variant is filled."""
+        """How Matplotlib fills its marker: not at all, or as set by its variant."""
         if not self.variant:
             return {"markerfacecolor": "white"}
         fill = VARIANTS[self.variant].fill
@@ -136,20 +137,22 @@ class Entry:
 
     @property
     def line(self) -> str:
-        """Matplotlib's style of its lines."""
+        """Matplotlib's line style."""
         return VARIANTS[self.variant].line if self.variant else "--"
 
     def make(self) -> Callable[..., Any]:
         """The function that makes the editor, with its docstring.
 
         Raises:
-            ValueError: for a method that nothing here makes.
+            ValueError: if the project does not implement the method.
             ImportError: if the factory cannot be imported.
         """
         if self.variant:
             return _of_variant(VARIANTS[self.variant], _METHODS[self.plain].make())
         if self.factory is None:
-            raise ValueError(f"{self.label} is known by published figures only; nothing here makes it")
+            raise ValueError(
+                f"{self.label} has published numbers only and is not implemented here; choose another method"
+            )
         if not isinstance(self.factory, str):
             return self.factory
         try:
@@ -176,7 +179,7 @@ _METHODS: dict[str, Entry] = {}
 
 
 def _add(entry: Entry, *, like_it: Iterable[str]) -> None:
-    """Add a row, and a row for each of its variants; those of kinds in ``like_it`` are like it."""
+    """Add a row, and one for each of its variants; variants in ``like_it`` fall back on the plain method's settings."""
     rows = [entry]
     for step, name in enumerate(entry.variants, 1):
         variant = VARIANTS[name]
@@ -196,7 +199,7 @@ def _add(entry: Entry, *, like_it: Iterable[str]) -> None:
     for row in rows:
         taken = [other.name for other in _METHODS.values() if other.label == row.label and other.name != row.name]
         if taken:
-            raise ValueError(f"label {row.label!r} is taken, by {taken[0]}: give {row.name} another label")
+            raise ValueError(f"label {row.label!r} is already used by {taken[0]}; give {row.name} another label")
     for before in [row.name for row in _METHODS.values() if entry.name in (row.name, row.plain)]:
         del _METHODS[before]
     _METHODS.update((row.name, row) for row in rows)
@@ -221,8 +224,8 @@ _NOTHING, _C = frozenset[str](), frozenset({SECOND_MOMENTS})
 _C_AND_NULL = _C | {NULL_SPACE}
 _WITH_BLUE, _WITH_BOTH = ("blue",), ("blue", "fe")
 
-#: The rows: name, label, colour, marker, paper, where it is reported, needs, variants, axes; and, of methods that are
-#: younger than some settings files, which one they are like.
+#: The rows: name, label, colour, marker, paper, where it is reported, needs, variants, axes; and, for methods newer
+#: than some settings files, the method whose settings they fall back on.
 _ROWS: tuple[tuple[Any, ...], ...] = (
     (UNEDITED, UNEDITED, LIGHT_GREY, "o", "", MAIN_TABLE, _NOTHING, (), None),
     ("ft", "FT", GREY, "v", "Zhu et al. 2020", MAIN_TABLE, _NOTHING, (), _FT),
@@ -243,7 +246,7 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
     ("alphaedit_nas", "AlphaEdit_NAS", BLUE, "P", "arXiv:2602.02543", "", _C_AND_NULL, (), _NULL_SPACE, "alphaedit"),
     ("betaedit", "BetaEdit", BLUE, "p", "IJCAI 2026", "", _C_AND_NULL, (), _BETA, "alphaedit"),
 )
-#: Nothing here makes these.
+#: The rows that the project does not implement.
 _PUBLISHED_ONLY = (UNEDITED, "instructedit")
 for _number, (_name, _label, _colour, _marker, _paper, _reported, _needs, _variants, _axes, *_like) in enumerate(_ROWS):
     _add(
@@ -282,46 +285,50 @@ def register(
     axes: Axes | None = None,
     like: str = "",
 ) -> None:
-    """Add a method under a name, which the whole project then knows: ``get_editor``, grids, tables, plots.
+    """Add a method under a name that the whole project then knows: ``get_editor``, grids, tables, plots.
 
-    Registered again, a method takes the place of the one before, so that a notebook's cell can be run twice.
+    Registering a name again replaces the earlier method, so a notebook cell can be run twice.
 
     Args:
         name: of letters, digits, ``_``, ``-`` and ``.``; it becomes part of file names.
-        factory: a function, or ``"module:function"``, that makes the editor from ``layers``, ``targets`` (unless it is
-            no composition) and the method's own hyper-parameters.
+        factory: a function, or ``"module:function"``, that makes the editor from ``layers``, ``targets`` (for a
+            composition only) and the method's own hyper-parameters.
         label: for tables and plots; by default the name.
-        family, colour, marker: for plots; by default a family of its own, grey, a circle. A family that is known lends
-            its colour.
+        family, colour, marker: for plots; by default a family of its own, grey (or the colour of a known family), a
+            circle.
         order: its place in plots, and in tables among the methods that the paper does not report; by default the last.
         paper: where it comes from.
         needs: any of ``"second moments"``, ``"null space"``, ``"network"``; the workflow measures the first two
             beforehand.
-        variants: of :data:`VARIANTS`: ``"blue"`` adds its BLUE variant, under ``<name>_blue``, and so ``"fe"``.
+        variants: any of :data:`VARIANTS`: ``"blue"`` adds its BLUE variant as ``<name>_blue``, ``"fe"`` its FE variant
+            as ``<name>_fe``.
         axes: candidates by hyper-parameter, for ``blue tune``.
-        like: a method whose settings it takes for models whose file has none under its own name.
+        like: a method whose settings it uses for models that have none under its own name.
 
     Raises:
-        ValueError: for a name or label that is taken by a method of the project or cannot be used, or an unknown need,
-            variant or method to be like.
+        ValueError: if the name belongs to a method of the project or is not valid, the label belongs to another method,
+            the factory cannot be used, or a need, a variant or the method in ``like`` is unknown.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise ValueError(f"a method's name has letters, digits, '_', '-' and '.' only, not {name!r}")
+        raise ValueError(
+            "a method's name must consist of letters, digits, '_', '-' and '.', and begin with a letter or digit; "
+            f"{name!r} does not"
+        )
     if name in _SHIPPED:
         raise ValueError(f"{name!r} is a method of the project; register yours under another name")
     _check_factory(name, factory)
-    _discover()  # so that a package's method of this name is replaced by this one, and not this one by it
+    _discover()  # first, so that this one replaces a package's method of the same name, and not the reverse
     needs = frozenset([needs] if isinstance(needs, str) else needs)
     variants = (variants,) if isinstance(variants, str) else tuple(variants)
     for what, given, known in (("need", needs, NEEDS), ("variant", variants, VARIANTS)):
         if unknown := sorted(set(given) - set(known)):
             raise ValueError(f"no {what} is called {unknown[0]!r}; known: {', '.join(known)}")
     if like and like not in _METHODS:
-        raise ValueError(f"no method is called {like!r}, to take settings from; known: {', '.join(names())}")
+        raise ValueError(f"like: no method is called {like!r}; known: {', '.join(names())}")
     chain = like
     while chain:
         if chain == name:
-            raise ValueError(f"{name!r} cannot be like {like!r}, which is like {name!r} itself")
+            raise ValueError(f"{name!r} cannot take its settings from {like!r}, which takes its own from {name!r}")
         chain = entry(chain).like
     label = label or name
     relatives = [entry for entry in _METHODS.values() if family and entry.family == family]
@@ -346,14 +353,14 @@ def register(
 
 
 def _check_factory(name: str, factory: Any) -> None:
-    """Refuse what makes no editor, as far as that can be told before it is called."""
+    """Refuse a factory that cannot make an editor, as far as this is visible before it is called."""
     if isinstance(factory, str) and re.fullmatch(r"[\w.]+:\w+", factory):
         return
     if not callable(factory):
         raise ValueError(f"the factory of {name!r} must be a function, or 'module:function', not {factory!r}")
     parameters = inspect.signature(factory).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        raise ValueError(f"the factory of {name!r} must name its hyper-parameters, in place of **keywords")
+        raise ValueError(f"the factory of {name!r} must name its hyper-parameters instead of taking **keywords")
     if "layers" not in {parameter.name for parameter in parameters}:
         raise ValueError(f"the factory of {name!r} must take layers; it takes {', '.join(p.name for p in parameters)}")
 
@@ -362,19 +369,19 @@ _discovered = False
 
 
 def _discover() -> None:
-    """Add the methods of installed packages, once. One that cannot be added is told, and passed over."""
+    """Add the methods of installed packages, once. An entry point that fails is logged and skipped."""
     global _discovered
     if _discovered:
         return
-    _discovered = True  # first of all: a package may ask for methods while it is imported
+    _discovered = True  # set first: a package may ask for methods while it is imported
     for point in entry_points(group=GROUP):
         try:
             if point.attr:
                 register(point.name, point.value)
             else:
                 point.load()
-        except Exception as error:  # whatever a stranger's module raises
-            log.warning("entry point %s of %s brings no method: %s", point.name, GROUP, error)
+        except Exception as error:  # another package's module may raise anything
+            log.warning("entry point %s in group %s failed, so its method is missing: %s", point.name, GROUP, error)
 
 
 def methods() -> dict[str, Entry]:
@@ -384,12 +391,12 @@ def methods() -> dict[str, Entry]:
 
 
 def names() -> list[str]:
-    """The names of all methods that something here makes, in their order."""
+    """The names of all methods that are implemented, in their order."""
     return [name for name, entry in methods().items() if entry.factory is not None]
 
 
 def entry(name: str) -> Entry:
-    """The row of a method; a method that is not known is called by its name, is grey, and comes last."""
+    """The row of a method. For an unknown method, the row has the name as its label, is grey, and comes last."""
     _discover()
     return _METHODS.get(name) or Entry(name, name, name)
 
@@ -400,48 +407,49 @@ def label(name: str) -> str:
 
 
 def labelled(label: str) -> Entry:
-    """The row of the method with this label; as :func:`entry`, if there is none."""
+    """The row of the method with this label; if there is none, a new row as from :func:`entry`."""
     return next((row for row in methods().values() if row.label == label), None) or Entry(label, label, label)
 
 
 def known(name: str) -> Entry:
-    """The row of a method that something here makes.
+    """The row of a method that is implemented.
 
     Raises:
-        ValueError: if there is none; the message lists those that there are.
+        ValueError: if there is no such method; the message names one that is called nearly so, or lists the known ones.
     """
     found = entry(name)
     if found.factory is None:
-        raise ValueError(f"no editor is called {name!r}; known: {', '.join(names())}")
+        close = suggestion(name, names())
+        raise ValueError(f"no editor is called {name!r}" + (close or f"; known: {', '.join(names())}"))
     return found
 
 
 def blue_pairs(chosen: Sequence[str]) -> list[tuple[str, str]]:
-    """Of these methods, those that are there with and without BLUE: (plain, BLUE), in their order.
+    """The pairs (plain, BLUE) among these methods, in their order.
 
     Raises:
-        ValueError: if there is no such pair.
+        ValueError: if there is no pair.
     """
     rows = [entry(name) for name in chosen]
     of = {row.plain: row.name for row in rows if row.variant == "blue"}
     found = [(row.name, of[row.name]) for row in rows if row.name in of]
     if not found:
         raise ValueError(
-            f"of {', '.join(chosen) or 'no editors'}, none is there with and without BLUE; "
+            f"no editor is given both with and without BLUE ({', '.join(chosen) or 'no editors'}); "
             "give both, e.g. memit and memit_blue"
         )
     return found
 
 
 def label_pairs(labels: Iterable[str]) -> list[tuple[str, str]]:
-    """Of these labels, those of methods that are there with and without BLUE: (plain, BLUE), in the order of plots."""
+    """The pairs (plain, BLUE) among these labels, in the order of plots."""
     rows = [labelled(label) for label in in_order(labels)]
     of = {row.plain: row.label for row in rows if row.variant == "blue"}
     return [(row.label, of[row.name]) for row in rows if row.name in of]
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """Labels in the order of plots: those that are not known come last, as they were given."""
+    """Labels in the order of plots; unknown ones come last, in the order given."""
     return sorted(labels, key=lambda label: labelled(label).order)
 
 

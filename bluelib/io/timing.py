@@ -1,4 +1,4 @@
-"""Seconds per phase of a run, and how many are left."""
+"""Seconds per phase of a run, and progress bars with the time that is left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm as text_bar
 from tqdm.auto import tqdm
 
 log = logging.getLogger(__name__)
-#: Seconds between two lines of a bar that a log has.
+#: Seconds between two log lines of a progress bar.
 LINES = 30
 
 
@@ -33,7 +33,7 @@ class Timer:
         finally:
             if torch.cuda.is_initialized():
                 for device in range(torch.cuda.device_count()):
-                    if torch.cuda.memory_reserved(device):  # or it would take memory on cards that are not used
+                    if torch.cuda.memory_reserved(device):  # so no memory is taken on unused cards
                         torch.cuda.synchronize(device)
             self.seconds[phase] += time.perf_counter() - began
 
@@ -45,22 +45,23 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool | None = None
     """A progress bar with the time that is left, for what takes more than a second.
 
     Args:
-        items: what to go through; without, the caller moves the bar.
-        show: whether to show it; by default in notebooks and on terminals only, and not where ``$TQDM_DISABLE`` is
-            set, as it is for notebooks that run unattended: their outputs would keep the bar. There a bar that is
-            left when it is done is a line of the log instead, at its start and every half minute.
-        how: of :class:`tqdm.tqdm`: ``desc``, ``total``, ``unit``, ``leave``.
+        items: what to go through; without it, the caller moves the bar.
+        show: whether to show it. By default it is shown in notebooks and on terminals only, and not if
+            ``$TQDM_DISABLE`` is set, as it is for notebooks that run unattended: their outputs would keep the bar.
+            There, a bar becomes lines of the log: every half minute, and with ``leave`` at its start and end too.
+        how: arguments of :class:`tqdm.tqdm`: ``desc``, ``total``, ``unit``, ``leave``.
     """
-    if show is None and os.environ.get("TQDM_DISABLE") and how.get("leave", True) and log.isEnabledFor(logging.INFO):
+    if show is None and os.environ.get("TQDM_DISABLE") and log.isEnabledFor(logging.INFO):
         unit = "B" if how.get("unit") == "B" else f" {how.get('unit', 'step')}s"
         form = f"{{desc}}: {{n_fmt}} of {{total_fmt}}{unit} after {{elapsed}}, {{remaining}} left"
-        return text_bar(items, disable=False, file=_Lines(), mininterval=LINES, bar_format=form, **how)
+        delay = 0 if how.get("leave", True) else LINES
+        return text_bar(items, disable=False, file=_Lines(), mininterval=LINES, delay=delay, bar_format=form, **how)
     hidden = (bool(os.environ.get("TQDM_DISABLE")) or None) if show is None else not show
     return tqdm(items, disable=hidden, delay=1, **how)
 
 
 class _Lines:
-    """The file of a bar outside a terminal: what it draws is a line of the log."""
+    """A file for a bar outside a terminal: whatever the bar draws becomes a line of the log."""
 
     def write(self, text: str) -> None:
         if line := text.strip():

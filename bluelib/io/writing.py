@@ -1,7 +1,7 @@
 """Files and folders written whole or not at all: under a temporary name first, then renamed.
 
-What is being written is in a folder ``.NAME.….tmp`` beside NAME. A process that is killed leaves it behind; the next
-one that writes NAME removes those that are older than a day.
+What is being written is in a folder ``.NAME.….tmp`` beside NAME. A process that is killed leaves this folder behind.
+The next process that writes NAME removes such folders if they are older than a day.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-#: Seconds after which a temporary folder is taken for what a dead process left behind: no write takes so long.
+#: Seconds after which a temporary folder counts as left behind by a dead process: no write takes that long.
 LEFT_AFTER = 24 * 3600
-#: In a temporary folder, the folder that is being replaced.
+#: The name, in a temporary folder, of the old folder that is being replaced.
 _ASIDE = ".replaced"
 
 
@@ -32,7 +32,7 @@ class WriteError(OSError):
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success the file there takes ``path``'s place, and is on the disk when this returns,
+    """Yield a temporary path. On success the file there takes ``path``'s place and is on the disk when the block ends;
     on an error it is removed."""
     path = Path(path)
     with writing(path), _temporary(path) as folder:
@@ -46,11 +46,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say which file could not be written and why, whoever wrote it: Python's errors do not name the file that ran out
-    of space, and those of libraries written in Rust are no :class:`OSError` at all.
+    """Say which file could not be written and why, whichever library wrote it. Python's errors do not name the file
+    that ran out of space, and those of libraries written in Rust are not even an :class:`OSError`.
 
     Raises:
-        WriteError: in place of the system's error about ``path``, or a temporary file beside or below it.
+        WriteError: if ``path``, or a temporary file beside or below it, cannot be written; replaces the system's error.
     """
     try:
         yield
@@ -71,11 +71,11 @@ def writing(path: Path) -> Iterator[None]:
 def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary folder; on success it takes ``path``'s place, on an error it is removed.
 
-    No system call exchanges two folders everywhere: an old one is moved aside first. If the process is killed between
-    the two moves, :func:`remove_leftovers` makes the second.
+    No system call that swaps two folders works everywhere, so an old one is moved aside first. If the process is killed
+    between the two moves, :func:`remove_leftovers` makes the second one later.
 
     Raises:
-        FileExistsError: without ``replace``, if there is a folder with something in it at ``path``.
+        FileExistsError: without ``replace``, if there is a folder at ``path`` that is not empty.
     """
     path = Path(path)
     with writing(path), _temporary(path) as folder:
@@ -83,6 +83,7 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for part in (*temporary.rglob("*"), temporary):
+            os.chmod(part, 0o755 if part.is_dir() else 0o644)  # some libraries write files for their owner only
             _sync(part)
         aside = folder / _ASIDE
         try:
@@ -100,7 +101,7 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def _moved(new: Path, path: Path) -> bool:
-    """Whether a folder could take the name ``path``: if it is nobody's, or an empty folder's."""
+    """Rename the folder ``new`` to ``path`` if nothing, or an empty folder, is there; returns whether that worked."""
     try:
         os.rename(new, path)
     except OSError as error:
@@ -112,8 +113,8 @@ def _moved(new: Path, path: Path) -> bool:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to write it in: also what other libraries write under names of their own stays inside.
-    It is removed in the end; leftovers of the same path are removed now."""
+    """A folder beside ``path`` in which to write it, so files that other libraries write under names of their own stay
+    inside too. It is removed at the end; leftovers of the same path are removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -127,9 +128,9 @@ def remove_leftovers(path: Path) -> None:
     """Remove what killed processes left behind when they wrote ``path``: temporary folders older than
     :data:`LEFT_AFTER`. If one was killed after it had moved the old folder aside, and nobody has written ``path``
     since, the new folder takes its place instead."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")  # as `tempfile` makes them up
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")  # the names that `tempfile` makes
     for folder in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if not ours.fullmatch(folder.name):  # another file's, whose name begins like this one
+        if not ours.fullmatch(folder.name):  # belongs to another file, whose name begins with this one
             continue
         with suppress(FileNotFoundError):  # another process removes it at this moment
             if time.time() - folder.stat().st_mtime > LEFT_AFTER:
@@ -140,9 +141,9 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the system write a file, or a folder's names, to the disk: without it, a loss of power can leave a new name
-    and not what it names."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folder
+    """Have the system write a file, or a folder's list of names, to the disk. Otherwise a power failure can leave a new
+    name without its content."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -155,10 +156,10 @@ def _sync(path: Path) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Find out before long work whether a file or a folder can be made at ``path``; nothing is left there.
+    """Check, before long work, that a file or a folder can be made at ``path``; nothing is left there.
 
     Raises:
-        WriteError: if it cannot.
+        WriteError: if none can be made.
     """
     path = Path(path).absolute()
     folder = next(parent for parent in path.parents if parent.exists())
@@ -170,7 +171,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def check_new_file(path: str | Path) -> None:
-    """As :func:`check_writable`, for a file, which may replace another but not a folder."""
+    """Like :func:`check_writable`, for a file, which may replace another file but not a folder."""
     if Path(path).is_dir():
         raise IsADirectoryError(f"{path} is a folder; a file is to be written there")
     check_writable(path)

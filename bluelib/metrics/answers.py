@@ -1,6 +1,6 @@
 """What a model says about the facts that are edited: its own words, before and after.
 
-The editing metrics compare probabilities, and can be perfect where the model says something else. Here it is asked.
+The editing metrics compare probabilities, and can be perfect although the model says something else. Here it is asked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..models.scoring import score_targets
 #: How many tokens of an answer are looked at.
 TOKENS = 12
 
-#: The end of a line, or of a sentence: not a point behind one or two letters, as in "St. Petersburg" and "J. Verne".
+#: The end of a line, or of a sentence: not a full stop after one or two letters, as in "St. Petersburg" and "J. Verne".
 _END = re.compile(r"\n|(?:(?<!\b\w)(?<!\b\w\w)\.|[!?])(?=\s|$)|[。！？]")
 
 
@@ -30,10 +30,11 @@ class Said:
     Attributes:
         case_id: the record's.
         prompt: its rewrite prompt, with the subject.
-        target_new: the object that it shall say.
-        text: what it says after the prompt, always the most probable token, to the end of the sentence.
+        target_new: the object that it should say.
+        text: what it says after the prompt, greedily, up to the end of the sentence.
         first_choice: whether every token of the new object is its first choice after the prompt.
         paraphrases: the same after each paraphrase.
+        neighbours: what it says after each neighbour's prompt, as ``text``, if it was asked about them.
     """
 
     case_id: int | str
@@ -42,35 +43,48 @@ class Said:
     text: str
     first_choice: bool
     paraphrases: tuple[bool, ...]
+    neighbours: tuple[tuple[str, str], ...] = ()
 
 
-def ask_about(model: Model, records: Sequence[Record], *, tokens: int = TOKENS) -> list[Said]:
+def ask_about(model: Model, records: Sequence[Record], *, tokens: int = TOKENS, neighbours: bool = False) -> list[Said]:
     """Ask a model about each record, after the rewrite prompt and its paraphrases.
 
     Args:
         model: the model in its present state.
         records: what to ask about.
         tokens: how many of an answer to look at; fewer where the model's context ends.
+        neighbours: whether to ask about each record's neighbours too.
 
     Raises:
-        ValueError: naming the record, for a prompt that fills the model's context.
+        ValueError: if a prompt fills the model's context; the message names the record.
     """
-    lengths = []
-    for record in records:
-        read = len(encode_prompt(model.tokenizer, record.request.text))
-        try:
-            model.check_length(read + 1, f"{record.request.text[:80]!r} and an answer")
-        except ValueError as error:
-            raise ValueError(f"record {record.case_id}: {error}") from error
-        lengths.append(min(tokens, model.max_positions - read))
-    texts = continue_greedily(model, [record.request.text for record in records], lengths, until_end=True)
+    near = [[probe.prompt for probe in record.locality] if neighbours else [] for record in records]
+    prompts, lengths = [], []
+    for record, others in zip(records, near, strict=True):
+        for prompt in (record.request.text, *others):
+            read = len(encode_prompt(model.tokenizer, prompt))
+            try:
+                model.check_length(read + 1, f"{prompt[:80]!r} and an answer")
+            except ValueError as error:
+                raise ValueError(f"record {record.case_id}: {error}") from error
+            prompts.append(prompt)
+            lengths.append(min(tokens, model.max_positions - read))
+    texts = map(first_sentence, continue_greedily(model, prompts, lengths, until_end=True))
     asked = [(record.request.text, *record.paraphrases) for record in records]
     pairs = [(prompt, record.target_new) for prompts, record in zip(asked, records, strict=True) for prompt in prompts]
     scores = iter(score_targets(model, pairs))
     chosen = [[next(scores).accuracy == 1 for _ in prompts] for prompts in asked]
     return [
-        Said(record.case_id, record.request.text, record.target_new, first_sentence(text), first, tuple(others))
-        for record, text, (first, *others) in zip(records, texts, chosen, strict=True)
+        Said(
+            record.case_id,
+            record.request.text,
+            record.target_new,
+            next(texts),
+            first,
+            tuple(others),
+            tuple((prompt, next(texts)) for prompt in about),
+        )
+        for record, about, (first, *others) in zip(records, near, chosen, strict=True)
     ]
 
 
@@ -82,10 +96,10 @@ def first_sentence(text: str) -> str:
 
 
 def compare(before: Sequence[Said], after: Sequence[Said]) -> list[dict[str, Any]]:
-    """What a model said of the same records before and after editing, as plain values, one object a record.
+    """What a model said about the same records before and after editing, as plain values, one dictionary per record.
 
     ``paraphrases`` is how many there are; ``first_choice_paraphrases`` after how many of them the new object is the
-    first choice.
+    first choice. ``neighbours`` is there if they were asked about.
     """
     return [
         {
@@ -101,6 +115,16 @@ def compare(before: Sequence[Said], after: Sequence[Said]) -> list[dict[str, Any
                 }
                 for state, said in (("before", old), ("after", new))
             },
+            **(
+                {
+                    "neighbours": [
+                        {"prompt": prompt, "before": text, "after": now}
+                        for (prompt, text), (_, now) in zip(old.neighbours, new.neighbours, strict=True)
+                    ]
+                }
+                if old.neighbours
+                else {}
+            ),
         }
         for old, new in zip(before, after, strict=True)
     ]

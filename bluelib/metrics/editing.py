@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measures:
-    """Where text and public code of the family differ about metrics (:mod:`bluelib.models.choices`), what is measured.
+    """What is measured where the papers' text and the public code differ about metrics (:mod:`bluelib.models.choices`).
 
     Attributes:
         idf: inverse document frequencies of consistency: ``fixed``, or of the ``records`` at hand.
@@ -65,7 +65,7 @@ class Measures:
             check_choice(name, value)
 
 
-#: What the published figures were measured by, and what the papers' text says.
+#: How the published numbers were measured, and how the papers' text says to measure.
 PUBLISHED = Measures()
 TEXT = Measures(**as_text({field.name for field in fields(Measures)}))
 
@@ -74,7 +74,7 @@ TEXT = Measures(**as_text({field.name for field in fields(Measures)}))
 #: whether it says so after "is not" too (:mod:`.negation`).
 GROUPS = ("editing", "argmax", "generated", "locality", "portability", "negation")
 METRICS = ("efficacy", "generalization", "specificity", "fluency", "consistency")
-#: Those that need no generated text.
+#: The metrics that need no generated text.
 TEACHER_FORCED = METRICS[:3]
 
 
@@ -93,7 +93,7 @@ class Scores:
 
     @property
     def metrics(self) -> list[str]:
-        """What any record has: the metrics of the benchmarks first, then others as they come."""
+        """The metrics that any record has: those of the benchmarks first, then others as they come."""
         there = dict.fromkeys(name for record in self.records for name in record if name != "case_id")
         return [name for name in METRICS if name in there] + [name for name in there if name not in METRICS]
 
@@ -125,7 +125,7 @@ def evaluate(
     contexts: Sequence[str] = ("bare",),
     before: Before | None = None,
 ) -> Scores:
-    """Evaluate a model, edited or not, on all metrics of each record's benchmark, or on others too.
+    """Evaluate a model, edited or not, on all metrics of each record's benchmark, or also on others.
 
     Args:
         model: the model in its present state.
@@ -133,17 +133,17 @@ def evaluate(
         generate: whether to generate text for fluency and consistency, where records have prompts for it.
         seed: of the sampling.
         dataset: the name that the records were loaded by, for consistency: inverse document frequencies are those of
-            all its reference texts. Without it they are those of ``records``.
-        measures: what is measured where text and public code of the family differ; the code's by default.
-        chat: ask behind the tokenizer's chat template, see :func:`~bluelib.data.chat.in_chat`.
+            all reference texts of that dataset. Without a name, they are those of ``records``.
+        measures: what is measured where the papers' text and the public code differ; by default as in the code.
+        chat: ask in the tokenizer's chat template, see :func:`~bluelib.data.chat.in_chat`.
         metrics: which groups of :data:`GROUPS`.
         contexts: in which of :data:`.generated.CONTEXTS` a model is asked for ``generated`` and ``portability``.
         before: what the model said before it was edited, which ``locality`` and ``portability`` compare with.
 
     Raises:
-        ValueError: for no records, a seed that is not allowed, an unknown group or context, or a group that compares
-            without what it compares with; naming the record, for a prompt that with its target is longer than the
-            model's context, or that leaves nothing to generate.
+        ValueError: if there are no records, the seed is not allowed, a group or context is unknown, or a group lacks
+            what it compares with; if a prompt with its target is longer than the model's context, or leaves nothing to
+            generate; the message then names the record.
     """
     if not records:
         raise ValueError("there are no records to evaluate")
@@ -167,7 +167,7 @@ def evaluate(
             check_texts(model, record, generate and "editing" in metrics, _special(record, measures.score_bos))
         scored: dict[bool, list[list[TargetScore]]] = {}
         for group, measure in teacher_forced.items():
-            special = measures.score_bos and group == "editing"  # the new object is the first choice without a BOS
+            special = measures.score_bos and group == "editing"  # argmax never scores a BOS
             if group in metrics:
                 if special not in scored:
                     scored[special] = _scores(model, records, special)
@@ -185,6 +185,8 @@ def evaluate(
     if "negation" in metrics:
         add("negation", negation(model, bare, chat=chat))
     if generate and "editing" in metrics:
+        if not any(record.generation_prompts or record.kind != "counterfact" for record in records):
+            _say_unmeasured("fluency and consistency")
         add(
             "editing",
             generation_scores(model, records, seed=seed, dataset=dataset, words=measures.words, idf=measures.idf),
@@ -192,8 +194,9 @@ def evaluate(
     return Scores(tuple(results))
 
 
-#: Of each group, what a record needs for it.
+#: What a record needs for each group.
 NEEDED = {
+    "fluency and consistency": "generation_prompts",
     "argmax": "an edit",
     "generated": "an edit",
     "locality": "locality probes",
@@ -203,7 +206,8 @@ NEEDED = {
 
 
 def _check_before(records: Sequence[Record], metrics: Sequence[str], before: Before | None) -> None:
-    """Make sure that there is what metrics compare with. (What a locality probe or a condition lacks is said there.)"""
+    """Make sure that ``before`` has what metrics compare with. (The metrics themselves report a missing probe or
+    condition.)"""
     there = {
         "locality": before is not None and (before.reference is not None or not any(r.locality for r in records)),
         "portability": before is not None,
@@ -216,7 +220,7 @@ def _check_before(records: Sequence[Record], metrics: Sequence[str], before: Bef
 
 
 def _scores(model: Model, records: Sequence[Record], score_bos: bool) -> list[list[TargetScore]]:
-    """Of each record the scores of its :func:`_pairs`."""
+    """For each record, the scores of its :func:`_pairs`."""
     hows = [(_special(record, score_bos), record.separator) for record in records]
     scored = {}
     for how in dict.fromkeys(hows):
@@ -226,10 +230,10 @@ def _scores(model: Model, records: Sequence[Record], score_bos: bool) -> list[li
 
 
 def check_groups(metrics: Sequence[str], contexts: Sequence[str] = ("bare",)) -> None:
-    """Make sure that there are such groups of metrics, and such contexts.
+    """Make sure that these groups of metrics and these contexts exist.
 
     Raises:
-        ValueError: naming one that there is not; for no group, or no context.
+        ValueError: if one does not exist, which the message names; if there is no group, or no context.
     """
     for what, given, known in (("metrics", metrics, GROUPS), ("contexts", contexts, CONTEXTS)):
         if not given or isinstance(given, str):
@@ -240,19 +244,21 @@ def check_groups(metrics: Sequence[str], contexts: Sequence[str] = ("bare",)) ->
 
 @cache
 def _say_unmeasured(group: str) -> None:
-    """Once: records are evaluated before editing and after it."""
-    log.warning("no record has %s: %s is not measured", NEEDED[group], group)
+    """Warn once: records are evaluated before editing and after it."""
+    log.warning("no record has %s: %s cannot be measured", NEEDED[group], group)
 
 
 def check_texts(model: Model, record: Record, generate: bool, special: bool = False) -> None:
     """Make sure that a model can read what a record's metrics ask.
 
     Raises:
-        ValueError: naming the record, for a text that is longer than the context, or has a token without an embedding.
+        ValueError: if a text is longer than the context, or has a token without an embedding; the message names the
+            record.
     """
     try:
         for prompt, target in _pairs(record):
-            # Hardly a token has less than a byte; only what could be too long, or unknown, is tokenised twice.
+            # Hardly any token has less than a byte, so only a text that could be too long, or unknown, is tokenised
+            # twice.
             if model.lacks_embeddings or len((prompt + target).encode()) >= model.max_positions // 4:
                 tokens = (
                     len(encode_prompt(model.tokenizer, prompt))
@@ -285,8 +291,8 @@ def _asked(record: Record) -> list[str]:
 
 
 def _split(record: Record, scores: list[TargetScore]) -> tuple[list[TargetScore], list[TargetScore], list[TargetScore]]:
-    """The scores of :func:`_pairs`: of the new object after the edit's prompts, of the true one there, where there is
-    one to compare with, and of the locality probes."""
+    """The scores of :func:`_pairs`, split: those of the new object after the edit's prompts; those of the true one
+    there, if there is one to compare with; and those of the locality probes."""
     n = len(_asked(record))
     if record.kind == "zsre" or record.target_true is None:
         return scores[:n], [], scores[n:]
@@ -304,8 +310,8 @@ def _editing_metrics(record: Record, scores: list[TargetScore]) -> dict[str, flo
 
 
 def _argmax(record: Record, scores: list[TargetScore]) -> dict[str, float]:
-    """Whether all tokens of the new object are the model's first choice, after the rewrite prompt and the share of
-    paraphrases."""
+    """Whether all tokens of the new object are the model's first choice after the rewrite prompt, and the share of
+    paraphrases after which they are."""
     hits = [float(score.accuracy == 1) for score in _split(record, scores)[0]]
     return _means({"argmax_efficacy": hits[:1], "argmax_generalization": hits[1:]})
 
@@ -326,7 +332,7 @@ def scores_frame(scores: Scores) -> pd.DataFrame:
 
 
 def readable(value: float, decimals: int) -> float:
-    """A number with so many decimals; one below 1 with so many significant digits."""
+    """A number rounded to ``decimals`` decimals; one below 1, to as many significant digits."""
     return round(value, decimals) if abs(value) >= 1 else float(f"{value:.{decimals}g}")
 
 

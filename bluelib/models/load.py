@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.hub import extract_commit_hash
 
 from ..io.assets import check_shipped
+from ..io.checks import suggestion
 from ..io.formats import read_json
 from ..io.tensors import file_hash
 from .adapters import adapter_for
@@ -30,10 +31,10 @@ from .known import DOWNLOADS, known_models, pocket_models
 from .model import Model, check_finite
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: The files of which a folder with a tokenizer has one.
+#: A folder with a tokenizer has at least one of these files.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _NO_TOKENIZER = (
-    "has no tokenizer's files (tokenizer.json, or those of an older kind): copy them beside its config.json from where "
+    "has no tokenizer files (tokenizer.json, or those of an older kind): copy them beside its config.json from where "
     "the model comes from, or write them there with `AutoTokenizer.from_pretrained(…).save_pretrained(…)`"
 )
 
@@ -45,16 +46,16 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         name: a pocket model (see :func:`pocket_models`); ``smollm2-135m``, which is fetched on first use (93 MB); a
             local checkpoint folder; a GGUF file, or a folder that holds one and no safetensors files; or a hub id. A
             GGUF file's weights are dequantised, and the SHA-256 of the file is the model's revision.
-        device: a torch device; or ``auto``, to spread the model over all there are (accelerate's
+        device: a torch device; or ``auto``, to spread the model over all devices (accelerate's
             ``device_map="auto"``).
         dtype: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        ValueError: for an unknown dtype or device, an architecture without an adapter, or a checkpoint that lacks
-            weights, has them in other shapes, quantised, or not finite, or that lacks a tokenizer; for a shipped or
-            downloaded model that is not what was shipped or made. Of another checkpoint no hash is known: what else is
-            wrong with its numbers is not seen. For a GGUF file, see :func:`~bluelib.models.gguf.read_gguf`.
-        OSError: if the name is neither known, nor a folder, nor on the hub, if the hub does not hand it out, or if a
+        ValueError: if the dtype or device is unknown, or the architecture has no adapter; if the checkpoint lacks
+            weights or a tokenizer, or its weights are quantised, not finite or of other shapes; if a shipped or
+            downloaded model has changed. No hash is known of other checkpoints, so other errors in their numbers are
+            not noticed. For a GGUF file, see :func:`~bluelib.models.gguf.read_gguf`.
+        OSError: if the name is neither known, nor a folder, nor on the hub, if the hub does not give access, or if a
             file is damaged or cannot be fetched; the message says what to do.
     """
     if dtype not in DTYPES:
@@ -84,14 +85,14 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     _check_complete(name, found)
     hf_model = hf_model.eval().requires_grad_(False)
     check_finite(name, hf_model)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a checkpoint without its files
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes if the files are missing
         raise ValueError(f"{name!r} {_NO_TOKENIZER}")
-    # What pads is masked, and need only have an embedding.
+    # The padding token is masked, so it only needs an embedding.
     rows, pads = hf_model.get_input_embeddings().weight.shape[0], (tokenizer.pad_token, tokenizer.eos_token)
     if tokenizer.bos_token_id is not None and tokenizer.bos_token_id >= rows:
         raise ValueError(
             f"{name!r}: the tokenizer's BOS {tokenizer.bos_token!r} has no embedding (id {tokenizer.bos_token_id}; the "
-            f"model has {rows}): resize the model's embeddings, or take the tokenizer of the model"
+            f"model has {rows}): resize the model's embeddings, or take the model's own tokenizer"
         )
     usable = (token for token in pads if token and tokenizer.convert_tokens_to_ids(token) < rows)
     tokenizer.pad_token = next(usable, tokenizer.convert_ids_to_tokens(0))
@@ -99,22 +100,24 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
 
 
 def _check_there(name: str) -> None:
-    """Say what is wrong with a path that is no model's, before transformers takes it for a hub id.
+    """Refuse a path that does not lead to a model, before transformers takes it for a hub id.
 
     Raises:
-        OSError: for a path where nothing is.
-        ValueError: for a folder with an adapter and no model.
+        OSError: if there is nothing at the path.
+        ValueError: if it is one file of a checkpoint, or a folder with an adapter and no model.
     """
     path = Path(name)
     is_file = path.suffix.lower() == ".gguf"
     if (path.is_absolute() or is_file) and not path.exists():
         raise OSError(f"there is no {'GGUF file' if is_file else 'checkpoint folder'} at {name}")
+    if "/" not in name and not path.exists() and (close := suggestion(name, known_models())):
+        raise OSError(f"no model is called {name!r}{close}")
     if path.is_file() and not is_file and path.suffix in (".safetensors", ".json", ".bin"):
         raise ValueError(f"{name!r} is a file of a checkpoint: name its folder, {path.parent}")
     weights = [file for file in path.glob("*.safetensors") if not file.name.startswith("adapter_")]
     if (path / "adapter_config.json").exists() and not weights:
         raise ValueError(
-            f"{name!r} holds an adapter (adapter_config.json) and not the model that it belongs to: merge it first "
+            f"{name!r} holds an adapter (adapter_config.json) without the model that it belongs to: merge it first "
             "(peft: `AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)`), save the "
             "tokenizer beside it, and load that folder"
         )
@@ -128,8 +131,8 @@ def _read_checkpoint(
     try:
         config_file = cached_file(source, "config.json")
         commit = extract_commit_hash(config_file, None)  # None for a local folder
-        # All of it as of one commit. Asked for `main`, transformers has a hub model without safetensors converted by
-        # a service elsewhere, and reads what somebody proposes there as its weights.
+        # Everything is read as of one commit. Asked for `main`, transformers lets a service elsewhere convert a hub
+        # model without safetensors, and takes what somebody proposes there for its weights.
         pinned = {"revision": commit or "main", "trust_remote_code": False}
         with _any_error_named():
             config, _ = PreTrainedConfig.get_config_dict(source, revision=pinned["revision"])
@@ -152,12 +155,12 @@ def _read_checkpoint(
             )
         if getattr(hf_model, "_hf_peft_config_loaded", False):  # by transformers, if peft is installed
             raise ValueError(
-                f"{name!r} has an adapter beside its weights (adapter_config.json), which would count on top of them: "
-                "take the adapter's files out of it if it is merged already, or merge it first"
+                f"{name!r} has an adapter beside its weights (adapter_config.json), which would be added to them: "
+                "remove the adapter's files if it is merged already, or merge it first"
             )
         with _any_error_named():
             tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
-            tokenizer("a")  # settings that it cannot work with show here
+            tokenizer("a")  # fails here if its settings cannot work
     except SafetensorError as error:
         raise OSError(_damaged(name, Path(config_file).parent, error)) from error
     except OSError as error:
@@ -166,7 +169,7 @@ def _read_checkpoint(
 
 
 def _quantised(quantization: Any) -> str:
-    """What is said of a checkpoint with a ``quantization_config``."""
+    """The message about a checkpoint with a ``quantization_config``."""
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     return (
         f"has quantised weights ({method or 'quantization_config in its config.json'}), and editing needs them in full "
@@ -177,7 +180,8 @@ def _quantised(quantization: Any) -> str:
 
 @contextmanager
 def _any_error_named() -> Iterator[None]:
-    """Damaged files make transformers and tokenizers raise errors of any kind, few of which say what was read."""
+    """Raise any error as an :class:`OSError` that names its type: damaged files make transformers and tokenizers raise
+    errors of any kind."""
     try:
         yield
     except (OSError, SafetensorError, torch.OutOfMemoryError):
@@ -194,25 +198,26 @@ def check_device(device: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is neither auto nor a torch device such as cpu, cuda or cuda:1") from error
     if kind != "cpu" and not getattr(torch, kind).is_available():
-        raise ValueError(f"device {device!r} is not there: torch {torch.__version__} finds no {kind}; use cpu")
+        raise ValueError(f"device {device!r} is not available: torch {torch.__version__} finds no {kind}; use cpu")
 
 
-#: How tensors end that only quantised weights have beside them: bitsandbytes', fp8's, GPTQ's and AWQ's, MLX's.
+#: Endings of tensor names that only quantised weights have beside them: of bitsandbytes, fp8, GPTQ and AWQ, and MLX.
 _SCALES = (".SCB", ".absmax", "_scale_inv", ".weight_scale", ".qweight", ".qzeros", ".scales")
 
 
 def _check_complete(name: str, found: dict[str, Any]) -> None:
-    """Refuse weights that do not fill the model, for transformers draws the rest at random; and quantised ones whose
-    configuration does not say so, for it takes them for the numbers themselves.
+    """Refuse weights that do not fill the model, because transformers draws the rest at random. Also refuse quantised
+    weights if the configuration does not say so, because transformers then takes them for plain numbers.
 
     Raises:
-        ValueError: if the checkpoint lacks a weight, or has one in another shape; the message names the first ones.
+        ValueError: if the checkpoint lacks a weight, or has one that is quantised or in another shape; the message
+            names the first ones.
     """
     if scales := sorted(key for key in found.get("unexpected_keys", ()) if key.endswith(_SCALES)):
         raise ValueError(f"{name!r} {_quantised({'quant_method': f'it has {scales[0]}'})}")
     lacking = sorted(found["missing_keys"])
     other = [f"{key} (there {tuple(there)}, needed {tuple(needed)})" for key, there, needed in found["mismatched_keys"]]
-    for what, keys in (("lacks", lacking), ("has in another shape than its config.json says", sorted(other))):
+    for what, keys in (("lacks", lacking), ("has weights in another shape than in its config.json:", sorted(other))):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ValueError(
@@ -222,7 +227,7 @@ def _check_complete(name: str, found: dict[str, Any]) -> None:
 
 
 def _damaged(name: str, folder: Path, error: SafetensorError) -> str:
-    """Which of a checkpoint's files are no whole safetensors files, and what to do."""
+    """The message that says which of a checkpoint's files are not whole safetensors files, and what to do."""
     damaged = []
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -231,8 +236,8 @@ def _damaged(name: str, folder: Path, error: SafetensorError) -> str:
         except (SafetensorError, OSError):
             damaged.append(path.name)
     return (
-        f"{name!r} cannot be loaded: {', '.join(damaged) or 'a weights file'} in {folder} is incomplete, or no "
-        f"safetensors file ({error}); delete it, and copy or download it again"
+        f"{name!r} cannot be loaded: {', '.join(damaged) or 'a weights file'} in {folder} is incomplete, or not "
+        f"a safetensors file ({error}); delete it, and copy or download it again"
     )
 
 
@@ -246,14 +251,14 @@ def _why_not(name: str, error: OSError) -> str:
     said = str(error).strip().split("\n")[0].partition(" Please do not set")[0]
     if "GatedRepoError" in raised or "gated repo" in said:
         return (
-            f"the hub hands {name!r} out only to those who have accepted its licence: do that at "
+            f"the hub gives {name!r} only to users who have accepted its licence: accept it at "
             f"https://huggingface.co/{name}, then log in (`hf auth login`, or set HF_TOKEN)"
         )
     if (folder := Path(name)).is_dir():
         if (folder / "adapter_config.json").exists() and "adapter" in said:
-            return f"{name!r} has an adapter_config.json beside its weights, and no adapter: take that file out of it"
+            return f"{name!r} has an adapter_config.json beside its weights, but no adapter: remove that file"
         if missing := _missing_shards(folder):
-            return f"{name!r} lacks {', '.join(missing)}, which its model.safetensors.index.json names: copy it anew"
+            return f"{name!r} lacks {', '.join(missing)}, which its model.safetensors.index.json names: copy it again"
     if "sentencepiece" in said or "tiktoken" in said:
         return (
             f"{name!r} has its tokenizer as tokenizer.model, which is read with sentencepiece: `pip install "
@@ -261,28 +266,28 @@ def _why_not(name: str, error: OSError) -> str:
         )
     if "safetensors" in said:
         return (
-            f"{name!r} has no weights in safetensors files, and no other kind is read, for a pickle can run code; "
+            f"{name!r} has no safetensors files, and other weights are not read, because a pickle can run code; "
             f"docs/paper-scale.md shows how to convert a checkpoint ({said})"
         )
     if folder.is_dir():
         broken = [file.name for file in sorted(folder.glob("*.json")) if not _is_json(file)]
         why = f"not JSON: {', '.join(broken)}" if broken else said.rstrip(".")
-        return f"{name!r} cannot be loaded ({why}): a file of it is damaged, or belongs to another model; copy it anew"
+        return f"{name!r} cannot be loaded ({why}): a file is damaged, or belongs to another model; copy it again"
     return (
-        f"{name!r} cannot be loaded: {said} A model is a known one ({', '.join(known_models())}), a GGUF file, a local "
-        "checkpoint folder, or a hub id; without a connection, what the hub's cache holds; for a private one, log in "
-        "(`hf auth login`, or set HF_TOKEN)"
+        f"{name!r} cannot be loaded: {said} Give a known model ({', '.join(known_models())}), a GGUF file, a local "
+        "checkpoint folder, or a hub id. Without a connection, only models in the hub's cache can be loaded; for a "
+        "private model, log in (`hf auth login`, or set HF_TOKEN)"
     )
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    """Whether the files of a tokenizer are there; byte pairs without the merges are not one."""
+    """Whether a folder has the files of a tokenizer; byte pairs need ``merges.txt`` beside ``vocab.json``."""
     found = {file for file in _TOKENIZER_FILES if (folder / file).exists()}
     return bool(found - {"vocab.json"}) or ("vocab.json" in found and (folder / "merges.txt").exists())
 
 
 def _missing_shards(folder: Path) -> list[str]:
-    """The files that a sharded checkpoint's index names and that are not there."""
+    """The files that a sharded checkpoint's index names but its folder lacks."""
     index = folder / "model.safetensors.index.json"
     try:
         named = set(read_json(index)["weight_map"].values()) if index.exists() else set()

@@ -1,6 +1,6 @@
 """The interactive page: change a fact, and read what a model says before, after a method, and after its variant.
 
-Everything that is shown comes from :func:`compare`, a function of the model, the edits, the method and λ; the page only
+Everything that is shown comes from :func:`compare`, a function of the model, the edits, the method and λ. The page only
 collects these, and shows :func:`answers_table` and :func:`plot_comparison`. The model itself is never left edited.
 """
 
@@ -39,9 +39,9 @@ from ..models.scoring import next_token_log_probs
 from .plots import style
 from .sliders import png
 
-#: Edits of a list at most; all of them are made anew where the method or λ changes.
+#: The most edits in a list; all of them are made again when the method or λ changes.
 MAX_EDITS = 10
-#: Tokens of an answer at most, and how many neighbours of a record are asked about.
+#: The most tokens of an answer, and how many neighbours of a record are asked about.
 TOKENS, NEIGHBOURS = 12, 4
 
 
@@ -55,16 +55,16 @@ def variants() -> dict[str, list[Entry]]:
 class Comparison:
     """The same edits by a method and by its variant, each from the unedited model.
 
-    What is known by state has the keys ``before`` and the methods' labels.
+    The model's states are ``before`` (unedited) and, after the edits, the labels of the two methods.
 
     Attributes:
         records: the edits, in order.
-        answers: what the model says to each question, a column a state; the index is the ``kind`` of question, and the
-            ``prompt``. Kinds: ``prompt``, ``paraphrase``, ``in chat``, ``neighbour``, ``earlier edit``.
+        answers: what the model says to each question, with a column per state; the index is the ``kind`` of question
+            and its ``prompt``. Kinds: ``prompt``, ``paraphrase``, ``in chat``, ``neighbour``, ``earlier edit``.
         objects: the new object of each question.
         next_token: by state, probabilities of the next token after the last edit's prompt, ``(vocabulary,)``.
-        weights: by method, λ.
-        changes: by method, ‖W − W₀‖ / ‖W₀‖ (Frobenius) by layer.
+        weights: λ, by method.
+        changes: ‖W − W₀‖ / ‖W₀‖ (Frobenius), by method and layer.
     """
 
     records: tuple[Record, ...]
@@ -79,13 +79,13 @@ class Comparison:
         return self.answers.index.get_level_values("kind")
 
     def holds(self) -> pd.DataFrame:
-        """Whether the new object stands in what the model says, laid out as :attr:`answers`."""
+        """Whether each answer contains the new object, laid out as :attr:`answers`."""
         rows = zip(self.objects, self.answers.to_numpy(), strict=True)
         found = [[bool(_mention(new).search(said)) for said in row] for new, row in rows]
         return pd.DataFrame(found, self.answers.index, self.answers.columns)
 
     def changed(self) -> pd.DataFrame:
-        """Whether it is a neighbour, and begins with another word than before editing, laid out as :attr:`answers`."""
+        """Whether an answer is a neighbour's and begins with another word than before, laid out as :attr:`answers`."""
         words = self.answers.map(lambda said: (re.findall(r"\w+", said.lower()) or [""])[0])
         return words.ne(words["before"], axis=0) & (self.kinds == "neighbour")[:, None]
 
@@ -105,9 +105,12 @@ class _Line:
 
     @contextmanager
     def edited(self, requests: Sequence[Request], tell: Callable[[str], None]) -> Iterator[dict[int, float]]:
-        """The model with these edits inside the block, and as it was afterwards. Yields how far the weights moved."""
+        """Give the model these edits inside the block, and take them off afterwards.
+
+        Yields how far the weights moved, by layer.
+        """
         model, editor, original = self.model, self.editor, self.original
-        state = editor.prepare(model)  # anew each time: it takes a second, and much memory
+        state = editor.prepare(model)  # not kept between calls: making it takes a second, keeping it much memory
         for keys in self.keys:
             editor.remember(state, keys)
         with model.preserved(editor.layers):
@@ -138,25 +141,25 @@ def compare(
     """Make the same edits, one after another, with an editor and with its variant, and ask the model each time.
 
     Args:
-        model: unedited; it is so again afterwards.
-        records: the edits. Of the last one, paraphrases, questions (in chat) and the first neighbours are asked.
-        variant: the variant, see :func:`variants`; the plain method stands beside it.
+        model: the unedited model; it is unedited again afterwards.
+        records: the edits. The paraphrases, questions (in chat) and first neighbours of the last one are asked, too.
+        variant: the variant, see :func:`variants`; it is compared with its plain method.
         factor: λ of both as a multiple of its configured value.
-        tell: called with what is being done, and the share of all that is done, in [0, 1].
-        kept: filled with what the next call can go on from, if it only adds edits.
+        tell: called with what is being done, and the share of the work that is done, in [0, 1].
+        kept: filled with what the next call can continue from, if it only adds edits.
 
     Raises:
-        ValueError: for no records, an editor that is no variant, a factor that is not above 0, a new object that the
-            model says already, or a prompt longer than the model's context.
+        ValueError: if there are no records, ``variant`` is not a variant, ``factor`` is not above 0, the model already
+            says the new object, or a prompt is longer than the model's context.
         ArithmeticError: if a target diverges or a matrix cannot be factored.
     """
     if not records:
-        raise ValueError("there is nothing to edit yet")
+        raise ValueError("there is nothing to edit yet: give at least one record")
     if not factor > 0:
-        raise ValueError(f"λ must be above 0; {factor} times the configured one was asked for")
+        raise ValueError(f"λ must be above 0, but its factor is {factor}: give a factor above 0")
     if not entry(variant).plain:
         known = ", ".join(row.name for rows in variants().values() for row in rows)
-        raise ValueError(f"{variant!r} is no variant of a method; known: {known}")
+        raise ValueError(f"{variant!r} is not a variant of a method; known variants: {known}")
     requests, last = [record.request for record in records], records[-1]
     index, objects, asked = _questions(model, records)
     kept = {} if kept is None else kept
@@ -183,7 +186,7 @@ def compare(
 
     look("before")
     if (said := _mention(last.target_new).search(answers["before"][0])) and not said.start():
-        raise ValueError(f"“{last.target_new}” is what {model.name} says already; give another object.")
+        raise ValueError(f"“{last.target_new}” is what {model.name} already says: give another object.")
     weights, changes = {line.label: _weight(line.editor)[1] for line in lines}, {}
     for line in lines:
         with line.edited(requests, step) as changes[line.label]:
@@ -224,7 +227,7 @@ def _questions(model: Model, records: Sequence[Record]) -> tuple[pd.Index, tuple
 
 
 def summary(comparison: Comparison) -> str:
-    """A sentence for each method, as HTML: does the edit hold, what follows it, how many neighbours changed."""
+    """A sentence for each method, as HTML: does the edit hold, what else follows it, how many neighbours changed?"""
     kinds, found = comparison.kinds, comparison.holds()
     others = kinds == "neighbour"
     found.loc[others] = comparison.changed().loc[others].to_numpy()
@@ -325,7 +328,7 @@ def find_record(records: Sequence[Record], subject: str) -> Record:
     """The first record about a subject.
 
     Raises:
-        ValueError: if there is none; the message suggests subjects that are spelt alike.
+        ValueError: if there is none; the message suggests subjects with a similar spelling.
     """
     for record in records:
         if record.subject == subject:
@@ -337,17 +340,17 @@ def find_record(records: Sequence[Record], subject: str) -> Record:
 class EditPage(widgets.VBox):
     """The page as one widget: fields for the request, the method and λ; buttons; a message; the answers; the picture.
 
-    Each press of *Edit* adds an edit to the list; it takes the place of one with the same prompt. All are made in their
-    order with the method and the λ that are chosen. *Undo* takes the last press back.
+    Each press of *Edit* adds an edit to the list, in place of any earlier one with the same prompt. All edits are made
+    in order, with the chosen method and λ. *Undo* takes back the last press.
 
     Args:
         model: the model to edit, unedited.
         records: facts that fill the fields when their subject is picked.
-        subject, target_new: what stands in the fields at first.
+        subject, target_new: what the fields contain at first.
         editor: the variant that is chosen at first.
 
     Raises:
-        ValueError: for an editor that is no variant.
+        ValueError: if ``editor`` is not a variant.
     """
 
     def __init__(
@@ -402,6 +405,8 @@ class EditPage(widgets.VBox):
         shown = (self.progress, self.message, self.edits, self.answers, self.picture)
         super().__init__([*fields, widgets.HBox(self.buttons), *shown], layout=widgets.Layout(max_width="1100px"))
         self.add_class("bluelib-edit-page")
+        if not entry(editor).variant:
+            raise ValueError(f"editor must be a variant of a method, such as memit_blue, not {editor!r}")
         self.method.value = entry(entry(editor).plain).label
         self._show_variants()
         self.variant.value = editor
@@ -409,7 +414,7 @@ class EditPage(widgets.VBox):
         self.target.value = target_new or self.target.value
 
     def __repr__(self) -> str:
-        """What is shown where there is no kernel behind a notebook."""
+        """The text that is shown where a notebook has no running kernel."""
         return "An interactive page: open this notebook in JupyterLab or Voilà to use it."
 
     def request(self) -> Record:
@@ -425,8 +430,8 @@ class EditPage(widgets.VBox):
             raise ValueError("The new object is empty: what should the model say in future?")
         if subject not in prompt:
             raise ValueError(
-                f"The prompt does not mention the subject “{subject}”: it has to, letter for letter, "
-                "for the edit is made where the subject's last token is read."
+                f"The prompt does not mention the subject “{subject}”: write it there letter for letter, "
+                "because the edit is made where the subject's last token is read."
             )
         template = put_subject_out(prompt, subject, "typed", "prompt")
         paraphrases, questions, neighbours = (
@@ -446,7 +451,7 @@ class EditPage(widgets.VBox):
         self.message.value, self.progress.value = f'<div role="status">{html}</div>', share
 
     def _fill(self) -> None:
-        """A subject was chosen: take its record's texts, or none."""
+        """Fill the fields from the chosen subject's record; without one, empty the lists."""
         texts: list[Sequence[str]] = [(), (), ()]
         try:
             record = find_record(self.records, self.subject.value.strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,8 @@ from ..metrics.before import COMPARING, Before
 from ..metrics.editing import GROUPS, PUBLISHED, Measures, check_groups, per_record, readable
 from ..metrics.generated import CONTEXTS
 from ..models.model import Model
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 2
 
@@ -56,13 +59,12 @@ def run_cell(
     keep: Callable[[Run], object] | None = None,
     **how: Any,
 ) -> Cell:
-    """Evaluate ``records``, edit them in sequence, evaluate them again. The model stays edited; ``run.revert()``.
+    """Evaluate ``records``, edit them in sequence, evaluate them again. The model stays edited until ``run.revert()``.
 
-    ``chat`` edits and evaluates behind the chat template; ``metrics`` and ``contexts`` are those of
-    :func:`~bluelib.evaluate`, and what they compare with is taken before editing; ``before`` is the file of the scores
-    before editing, see :func:`evaluate_unedited`; ``keep`` is called with the run before its edits are evaluated, to
-    save them; ``how``
-    goes to :func:`~bluelib.edit_sequence`: ``checkpoint_dir``, ``on_conflict``, ``progress``.
+    ``chat`` edits and evaluates behind the chat template. ``metrics`` and ``contexts`` are those of
+    :func:`~bluelib.evaluate`; what they compare with is taken before editing. ``before`` is the file of the scores
+    before editing, see :func:`evaluate_unedited`. ``keep`` is called with the run before its edits are evaluated, to
+    save them. ``how`` goes to :func:`~bluelib.edit_sequence`: ``checkpoint_dir``, ``on_conflict``, ``progress``.
     """
     check_sequence(
         records,
@@ -80,11 +82,13 @@ def run_cell(
         "contexts": contexts,
     }
     timer = Timer()
+    log.info("evaluating before editing: %d records", len(records))
     with timer("evaluate_before"):
         unedited = evaluate_unedited(model, dataset, records, path=before, **measured)
     run = edit_sequence(model, records, editor, batch_size=batch_size, chat=chat, **how)
     if keep:
         keep(run)
+    log.info("evaluating after editing: %d records", len(records))
     with timer("evaluate_after"):
         after = evaluate(model, records, dataset=dataset, before=unedited.before, **measured)
     result = {
@@ -115,7 +119,7 @@ def run_cell(
 
 @dataclass(frozen=True)
 class Unedited:
-    """A model's scores before editing, and what of it they will be compared with after; None if nothing is."""
+    """A model's scores before editing, and what metrics after editing compare with; None if none of them compares."""
 
     scores: Scores
     before: Before | None
@@ -134,12 +138,15 @@ def evaluate_unedited(
     contexts: Sequence[str] = ("bare",),
     path: str | Path | None = None,
 ) -> Unedited:
-    """The scores before editing, which all editors of a table have in common: read from ``path`` where it exists,
-    else measured, and written there. What metrics compare with is in a file beside it, ``PATH.before.safetensors``.
+    """The scores before editing, which all editors of a table share.
+
+    They are read from ``path`` if it exists; otherwise they are measured and written there. What metrics compare with
+    is in a file beside it, ``PATH.before.safetensors``.
 
     Raises:
-        ValueError: if the model has been edited; if ``path`` holds scores of other weights, records or settings: the
+        ValueError: if the model has been edited, or ``path`` holds scores of other weights, records or settings; the
             message names what differs.
+        FileNotFoundError: if ``path`` exists, and the file beside it is needed and missing.
     """
     settings = {"dataset": dataset, "seed": seed, "generate": generate, "measures": asdict(measures), "chat": chat}
     identity = {
@@ -200,7 +207,7 @@ def evaluate_unedited(
         if found.get(key) != identity.get(key)
     ]
     if differing:
-        raise ValueError(f"{path} holds scores of something else: {'; '.join(differing)}; delete it")
+        raise ValueError(f"{path} holds scores that do not fit this run: {'; '.join(differing)}; delete it")
     if compares and not compared.exists():
         raise FileNotFoundError(
             f"{compared}, which belongs to {path}, is missing; delete {path}, and run the command again"
@@ -209,8 +216,8 @@ def evaluate_unedited(
 
 
 def _further(metrics: Sequence[str], contexts: Sequence[str]) -> dict[str, list[str]]:
-    """Which metrics were asked for, if not the usual ones, which older results do not name; and in which contexts, if
-    any of them asks."""
+    """The metrics asked for, unless they are the usual ones (older results do not name these), and the contexts, if any
+    of the metrics generates answers."""
     groups = [group for group in GROUPS if group in metrics]
     asked = [context for context in CONTEXTS if context in contexts]
     if groups == ["editing"]:

@@ -1,6 +1,6 @@
 """A grid of experiments: models × datasets × editors × seeds at one size, as ``workflow/grid*.yaml`` describe it.
 
-The workflow makes a grid's results from it, and tables and the report find them by it. Needs no torch.
+The workflow makes results from a grid; tables and the report use the grid to find them. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..io.formats import read_yaml
 from ..io.paths import cell_name, followed_path, numbers_name, plain, project_path, raw_path
 from ..studies import Study, study_of
 
-#: In place of an analysis notebook's parameters: those of its study in :data:`~bluelib.studies.STUDIES`.
+#: Stands in place of an analysis notebook's parameters, for those of its study in :data:`~bluelib.studies.STUDIES`.
 COMMITTED = "committed"
-#: The grid of the committed results: reports take from it the studies that their own grid does not run.
+#: The grid of the committed results. Reports take from it the studies that their own grid does not run.
 COMMITTED_GRID = "pocket"
 DTYPES = ("float32", "bfloat16", "float16")
 #: What a cell measures, unless its grid says otherwise.
@@ -28,13 +28,13 @@ RESOURCES = ("mem_mb", "runtime", "gpu")
 
 
 def _beside(folder: Path, name: str) -> str:
-    """The path of the file or folder beside a grid that has this name, if the project has none; otherwise the name."""
+    """The path beside a grid, if a file or folder of this name is there and not in the project; otherwise the name."""
     return name if project_path(name).exists() or not (folder / name).exists() else str(folder / name)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place of a grid: what one cell of the main table is made of."""
+    """A place in a grid: the choices that make one cell of the main table."""
 
     model: str
     dataset: str
@@ -71,12 +71,12 @@ class Grid:
     """What is run, and where its results are.
 
     Attributes:
-        name: of the folders of its results and figures; ``pocket`` is the committed grid.
+        name: the name of the folders of its results and figures; ``pocket`` is the committed grid.
         models, datasets, editors, seeds: every combination is one cell.
         edits, batch_size: of each cell.
         notebooks: analysis notebooks that run for each model, with their parameters.
         follow: runs of ``blue follow`` for each model and dataset: ``editors``, ``edits``, ``batch_size``, and, if not
-            the usual, ``at``, ``scored``, ``others``, and ``options``, of each of which every value is a run.
+            the usual, ``at``, ``scored``, ``others`` and ``options``. Every value of an option is a run.
         device, dtype, corpus: as for :func:`~bluelib.load_model` and :func:`~bluelib.get_editor`.
         metrics, contexts: of each cell, as for :func:`~bluelib.evaluate`.
         threads: CPU threads of each job.
@@ -102,10 +102,10 @@ class Grid:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Grid:
-        """Check and take the values of a grid file.
+        """Make a grid from the values of a grid file, which are checked.
 
         Raises:
-            ValueError: naming the key that is unknown, missing or of another type, and what would be right.
+            ValueError: if a key is unknown or missing, or its value is wrong; the message says what would be right.
         """
         known = {f.name: f for f in fields(cls)}
         unknown = [key for key in values if key not in known]
@@ -123,7 +123,7 @@ class Grid:
             taken[key] = _distinct(key, values[key], kind)
         asked = {key: _distinct(key, values[key], str) for key in USUAL if key in values}
         if asked != {key: usual for key, usual in USUAL.items() if key in asked}:
-            from ..metrics.editing import check_groups  # which needs torch
+            from ..metrics.editing import check_groups  # imports torch
 
             check_groups(**{**USUAL, **asked})
             if not {*USUAL["metrics"]} <= {*asked.get("metrics", USUAL["metrics"])}:
@@ -173,8 +173,8 @@ class Grid:
         """Read a grid file, YAML or JSON. A model or dataset that is a file or folder beside it is named by its path.
 
         Raises:
-            ValueError: as :meth:`of`, or for a file that is neither.
-            FileNotFoundError: for a file that is not there.
+            ValueError: as :meth:`of`, or if the file is neither YAML nor JSON.
+            FileNotFoundError: if the file does not exist.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(
@@ -193,10 +193,10 @@ class Grid:
         )
 
     def check_files(self) -> None:
-        """Make sure, before anything runs, that the datasets that are files are there.
+        """Make sure, before anything runs, that every dataset is known or is a file that exists.
 
         Raises:
-            ValueError: for a dataset that is neither known nor a file.
+            ValueError: if a dataset is neither.
         """
         from ..data.datasets import BENCHMARKS, DATASETS
 
@@ -208,11 +208,11 @@ class Grid:
                 )
 
     def check_editors(self) -> None:
-        """Make sure, before anything runs, that all editors are there, and that what they need measured on each model
-        is in its settings. (Tables show results of others too.)
+        """Make sure, before anything runs, that all editors exist, and that each model's settings have the measured
+        values that they need. (Tables also show results of editors that do not exist here.)
 
         Raises:
-            ValueError: for an editor that nothing here makes, or one that misses a setting.
+            ValueError: if an editor is unknown, or a setting that it needs is missing.
         """
         from ..editing.named import check_measured, composes
         from ..editing.settings import editor_settings, settings_of
@@ -220,14 +220,14 @@ class Grid:
         for name in (*self.editors, *(name for part in self.follow for name in part["editors"])):
             make = catalogue.known(name).make()
             for model in self.models if composes(make) else ():
-                if settings_of(model) is not None:  # a checkpoint of one's own may get its settings in time
+                if settings_of(model) is not None:  # your own checkpoint may still get settings
                     check_measured(name, model, editor_settings(model, name))
 
     def only(self, models: Sequence[str]) -> Grid:
-        """The grid of some of its models, or of all if none is named.
+        """This grid with only some of its models, or with all if none is named.
 
         Raises:
-            ValueError: for a model that the grid does not have.
+            ValueError: if the grid does not have one of the models.
         """
         unknown = [model for model in models if model not in self.models]
         if unknown:
@@ -235,8 +235,8 @@ class Grid:
         return replace(self, models=tuple(models)) if models else self
 
     def as_dict(self) -> dict[str, Any]:
-        """The keys of a grid file; ``metrics`` and ``contexts`` where they are others than the usual ones, as older
-        files have no such keys."""
+        """The keys of a grid file; ``metrics`` and ``contexts`` only if they differ from the usual ones, as older files
+        have no such keys."""
         given = {key: value for key, value in asdict(self).items() if value != USUAL.get(key)}
         if not self.follow:
             del given["follow"]
@@ -300,13 +300,13 @@ class Grid:
         """The figures of an analysis notebook.
 
         Raises:
-            ValueError: for a notebook that has none.
+            ValueError: if the notebook has none.
         """
         return [self.figures / f"{name}.png" for name in study_of(notebook).figures]
 
     def source_of(self, study: Study) -> Grid | None:
-        """The grid from which a report on this one takes a study: itself if it runs the study, else the committed one,
-        of the same models, or None where that has another model's numbers only."""
+        """The grid from which a report on this one takes a study: this grid if it runs the study, or else the committed
+        one with the same models. None if that lacks the numbers of one of the models."""
         if study.notebook in self.notebooks:
             return self
         kept = replace(self, name=COMMITTED_GRID, notebooks={study.notebook: study.parameters})
@@ -331,7 +331,9 @@ class Grid:
 
 
 def _distinct(key: str, values: Any, kind: type) -> tuple[Any, ...]:
-    right = isinstance(values, (list, tuple)) and values and len(set(map(str, values))) == len(values)
+    if isinstance(values, (list, tuple)) and not values:
+        raise ValueError(f"{key} of the grid must name at least one, not an empty list")
+    right = isinstance(values, (list, tuple)) and len(set(map(str, values))) == len(values)
     if not right or any(not isinstance(value, kind) or isinstance(value, bool) for value in values):
         raise ValueError(f"{key} of the grid must be a list of distinct {kind.__name__}, not {values!r}")
     return tuple(values)
@@ -364,7 +366,7 @@ def _follow(number: int, part: Any) -> dict[str, Any]:
     for name, values in part.get("options", {}).items():
         if not isinstance(values, (list, tuple)) or not values:
             raise ValueError(f"options of {place} must list the values of {name}, not {values!r}")
-    checked = {**part, "editors": _distinct(f"editors of {place}, which", part["editors"], str)}
+    checked = {**part, "editors": _distinct(f"editors of follow[{number}]", part["editors"], str)}
     return checked | ({"at": tuple(part["at"])} if "at" in part else {})
 
 

@@ -1,31 +1,33 @@
 """How far edits move the hidden states of facts that they should leave alone.
 
 The states h are outputs of a block at the last token of a known fact's prompt, (n, d_model), one row per fact; X are
-those of the unedited model, Y those of the edited one. The unit is the typical distance of two facts, the mean of
+those of the unedited model, Y those of the edited one. The unit is the typical distance between two facts, the mean of
 ‖x_i − x_j‖ over i ≠ j. Three measures:
 
-- *displacement* of a fact, ‖y_i − x_i‖: how far each moves, in whatever direction;
+- *displacement* of a fact, ‖y_i − x_i‖: how far it moves, in any direction;
 - *mean shift* ‖mean(y_i − x_i)‖: how far all of them move together;
 - *energy distance* of the two distributions, 2 E‖X − Y'‖ − E‖X − X'‖ − E‖Y − Y'‖ (Székely & Rizzo 2013), which is zero
   only for equal distributions. X', Y' are independent of X, Y, so it is estimated by the U-statistic over pairs of
-  *different* facts, which has no bias although x_i and y_i belong together, and may be negative:
+  *different* facts. The estimate has no bias although x_i and y_i belong together, and it may be negative:
 
       E = Σ_{i≠j} h_ij / (n(n − 1)),   h_ij = ‖x_i − y_j‖ + ‖y_i − x_j‖ − ‖x_i − x_j‖ − ‖y_i − y_j‖.
 
 *Null by swaps.* The samples are paired. If the edit had no preferred direction, before and after could be swapped in
 any fact: (x_i, y_i) and (y_i, x_i) would be equally likely. A swap of fact i changes the sign of y_i − x_i and of every
-h_ij with this i. So with independent signs ε_i = ±1 the null has ‖Σ ε_i (y_i − x_i)‖ / n and
-Σ_{i≠j} ε_i ε_j h_ij / (n(n − 1)), whose mean is zero; p is the share of these at least as large as what was seen, which
-itself counts as one. The test is exact, and it is strict: a common shift much smaller than the spread is found.
+h_ij with this i. So, with independent signs ε_i = ±1, the null of the mean shift is ‖Σ ε_i (y_i − x_i)‖ / n. That of
+the energy distance is Σ_{i≠j} ε_i ε_j h_ij / (n(n − 1)), whose mean is zero. p is the share of draws that are at least
+as large as the value seen, which itself counts as one draw. The test is exact, and it is strict: it finds a common
+shift much smaller than the spread.
 
-*Null by halves.* The yardstick of a picture: how far are two samples of one distribution from each other? The unedited
+*Null by halves.* The yardstick for a picture: how far are two samples of one distribution from each other? The unedited
 states are cut at random into two disjoint halves, and the same two distances are taken between them (with the unbiased
-U-statistic for two independent samples). A distance below its 95 % quantile is one that two samples of n/2 facts of the
-*unedited* model have between them.
+U-statistic for two independent samples). Two samples of n/2 facts of the *unedited* model may well be as far apart as
+any distance below the 95 % quantile.
 
-*Intervals* are over facts, by the jackknife: fact i has the pseudo-value n·T − (n − 1)·T_(−i) of a statistic T that is
-T_(−i) without it. Their mean is T itself for a U-statistic (and T less its bias of order 1/n for the mean shift), so
-they are treated like values, one for each fact, also in paired comparisons of two editors.
+*Intervals* are over facts, by the jackknife. If a statistic is T, and T_(−i) without fact i, this fact has the
+pseudo-value n·T − (n − 1)·T_(−i). The mean of the pseudo-values is T itself for a U-statistic (and T less its bias of
+order 1/n for the mean shift). So they are treated like values, one for each fact, also in paired comparisons of two
+editors.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -57,19 +60,20 @@ PROJECTIONS = ("pca", "tsne")
 def known_facts(model: Model, dataset: str, records: Sequence[Record], most: int, *, seed: int = 0) -> list[Probe]:
     """Facts that no record edits and that the model knows: every token of the answer is its first choice.
 
-    For a pocket dataset: one fact, in a wording of the training text, of each subject that no record of either split
-    edits. For any other dataset: ROME's known facts, if `blue download known-facts` has fetched them, or else the
-    records' locality probes; less those that are about an edited subject or mention one.
+    For a pocket dataset: one fact about each subject that no record of either split edits, in a wording of the training
+    text. For any other dataset: ROME's known facts, if `blue download known-facts` has fetched them, or else the
+    records' locality probes. Facts that are about an edited subject or mention one are left out.
 
     Args:
         model: the unedited model.
-        dataset: the name that ``records`` were loaded by.
+        dataset: the name under which ``records`` were loaded.
         records: the edits.
-        most: how many facts at most.
+        most: the largest number of facts.
         seed: of the choice.
 
     Raises:
-        ValueError: for an edited model, fewer than four such facts, or known facts with another hash than theirs.
+        ValueError: if the model has been edited, there are fewer than four such facts, or the file of known facts does
+            not have the expected hash.
     """
     model.check_unedited("known facts")
     draw = random.Random(seed)
@@ -97,8 +101,8 @@ def known_facts(model: Model, dataset: str, records: Sequence[Record], most: int
 
 
 def recalled(model: Model, facts: Sequence[Probe]) -> list[bool]:
-    """Whether the model's first choice is right at every token of each fact's answer, which each must have."""
-    pairs = [(fact.prompt, fact.answer) for fact in facts if fact.answer is not None]
+    """For each fact, which must have an answer, whether the model's first choice is right at every token of it."""
+    pairs = [(fact.prompt, cast(str, fact.answer)) for fact in facts]
     return [score.accuracy == 1 for score in score_targets(model, pairs)]
 
 
@@ -109,12 +113,12 @@ def fact_states(model: Model, facts: Sequence[Probe], layer: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shift:
-    """What moved, in units of the typical distance of two facts.
+    """How far states moved, in units of the typical distance between two facts.
 
     Attributes:
         values: by measure, ``(n,)``: displacements, and the other measures' pseudo-values.
-        swaps: by measure but displacement, the 95 % quantile of its null by swaps.
-        p: by measure but displacement, its p-value under that null.
+        swaps: by measure except displacement, the 95 % quantile of its null by swaps.
+        p: by measure except displacement, its p-value under that null.
     """
 
     values: Mapping[str, np.ndarray]
@@ -123,10 +127,10 @@ class Shift:
 
 
 def typical_distance(states: np.ndarray) -> float:
-    """The mean distance of two different rows.
+    """The mean distance between two different rows.
 
     Raises:
-        ValueError: for fewer than four rows, or rows that are all equal.
+        ValueError: if there are fewer than four rows, or all rows are equal.
     """
     n = len(states)
     distance = cdist(states, states).sum() / (n * (n - 1)) if n >= 4 else 0.0
@@ -143,7 +147,7 @@ def measure_shift(before: np.ndarray, after: np.ndarray, *, seed: int = 0) -> Sh
         seed: of the swaps.
 
     Raises:
-        ValueError: for states of different shapes, and see :func:`typical_distance`.
+        ValueError: if the shapes differ; see also :func:`typical_distance`.
     """
     if before.shape != after.shape:
         raise ValueError(f"states before {before.shape} and after {after.shape} are not of the same facts")
@@ -175,7 +179,7 @@ def measure_shift(before: np.ndarray, after: np.ndarray, *, seed: int = 0) -> Sh
 
 
 def halves(before: np.ndarray, *, seed: int = 0) -> dict[str, float]:
-    """95 % quantiles of mean shift and energy distance between two disjoint halves of the same states, at random.
+    """95 % quantiles of mean shift and energy distance between two random disjoint halves of the same states.
 
     Raises:
         ValueError: see :func:`typical_distance`.
@@ -206,7 +210,7 @@ def shift_frame(shifts: Mapping[str, Shift], known: Mapping[str, Sequence[bool]]
 
 
 def shift_table(values: pd.DataFrame, shifts: Mapping[str, Shift]) -> pd.DataFrame:
-    """The means of :func:`shift_frame` with their intervals, and beside them ``swaps`` and ``p``, or None."""
+    """The means of :func:`shift_frame` with intervals; and ``swaps`` and ``p`` of the measures that have a null."""
     found = intervals_by(values, ["editor", "measure"], "value")
     keys = list(zip(found.editor, found.measure, strict=True))
     for column in ("swaps", "p"):
@@ -218,11 +222,11 @@ def shift_table(values: pd.DataFrame, shifts: Mapping[str, Shift]) -> pd.DataFra
 def project(
     before: np.ndarray, after: Mapping[str, np.ndarray], projection: str = "pca", *, seed: int = 0
 ) -> tuple[pd.DataFrame, list[str]]:
-    """States in the plane.
+    """Project states onto a plane.
 
-    ``pca``: the two first principal components of the states *before*; those after are put onto the same axes, so that
-    a point's place means the same in every picture. ``tsne``: fitted to all states together, as it has no way to place
-    further ones; distances in it mean little, and it depends on the seed and on what else is in the picture.
+    ``pca``: the first two principal components of the states *before*. The states after are projected onto the same
+    axes, so a point's place means the same in every picture. ``tsne``: fitted to all states together, as it cannot
+    place further ones. Distances in it mean little, and it depends on the seed and on what else is in the picture.
 
     Args:
         before: ``(n, d)``.
@@ -234,7 +238,7 @@ def project(
         Columns ``state`` (``before``, or the editor), ``x``, ``y``; and the labels of the axes.
 
     Raises:
-        ValueError: for another projection.
+        ValueError: if the projection is unknown.
     """
     if projection not in PROJECTIONS:
         raise ValueError(f"projection must be one of {', '.join(PROJECTIONS)}, not {projection!r}")

@@ -269,7 +269,10 @@ def test_evaluate_before_editing(capsys):
     ("arguments", "message"),
     [
         (["--model", "pocket-bert"], "model 'pocket-bert' is not shipped here; known: "),
+        (["--model", "smolm2-135m"], "no model is called 'smolm2-135m'; did you mean 'smollm2-135m'?"),
         (["--editor", "nonsense"], "no editor is called 'nonsense'; known: ft, mend, rome, memit"),
+        (["--editor", "MEMIT_BLUE"], "no editor is called 'MEMIT_BLUE'; did you mean 'memit_blue'?"),
+        (["--dataset", "fact"], "no dataset is called 'fact'; did you mean 'facts'?"),
         (["--dataset", "nonsense"], "no dataset is called 'nonsense'; known: pocket-counterfact"),
         (["--edits", "100000"], "has 800 records in split report; 100000 were asked for"),
         (["--batch-size", "0"], "batch_size must be between 1 and the number of records, 4; it is 0"),
@@ -313,13 +316,13 @@ EDIT = ["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor
         ([*TRAIN, "--output", "{file}/m"], "{file}/m cannot be written: Not a directory"),
         (
             [*EDIT, "--batch-size", "2", "--checkpoint", "{file}"],
-            "{file} is a file; the folder of a checkpoint is to be",
+            "{file} is a file; name a folder for the checkpoint",
         ),
         ([*EDIT, "--batch-size", "2", "--save", "{file}/s"], "{file}/s cannot be written: Not a directory"),
         ([*EDIT, "--batch-size", "2", "--on-conflict", "x"], "on_conflict must be one of last, keep, refuse, not 'x'"),
         (
             ["apply", "{folder}", "--model", "pocket-llama", "--save", "{folder}/x"],
-            "{folder} is no file; a delta is what",
+            "{folder} is not a file; name one that",
         ),
         (["apply", "x.safetensors", "--model", "pocket-llama", "--save", "{file}"], "{file} exists already"),
         (["pretrain", "pocket-gpt2", "--steps", "0", "--output", "{folder}/p"], "steps must be at least 1, not 0"),
@@ -332,7 +335,7 @@ EDIT = ["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor
         (["statistics", "--model", "pocket-llama", "--tokens", "0"], "tokens must be at least 1, not 0"),
         (["statistics", "--model", "pocket-llama", "--output", "{folder}"], "{folder} is a folder; a file is to be"),
         (["convergence", "--model", "pocket-llama", "--tokens", "0"], "tokens must be at least 1, not 0"),
-        (["convergence", "--model", "pocket-llama", "--editor", "memit", "ft"], "ft is no composition of layers"),
+        (["convergence", "--model", "pocket-llama", "--editor", "memit", "ft"], "ft is not a composition of layers"),
         (
             ["tune", "--model", "pocket-llama", "--editor", "ft", "nonsense"],
             "no editor is called 'nonsense'; known: ft, mend",
@@ -344,7 +347,7 @@ EDIT = ["edit", "--model", "pocket-llama", "--dataset", "pocket-zsre", "--editor
         ),
         (["notebook", "04_residuals", "{folder}"], "{folder} is a folder; a file is to be written there"),
         (["draw", "00_quickstart"], "no analysis notebook is called '00_quickstart'; known: "),
-        (["tables", "--grid", "{file}"], "{file} is no YAML: while parsing a flow sequence"),
+        (["tables", "--grid", "{file}"], "{file} is not valid YAML: while parsing a flow sequence"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_long_begins(command, message, tmp_path, monkeypatch, capsys):

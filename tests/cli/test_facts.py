@@ -10,6 +10,7 @@ import pytest
 from bluelib import apply_delta, edit_sequence, get_editor, load_dataset, load_facts, load_model
 from bluelib.cli import main
 from bluelib.cli.common import answers_table
+from bluelib.cli.editing import _answers
 from bluelib.data.datasets import _warn
 from bluelib.metrics.answers import ask_about, compare
 from bluelib.metrics.drift import PROMPTS, drift, next_tokens
@@ -71,8 +72,9 @@ def test_the_answer_is_a_line_a_fact(facts, known, capsys, caplog):
         assert (before, after, first) == (f"{record.target_true}.", f"{record.target_new}.", "yes")
     assert lines[1].endswith(("/2",)) and lines[2].endswith("–")
     assert lines[5].startswith("new object is the first choice: 0 of 3 before (0 of 2 after paraphrases), 3 of 3 after")
-    assert lines[6].startswith("next tokens after 20 unrelated prompts moved by ")
-    assert "efficacy" in lines[8] and "specificity" in lines[8] and lines[10].startswith("after memit_blue")
+    assert lines[6] == "other answers about neighbours: 0 of 10"
+    assert lines[7].startswith("next tokens after 20 unrelated prompts moved by ")
+    assert "efficacy" in lines[9] and "specificity" in lines[9] and lines[11].startswith("after memit_blue")
     assert caplog.text.count("2 of 3 records have no target_true") == 1
 
 
@@ -211,6 +213,18 @@ def test_what_has_nothing_to_keep_says_that_it_begins_anew(monkeypatch, capsys):
     monkeypatch.setattr("bluelib.models.load.load_model", interrupted)
     assert main(["ask", "pocket-llama", "Peru is"]) == 130
     assert capsys.readouterr().err == "blue: interrupted; nothing was kept; the same command starts again\n"
+
+
+def test_neighbours_that_are_answered_otherwise_are_shown():
+    said = {"says": "Rome.", "first_choice": True, "first_choice_paraphrases": 0}
+    row = {"prompt": "x is in", "target_new": "Rome", "paraphrases": 0, "before": said, "after": said}
+    near = [{"prompt": "Peru lies in", "before": "America.", "after": "Asia."}]
+    near.append({"prompt": "Oslo lies in", "before": "Norway.", "after": "Norway."})
+    assert _answers([{**row, "neighbours": near}, row], 2)[-2:] == [
+        "other answers about neighbours: 1 of 2",
+        "  Peru lies in  'America.' → 'Asia.'",
+    ]
+    assert "neighbours" not in "".join(_answers([row], 1))
 
 
 def test_long_texts_are_shortened_in_the_table():

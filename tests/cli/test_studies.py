@@ -120,7 +120,10 @@ def test_tune_takes_its_model_both_ways_and_writes_a_file_of_one_s_own(place, fo
     [
         ("tune --editor memit", "name one model: blue tune MODEL"),
         ("tune MODEL --model MODEL", "name one model: blue tune MODEL"),
-        ("tune pocket-llama --editor memit --write", "pocket-llama.yaml ships with the project, and is not written"),
+        (
+            "tune pocket-llama --editor memit --write",
+            "pocket-llama.yaml ships with the project, and is not overwritten",
+        ),
         ("tune MODEL --editor memit --corpus nowhere.txt", "no corpus is called 'nowhere.txt'"),
         ("contributions --model MODEL --corpus nowhere.txt", "no corpus is called 'nowhere.txt'"),
         ("contributions --model MODEL --dataset nowhere", "no dataset is called 'nowhere'"),
@@ -153,7 +156,7 @@ def three(tmp_path):
 
 def test_layers_are_compared_after_paraphrases_or_not_at_all(place, folder, three, capsys):
     assert main(options(f"contributions --model MODEL --dataset {three}", folder)) == 2
-    assert "no record has paraphrases, after which layers are compared" in capsys.readouterr().err
+    assert "no record has paraphrases, which the comparison of layers needs" in capsys.readouterr().err
 
 
 def test_follow_takes_as_many_records_as_there_are(place, folder, three, capsys):
@@ -170,9 +173,9 @@ def test_edits_go_on_from_a_delta(place, folder, tmp_path, capsys):
     assert main(options(f"{go_on} --save-delta {tmp_path / 'tomorrow'} --save {tmp_path / 'saved'}", folder)) == 0
     capsys.readouterr()
     assert main(options(f"edit --model {tmp_path / 'saved'} --dataset pocket-zsre --edits 2", folder)) == 2
-    assert "go on from them with --from FILE" in capsys.readouterr().err
+    assert "continue from them with --from FILE" in capsys.readouterr().err
     assert main(options(f"{go_on} --editor memit_blue --from {tmp_path / 'none'}", folder)) == 2
-    assert "is no file; a delta is what `save_delta` wrote" in capsys.readouterr().err
+    assert "is not a file; name one that `save_delta` wrote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["edit", "contributions", "nullspace", "convergence", "tune", "ablation"])
@@ -191,7 +194,7 @@ def test_a_text_that_is_too_short_is_noticed_first(command, place, folder, monke
     line = f"{command} --model MODEL --dataset pocket-zsre --edits 1 --corpus short.txt --tokens 5000"
     assert main(options(line, folder)) == 2
     said = capsys.readouterr().err
-    assert "corpus 'short.txt' has " in said and "5000 were asked for; with less than one for each dimension" in said
+    assert "corpus 'short.txt' has " in said and "5000 were asked for; MEMIT has no solution with less than one" in said
 
 
 def test_edit_takes_as_many_tokens_as_it_is_told(place, folder, capsys):

@@ -14,6 +14,7 @@ from bluelib.data.datasets import BENCHMARKS, DATASETS, _warn, _warn_without_ref
 from bluelib.data.download import FILES, cached
 from bluelib.io.tensors import file_hash
 from bluelib.metrics import evaluate
+from bluelib.metrics.editing import _say_unmeasured
 from bluelib.pocket.datasets import write_datasets
 from bluelib.pocket.world import build_world
 from tests.support.small import random_model
@@ -121,10 +122,15 @@ def test_what_missing_prompts_would_measure_is_left_out(write, fields, left_out)
 
 @pytest.mark.parametrize(("entry", "times"), [(EDIT, 1), (FLAT, 1), (COUNTERFACT, 0), (ZSRE, 0)])
 def test_that_nothing_is_generated_is_said_once(write, caplog, entry, times):
-    _warn.cache_clear()
+    model = random_model("pocket-gpt2")
+    _say_unmeasured.cache_clear()
+    records = load_dataset(write([entry]))
+    evaluate(model, records, generate=False)
+    said = "no record has generation_prompts: fluency and consistency cannot be measured"
+    assert said not in caplog.text, "nobody asked"
     for _ in range(2):
-        load_dataset(write([entry]))
-    assert caplog.text.count("fluency and consistency are not measured") == times
+        evaluate(model, records)
+    assert caplog.text.count(said) == times
 
 
 def test_one_record_with_generation_prompts_is_enough(write, caplog):

@@ -203,7 +203,7 @@ def test_fields_that_nothing_reads_are_named_once(write, caplog):
             [TOWER, CURIE | {"target_true": "Polish", "neighbours": ["x", {"prompt": "y", "answer": "z"}]}],
             ["1 of 2 records have no target_true", "1 of 2 neighbours have no answer"],
         ),
-        ([TOWER | {"target_true": "Paris", "neighbours": ["x"]}], ["no neighbour has an answer: specificity"]),
+        ([TOWER | {"target_true": "Paris", "neighbours": ["x"]}], ["no neighbour has an answer: specificity, which asks whether it is kept, is not measured"]),
     ],
 )
 def test_what_cannot_be_measured_is_said_once(write, caplog, entries, messages):
@@ -257,7 +257,7 @@ def test_what_can_be_measured_is(write):
         ({"neighbours": [5]}, r"field 'neighbours\[0\]' must be a prompt, or an object with prompt and answer, not 5"),
         ({"neighbours": [{"answer": "x"}]}, r"field 'neighbours\[0\]' must be a prompt, or an object with"),
         ({"neighbours": [{"prompt": "x", "answer": 5}]}, r"field 'neighbours\[0\].answer' must be a string"),
-        ({"locality_ground_truth": "x"}, "an answer for each 'locality_prompt', 0, not 1"),
+        ({"locality_ground_truth": "x"}, "one answer for each 'locality_prompt': 0, not 1"),
         ({"locality": []}, "field 'locality' must be dict, not list"),
         ({"locality": {"Relation_Specificity": {}}}, "field 'locality.Relation_Specificity' must be list, not dict"),
         ({"locality": {"Relation_Specificity": ["x"]}}, r"field 'locality.Relation_Specificity\[0\]' must be"),
@@ -418,5 +418,5 @@ def test_objects_and_paraphrases_go_by_the_names_of_others_too(write):
 
 def test_a_table_has_no_separator(tmp_path):
     (tmp_path / "x.csv").write_text("subject,prompt,target_new,separator\nPeru,Peru is in,Asia, \n")
-    with pytest.raises(ValueError, match="tell no separator: use JSON for it"):
+    with pytest.raises(ValueError, match="a table cannot have a column 'separator'"):
         load_facts(tmp_path / "x.csv")

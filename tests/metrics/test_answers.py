@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bluelib import load_dataset, load_model
-from bluelib.metrics.answers import Said, ask_about, compare, first_sentence
+from bluelib.data import Probe
+from bluelib.metrics.answers import TOKENS, Said, ask_about, compare, first_sentence
 from bluelib.metrics.drift import PROMPTS, divergences, drift, next_tokens, unrelated
 from bluelib.models.generation import continue_greedily, end_tokens
 from bluelib.models.prompts import encode_prompt, encode_target
@@ -37,6 +38,21 @@ def test_answers_are_the_first_choices_one_after_the_other(any_model):
         target = list(encode_target(any_model.tokenizer, record.target_new))
         assert said.first_choice == (greedy(any_model, said.prompt, len(target)) == target)
         assert said.paraphrases[1] == said.first_choice and len(said.paraphrases) == 2
+
+
+def test_neighbours_are_asked_about_if_they_are_to_be(any_model):
+    probes = [Probe("Peru lies in"), Probe("The capital of Peru is", "Lima")]
+    records = [replace(RECORDS[0], locality=tuple(probes)), replace(RECORDS[1], locality=())]
+    assert [said.neighbours for said in ask_about(any_model, records)] == [(), ()]
+    said = ask_about(any_model, records, neighbours=True)
+    texts = [first_sentence(text) for text in continue_greedily(any_model, [one.prompt for one in probes], [TOKENS] * 2)]
+    assert said[0].neighbours == tuple(zip([one.prompt for one in probes], texts, strict=True))
+    assert said[1].neighbours == () and [one.text for one in said] == [
+        one.text for one in ask_about(any_model, records)
+    ]
+    first, second = compare(said, [replace(said[0], neighbours=(said[0].neighbours[0], ("", "Cusco"))), said[1]])
+    assert first["neighbours"][1] == {"prompt": probes[1].prompt, "before": texts[1], "after": "Cusco"}
+    assert "neighbours" not in second
 
 
 def test_a_model_that_knows_a_fact_says_it():

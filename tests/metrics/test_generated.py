@@ -214,7 +214,7 @@ def test_locality_is_not_dropped_in_silence(model, caplog):
     bare = [replace(record, locality=()) for record in records]
     found = evaluate(model, bare, generate=False, metrics=("editing", "locality"), before=Before.of(model, bare))
     assert found.metrics == ["efficacy", "generalization"]
-    assert "no record has locality probes: locality is not measured" in caplog.text
+    assert "no record has locality probes: locality cannot be measured" in caplog.text
 
 
 def test_argmax_needs_no_old_object(model):

@@ -120,7 +120,7 @@ def test_the_picture_has_both_methods(model, comparison):
     ("change", "message"),
     [
         ({"target": "  "}, "The new object is empty"),
-        ({"target": "Paris"}, "is what pocket-llama says already"),
+        ({"target": "Paris"}, "is what pocket-llama already says"),
         ({"prompt": "The tower is in"}, "does not mention the subject “Eiffel Tower”"),
         ({"prompt": "Eiffel Tower is {} in"}, "besides the subject"),
         ({"subject": " "}, "The subject is empty"),
@@ -140,7 +140,9 @@ def test_wrong_arguments_are_refused(model, tower):
         compare(model, [])
     with pytest.raises(ValueError, match="λ must be above 0"):
         compare(model, [tower], factor=0)
-    with pytest.raises(ValueError, match="'memit' is no variant of a method; known: memit_blue, memit_fe"):
+    with pytest.raises(ValueError, match="editor must be a variant of a method, such as memit_blue, not 'memit'"):
+        EditPage(model, RECORDS, editor="memit")
+    with pytest.raises(ValueError, match="'memit' is not a variant of a method; known variants: memit_blue, memit_fe"):
         compare(model, [tower], "memit")
 
 
