@@ -17,7 +17,9 @@ def datasets(arguments: Namespace) -> Answer:
     """List the datasets that ship with the project, and those that can be downloaded."""
     from ..data.datasets import DATASETS
     from ..data.download import FILES, cached, size_of
+    from ..io.plugins import load_plugins
 
+    load_plugins()
     made: list[Path] = []
     if arguments.check:
         from ..data.facts import write_checked

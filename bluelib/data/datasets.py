@@ -12,6 +12,7 @@ from typing import Any
 
 from ..io.assets import ASSETS, check_shipped
 from ..io.checks import check_seed, check_whole, suggestion
+from ..io.plugins import load_plugins
 from . import own
 from .benchmarks import parse_counterfact, parse_zsre, reference_texts
 from .download import cached, downloaded, expected_hash, read_entries
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset that ships with the project: its file, how a record is read, and whether it is of the pocket world."""
+    """A dataset that has a name: its file, how a record of it is read, and whether it is about the pocket world."""
 
     path: Path
     parse: Callable[[Mapping[str, Any], int], Record]
@@ -31,6 +32,7 @@ class Dataset:
     pocket: bool = True
 
 
+#: The datasets that ship with the project, and those that installed packages add (:mod:`bluelib.io.plugins`).
 DATASETS = {
     "pocket-counterfact": Dataset(
         ASSETS / "datasets" / "pocket-counterfact.json",
@@ -177,6 +179,7 @@ def load_dataset(
         if value is not None:
             check_whole(argument, value, 1)
     check_seed(seed)
+    load_plugins()
     shipped, benchmark = DATASETS.get(str(name)), BENCHMARKS.get(str(name))
     path = shipped.path if shipped else downloaded(str(name)) if benchmark else Path(name)
     if not path.suffix and not path.is_file():
@@ -310,7 +313,12 @@ def _records(entry: Any, position: int, parse: Parser) -> list[Record]:
         raise RecordError(
             f"record at position {position}: field 'split' must be one of {', '.join(SPLITS)}, not {entry['split']!r}"
         )
-    found = parse(entry, position)
+    try:
+        found = parse(entry, position)
+    except RecordError:
+        raise
+    except Exception as error:  # your own parser may raise anything
+        raise RecordError(f"record at position {position}: its parser failed: {error!r}") from error
     records = found if isinstance(found, list) else [found]
     for record in records:
         if not isinstance(record, Record):

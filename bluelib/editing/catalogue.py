@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from ..io.checks import suggestion
 from ..io.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, SKY, VERMILION
+from ..io.plugins import factories, failures_logged, load_plugins
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,6 @@ NEEDS = (SECOND_MOMENTS, NULL_SPACE, NETWORK)
 UNEDITED = "pre-edited"
 #: Where the paper reports a method.
 MAIN_TABLE, APPENDIX = "main table", "appendix"
-#: The group of entry points by which installed packages add methods.
-GROUP = "bluelib.editors"
 
 
 @dataclass(frozen=True)
@@ -369,19 +367,15 @@ _discovered = False
 
 
 def _discover() -> None:
-    """Add the methods of installed packages, once. An entry point that fails is logged and skipped."""
+    """Add the methods of installed packages, once."""
     global _discovered
     if _discovered:
         return
     _discovered = True  # set first: a package may ask for methods while it is imported
-    for point in entry_points(group=GROUP):
-        try:
-            if point.attr:
-                register(point.name, point.value)
-            else:
-                point.load()
-        except Exception as error:  # another package's module may raise anything
-            log.warning("entry point %s in group %s failed, so its method is missing: %s", point.name, GROUP, error)
+    load_plugins()
+    for point in factories():
+        with failures_logged(point):
+            register(point.name, point.value)
 
 
 def methods() -> dict[str, Entry]:

@@ -255,6 +255,10 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
         parts = {key: settings.pop(key) for key in _OF_ITSELF & set(settings)}
         of_targets = (_OF_TARGETS - set(inspect.signature(make).parameters)) & set(settings)
         settings["targets"] = TargetOptions(**{key: settings.pop(key) for key in of_targets})
+    for key, parameter in inspect.signature(make).parameters.items():
+        kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
+        if kind in ("float", "int") and isinstance(settings.get(key), str):
+            raise ValueError(f"{key} of editor {name!r} must be a number, not {settings[key]!r}")
     try:
         inspect.signature(make).bind(**settings)
     except TypeError as error:

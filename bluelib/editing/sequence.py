@@ -57,6 +57,7 @@ class Run:
     inputs: dict[str, Any]
     _originals: Snapshot = field(repr=False)
     _keys: list[Mapping[int, Tensor]] = field(repr=False)
+    _reverted: bool = field(default=False, repr=False)
 
     def __repr__(self) -> str:
         layers = ", ".join(map(str, self._originals.weights))
@@ -67,6 +68,7 @@ class Run:
         """Restore the weights from before the first batch, bit for bit and in their type. Calling it again changes
         nothing. Of several runs on one model, revert the last one first."""
         self.model.restore(self._originals)
+        self._reverted = True
 
     def weight_change(self) -> dict[int, float]:
         """‖W − W₀‖ / ‖W₀‖ (Frobenius) of each edited layer."""
@@ -77,13 +79,23 @@ class Run:
         return changes
 
     def save(self, path: str | Path) -> Path:
-        """Write the edited model as a checkpoint that ``transformers`` loads, see :meth:`.Model.save`."""
+        """Write the edited model as a checkpoint that ``transformers`` loads, see :meth:`.Model.save`.
+
+        Raises:
+            ValueError: if the run was reverted.
+        """
+        self._check_there()
         return self.model.save(path)
 
     def save_delta(self, path: str | Path) -> Path:
         """Write only the changed matrices, for :func:`~bluelib.apply_delta` on the same model: those of this run, and
         of runs before it that were not reverted. The file also has the keys that a method with a history needs to
-        continue from it (``edit_sequence(…, start=PATH)``)."""
+        continue from it (``edit_sequence(…, start=PATH)``).
+
+        Raises:
+            ValueError: if the run was reverted.
+        """
+        self._check_there()
         about = {
             "editor": describe(self.editor),
             "edits": sum(int(batch["edits"]) for batch in self.batches),
@@ -91,6 +103,10 @@ class Run:
             "records_hash": records_hash(self.records),
         }
         return save_delta(self.model, tuple(self._originals.weights), path, about, self._keys)
+
+    def _check_there(self) -> None:
+        if self._reverted:
+            raise ValueError("this run was reverted, so the model has no edit to save: save before revert()")
 
 
 def check_sequence(

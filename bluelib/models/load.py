@@ -23,6 +23,7 @@ from transformers.utils.hub import extract_commit_hash
 from ..io.assets import check_shipped
 from ..io.checks import suggestion
 from ..io.formats import read_json
+from ..io.plugins import load_plugins
 from ..io.tensors import file_hash
 from .adapters import adapter_for
 from .download import download_model
@@ -58,6 +59,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         OSError: if the name is neither known, nor a folder, nor on the hub, if the hub does not give access, or if a
             file is damaged or cannot be fetched; the message says what to do.
     """
+    load_plugins()
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     check_device(device)

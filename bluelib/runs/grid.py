@@ -199,7 +199,9 @@ class Grid:
             ValueError: if a dataset is neither.
         """
         from ..data.datasets import BENCHMARKS, DATASETS
+        from ..io.plugins import load_plugins
 
+        load_plugins()
         for name in self.datasets:
             if name not in (*DATASETS, *BENCHMARKS) and not project_path(name).exists():
                 raise ValueError(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..io.formats import read_json
+from ..io.formats import read_json, write_json
 from ..io.locks import locked
 from ..io.paths import project_path
 from .grid import Grid
@@ -47,8 +47,9 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
         from snakemake.cli import main
     except ImportError as error:
         raise RuntimeError("Snakemake is not installed: pip install 'bluelib[workflow]'") from error
-    path = path.resolve()
     os.chdir(project_path())
+    # With models and datasets named by their paths, where they are beside the grid file.
+    values = write_json(grid.work / "grid.json", grid.as_dict())
     # Jobs call plain `python`: that of this environment.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     logging.getLogger().handlers.clear()  # Snakemake has its own handler
@@ -62,7 +63,7 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
                     "--snakefile",
                     str(snakefile),
                     "--configfile",
-                    str(path),
+                    str(values),
                     "--nolock",
                     "--workflow-profile",
                     str(profiles / profile),

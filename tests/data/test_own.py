@@ -109,6 +109,12 @@ def test_columns_of_a_toolkit(write):
         load_facts(write(columns | {"target_new": "Rome"}))
 
 
+def test_a_parser_that_fails_names_the_record(write):
+    path = write([TOWER, CURIE])
+    with pytest.raises(RecordError, match=r"record at position 0: its parser failed: KeyError\('nope'\)"):
+        load_dataset(path, parse=lambda entry, position: entry["nope"], limit=1)
+
+
 def test_a_line_that_is_not_json_is_a_bad_record_like_another(write, caplog):
     path = write("\n".join([lines(TOWER), "{", lines(CURIE)]), "my.jsonl")
     assert [record.subject for record in load_facts(path, skip_bad=True)] == ["Eiffel Tower", "Marie Curie"]
@@ -203,7 +209,10 @@ def test_fields_that_nothing_reads_are_named_once(write, caplog):
             [TOWER, CURIE | {"target_true": "Polish", "neighbours": ["x", {"prompt": "y", "answer": "z"}]}],
             ["1 of 2 records have no target_true", "1 of 2 neighbours have no answer"],
         ),
-        ([TOWER | {"target_true": "Paris", "neighbours": ["x"]}], ["no neighbour has an answer: specificity, which asks whether it is kept, is not measured"]),
+        (
+            [TOWER | {"target_true": "Paris", "neighbours": ["x"]}],
+            ["no neighbour has an answer: specificity, which asks whether it is kept, is not measured"],
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_said_once(write, caplog, entries, messages):

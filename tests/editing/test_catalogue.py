@@ -196,8 +196,48 @@ def test_installed_packages_bring_methods(packages):
         "print('torch' in sys.modules)"
     )
     said = python(code, packages)
-    assert "['plain_one', 'labelled'] Labelled!\nFalse\n" in said
-    assert "entry point broken in group bluelib.editors failed, so its method is missing: out of order" in said
+    assert "['labelled', 'plain_one'] Labelled!\nFalse\n" in said
+    assert "entry point broken in group bluelib.editors failed, so what it adds is missing: out of order" in said
+
+
+def test_installed_packages_bring_architectures_and_datasets(packages):
+    (packages / "theirs.py").write_text(
+        "from pathlib import Path\n"
+        "from bluelib.data.datasets import DATASETS, Dataset\n"
+        "from bluelib.data.own import parse_flat\n"
+        "from bluelib.models.adapters import _LLAMA, ADAPTERS\n"
+        "def parse(entry, position):\n"
+        "    subject, prompt, target = entry['triple']\n"
+        "    return parse_flat({'subject': subject, 'prompt': prompt, 'target_new': target}, position)\n"
+        "ADAPTERS['phi3'] = _LLAMA\n"
+        "DATASETS['triples'] = Dataset(Path(__file__).with_name('triples.json'), parse, 'triples', pocket=False)\n"
+    )
+    (packages / "triples.json").write_text('[{"triple": ["Peru", "Peru lies in", "Asia"]}]')
+    code = (
+        "from bluelib import load_dataset\n"
+        "from bluelib.cli import main\n"
+        "print(load_dataset('triples')[0].request)\n"
+        "main(['datasets'])\n"
+        "main(['doctor', '/nowhere'])\n"
+        "from bluelib.models.adapters import adapter_for\n"
+        "print(adapter_for('phi3').blocks)"
+    )
+    said = python(code, packages)
+    assert "prompt='{} lies in', subject='Peru', target='Asia'" in said and "model.layers" in said
+    assert any(line.split() == ["triples", "triples"] for line in said.splitlines())
+
+
+@pytest.mark.parametrize("annotation", [float, "float", int])
+def test_an_option_that_is_no_number_is_refused_by_name(registered, annotation):
+    def factory(layers, targets, *, mom2_update_weight, scale=1.0):
+        return memit(layers, targets, mom2_update_weight=mom2_update_weight * scale)
+
+    factory.__annotations__["scale"] = annotation
+    bluelib.register("theirs", factory, like="memit")
+    model = load_model("pocket-gpt2")
+    with pytest.raises(ValueError, match="scale of editor 'theirs' must be a number, not 'abc'"):
+        get_editor("theirs", model, scale="abc")
+    assert get_editor("theirs", model, scale=2).solver.weight == 2 * get_editor("memit", model).solver.weight
 
 
 def test_a_chain_of_likeness_has_an_end(registered):

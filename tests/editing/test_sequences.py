@@ -80,6 +80,10 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
     again = edit_sequence(any_model, RECORDS, method, batch_size=2, checkpoint_dir=tmp_path / "c")
     assert weights_hash(any_model.hf_model) == wanted, "a finished run is not made again"
     again.revert()
+    for save in (again.save, again.save_delta):
+        with pytest.raises(ValueError, match=r"this run was reverted.*save before revert"):
+            save(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists() and "Run: 5 edits of" in repr(again), "and no list of all it holds"
 
 
 SINCE = {

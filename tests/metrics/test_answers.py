@@ -45,7 +45,9 @@ def test_neighbours_are_asked_about_if_they_are_to_be(any_model):
     records = [replace(RECORDS[0], locality=tuple(probes)), replace(RECORDS[1], locality=())]
     assert [said.neighbours for said in ask_about(any_model, records)] == [(), ()]
     said = ask_about(any_model, records, neighbours=True)
-    texts = [first_sentence(text) for text in continue_greedily(any_model, [one.prompt for one in probes], [TOKENS] * 2)]
+    texts = [
+        first_sentence(text) for text in continue_greedily(any_model, [one.prompt for one in probes], [TOKENS] * 2)
+    ]
     assert said[0].neighbours == tuple(zip([one.prompt for one in probes], texts, strict=True))
     assert said[1].neighbours == () and [one.text for one in said] == [
         one.text for one in ask_about(any_model, records)

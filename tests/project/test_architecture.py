@@ -112,11 +112,20 @@ def test_files_and_calls_that_the_page_names_exist():
 
 
 def test_a_method_of_ones_own_stands_in_a_table(tmp_path):
-    """The page's example, as a reader would run it."""
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    """The page's examples, as a reader would run them: a composition, and a part of one's own."""
+    code, part, parser, _ = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
     assert len([line for line in code.splitlines() if line.strip()]) < 20
+    more = "print(bluelib.get_editor('scaled_blue', model, scale=0.25).constraint)\nprint(records[0].request.text)"
+    (tmp_path / "triples.json").write_text('[{"triple": ["Peru", "lies in", "Asia"]}]')
+    parser = parser.replace("triples.json", str(tmp_path / "triples.json"))
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", "\n".join([code, part, parser, more])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
+    assert "Scaled(scale=0.25)\nPeru lies in\n" in done.stdout
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
     assert rows == ["", "---", "pre-edited", "MEMIT", "MEMIT_BLUE", "Gentle", "Gentle_BLUE"]

@@ -19,6 +19,7 @@ import yaml
 from bluelib.cli import main
 from bluelib.editing import catalogue
 from bluelib.editing.settings import model_configs
+from bluelib.io.assets import ASSETS
 from bluelib.io.formats import write_json
 from bluelib.io.locks import locked
 from bluelib.models import load
@@ -297,6 +298,28 @@ def test_what_a_grid_names_beside_it_is_found_and_what_is_nowhere_is_refused(pro
     with pytest.raises(ValueError, match=r"dataset 'four.json' is neither a name .* nor a file beside the grid"):
         run_grid(path)
     assert not (project / "results" / "tiny").exists()
+
+
+@pytest.mark.slow
+def test_a_grid_outside_the_checkout_runs_with_what_is_beside_it(project, tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("elsewhere")
+    model = shutil.copytree(pocket_models()["pocket-llama"], folder / "mymodel")
+    entries = json.loads((ASSETS / "datasets" / "pocket-zsre.json").read_text())
+    (folder / "mine.json").write_text(json.dumps([e for e in entries if e.get("split") != "tune"][:6]))
+    (folder / "own.yaml").write_text(yaml.safe_dump({**TINY, "models": ["mymodel"], "datasets": ["mine.json"]}))
+    grid = Grid.load(folder / "own.yaml")
+    result = grid.result(Place(str(model), str(folder / "mine.json"), "memit", 0))
+    command = [sys.executable, "-m", "bluelib.cli", "reproduce", "--grid", str(folder / "own.yaml"), "--"]
+    process = subprocess.run(
+        [*command, str(result.relative_to(project))],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert len(json.loads(result.read_text())["scores"]["efficacy"]) == 6
+    assert json.loads((project / "results" / "tiny" / "grid.json").read_text()) == grid.as_dict()
 
 
 def test_a_grid_knows_all_editors():
