@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -11,8 +11,8 @@ import pandas as pd
 from ..editing.catalogue import VARIANTS, entry, in_order, label_pairs
 from ..editing.settings import editor_settings
 from ..io.formats import read_json
-from ..metrics.intervals import interval
-from ..models.known import short_label
+from ..metrics.intervals import Interval, interval
+from ..models.known import scale_of, short_label
 from ..runs.grid import Grid
 from ..studies import STUDIES
 from ..studies.follow import followed
@@ -48,6 +48,12 @@ def findings(
         )
         if line
     )
+
+
+def _called(dataset: str) -> str:
+    """The benchmark of a dataset, as papers spell it."""
+    name = benchmark(dataset)
+    return {"counterfact": "CounterFact", "zsre": "zsRE"}.get(name, name)
 
 
 def _mark(marks: Mapping[str, str], words: str) -> str:
@@ -91,14 +97,14 @@ def _steps(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> 
 
 
 def _length(runs: pd.DataFrame) -> str:
-    """How a method and its BLUE variant end the longest sequence along which both were followed, by their settings."""
+    """How methods and their BLUE variants, with settings of their own, end the longest sequence that both ran along."""
     own = runs[[not options for options in runs.options]]
     own = own.assign(label=[entry(name).label for name in own.editor])
     for edits in sorted(set(own.edits), reverse=True):
         ends = own[(own.edits == edits) & (own.length == edits)].set_index("label")
-        for pair in label_pairs(ends.index.unique()):
-            plain, blue = (ends.loc[label] for label in pair)
-            return _ends(plain, blue) + _same_weight(runs, plain, blue)
+        pairs = [tuple(ends.loc[label] for label in pair) for pair in label_pairs(ends.index.unique())]
+        if pairs:
+            return _ends(pairs) + "".join(_same_weight(runs, plain, blue) for plain, blue in pairs)
     return ""
 
 
@@ -107,58 +113,74 @@ def _editing(end: pd.Series) -> list[float]:
     return [(one + two) / 2 for one, two in zip(end.efficacy, end.generalization, strict=True)]
 
 
+def _gained(plain: Sequence[float], blue: Sequence[float]) -> Interval:
+    return interval([b - a for a, b in zip(plain, blue, strict=True)])
+
+
 def _same_weight(runs: pd.DataFrame, plain: pd.Series, blue: pd.Series) -> str:
-    """How the plain method ends with the variant's λ, if it was also followed with that."""
+    """Where the variant is ahead: how the plain method ends with the variant's λ, if it was also followed with that."""
     weight = editor_settings(blue.model, blue.editor).get("mom2_update_weight")
     same = runs[[options == (("mom2_update_weight", weight),) for options in runs.options]]
     same = same[(same.editor == plain.editor) & (same.edits == plain.edits) & (same.length == plain.length)]
-    if same.empty:
+    if same.empty or _gained(_editing(plain), _editing(blue)).low <= 0:
         return ""
     end = same.iloc[0]
-    gain = interval([b - a for a, b in zip(_editing(end), _editing(blue), strict=True)])
+    gain = _gained(_editing(end), _editing(blue))
+    explains = "does not explain" if gain.low > 0 else "may explain"
     return (
-        f" λ is not what makes the difference: with {blue.name}'s own, {weight:g}, {plain.name} ends at "
-        f"{fmean(_editing(end)):.0f} and {fmean(end.specificity):.0f} % ({gain.mean:+.0f} "
-        f"[{gain.low:+.0f}, {gain.high:+.0f}] for {blue.name} in the former)."
+        f" λ, chosen for each method, {explains} this: {plain.name} with {blue.name}'s λ, {weight:g}, ends at "
+        f"{fmean(_editing(end)):.0f} % ({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}])."
     )
 
 
-def _ends(plain: pd.Series, blue: pd.Series) -> str:
-    def told(values: Sequence[Sequence[float]], unit: str = "") -> str:
-        gain = interval([b - a for a, b in zip(*values, strict=True)])
-        return (
-            f"{fmean(values[1]):.0f} % with {blue.name} and {fmean(values[0]):.0f} % with {plain.name} "
-            f"({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}]{unit})"
-        )
+def _ends(pairs: Sequence[tuple[pd.Series, pd.Series]]) -> str:
+    """How each pair, plain and BLUE, ends one and the same sequence."""
 
-    editing = [_editing(plain), _editing(blue)]
+    def told(measure: Callable[[pd.Series], list[float]]) -> str:
+        parts = []
+        for plain, blue in pairs:
+            gain = _gained(measure(plain), measure(blue))
+            parts.append(
+                f"{blue.name} {fmean(measure(blue)):.0f} %, {plain.name} {fmean(measure(plain)):.0f} % "
+                f"({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}])"
+            )
+        return "; ".join(parts)
+
+    ahead = [_gained(_editing(plain), _editing(blue)).low > 0 for plain, blue in pairs]
+    names = [plain.name for (plain, _), gains in zip(pairs, ahead, strict=True) if gains]
+    words = f"BLUE {'holds' if any(ahead) else 'does not hold'} longer"
+    words += "" if all(ahead) or not any(ahead) else f" with {' and '.join(names)}"
+    first = pairs[0][0]
+    moved = ", ".join(f"{one.name} {one.elsewhere:.1f}" for plain, blue in pairs for one in (blue, plain))
     return (
-        f"- **Along a long sequence BLUE holds longer.** After {plain.edits:,} edits of {short_label(plain.model)} in "
-        f"batches of {plain.batch_size}, efficacy and generalization are {told(editing, ' points')}, specificity is "
-        f"{told([plain.specificity, blue.specificity])}. Next tokens about other subjects have moved by "
-        f"{blue.elsewhere:.1f} and {plain.elsewhere:.1f} nats."
+        f"- **Along a long sequence {words}.** After {first.edits:,} edits of {short_label(first.model)} "
+        f"({_called(first.dataset)}, batches of {first.batch_size}), the mean of efficacy and generalization is: "
+        f"{told(_editing)}. Specificity: {told(lambda end: end.specificity)}. How far next tokens about other subjects "
+        f"have moved, D_KL in nats: {moved}."
     )
 
 
 def _gain(scores: Mapping[str, Scores]) -> str:
-    found, smaller = [], []
+    found, relative, smaller = [], [], []
     for of_grid in scores.values():
         if not families(of_grid):
             continue
         average = improvement(of_grid)[0].iloc[-1]
         models, datasets = (list(dict.fromkeys(names)) for names in zip(*of_grid, strict=True))
         names = short_label(models[0]) if len(models) == 1 else f"the {len(models)} pocket models"
+        unclear = ", which may be none" if average["points_low"] <= 0 <= average["points_high"] else ""
         found.append(
-            f"{average['points']:+.1f} points [{average['points_low']:+.1f}, {average['points_high']:+.1f}] on {names} "
-            f"({', '.join(families(of_grid))}; {', '.join(map(benchmark, datasets))}), or "
-            f"{average['improvement']:+.1f} %"
+            f"{average['points']:+.1f} points [{average['points_low']:+.1f}, {average['points_high']:+.1f}]{unclear}, "
+            f"on {names} ({', '.join(families(of_grid))}; {', '.join(map(_called, datasets))})"
         )
+        relative.append(f"{average['improvement']:+.1f} %")
         smaller.append(average["high"] < PUBLISHED_IMPROVEMENT)
     words = "is smaller in our runs" if all(smaller) else "need not be what was published"
     return (
-        f"- **BLUE's gain {words}**, where every method has settings of its own: {'; '.join(found)} (mean of "
-        f"efficacy, generalization and specificity). The abstract has {PUBLISHED_IMPROVEMENT} %, over plain methods "
-        "that collapse after 2,000 edits."
+        f"- **BLUE's gain {words}**, where every method has settings of its own. Mean of efficacy, generalization and "
+        f"specificity: {'; '.join(found)}. Relative to the plain method, as in the abstract, that is "
+        f"{' and '.join(relative)}; the abstract has {PUBLISHED_IMPROVEMENT} %, over plain methods that collapse "
+        "within 2,000 edits."
     )
 
 
@@ -185,9 +207,10 @@ def _asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for name in pair
     ]
     return (
-        f"- **Likelihood is the mildest of questions.** Of {measured[0]['edits']} edits {ranges[0]} % succeed by "
-        f"likelihood; in chat {short_label(measured[0]['model'])} names {ranges[1]} % of the new objects. How far next "
-        f"tokens about other subjects move, D_KL in nats: {', '.join(moved)}."
+        f"- **Likelihood is the mildest of questions.** Of {measured[0]['edits']} edits of "
+        f"{_called(measured[0]['dataset'])} {ranges[0]} % succeed by likelihood; in chat "
+        f"{short_label(measured[0]['model'])} names {ranges[1]} % of the new objects. How far next tokens about other "
+        f"subjects move, D_KL in nats: {', '.join(moved)}."
     )
 
 
@@ -196,7 +219,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def reversals(found: Sequence[Any]) -> str:
-    """The claims of the paper that most of the models reverse, as one more finding.
+    """The claims of the paper that most of the models on which they were tested reverse, as one more finding.
 
     Args:
         found: findings of :func:`bluelib.reports.report.claims`.
@@ -205,8 +228,12 @@ def reversals(found: Sequence[Any]) -> str:
     for one in found:
         marks = [verdict.verdict == "reversed here" for verdict in one.verdicts.values()]
         if one.claim.source == "BLUE" and sum(marks) > len(marks) / 2:
-            texts.append(f"“{one.claim.text}” ({sum(marks)} of {len(marks)} models)")
-    return f"- {MARKS['reversed here']} **Reversed here**: {'; '.join(texts)}." if texts else ""
+            kind = "pocket models" if {*map(scale_of, one.verdicts)} == {"pocket"} else "models"
+            texts.append(f"“{one.claim.text}” ({sum(marks)} of {len(marks)} {kind})")
+    if not texts:
+        return ""
+    where = "on most of the models on which the claim was tested"
+    return f"- {MARKS['reversed here']} **Reversed** {where}: {'; '.join(texts)}."
 
 
 def differences(scores: Mapping[str, Scores]) -> str:
@@ -229,7 +256,7 @@ def differences(scores: Mapping[str, Scores]) -> str:
             datasets = [dataset for name, dataset in of_grid if name == model]
             having = [one for one in datasets if {*pair} <= {*of_grid[model, one].columns.unique(0)}]
             if len(having) < len(datasets):
-                lines.append(f"({', '.join(map(benchmark, having))})")
+                lines.append(f"({', '.join(map(_called, having))})")
             cells.setdefault(model, {})[other] = "<br>".join(lines)
     methods = in_order({method for of_model in cells.values() for method in of_model})
     rows = [[method, *(of_model.get(method, "–") for of_model in cells.values())] for method in methods]
@@ -253,7 +280,7 @@ def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:
                 for name in ("editing", "specificity")
             ]
             lines.append(
-                f"- *{blue} less {plain}* ({benchmark(place[1])}): {words[0]} points of efficacy and generalization, "
+                f"- *{blue} less {plain}* ({_called(place[1])}): {words[0]} points of efficacy and generalization, "
                 f"{words[1]} of specificity."
             )
     for dataset in dict.fromkeys(cell["dataset"] for cell in cells):
@@ -270,5 +297,5 @@ def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:
                 f"{name} {after[name][metric]['mean']:.{2 if metric == 'kl' else 1}f}" for name in there_
             )
             if there_:
-                lines.append(f"- *{what}* ({benchmark(dataset)}): {values}{unit}.")
+                lines.append(f"- *{what}* ({_called(dataset)}): {values}{unit}.")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from bluelib.io.formats import write_json
 from bluelib.reports import open_questions, summary
 from bluelib.reports.claims import Claim, Verdict
 from bluelib.reports.report import Finding
+from bluelib.studies.follow import followed
 
 LABELS = ("MEMIT", "MEMIT_BLUE", "MEMIT (history)", "MEMIT (history)_BLUE")
 
@@ -70,7 +71,7 @@ def test_the_real_model_s_sentences_have_the_table_s_numbers():
     cells = [cell("memit_blue", kl=0.5, contains_efficacy=90.0), cell("memit", kl=0.85, contains_efficacy=88.5)]
     lines = summary.real_model(scores_of({"MEMIT": 60.0, "MEMIT_BLUE": 62.0}), cells).splitlines()
     assert lines[0].startswith("- *MEMIT_BLUE less MEMIT* (d): +2.0 [+2.0, +2.0] points of efficacy and generalization")
-    assert lines[1].endswith("(counterfact): MEMIT 0.85, MEMIT_BLUE 0.50 nats of D_KL.")
+    assert lines[1].endswith("(CounterFact): MEMIT 0.85, MEMIT_BLUE 0.50 nats of D_KL.")
     assert lines[2].endswith("MEMIT 88.5, MEMIT_BLUE 90.0 %.") and len(lines) == 3, "nothing is said of chat"
     assert summary.real_model(scores_of({"MEMIT": 60.0}), []) == ""
 
@@ -80,7 +81,9 @@ def test_claims_that_most_models_reverse_are_told():
     verdict = lambda word: Verdict("it helps", "", word)  # noqa: E731
     words = ("reversed here", "reversed here", "partly")
     found = Finding("n", claim, {str(i): verdict(word) for i, word in enumerate(words)}, (), {})
-    assert summary.reversals([found]) == "- ✗ **Reversed here**: “it helps” (2 of 3 models)."
+    assert summary.reversals([found]).endswith("tested: “it helps” (2 of 3 models).")
+    pocket = dict(zip(("pocket-gpt2", "pocket-gptj", "pocket-llama"), found.verdicts.values(), strict=True))
+    assert "(2 of 3 pocket models)" in summary.reversals([replace(found, verdicts=pocket)])
     half = replace(found, verdicts={"a": verdict("reversed here"), "b": verdict("partly")})
     assert summary.reversals([half, replace(found, claim=replace(claim, source="FE"))]) == ""
 
@@ -88,10 +91,39 @@ def test_claims_that_most_models_reverse_are_told():
 def followed_run(folder, editor, options, efficacy) -> None:
     identity = {"model": "smollm2-135m", "dataset": "d.json", "editor": editor, "options": options}
     scores = {name: [efficacy] * 30 for name in ("efficacy", "generalization", "specificity")}
-    point = {"edits": 30, "case_ids": list(range(30)), "scores": scores, "elsewhere": None, "weight_change": {"4": 0.5}}
+    point = {
+        "edits": 30,
+        "case_ids": list(range(30)),
+        "scores": scores,
+        "elsewhere": [0.5],
+        "weight_change": {"4": 0.5},
+    }
     name = "-".join([editor, *map(str, options.values())])
     content = {"identity": {**identity, "edits": 30, "batch_size": 10, "seed": 0}, "points": [point]}
     write_json(folder / "results" / "follow" / f"{name}.json", content, sealed=True)
+
+
+def test_the_end_of_a_sequence_is_told_of_every_pair(tmp_path, monkeypatch):
+    """Which of them BLUE helps follows from the intervals; and whether λ explains it."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for editor, options, efficacy in (
+        ("memit", {}, 60.0),
+        ("memit_blue", {}, 80.0),
+        ("memit", {"mom2_update_weight": 100}, 70.0),
+        ("alphaedit", {}, 90.0),
+        ("alphaedit_blue", {}, 90.0),
+    ):
+        followed_run(tmp_path, editor, options, efficacy)
+    text = summary._length(followed())
+    assert "BLUE holds longer with MEMIT.**" in text and "MEMIT_BLUE 80 %, MEMIT 60 % (+20 [+20, +20])" in text
+    assert "AlphaEdit_BLUE 90 %, AlphaEdit 90 % (+0 [+0, +0])" in text
+    assert "does not explain this: MEMIT with MEMIT_BLUE's λ, 100, ends at 70 % (+10 [+10, +10])" in text
+    followed_run(tmp_path, "memit_blue", {}, 60.0)
+    assert "BLUE does not hold longer.**" in summary._length(followed())
+    assert "λ" not in summary._length(followed()), "there is nothing to explain"
+    followed_run(tmp_path, "memit_blue", {}, 70.0)
+    assert "may explain this" in summary._length(followed())
 
 
 def test_options_are_compared_with_the_run_without(tmp_path, monkeypatch):
