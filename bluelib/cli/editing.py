@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,19 @@ if TYPE_CHECKING:
 
 @command(example="blue editors")
 def editors(arguments: Namespace) -> Answer:
-    """List the editors with their formulas."""
+    """List the editors with their formulas and options."""
     from ..editing.catalogue import known, names
 
-    formulas = {name: (known(name).make().__doc__ or "").strip().partition("\n")[0] for name in names()}
+    makers = {name: known(name).make() for name in names()}
+    formulas = {name: (make.__doc__ or "").strip().partition("\n")[0] for name, make in makers.items()}
+    usual = ("layers", "targets")
+    options = {name: [key for key in signature(make).parameters if key not in usual] for name, make in makers.items()}
     width = max(map(len, formulas))
-    return Answer({"editors": formulas}, "\n".join(f"{name:{width}} {formula}" for name, formula in formulas.items()))
+    lines = [f"{name:{width}} {formulas[name]} [{', '.join(options[name])}]" for name in makers]
+    lines.append(
+        "[…]: what --set takes, besides layers and, but for ft and mend, the targets' options (steps, clamp, …)"
+    )
+    return Answer({"editors": formulas, "options": options}, "\n".join(lines))
 
 
 @command(

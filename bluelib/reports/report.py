@@ -19,7 +19,7 @@ from ..io.writing import atomic_file
 from ..metrics.definitions import DEFINITIONS, VARYING
 from ..models.choices import CHOICES
 from ..models.known import label_of_model
-from ..runs.grid import Grid
+from ..runs.grid import COMMITTED_GRID, Grid
 from ..studies import STUDIES, Study, study_of
 from . import open_questions, summary
 from .claims import LEGEND, MARKS, SOURCES, Claim, Verdict, claims_of, verdicts
@@ -386,6 +386,15 @@ def paired_summary(grid: Grid) -> str:
     )
 
 
+def _borrowed(grid: Grid) -> str:
+    """A sentence on the studies that a report takes from another grid."""
+    sources = {study.notebook: grid.source_of(study) for study in STUDIES.values()}
+    taken = [notebook for notebook, source in sources.items() if source is not None and source.name != grid.name]
+    if not taken:
+        return ""
+    return f" This grid did not run {', '.join(taken)}: their verdicts are those of the grid `{COMMITTED_GRID}`."
+
+
 def write_report(grid: Grid, found: Sequence[Finding], folder: Path) -> list[Path]:
     """Write ``report.md`` and ``verdicts.json`` into ``folder``; returns their paths."""
     scale = read_json(grid.result(grid.cells()[0]))["provenance"]["scale"]
@@ -396,7 +405,8 @@ def write_report(grid: Grid, found: Sequence[Finding], folder: Path) -> list[Pat
             f"of {grid.batch_size}; seeds {', '.join(map(str, grid.seeds))}. Every verdict is about this scale and "
             "these models. Conditions on sizes and differences are conditions on their 95 % intervals, over records "
             "and, in the main table, over seeds where there are several; conditions on an order, a count, a ratio of "
-            "means, a median or equal layers have none. Published figures are those of the paper's three LLMs.",
+            "means, a median or equal layers have none. Published figures are those of the paper's three LLMs."
+            + _borrowed(grid),
             "## Verdicts",
             verdict_table(found, grid.models, folder),
             "## Editing against preservation",

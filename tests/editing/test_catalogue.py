@@ -163,7 +163,7 @@ def test_a_registered_method_edits_on_the_command_line(registered, capsys, name)
     assert result["editor"]["name"] == name and result["edits"] == 2 and max(result["weight_change"].values()) > 0
     assert main(["editors"]) == 0
     listed = {line.split(" ")[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert listed["mine"].endswith("MEMIT with a λ that is half as large.")
+    assert listed["mine"].endswith("MEMIT with a λ that is half as large. [mom2_update_weight]")
     assert "BLUE of: MEMIT with a λ" in listed["mine_blue"]
 
 

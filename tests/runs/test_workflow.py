@@ -24,6 +24,7 @@ from bluelib.io.formats import write_json
 from bluelib.io.locks import locked
 from bluelib.models import load
 from bluelib.models.known import PAPER_MODELS, pocket_models
+from bluelib.reports.report import _borrowed
 from bluelib.runs.grid import DTYPES, Grid, Place
 from bluelib.runs.workflow import run_grid
 from bluelib.studies import STUDIES
@@ -342,6 +343,9 @@ def test_a_report_takes_from_the_committed_grid_what_its_own_does_not_run(projec
     assert (other.models, other.notebooks) == (grid.models, {"02_locate": STUDIES["locate"].parameters})
     assert other.numbers("02_locate", "pocket-llama").exists()
     assert other.drawn("02_locate")[0] == project / "figures" / "pocket" / "02_causal_traces.png"
+    told = _borrowed(grid)
+    assert "did not run 02_locate, " in told and "04_residuals" not in told and "the grid `pocket`" in told
+    assert _borrowed(Grid.load(GRIDS["grid-pocket"])) == ""
 
 
 FOLLOW = {"editors": ["memit", "memit_blue"], "edits": 4, "batch_size": 2}
