@@ -18,7 +18,7 @@ import yaml
 
 from bluelib.cli import main
 from bluelib.editing import catalogue
-from bluelib.editing.settings import model_configs
+from bluelib.editing.settings import USER_CONFIGS, model_configs, settings_file
 from bluelib.io.assets import ASSETS
 from bluelib.io.formats import write_json
 from bluelib.io.locks import locked
@@ -305,6 +305,10 @@ def test_what_a_grid_names_beside_it_is_found_and_what_is_nowhere_is_refused(pro
 def test_a_grid_outside_the_checkout_runs_with_what_is_beside_it(project, tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("elsewhere")
     model = shutil.copytree(pocket_models()["pocket-llama"], folder / "mymodel")
+    settings = yaml.safe_load(settings_file("pocket-llama").read_text(encoding="utf-8"))
+    (folder / "configs").mkdir()
+    (folder / "configs" / "mine.yaml").write_text(yaml.safe_dump({**settings, "models": [str(model)]}))
+    monkeypatch.setenv(USER_CONFIGS, str(folder / "configs"))
     entries = json.loads((ASSETS / "datasets" / "pocket-zsre.json").read_text())
     (folder / "mine.json").write_text(json.dumps([e for e in entries if e.get("split") != "tune"][:6]))
     (folder / "own.yaml").write_text(yaml.safe_dump({**TINY, "models": ["mymodel"], "datasets": ["mine.json"]}))
@@ -320,7 +324,7 @@ def test_a_grid_outside_the_checkout_runs_with_what_is_beside_it(project, tmp_pa
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert len(json.loads(result.read_text())["scores"]["efficacy"]) == 6
-    assert json.loads((project / "results" / "tiny" / "grid.json").read_text()) == grid.as_dict()
+    assert json.loads((project / "results" / "raw" / "tiny" / "grid.json").read_text()) == grid.as_dict()
 
 
 def test_a_grid_knows_all_editors():

@@ -43,7 +43,7 @@ def lengths(frame: pd.DataFrame) -> Figure:
 
     Args:
         frame: frame of :func:`~bluelib.studies.follow.followed` with runs of one model at the editors' own settings.
-            Runs that differ in an option are drawn dotted.
+            Runs that differ in an option are drawn dotted, with crosses.
     """
     frame = with_editing(frame)
     datasets = list(dict.fromkeys(frame.dataset))
@@ -91,7 +91,9 @@ _SHORT = {"mom2_update_weight": "λ"}
 
 def _line(axis: Axes, rows: pd.DataFrame, what: str, label: str, options: tuple[tuple[str, Any], ...] = ()) -> None:
     row = labelled(label)
-    style_of = {"color": row.colour, "marker": row.marker, "linestyle": ":" if options else row.line, **row.face}
+    style_of = {"color": row.colour, "marker": row.marker, "linestyle": row.line, **row.face}
+    if options:
+        style_of |= {"marker": "x", "linestyle": ":"}
     label = ", ".join([label, *(f"{_SHORT.get(name, name)} = {value}" for name, value in options)])
     if what in ("elsewhere", "weight_change"):
         axis.plot(rows.length, rows[what], label=label, **style_of)
