@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from pathlib import Path
 
 from .common import GRID, Answer, Gather, Option, command, written
+
+log = logging.getLogger(__name__)
 
 
 @command(
@@ -37,6 +40,9 @@ def draw(arguments: Namespace) -> Answer:
     paths = []
     for notebook in arguments.notebook or grid.notebooks:
         numbers = {model: grid.numbers(notebook, model) for model in grid.models}
+        if not arguments.notebook and (missing := [path for path in numbers.values() if not path.exists()]):
+            log.warning("%s is not drawn: %s is missing, so the notebook has not run yet", notebook, missing[0])
+            continue
         paths += figures.draw(study_of(notebook).name, numbers, grid.figures)
     if not arguments.notebook:
         paths += draw_followed(grid.models, grid.figures)

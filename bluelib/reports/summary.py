@@ -179,8 +179,8 @@ def _gain(scores: Mapping[str, Scores]) -> str:
     return (
         f"- **BLUE's gain {words}**, where every method has settings of its own. Mean of efficacy, generalization and "
         f"specificity: {'; '.join(found)}. Relative to the plain method, as in the abstract, that is "
-        f"{' and '.join(relative)}; the abstract has {PUBLISHED_IMPROVEMENT} %, over plain methods that collapse "
-        "within 2,000 edits."
+        f"{' and '.join(relative)}; the abstract has {PUBLISHED_IMPROVEMENT} %, over plain methods, some of "
+        "which collapse within 2,000 edits."
     )
 
 

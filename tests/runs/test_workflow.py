@@ -352,6 +352,13 @@ def test_a_report_takes_from_the_committed_grid_what_its_own_does_not_run(projec
     assert _borrowed(Grid.load(GRIDS["grid-pocket"])) == ""
 
 
+def test_what_has_not_run_yet_is_not_drawn(project, capsys, caplog):
+    (project / "own.yaml").write_text(yaml.safe_dump({**TINY, "notebooks": {"04_residuals": {}}}))
+    assert main(["draw", "--grid", "own.yaml"]) == 0
+    assert "04_residuals is not drawn: " in caplog.text and "04_residuals_pocket-llama.json is missing" in caplog.text
+    assert main(["draw", "--grid", "own.yaml", "04_residuals"]) == 2, "it was asked for by name"
+
+
 FOLLOW = {"editors": ["memit", "memit_blue"], "edits": 4, "batch_size": 2}
 
 
