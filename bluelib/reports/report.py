@@ -220,6 +220,7 @@ SHOWN = {
     "README.md": ("findings", "differences"),
     "docs/results.md": (
         "real model",
+        "runs",
         "main counterfact_2000",
         "main zsre_2000",
         "main pocket-counterfact",
@@ -248,6 +249,7 @@ def shown() -> dict[Path, dict[str, str]]:
     lines = [summary.findings(grids, scores, cells), summary.reversals(found), LEGEND]
     parts["findings"] = "\n".join(filter(None, lines[:2])) + f"\n\n<sub>{lines[2]}</sub>"
     parts["real model"] = summary.real_model(scores[grids[0].name], cells[grids[0].name])
+    parts["runs"] = summary.runs(grids[0], cells[grids[0].name])
     parts["differences"] = summary.differences(scores)
     parts["history"] = open_questions.history(list(scores.values()))
     parts["one weight"] = open_questions.one_option("mom2_update_weight", *FOLLOWED)

@@ -11,6 +11,7 @@ import pandas as pd
 from ..editing.catalogue import VARIANTS, entry, in_order, label_pairs
 from ..editing.settings import editor_settings
 from ..io.formats import read_json
+from ..io.paths import project_path
 from ..metrics.intervals import Interval, interval
 from ..models.known import scale_of, short_label
 from ..runs.grid import Grid
@@ -211,6 +212,44 @@ def _asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         f"{_called(measured[0]['dataset'])} {ranges[0]} % succeed by likelihood; in chat "
         f"{short_label(measured[0]['model'])} names {ranges[1]} % of the new objects. How far next tokens about other "
         f"subjects move, D_KL in nats: {', '.join(moved)}."
+    )
+
+
+def runs(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> str:
+    """How long each run of a grid took and on what, as a Markdown table, and which of its runs are missing.
+
+    Args:
+        grid: the grid.
+        cells: its cells that have been run.
+    """
+    times: dict[tuple[str, ...], list[str]] = {}
+
+    def add(what: str, dataset: str, editor: str, found: Mapping[str, Any]) -> None:
+        origin = found["provenance"]
+        where = f"{origin['device']}, {origin['threads']} thread{'s' * (origin['threads'] != 1)}"
+        minutes = sum(found["seconds"].values()) / 60
+        times.setdefault((what, _called(dataset), where), []).append(f"{editor} {minutes:.0f}")
+
+    size = f"{grid.edits} edits in batches of {grid.batch_size}"
+    for cell in sorted(cells, key=lambda cell: entry(cell["editor"]["name"]).order):
+        add(f"main table, {size}", cell["dataset"], entry(cell["editor"]["name"]).label, cell)
+    missing = [cell for cell in grid.cells() if not grid.result(cell).exists()]
+    along = [run for run in grid.followed() if run.path.exists()]
+    for path in sorted(project_path("results", "follow").glob("*.json")):
+        found = read_json(path)
+        about = found["identity"]
+        if about["model"] in grid.models:
+            options = ", ".join(f"{name} = {value}" for name, value in about["options"].items())
+            label = entry(about["editor"]).label + (f" ({options})" if options else "").replace(
+                "mom2_update_weight", "λ"
+            )
+            add(f"along {about['edits']:,} edits in batches of {about['batch_size']}", about["dataset"], label, found)
+    rows = [[*place, "; ".join(each)] for place, each in times.items()]
+    table = markdown_table("", rows, ["run", "dataset", "on", "minutes"])
+    return (
+        f"{table}\n\nNot run yet: {len(missing)} of {len(grid.cells())} cells of the main table, and "
+        f"{len(grid.followed()) - len(along)} of {len(grid.followed())} runs along a sequence "
+        f"([`workflow/grid-{grid.name}.yaml`](../workflow/grid-{grid.name}.yaml))."
     )
 
 

@@ -12,6 +12,7 @@ from bluelib.io.formats import write_json
 from bluelib.reports import open_questions, summary
 from bluelib.reports.claims import Claim, Verdict
 from bluelib.reports.report import Finding
+from bluelib.runs.grid import Grid
 from bluelib.studies.follow import followed
 
 LABELS = ("MEMIT", "MEMIT_BLUE", "MEMIT (history)", "MEMIT (history)_BLUE")
@@ -88,6 +89,9 @@ def test_claims_that_most_models_reverse_are_told():
     assert summary.reversals([half, replace(found, claim=replace(claim, source="FE"))]) == ""
 
 
+ON = {"device": "cpu", "threads": 1}
+
+
 def followed_run(folder, editor, options, efficacy) -> None:
     identity = {"model": "smollm2-135m", "dataset": "d.json", "editor": editor, "options": options}
     scores = {name: [efficacy] * 30 for name in ("efficacy", "generalization", "specificity")}
@@ -100,6 +104,7 @@ def followed_run(folder, editor, options, efficacy) -> None:
     }
     name = "-".join([editor, *map(str, options.values())])
     content = {"identity": {**identity, "edits": 30, "batch_size": 10, "seed": 0}, "points": [point]}
+    content |= {"seconds": {"targets": 100.0, "evaluate": 20.0}, "provenance": ON}
     write_json(folder / "results" / "follow" / f"{name}.json", content, sealed=True)
 
 
@@ -124,6 +129,30 @@ def test_the_end_of_a_sequence_is_told_of_every_pair(tmp_path, monkeypatch):
     assert "λ" not in summary._length(followed()), "there is nothing to explain"
     followed_run(tmp_path, "memit_blue", {}, 70.0)
     assert "may explain this" in summary._length(followed())
+
+
+def test_runs_are_listed_with_their_minutes_and_what_is_missing_is_counted(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    grid = Grid.of(
+        {
+            "name": "mine",
+            "models": ["smollm2-135m"],
+            "datasets": ["data/zsre.json"],
+            "editors": ["memit", "memit_blue"],
+            "seeds": [0],
+            "edits": 6,
+            "batch_size": 2,
+            "follow": [{"editors": ["memit"], "edits": 30, "batch_size": 10}],
+        }
+    )
+    followed_run(tmp_path, "memit_blue", {"mom2_update_weight": 10}, 50.0)
+    cell = {"editor": {"name": "memit"}, "dataset": "data/zsre.json", "seconds": {"targets": 300.0}, "provenance": ON}
+    write_json(grid.result(grid.cells()[0]), {})
+    lines = summary.runs(grid, [cell]).splitlines()
+    assert "| main table, 6 edits in batches of 2 | zsRE | cpu, 1 thread | MEMIT 5 |" in lines
+    assert "| along 30 edits in batches of 10 | d | cpu, 1 thread | MEMIT_BLUE (λ = 10) 2 |" in lines
+    assert lines[-1].startswith("Not run yet: 1 of 2 cells of the main table, and 1 of 1 runs along a sequence")
 
 
 def test_options_are_compared_with_the_run_without(tmp_path, monkeypatch):
