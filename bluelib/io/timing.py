@@ -52,7 +52,8 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool | None = None
         how: arguments of :class:`tqdm.tqdm`: ``desc``, ``total``, ``unit``, ``leave``.
     """
     if show is None and os.environ.get("TQDM_DISABLE") and log.isEnabledFor(logging.INFO):
-        unit = "B" if how.get("unit") == "B" else f" {how.get('unit', 'step')}s"
+        unit = how.get("unit", "step")
+        unit = "B" if unit == "B" else f" {unit}es" if unit.endswith("ch") else f" {unit}s"
         form = f"{{desc}}: {{n_fmt}} of {{total_fmt}}{unit} after {{elapsed}}, {{remaining}} left"
         delay = 0 if how.get("leave", True) else LINES
         return text_bar(items, disable=False, file=_Lines(), mininterval=LINES, delay=delay, bar_format=form, **how)

@@ -89,9 +89,11 @@ CLAIMS = (
             f"‖R*‖ ∝ {_power(v.batch['norm_direct'])}"
         ),
         {
-            "the interval of ‖E‖'s exponent is above 0": lambda v: above(v.batch["error"]),
-            "the interval of ‖Q‖'s exponent is above 0": lambda v: above(v.batch["norm_q"]),
-            "the interval of ‖Q‖'s exponent is above the mean of ‖R*‖'s": (
+            "‖E‖ grows like nᵃ with the batch's size n: the interval of a is above 0": lambda v: above(
+                v.batch["error"]
+            ),
+            "so does ‖Q‖: the interval of its a is above 0": lambda v: above(v.batch["norm_q"]),
+            "‖Q‖ grows faster than ‖R*‖: the interval of its a is above the mean of ‖R*‖'s": (
                 lambda v: above(v.batch["norm_q"], v.batch["norm_direct"]["mean"])
             ),
         },
@@ -103,8 +105,10 @@ CLAIMS = (
             f"that have nothing to do with each other give n^{UNRELATED}"
         ),
         {
-            "the interval of the exponent of one batch's error is above 0": lambda v: above(v.sequence["error"]),
-            f"the interval of the exponent of the gathered error is above {UNRELATED}, that of unrelated errors": (
+            "each batch's own error grows like nᵃ along the sequence: the interval of a is above 0": lambda v: above(
+                v.sequence["error"]
+            ),
+            f"the gathered error grows faster than unrelated errors do: the interval of its a is above {UNRELATED}": (
                 lambda v: above(v.sequence["total"], UNRELATED)
             ),
         },
@@ -157,7 +161,7 @@ CLAIMS = (
         "one layer is about as good as BLUE's two",
         _single,
         {
-            "of the best single layer that reaches BLUE's specificity, less half a point, the interval of the "
+            "take the best single layer whose specificity is at most half a point under BLUE's: the interval of its "
             f"difference from BLUE is above −{MARGIN} points": lambda v: (
                 v.single is not None and above(v.against.loc[v.single], -MARGIN)
             ),
