@@ -30,10 +30,10 @@ def check_whole(name: str, value: Any, least: int, most: int | None = None, call
         raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
+def suggestion(name: object, known: Iterable[str]) -> str:
     """For a message about an unknown name: “; did you mean …?”, or nothing if none of the known names is close."""
     plain = {one.casefold().replace("_", "-"): one for one in known}
-    close = get_close_matches(name.casefold().replace("_", "-"), plain, n=1, cutoff=0.8)
+    close = get_close_matches(str(name).casefold().replace("_", "-"), plain, n=1, cutoff=0.8)
     return f"; did you mean {plain[close[0]]!r}?" if close else ""
 
 

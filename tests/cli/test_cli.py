@@ -126,7 +126,7 @@ def test_interrupted_it_says_so_in_a_line(tmp_path, number):
     assert process.returncode == 130 and not out
     *log, last = err.splitlines()
     assert last == "blue: interrupted; what was written is complete, and the same command continues from it"
-    assert all(line.startswith("memit: ") for line in log)
+    assert log[0] == "evaluating before editing: 40 records" and all(line.startswith("memit: ") for line in log[1:])
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["batches"]
 
 

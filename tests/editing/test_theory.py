@@ -223,7 +223,7 @@ def test_shapes_that_do_not_fit_are_refused():
     r, q = torch.ones(3, 2), torch.ones(2, 5)
     with pytest.raises(ValueError, match=r"at least 1, not 0\.5"):
         weight_shift(r, r, 0.5, q)
-    with pytest.raises(ValueError, match=r"\(3, 2\), \(3, 1\), \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"\(3, 2\), \(3, 1\) and \(2, 5\)"):
         Norms.of(r, r[:, :1], 2, q).bounds()
     with pytest.raises(ValueError, match=r"\(2, 5\)|\(1, 5\)"):
         error_terms(r, r, 2, q[:1])

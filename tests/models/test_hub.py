@@ -100,7 +100,7 @@ def test_a_model_is_loaded_with_its_commit_and_afterwards_without_a_connection(h
     again = load("someone/tiny-llama", "someone/gated", address=hub.address, home=home / "first", HF_HUB_OFFLINE="1")
     assert again["someone/tiny-llama"] == found["someone/tiny-llama"]
     assert again["someone/gated"][0] == "OSError"
-    assert "without a connection, what the hub's cache holds" in again["someone/gated"][1]
+    assert "Without a connection, only models in the hub's cache can be loaded" in again["someone/gated"][1]
 
 
 def test_a_gated_model_wants_a_licence_and_a_token(home, repos, first):
@@ -128,7 +128,7 @@ def test_pickles_and_code_are_neither_fetched_nor_run_nor_converted_elsewhere(ho
     """Asked for a branch, transformers would look for a proposed conversion, and ask another service to make one."""
     found, hub = first
     assert found["someone/pickled"][0] == "OSError"
-    assert "'someone/pickled' has no weights in safetensors files" in found["someone/pickled"][1]
+    assert "'someone/pickled' has no safetensors files" in found["someone/pickled"][1]
     assert found["someone/coded"][0] == "ValueError"
     assert "no adapter for architecture 'strange'" in found["someone/coded"][1]
     assert f"HEAD someone/pickled/resolve/{COMMIT}/model.safetensors" in hub.asked

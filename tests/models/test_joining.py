@@ -93,7 +93,7 @@ def test_a_targets_tokens_are_those_behind_its_prompt(kind, prompt):
     spaced, joined = encode_target(tokenizer, "Rome"), encode_target(tokenizer, "Rome", separator="")
     assert encode_answer(tokenizer, "Answer:\n", "Rome") == joined
     assert encode_answer(tokenizer, "Answer:\n", "Rome", " ") == spaced == encode_answer(tokenizer, "It is in", "Rome")
-    with pytest.raises(ValueError, match="is a space or nothing, not '-'"):
+    with pytest.raises(ValueError, match="must be a space or nothing, not '-'"):
         encode_target(tokenizer, "Rome", separator="-")
 
 

@@ -163,7 +163,7 @@ def test_a_weight_stored_the_other_way_round_is_told():
 def test_a_slow_tokenizer_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.is_fast", False)
     assert main(["doctor", "pocket-llama"]) == 2
-    assert "a fast tokenizer is needed" in capsys.readouterr().err
+    assert "use a fast tokenizer" in capsys.readouterr().err
 
 
 def test_a_failed_assumption_is_the_exit_status(monkeypatch, capsys):
