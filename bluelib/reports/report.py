@@ -69,8 +69,8 @@ def claims(*grids: Grid, partial: bool = False) -> list[Finding]:
     does not run an analysis takes it from the committed grid, if that one has all of its models.
 
     Raises:
-        FileNotFoundError: if numbers are missing; the message names them. With ``partial``, cells of a grid may be
-            missing.
+        FileNotFoundError: if numbers are missing; the message names them. With ``partial``, cells of a grid and numbers
+            of its analyses may be missing.
     """
     notebooks = sorted([*(study.notebook for study in STUDIES.values()), MAIN])
     return [one for notebook in notebooks for one in _of_notebook(notebook, grids, partial)]
@@ -79,7 +79,7 @@ def claims(*grids: Grid, partial: bool = False) -> list[Finding]:
 def _of_notebook(notebook: str, grids: Sequence[Grid], partial: bool) -> list[Finding]:
     found: dict[str, Finding] = {}
     for grid in grids:
-        for one in _of_cells(grid, partial) if notebook == MAIN else _of_study(grid, study_of(notebook)):
+        for one in _of_cells(grid, partial) if notebook == MAIN else _of_study(grid, study_of(notebook), partial):
             other = found.get(one.claim.text)
             found[one.claim.text] = one if other is None else _together(other, one)
     return list(found.values())
@@ -106,10 +106,10 @@ def _findings(
     return found
 
 
-def _of_study(grid: Grid, study: Study) -> list[Finding]:
+def _of_study(grid: Grid, study: Study, partial: bool = False) -> list[Finding]:
     notebook = study.notebook
     source = grid.source_of(study)
-    if source is None:
+    if source is None or (partial and not all(source.numbers(notebook, model).exists() for model in grid.models)):
         return []
     parameters = source.notebooks[notebook]
     by_model = {}

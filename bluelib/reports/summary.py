@@ -258,21 +258,24 @@ def _range(values: Sequence[float]) -> str:
 
 
 def reversals(found: Sequence[Any]) -> str:
-    """The claims of the paper that most of the models on which they were tested reverse, as one more finding.
+    """The claims of the paper that a real model reverses, or most of the models on which they were tested, as one more
+    finding.
 
     Args:
         found: findings of :func:`bluelib.reports.report.claims`.
     """
     texts = []
     for one in found:
-        marks = [verdict.verdict == "reversed here" for verdict in one.verdicts.values()]
-        if one.claim.source == "BLUE" and sum(marks) > len(marks) / 2:
-            kind = "pocket models" if {*map(scale_of, one.verdicts)} == {"pocket"} else "models"
-            texts.append(f"“{one.claim.text}” ({sum(marks)} of {len(marks)} {kind})")
+        pocket = [model for model in one.verdicts if scale_of(model) == "pocket"]
+        against = [model for model, verdict in one.verdicts.items() if verdict.verdict == "reversed here"]
+        real = [short_label(model) for model in against if model not in pocket]
+        if one.claim.source == "BLUE" and (real or len(against) > len(one.verdicts) / 2):
+            where = real + ([f"{len({*against} & {*pocket})} of {len(pocket)} pocket models"] if pocket else [])
+            texts.append(f"“{one.claim.text}” ({', '.join(where)})")
     if not texts:
         return ""
-    where = "on most of the models on which the claim was tested"
-    return f"- {MARKS['reversed here']} **Reversed** {where}: {'; '.join(texts)}."
+    on = "on the real model, or on most of the models on which a claim was tested"
+    return f"- {MARKS['reversed here']} **Reversed** {on}: {'; '.join(texts)}."
 
 
 def differences(scores: Mapping[str, Scores]) -> str:

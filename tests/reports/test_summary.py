@@ -77,16 +77,21 @@ def test_the_real_model_s_sentences_have_the_table_s_numbers():
     assert summary.real_model(scores_of({"MEMIT": 60.0}), []) == ""
 
 
-def test_claims_that_most_models_reverse_are_told():
+def test_claims_that_a_real_model_or_most_models_reverse_are_told():
     claim = Claim("it helps", str, {"it is above zero": bool})
     verdict = lambda word: Verdict("it helps", "", word)  # noqa: E731
-    words = ("reversed here", "reversed here", "partly")
-    found = Finding("n", claim, {str(i): verdict(word) for i, word in enumerate(words)}, (), {})
-    assert summary.reversals([found]).endswith("tested: “it helps” (2 of 3 models).")
-    pocket = dict(zip(("pocket-gpt2", "pocket-gptj", "pocket-llama"), found.verdicts.values(), strict=True))
-    assert "(2 of 3 pocket models)" in summary.reversals([replace(found, verdicts=pocket)])
-    half = replace(found, verdicts={"a": verdict("reversed here"), "b": verdict("partly")})
-    assert summary.reversals([half, replace(found, claim=replace(claim, source="FE"))]) == ""
+
+    def told(*words, source="BLUE", models=("pocket-gpt2", "pocket-gptj", "pocket-llama", "smollm2-135m")):
+        verdicts = {model: verdict(word) for model, word in zip(models, words, strict=False)}
+        return summary.reversals([Finding("n", replace(claim, source=source), verdicts, (), {})])
+
+    most = told("reversed here", "reversed here", "partly")
+    assert most.startswith("- ✗ **Reversed** on ") and most.endswith(": “it helps” (2 of 3 pocket models).")
+    assert told("reversed here", "partly") == "", "half of them are not most"
+    assert told("reversed here", "reversed here", source="FE") == ""
+    assert "(SmolLM2-135M-Instruct, 1 of 3 pocket models)" in told("reversed here", "partly", "partly", "reversed here")
+    assert "(SmolLM2-135M-Instruct)." in told("reversed here", models=("smollm2-135m",))
+    assert told("partly", "partly", "partly", "partly") == ""
 
 
 ON = {"device": "cpu", "threads": 1}

@@ -46,7 +46,8 @@ def hidden_states(numbers: Numbers) -> Figure:
                 whose = f"{title(model, found)}\n{y}"
                 middle.set(xlabel=x, ylabel=whose if column == 0 else "")
         handles = [plt.Line2D([], [], color=colour, marker="o", linestyle="") for colour in (BEFORE, AFTER)]
-        figure.legend(handles, ["before", "after"], loc="lower center", bbox_to_anchor=(0.5, 0.03), ncols=2)
+        below = 0.03 if len(numbers) > 1 else -0.1  # of the figure's height, which grows with the rows
+        figure.legend(handles, ["before", "after"], loc="lower center", bbox_to_anchor=(0.5, below), ncols=2)
         return figure
 
 
