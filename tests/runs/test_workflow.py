@@ -214,6 +214,7 @@ def seem_made(project, grid):
     assert jobs(finished(blue(project, grid, "--", "-n", "--until", "cell"))) == {}
 
 
+@pytest.mark.slow
 def test_other_records_make_their_cells_again(project):
     """A dataset that is named by its path: what was made of its old content is out of date."""
     data = project / "mine.json"
@@ -224,6 +225,7 @@ def test_other_records_make_their_cells_again(project):
     assert jobs(finished(blue(project, grid, "--", "-n", "--until", "cell"))) == {"before": 1, "cell": 2}
 
 
+@pytest.mark.slow
 def test_a_grid_that_has_changed_is_told_to_its_tables(project):
     """Results that came with a checkout have no history: whether the grid beside them is this one is looked up."""
     grid = Grid.of(TINY)

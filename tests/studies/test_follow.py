@@ -61,7 +61,7 @@ def test_a_run_that_is_there_is_kept_and_another_one_has_its_own_place(llama, pr
     assert again[[not options for options in again.options]].n.tolist() == [4]
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_interrupted_run_continues_with_the_scores_it_has(llama, project, monkeypatch, caplog, at):
     how = {**HOW, "at": (2, 6), "others": 2}
     whole = read_json(follow(llama, "memit_history", **how))
