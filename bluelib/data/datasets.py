@@ -99,8 +99,6 @@ def of_pocket_world(name: str | Path) -> bool:
 def choosing_split(name: str | Path) -> str:
     """The split on which choices are made: ``tune``, if the dataset has it, whose edits are disjoint from those
     reported; else ``report``, which is then the whole dataset."""
-    if str(name) in DATASETS:
-        return "tune"
     try:
         load_dataset(name, split="tune", up_to=1)
     except SplitError:
@@ -364,19 +362,16 @@ def _tell_unmeasured(records: Sequence[Record]) -> None:
     """Log which of CounterFact's metrics cannot be measured, and what they lack."""
     if any(record.kind != "counterfact" for record in records):
         return
-    without = sum(record.target_true is None for record in records)
-    if without:
-        none = without == len(records)
-        who = "no record has" if none else f"{without} of {len(records)} records have no"
-        where = "" if none else " on these"
-        _warn(f"{who} target_true: efficacy and generalization, which compare with it, are not measured{where}")
-    probes = [probe for record in records for probe in record.locality]
-    unanswered = sum(probe.answer is None for probe in probes)
-    if unanswered:
-        none = unanswered == len(probes)
-        who = "no neighbour has an" if none else f"{unanswered} of {len(probes)} neighbours have no"
-        where = "" if none else " on these"
-        _warn(f"{who} answer: specificity, which asks whether it is kept, is not measured{where}")
+    true = [record.target_true for record in records]
+    _tell_missing(true, "record", "target_true", "efficacy and generalization, which compare with it, are not measured")
+    answers = [probe.answer for record in records for probe in record.locality]
+    _tell_missing(answers, "neighbour", "answer", "specificity, which asks whether it is kept, is not measured")
+
+
+def _tell_missing(values: Sequence[str | None], noun: str, field: str, then: str) -> None:
+    if missing := values.count(None):
+        where = "" if missing == len(values) else " on these"
+        _warn(f"{missing} of {len(values)} {noun}s have no {field}: {then}{where}")
 
 
 @cache

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..io.checks import suggestion
 from ..io.palette import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, SKY, VERMILION
-from ..io.plugins import factories, failures_logged, load_plugins
+from ..io.plugins import failures_logged, new_factories
 
 log = logging.getLogger(__name__)
 
@@ -363,17 +363,9 @@ def _check_factory(name: str, factory: Any) -> None:
         raise ValueError(f"the factory of {name!r} must take layers; it takes {', '.join(p.name for p in parameters)}")
 
 
-_discovered = False
-
-
 def _discover() -> None:
-    """Add the methods of installed packages, once."""
-    global _discovered
-    if _discovered:
-        return
-    _discovered = True  # set first: a package may ask for methods while it is imported
-    load_plugins()
-    for point in factories():
+    """Add the methods of installed packages, each once."""
+    for point in new_factories():
         with failures_logged(point):
             register(point.name, point.value)
 

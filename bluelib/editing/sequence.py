@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,18 @@ class Run:
     conflicts: list[Conflict]
     skipped: list[int | str]
     inputs: dict[str, Any]
-    _originals: Snapshot = field(repr=False)
-    _keys: list[Mapping[int, Tensor]] = field(repr=False)
-    _reverted: bool = field(default=False, repr=False)
+    _originals: Snapshot
+    _keys: list[Mapping[int, Tensor]]
+    _reverted: bool = False
 
     def __repr__(self) -> str:
         layers = ", ".join(map(str, self._originals.weights))
-        made = sum(int(batch["edits"]) for batch in self.batches)
-        return f"<Run: {made} edits of {self.model.name} with {self.editor.name}, layers {layers}>"
+        return f"<Run: {self._made} edits of {self.model.name} with {self.editor.name}, layers {layers}>"
+
+    @property
+    def _made(self) -> int:
+        """How many edits were made: those that conflict may have been skipped."""
+        return sum(int(batch["edits"]) for batch in self.batches)
 
     def revert(self) -> None:
         """Restore the weights from before the first batch, bit for bit and in their type. Calling it again changes
@@ -98,7 +102,7 @@ class Run:
         self._check_there()
         about = {
             "editor": describe(self.editor),
-            "edits": sum(int(batch["edits"]) for batch in self.batches),
+            "edits": self._made,
             "batch_size": self.batch_size,
             "records_hash": records_hash(self.records),
         }
@@ -414,4 +418,8 @@ def _identity(
 def edited(model: Model, records: Sequence[Record], editor: Method, *, batch_size: int) -> Iterator[Run]:
     """Edit the model inside the block, and restore it afterwards, whatever happens."""
     with model.preserved(editor.layers):
-        yield edit_sequence(model, records, editor, batch_size=batch_size, progress=False)
+        run = edit_sequence(model, records, editor, batch_size=batch_size, progress=False)
+        try:
+            yield run
+        finally:
+            run._reverted = True  # by `preserved`

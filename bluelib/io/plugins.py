@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 GROUP = "bluelib.editors"
 _begun = False
+_factories: list[EntryPoint] = []
 
 
 def load_plugins() -> None:
@@ -25,14 +26,19 @@ def load_plugins() -> None:
         return
     _begun = True  # set first: a module may look something up while it is imported
     for point in entry_points(group=GROUP):
-        if not point.attr:
-            with failures_logged(point):
-                point.load()
+        if point.attr:
+            _factories.append(point)
+            continue
+        with failures_logged(point):
+            point.load()
 
 
-def factories() -> list[EntryPoint]:
-    """The entry points that name the factory of an editor, and not a module."""
-    return [point for point in entry_points(group=GROUP) if point.attr]
+def new_factories() -> list[EntryPoint]:
+    """The entry points that name the factory of an editor, and not a module: each is returned once."""
+    load_plugins()
+    found = _factories.copy()
+    _factories.clear()
+    return found
 
 
 @contextmanager

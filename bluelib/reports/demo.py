@@ -51,6 +51,17 @@ def variants() -> dict[str, list[Entry]]:
     return {row.label: [other for other in rows if other.plain == row.name] for row in rows if row.variants}
 
 
+def check_variant(name: str) -> None:
+    """Make sure that an editor is a variant of a method.
+
+    Raises:
+        ValueError: if it is not; the message lists the variants.
+    """
+    if not entry(name).plain:
+        known = ", ".join(row.name for rows in variants().values() for row in rows)
+        raise ValueError(f"{name!r} is not a variant of a method; known variants: {known}")
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The same edits by a method and by its variant, each from the unedited model.
@@ -157,9 +168,7 @@ def compare(
         raise ValueError("there is nothing to edit yet: give at least one record")
     if not factor > 0:
         raise ValueError(f"λ must be above 0, but its factor is {factor}: give a factor above 0")
-    if not entry(variant).plain:
-        known = ", ".join(row.name for rows in variants().values() for row in rows)
-        raise ValueError(f"{variant!r} is not a variant of a method; known variants: {known}")
+    check_variant(variant)
     requests, last = [record.request for record in records], records[-1]
     index, objects, asked = _questions(model, records)
     kept = {} if kept is None else kept
@@ -362,6 +371,7 @@ class EditPage(widgets.VBox):
         target_new: str = "",
         editor: str = "memit_blue",
     ):
+        check_variant(editor)
         self.model, self.records = model, list(records)
         self._presses: list[tuple[tuple[Record, ...], str, str, bytes]] = []
         self._kept: dict[tuple[str, float], _Line] = {}
@@ -405,8 +415,6 @@ class EditPage(widgets.VBox):
         shown = (self.progress, self.message, self.edits, self.answers, self.picture)
         super().__init__([*fields, widgets.HBox(self.buttons), *shown], layout=widgets.Layout(max_width="1100px"))
         self.add_class("bluelib-edit-page")
-        if not entry(editor).variant:
-            raise ValueError(f"editor must be a variant of a method, such as memit_blue, not {editor!r}")
         self.method.value = entry(entry(editor).plain).label
         self._show_variants()
         self.variant.value = editor

@@ -48,14 +48,14 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     except ImportError as error:
         raise RuntimeError("Snakemake is not installed: pip install 'bluelib[workflow]'") from error
     os.chdir(project_path())
-    # With models and datasets named by their paths, where they are beside the grid file.
-    values = write_json(grid.work / "grid.json", grid.as_dict())
     # Jobs call plain `python`: that of this environment.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     logging.getLogger().handlers.clear()  # Snakemake has its own handler
     # The system releases this lock when the process dies; Snakemake's own would have to be removed by hand.
     try:
         with locked(project_path("snakemake"), wait=False):
+            # With models and datasets named by their paths, where they are beside the grid file.
+            values = write_json(grid.work / "grid.json", grid.as_dict())
             # `changed` comes first: an option must follow it, as anything else would be taken for a rule to force.
             main(
                 [

@@ -20,6 +20,7 @@ import pandas as pd
 from ..data import Record
 from ..data.datasets import load_dataset
 from ..data.provenance import provenance
+from ..editing.checkpoints import held
 from ..editing.method import describe
 from ..editing.named import get_editor
 from ..editing.sequence import edit_sequence
@@ -168,6 +169,8 @@ def _so_far(folder: Path, identity: dict[str, Any]) -> tuple[list[dict[str, Any]
         if found["identity"] == identity:
             return found["points"], found["seconds"]
         log.warning("%s holds an interrupted run with other settings: it is removed", folder)
+    with held(folder):  # refused while another process is at work there
+        pass
     shutil.rmtree(folder, ignore_errors=True)
     _write_so_far(folder, identity, [], {})
     return [], {}

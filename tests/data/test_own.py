@@ -8,7 +8,8 @@ import pytest
 
 from bluelib import load_dataset, load_facts
 from bluelib.data import Probe, Record, RecordError
-from bluelib.data.datasets import NAMED, _warn
+from bluelib.data.datasets import DATASETS, NAMED, Dataset, _warn, choosing_split
+from bluelib.data.own import parse_flat
 from bluelib.metrics import evaluate
 from tests.data.test_data import COUNTERFACT, FLAT, ZSRE
 from tests.support.small import random_model
@@ -109,6 +110,12 @@ def test_columns_of_a_toolkit(write):
         load_facts(write(columns | {"target_new": "Rome"}))
 
 
+def test_a_named_dataset_need_not_have_a_split_for_choices(write, monkeypatch):
+    monkeypatch.setitem(DATASETS, "mine", Dataset(write([TOWER]), parse_flat, "mine", pocket=False))
+    assert choosing_split("mine") == "report" and choosing_split("facts") == "tune"
+    assert load_dataset("mine") == MINIMAL[:1]
+
+
 def test_a_parser_that_fails_names_the_record(write):
     path = write([TOWER, CURIE])
     with pytest.raises(RecordError, match=r"record at position 0: its parser failed: KeyError\('nope'\)"):
@@ -200,7 +207,9 @@ def test_fields_that_nothing_reads_are_named_once(write, caplog):
     [
         (
             [TOWER, CURIE],
-            ["no record has target_true: efficacy and generalization, which compare with it, are not measured"],
+            [
+                "2 of 2 records have no target_true: efficacy and generalization, which compare with it, are not measured"
+            ],
         ),
         (
             [TOWER, CURIE | {"target_true": "Polish", "neighbours": ["x", {"prompt": "y", "answer": "z"}]}],
@@ -208,7 +217,7 @@ def test_fields_that_nothing_reads_are_named_once(write, caplog):
         ),
         (
             [TOWER | {"target_true": "Paris", "neighbours": ["x"]}],
-            ["no neighbour has an answer: specificity, which asks whether it is kept, is not measured"],
+            ["1 of 1 neighbours have no answer: specificity, which asks whether it is kept, is not measured"],
         ),
     ],
 )

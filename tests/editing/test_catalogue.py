@@ -196,7 +196,7 @@ def test_installed_packages_bring_methods(packages):
         "print('torch' in sys.modules)"
     )
     said = python(code, packages)
-    assert "['labelled', 'plain_one'] Labelled!\nFalse\n" in said
+    assert "['plain_one', 'labelled'] Labelled!\nFalse\n" in said
     assert "entry point broken in group bluelib.editors failed, so what it adds is missing: out of order" in said
 
 

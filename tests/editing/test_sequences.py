@@ -83,6 +83,10 @@ def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, st
     for save in (again.save, again.save_delta):
         with pytest.raises(ValueError, match=r"this run was reverted.*save before revert"):
             save(tmp_path / "nothing")
+    with edited(any_model, RECORDS, method, batch_size=2) as inside:
+        inside.save_delta(tmp_path / "inside.safetensors")
+    with pytest.raises(ValueError, match="this run was reverted"):
+        inside.save(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists() and "Run: 5 edits of" in repr(again), "and no list of all it holds"
 
 

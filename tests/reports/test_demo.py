@@ -140,7 +140,7 @@ def test_wrong_arguments_are_refused(model, tower):
         compare(model, [])
     with pytest.raises(ValueError, match="λ must be above 0"):
         compare(model, [tower], factor=0)
-    with pytest.raises(ValueError, match="editor must be a variant of a method, such as memit_blue, not 'memit'"):
+    with pytest.raises(ValueError, match="'memit' is not a variant of a method; known variants: memit_blue, memit_fe"):
         EditPage(model, RECORDS, editor="memit")
     with pytest.raises(ValueError, match="'memit' is not a variant of a method; known variants: memit_blue, memit_fe"):
         compare(model, [tower], "memit")

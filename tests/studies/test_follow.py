@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
+from bluelib.editing.checkpoints import held
 from bluelib.io.formats import read_json, write_json
 from bluelib.io.paths import followed_path
 from bluelib.reports.figures.follow import draw_followed, frontiers, lengths
@@ -92,6 +93,11 @@ def test_what_is_left_of_a_run_with_other_settings_is_removed(llama, project, mo
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(module, "evaluate", interrupted)
         follow(llama, "memit", others=0, **HOW)
+    left = project / "results" / "raw" / "follow" / followed_path(llama.name, HOW["dataset"], "memit", 8, 2, 0, {}).stem
+    kept = sorted(path.name for path in left.iterdir())
+    with held(left), pytest.raises(BlockingIOError, match="in use by another process"):
+        follow(llama, "memit", others=0, scored=3, **HOW)
+    assert sorted(path.name for path in left.iterdir()) == kept, "what another process is at work on"
     found = read_json(follow(llama, "memit", others=0, scored=3, **HOW))
     assert [len(point["case_ids"]) for point in found["points"]] == [3]
     assert "holds an interrupted run with other settings" in caplog.text
