@@ -53,7 +53,7 @@ CLAIMS = (
         },
     ),
     Claim(
-        f"the BLUE variants keep it: they lose less than {KEPT} points",
+        f"the BLUE variants keep general capability: they lose less than {KEPT} points",
         lambda v: f"change over all {v.edits} edits: {by_method(v.blue_all, 'editor')} points",
         {
             f"the interval of the change in mean accuracy over all edits is above −{KEPT}, for each BLUE variant": (

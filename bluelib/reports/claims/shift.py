@@ -51,12 +51,12 @@ CLAIMS = (
         },
     ),
     Claim(
-        "BLUE keeps their distribution closer to the original one",
+        "BLUE keeps the hidden states of known facts closer to their original distribution",
         lambda v: f"energy distance, BLUE less plain: {by_method(v.energy, 'blue', 4)}, paired over facts",
         {"the interval of the difference in energy distance is below 0, for each pair": lambda v: below(v.energy)},
     ),
     Claim(
-        "with BLUE the distribution is hardly another than before, where without it is",
+        "with BLUE the distribution of hidden states hardly differs from before, and without BLUE it does",
         lambda v: (
             f"{v.distances(v.blue)}; without: {v.distances(v.plain)}; two halves of the unedited facts have up to "
             f"{v.half:.4f}"
@@ -67,7 +67,7 @@ CLAIMS = (
         },
     ),
     Claim(
-        "BLUE moves single known facts less",
+        "BLUE moves the hidden states of single known facts less",
         lambda v: (
             f"displacement, BLUE less plain, in typical distances of two facts: {by_method(v.displacement, 'blue', 3)}"
         ),
