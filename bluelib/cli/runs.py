@@ -26,7 +26,7 @@ from .common import GRID, Answer, Gather, Option, command, named_values, written
 )
 def notebook(arguments: Namespace) -> Answer:
     """Run a notebook through papermill."""
-    from ..runs.notebooks import run_notebook
+    from ..runs.execute import run_notebook
 
     run_notebook(arguments.name, named_values("parameter", arguments.parameters), arguments.executed)
     return written([arguments.executed])

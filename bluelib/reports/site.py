@@ -26,7 +26,7 @@ from traitlets.config import Config
 
 from ..io.paths import project_path
 from ..io.writing import atomic_directory, atomic_file
-from ..runs.notebooks import run_notebook
+from ..runs.execute import run_notebook
 
 LANDING, GALLERY, INDEX = "docs/site/index.md", "figures/index.md", "index.md"
 #: The file that marks a folder as a site, which a new site may replace. Hosts that know this file serve the folder's

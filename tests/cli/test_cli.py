@@ -22,7 +22,7 @@ from bluelib.io.paths import project_path
 from bluelib.io.timing import progress_bar
 from bluelib.pocket.datasets import write_datasets
 from bluelib.runs.cell import summary
-from bluelib.runs.notebooks import run_notebook
+from bluelib.runs.execute import run_notebook
 from bluelib.runs.parameters import check_parameters
 
 

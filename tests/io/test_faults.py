@@ -54,8 +54,8 @@ from bluelib.pocket.world import build_world
 from bluelib.reports.plots import save as save_figure
 from bluelib.reports.tables import _write as write_table
 from bluelib.runs.cell import evaluate_unedited
+from bluelib.runs.execute import run_notebook
 from bluelib.runs.grid import Grid
-from bluelib.runs.notebooks import run_notebook
 from tests.support.folders import files
 from tests.support.gguf import tiny, write_gguf
 from tests.support.small import PREFIXES, RECORDS, TARGETS, editor, own_settings, random_model
