@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -59,6 +60,8 @@ def find_tasks(names: Sequence[str]) -> TaskManager:
 
     The harness's own tasks, which take seconds to read, are included only if a name is not that of a pocket task.
 
+    A name that ends in ``.yaml`` is a task file in the harness's format, relative to the working directory.
+
     Raises:
         ImportError: if ``lm-eval`` is not installed.
         ValueError: if there are no names, a name is given twice, or one is unknown.
@@ -72,15 +75,18 @@ def find_tasks(names: Sequence[str]) -> TaskManager:
         ) from error
     if not names or len(set(names)) < len(names):
         raise ValueError(f"tasks must be one or more different names, not {list(names)}")
-    folder = ASSETS / "tasks"
+    if missing := [name for name in names if name.endswith(".yaml") and not Path(name).is_file()]:
+        raise ValueError(f"there is no task file {', '.join(missing)}")
+    folder, named = ASSETS / "tasks", {name for name in names if not name.endswith(".yaml")}
     index = TaskManager(include_path=folder, include_defaults=False)
-    if not set(names) <= set(index.all_tasks):
+    if not named <= set(index.all_tasks):
         index = TaskManager(include_path=folder)
-    unknown = [name for name in names if name not in index.task_index]
+    unknown = [name for name in names if name in named and name not in index.task_index]
     if unknown:
         raise ValueError(
             f"no task is called {', '.join(unknown)}; known: {', '.join(POCKET_TASKS)}, pocket_skills for all of them, "
-            f"and what `lm-eval ls tasks` lists (lm-eval {lm_eval.__version__}), such as {', '.join(PAPER_TASKS)}"
+            f"what `lm-eval ls tasks` lists (lm-eval {lm_eval.__version__}), such as {', '.join(PAPER_TASKS)}, and "
+            "task files, such as workflow/tasks/sst2.yaml"
         )
     return index
 
@@ -90,7 +96,8 @@ def load_tasks(names: Sequence[str], *, seed: int = 0) -> Tasks:
     cache of ``datasets``.
 
     Args:
-        names: of tasks, of groups (their items count together, each once), or of tags (each of their tasks by itself).
+        names: of tasks, of groups (their items count together, each once), of tags (each of their tasks by itself), or
+            of task files.
         seed: of the choice of examples, for tasks that show some.
 
     Raises:

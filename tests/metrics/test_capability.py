@@ -172,6 +172,60 @@ def test_what_cannot_be_evaluated_is_refused(monkeypatch, tmp_path):
         load_tasks(["tale"])
 
 
+#: Two items of each benchmark's file, as its authors distribute it, and what a model is asked, with the right choice first.
+FILES = {
+    "sst2": ("sst2_dev.tsv", 'sentence\tlabel\nno "fun , \t0\nbright .\t1\n'),
+    "cola": ("cola_in_domain_dev.tsv", "gj04\t1\t\tThey left.\ngj04\t0\t*\tThey lefted.\n"),
+    "rte": (
+        "rte_train.tsv",
+        'index\tsentence1\tsentence2\tlabel\n0\tIt rains.\tIt is wet.\tentailment\n1\tIt is "hot.\tIt snows.\tnot_entailment\n',
+    ),
+    "mmlu_redux": (
+        "mmlu_redux_5700.jsonl",
+        '{"subject": "a", "question": "Is 1 = 1? ", "choices": ["no", "yes", "w", "z"], "answer": 1, "error_type": "ok"}\n'
+        '{"subject": "a", "question": "Bad?", "choices": ["a", "b", "c", "d"], "answer": 0, "error_type": "wrong_groundtruth"}\n',
+    ),
+}
+ASKED = {
+    "sst2": {
+        'no "fun , \nQuestion: Is this sentence positive or negative?\nAnswer:': "negative",
+        "bright .\nQuestion: Is this sentence positive or negative?\nAnswer:": "positive",
+    },
+    "cola": {
+        "They left.\nQuestion: Does this sentence make sense?\nAnswer:": "yes",
+        "They lefted.\nQuestion: Does this sentence make sense?\nAnswer:": "no",
+    },
+    "rte": {
+        "It rains.\nQuestion: It is wet. True or False?\nAnswer:": "True",
+        'It is "hot.\nQuestion: It snows. True or False?\nAnswer:': "False",
+    },
+    "mmlu_redux": {"Is 1 = 1?\nA. no\nB. yes\nC. w\nD. z\nAnswer:": "B"},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_benchmarks_are_read_from_files(name, tmp_path, monkeypatch):
+    task_file = str(module.ASSETS.parent.parent / "workflow" / "tasks" / f"{name}.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    file, text = FILES[name]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / file).write_text(text, encoding="utf-8")
+    loaded = load_tasks([task_file])
+    (task,) = loaded.parts[name].values()
+    documents = list(task.validation_docs())
+    asked = {task.doc_to_text(d): task.doc_to_choice(d)[int(task.doc_to_target(d))] for d in documents}
+    assert asked == ASKED[name]
+    found = capability(load_model("pocket-llama"), loaded)
+    assert found.items.task.tolist() == [name] * len(documents)
+    assert set(found.items.prompt) == set(ASKED[name])
+
+
+def test_a_task_file_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"there is no task file nowhere/sst2\.yaml"):
+        load_tasks(["pocket_nli", "nowhere/sst2.yaml"])
+
+
 def test_a_group_s_items_count_together(monkeypatch, tmp_path):
     for name in (*POCKET_TASKS[:2], "_template_yaml"):
         path = module.ASSETS / "tasks" / (name if name.startswith("_") else f"{name}.yaml")
