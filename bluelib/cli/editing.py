@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Sequence
 from inspect import signature
@@ -30,8 +31,11 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..data.records import Record
+    from ..editing.method import Method
     from ..editing.sequence import Run
     from ..models.model import Model
+
+log = logging.getLogger(__name__)
 
 
 @command(example="blue editors")
@@ -148,10 +152,10 @@ def edit(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records, show its answers before and after, and evaluate it."""
     from ..data.chat import in_chat
     from ..editing.named import check_corpus_of, get_editor
-    from ..editing.sequence import check_requests, check_sequence, check_start
+    from ..editing.sequence import check_sequence, check_start
     from ..metrics.answers import ask_about, compare
     from ..metrics.drift import drift, next_tokens, unrelated
-    from ..metrics.editing import check_groups, check_texts
+    from ..metrics.editing import check_groups
     from ..runs.cell import run_cell
 
     if arguments.save and arguments.save_delta and arguments.save.absolute() == arguments.save_delta.absolute():
@@ -173,13 +177,11 @@ def edit(arguments: Namespace) -> Answer:
     how = {"checkpoint_dir": arguments.checkpoint, "on_conflict": arguments.on_conflict}
     if arguments.start:
         check_start(model, editor, arguments.start)
-    batch_size = min(10, len(records)) if arguments.batch_size is None else arguments.batch_size
-    check_sequence(records, editor, batch_size=batch_size, **how)
     editor.check(model)
     check_groups(arguments.metrics, arguments.contexts)
-    check_requests(model, in_chat(model, records) if arguments.chat else records, editor)
-    for record in records:
-        check_texts(model, record, generate=not arguments.no_generate)
+    records = _readable(model, records, editor, arguments)
+    batch_size = min(10, len(records)) if arguments.batch_size is None else arguments.batch_size
+    check_sequence(records, editor, batch_size=batch_size, **how)
     asked, prompts = records if arguments.facts else records[:SHOWN], unrelated(records)
     asked = in_chat(model, asked) if arguments.chat else asked
     about = {"neighbours": arguments.facts is not None}
@@ -387,6 +389,33 @@ def _load(arguments: Namespace) -> tuple[Model, list[Record]]:
         up_to = 100 if arguments.edits is None else None
         records = load_dataset(arguments.dataset, split=arguments.split or "report", up_to=up_to, **chosen)
     return load_model(arguments.model, device=arguments.device, dtype=arguments.dtype), records
+
+
+def _readable(model: Model, records: list[Record], editor: Method, arguments: Namespace) -> list[Record]:
+    """The records that a model can read: a prompt with its target may be longer than its context.
+
+    Raises:
+        ValueError: if it cannot read all of them, and they are not to be skipped; if it can read none.
+    """
+    from ..data.chat import in_chat
+    from ..data.datasets import reasons
+    from ..editing.sequence import check_requests
+    from ..metrics.editing import check_texts
+
+    readable, bad = [], []
+    for record in records:
+        try:
+            check_requests(model, in_chat(model, [record]) if arguments.chat else [record], editor)
+            check_texts(model, record, generate=not arguments.no_generate)
+            readable.append(record)
+        except ValueError as error:
+            bad.append(error)
+    if bad and not (readable and arguments.skip_bad_records):
+        heading = f"{model.name} cannot read {len(bad)} of {len(records)} records; --skip-bad-records leaves them out"
+        raise ValueError(reasons(bad, heading))
+    if bad:
+        log.warning(reasons(bad, f"{len(bad)} of {len(records)} records are left out", always=True))
+    return readable
 
 
 def _check_new(target: Path) -> None:

@@ -200,12 +200,10 @@ def load_dataset(
     chosen, bad = _parsed(entries, positions, parse, most=limit or up_to, skip_bad=skip_bad)
     if bad and not skip_bad:
         raise RecordError(
-            _reasons(bad, f"{len(bad)} records of {path} cannot be used; skip_bad (--skip-bad-records) leaves them out")
+            reasons(bad, f"{len(bad)} records of {path} cannot be used; skip_bad (--skip-bad-records) leaves them out")
         )
     if bad:
-        log.warning(
-            _reasons(bad, f"{len(bad)} of {len(chosen) + len(bad)} records of {path} are left out", always=True)
-        )
+        log.warning(reasons(bad, f"{len(bad)} of {len(chosen) + len(bad)} records of {path} are left out", always=True))
     if not chosen or (limit is not None and limit > len(chosen)):
         there = f"{name} has {len(chosen)} records" + (" that can be used" if bad else "")
         raise ValueError(f"{there}{f' in split {split}' if split else ''}; {limit or 'some'} were asked for")
@@ -328,7 +326,7 @@ def _records(entry: Any, position: int, parse: Parser) -> list[Record]:
 NAMED = 10
 
 
-def _reasons(bad: Sequence[RecordError], heading: str, *, always: bool = False) -> str:
+def reasons(bad: Sequence[ValueError], heading: str, *, always: bool = False) -> str:
     """A heading and why records cannot be used, a line each. One record alone has it only with ``always``."""
     if len(bad) == 1 and not always:
         return f"{bad[0]}; skip_bad (--skip-bad-records) leaves it out"

@@ -157,6 +157,21 @@ def test_bad_records_are_refused_together_or_left_out(facts, capsys, caplog):
     assert edit(facts({}, {"target_new": 5}), "--edits", "1", "--json") == 0, "the limit applies first"
 
 
+def test_records_that_the_model_cannot_read_are_refused_together_or_left_out(facts, capsys, caplog):
+    long = " ".join(["Paris"] * 300)
+    path = facts({"target_new": long}, {}, {"prompt": f"{long} {{}}"})
+    assert edit(path) == 2
+    error = capsys.readouterr().err
+    assert "blue: pocket-llama cannot read 2 of 3 records; --skip-bad-records leaves them out:\n  record 0: " in error
+    assert "\n  record 2: " in error and "record 1" not in error
+    assert edit(path, "--skip-bad-records", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["provenance"]["case_ids"] == [1] and printed["batch_size"] == 1
+    assert "2 of 3 records are left out:\n  record 0: " in caplog.text
+    assert edit(facts({"target_new": long}), "--skip-bad-records") == 2, "nothing is left to edit"
+    assert "record 0: " in capsys.readouterr().err
+
+
 def test_a_saved_edit_is_asked_about(facts, known, tmp_path, capsys):
     delta = tmp_path / "edit.safetensors"
     assert edit(facts(), "--save-delta", str(delta)) == 0
