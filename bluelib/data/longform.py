@@ -12,7 +12,8 @@ from ..pocket.world import SEEN_STATEMENTS, build_world
 from . import Record, RecordError
 from .benchmarks import parse_counterfact
 from .datasets import load_dataset, of_pocket_world
-from .records import field, put_subject_out, record_id
+from .records import field, put_subject_out
+from .ripples import parse_mquake
 
 SENTENCES = 3
 
@@ -24,8 +25,8 @@ def load_long_form(
 
     Args:
         name: a pocket dataset, whose records are rewritten (:func:`pocket_long_form`); or the path of a JSON file in
-            AKEW's form of CounterFact, or of one in any form of :func:`~bluelib.load_dataset` whose targets are texts
-            already (UnKE's in the flat form, say).
+            AKEW's form of CounterFact or of MQuAKE-CF, or of one in any form of :func:`~bluelib.load_dataset` whose
+            targets are texts already (UnKE's in the flat form, say).
         sentences: the number of sentences of a target made from a pocket record.
         split, limit, seed: as for :func:`~bluelib.load_dataset`, so that the same records are chosen.
 
@@ -81,32 +82,39 @@ def check_sentences(sentences: int) -> None:
         raise ValueError(f"a long-form target has 2 to {SEEN_STATEMENTS + 1} sentences, not {sentences}")
 
 
-def parse_akew(entry: Mapping[str, Any], position: int) -> Record:
-    """A record of AKEW's form of CounterFact: ``fact_new_uns``, a text that states the new fact, is the target.
+def parse_akew(entry: Mapping[str, Any], position: int) -> list[Record]:
+    """The edits of a record of AKEW, in its form of CounterFact (one) or of MQuAKE-CF (one or more).
 
-    It has CounterFact's fields and in ``requested_rewrite`` also ``question`` and ``fact_new_uns``.
+    ``fact_new_uns``, a text that states the new fact, is the target, and ``question`` the prompt. Both stand beside the
+    fields that the benchmark itself has in ``requested_rewrite``.
 
     Raises:
         RecordError: if one of them is missing, or the text does not have several sentences.
     """
-    case_id = record_id(entry, position)
+    rewrites = entry.get("requested_rewrite")
+    if isinstance(rewrites, list):
+        edits = zip(parse_mquake(entry, position), rewrites, strict=True)
+    else:
+        edits = zip([parse_counterfact(entry, position)], [rewrites], strict=True)
+    return [_unstructured(record, rewrite) for record, rewrite in edits]
+
+
+def _unstructured(record: Record, rewrite: Any) -> Record:
+    entry, case_id = {"requested_rewrite": rewrite}, record.case_id  # a message names the field with its parent
     try:
         text = field(entry, "requested_rewrite.fact_new_uns", case_id)
         question = field(entry, "requested_rewrite.question", case_id)
     except RecordError as error:
         raise RecordError(
             f"{error}; long-form editing needs a target of several sentences: AKEW's fields "
-            "requested_rewrite.question and .fact_new_uns, or another form whose target is such a text "
-            "already"
+            "requested_rewrite.question and .fact_new_uns, or another form whose target is such a text already"
         ) from error
     if not _several_sentences(text):
         raise RecordError(
             f"record {case_id}: requested_rewrite.fact_new_uns must consist of several sentences, not {text!r}"
         )
-    record = parse_counterfact(entry, position)
-    return replace(
-        record, prompt=put_subject_out(question, record.subject, case_id, "requested_rewrite.question"), target_new=text
-    )
+    prompt = put_subject_out(question, record.subject, case_id, "requested_rewrite.question")
+    return replace(record, prompt=prompt, target_new=text)
 
 
 def _several_sentences(text: str) -> bool:

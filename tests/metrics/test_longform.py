@@ -104,6 +104,15 @@ def test_akew_is_read_and_what_is_missing_is_named(tmp_path):
     (short,) = load_dataset(written(tmp_path, AKEW))
     assert short.target_new == "tuba"
 
+    second = {**AKEW["requested_rewrite"], "question": "What is it that Ilvane Quillbrook plays?"}
+    chain = {"questions": ["Who made it?"], "new_answer": "Ann", "new_single_hops": []}
+    several = {"case_id": 5, "requested_rewrite": [AKEW["requested_rewrite"], second], **chain}
+    found = [(one.case_id, one.prompt, one.target_new) for one in load_long_form(written(tmp_path, several))]
+    assert found == [
+        ("5-1", "What does {} play?", record.target_new),
+        ("5-2", "What is it that {} plays?", record.target_new),
+    ], "AKEW's form of MQuAKE-CF: an edit each"
+
     def changed(**rewrite):
         return {**AKEW, "requested_rewrite": {**AKEW["requested_rewrite"], **rewrite}}
 

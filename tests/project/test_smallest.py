@@ -1,5 +1,5 @@
-"""Every notebook runs with the fewest edits that it takes, on a model that ships and on one of the user's own; or it says
-in its second cell what is missing."""
+"""Every notebook runs with the fewest edits that it takes, on a model that ships, on the real one, and on one of the
+user's own; or it says in its second cell what is missing."""
 
 from __future__ import annotations
 
@@ -29,8 +29,16 @@ SMALLEST = {
     "10_methods_since": {"edits": 1, "batch_size": 1, "live_edits": 1},
     "11_beyond_likelihood": {"edits": 1, "batch_size": 1},
 }
-#: What a notebook asks for that a model of the user's own has not, until a command has made it.
+#: What a notebook asks for that other models than the pocket ones have not, until a command has made it.
 ASKED_FOR = {"05_error_growth": "make it with: blue ablation --model "}
+#: On the shipped facts of the real model: of the first alone it does not know the answer, and none has a long text.
+OF_FACTS = {"02_locate": {"edits": 4}, "09_long_texts_and_batches": {"long_dataset": "long.json"}}
+LONG = {
+    "prompt": "Where does {} lie?",
+    "subject": "Rome",
+    "target_new": "In Peru. Rome lies in Peru.",
+    "target_true": "Italy",
+}
 
 
 def test_all_notebooks_are_here():
@@ -38,13 +46,15 @@ def test_all_notebooks_are_here():
     assert found == SMALLEST.keys() | {"12_report", "demo_edit_a_fact"}, "which edit nothing, and what they are told to"
 
 
-@pytest.fixture(params=["pocket-llama", "own"])
+@pytest.fixture(params=["pocket-llama", "smollm2-135m", "own"])
 def model(request, tmp_path, monkeypatch):
     """The name of a model, in a checkout of the notebooks and the committed numbers that they read."""
     (tmp_path / "notebooks").mkdir()
     for part in ("ablation", "contributions", "small", "pocket"):
         shutil.copytree(ROOT / "results" / part, tmp_path / "results" / part)
     monkeypatch.chdir(tmp_path)
+    if request.param == "smollm2-135m":
+        request.getfixturevalue("smollm2")
     if request.param != "own":
         return request.param
     folder = shutil.copytree(pocket_models()["pocket-llama"], tmp_path / "models" / "mine")
@@ -63,7 +73,11 @@ def model(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(SMALLEST))
 def test_a_notebook_runs_with_the_fewest_edits(name, model, tmp_path, capsys):
     shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
-    given = {"model": model, "dataset": "pocket-counterfact", **SMALLEST[name]}
+    dataset = "facts" if model == "smollm2-135m" else "pocket-counterfact"
+    given = {"model": model, "dataset": dataset, **SMALLEST[name]}
+    if dataset == "facts":
+        given |= OF_FACTS.get(name, {})
+        (tmp_path / "long.json").write_text(json.dumps([LONG]), encoding="utf-8")
     parameters = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
     status = main(["notebook", name, str(tmp_path / "out.ipynb"), "-p", *parameters])
     said = capsys.readouterr().err

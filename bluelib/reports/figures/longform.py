@@ -69,8 +69,10 @@ def long_form_scores(numbers: Numbers) -> Figure:
             scores, editors = table(found, "long_form"), editors_of(found)
             rows = scores[scores.metric == metric].set_index(["prompt", "editor"])
             for prompt, shift, marker in (("question", -0.12, "o"), ("rephrased", 0.12, "^")):
-                editor_points(axis, rows.loc[prompt], editors, shift, marker)
-            axis.axhline(rows["mean"]["question", "before"], color="black", linestyle=":", linewidth=1)
+                if prompt in rows.index:  # a dataset may have no paraphrases, or no object beside the text
+                    editor_points(axis, rows.loc[prompt], editors, shift, marker)
+            if "question" in rows.index:
+                axis.axhline(rows["mean"]["question", "before"], color="black", linestyle=":", linewidth=1)
             axis.set(ylim=(-3, 103))
         handles = [plt.Line2D([], [], color=GREY, marker=marker, linestyle="") for marker in "o^"]
         handles.append(plt.Line2D([], [], color="black", linestyle=":"))
