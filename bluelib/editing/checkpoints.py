@@ -83,7 +83,7 @@ class Checkpoint:
         if differing:
             raise CheckpointError(
                 f"{self.folder} holds the checkpoint of another run: {'; '.join(differing)}. "
-                "Repeat that run's command, or choose another folder"
+                "Repeat that run's command, delete the folder, or choose another"
             )
         tensors = {name: self._read(name, digest) for name, digest in self.files.items()}
         keys: list[Mapping[int, Tensor]] = [
