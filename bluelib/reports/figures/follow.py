@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...editing.catalogue import entry, in_order, labelled
+from ...io.palette import GREY
 from ...metrics.intervals import interval
 from ...models.known import scale_of, short_label
 from ...studies.follow import followed
@@ -142,23 +143,19 @@ def frontiers(frame: pd.DataFrame, option: str) -> Figure:
                         label=label if not place else None,
                         **row.face,
                     )
-            shown = chosen[chosen.editor == chosen.editor.iloc[0]]
-            for one in shown.itertuples():
-                axis.annotate(
-                    f"{one.value:g}",
-                    (np.mean(one.specificity), np.mean(one.editing)),
-                    xytext=(5, -9),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color=entry(one.editor).colour,
-                )
             axis.set(title=benchmark(dataset), xlabel="specificity (%)")
         axes[0, 0].set_ylabel("mean of efficacy and generalization (%)")
-        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        handles, _ = axes[0, -1].get_legend_handles_labels()
+        for value in values:
+            label = f"{_SHORT.get(option, option)} = {value}"
+            handles.append(
+                plt.Line2D([], [], color=GREY, marker="o", markersize=sizes[value], linestyle="none", label=label)
+            )
+        axes[0, -1].legend(handles=handles, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         first = frame.iloc[0]
         figure.suptitle(
-            f"{short_label(first.model)} ({scale_of(first.model)} scale): {first.length} edits in "
-            f"batches of {first.batch_size};\nlarger marks: larger {option}",
+            f"{short_label(first.model)} ({scale_of(first.model)} scale): {first.length} edits in batches of "
+            f"{first.batch_size}",
             fontsize=10,
         )
         return figure
