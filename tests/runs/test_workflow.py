@@ -102,6 +102,33 @@ def test_a_dry_run_plans_the_whole_grid(project, profile, grid):
     assert planned == {"grid": 1, "tables": 1, "report": 1, "all": 1}
 
 
+def test_what_the_file_names_first_runs_first(project):
+    """Each editor on all datasets before the next one; then the sequences; then the analyses. What they share, before."""
+    grid = yaml.safe_load(GRIDS["grid-small"].read_text())
+    output = finished(blue(project, grid, "--", "-n", "--quiet", "host"))
+    blocks = [block for block in re.split(r"^(?:local)?rule ", output, flags=re.M)[1:] if "jobid:" in block]
+    priority: dict[str, dict[str, int]] = {}
+    for block in blocks:
+        rule, given = block.partition(":")[0], re.search(r"priority: (\d+)", block)
+        name = re.search(r"output: ([^\s,]+)", block)
+        if not name:  # the whole grid
+            continue
+        priority.setdefault(rule, {})[Path(name[1]).stem] = int(given[1]) if given else 0
+    found = Grid.load(project / "tiny.yaml")  # as it was written, keys in another order
+    by_editor = [
+        found.cell_name(Place(found.models[0], dataset, editor, 0))
+        for editor in found.editors
+        for dataset in found.datasets
+    ]
+    assert sorted(priority["cell"], key=priority["cell"].get, reverse=True) == by_editor
+    followed = [run.path.stem for run in found.followed()]
+    assert sorted(priority["follow"], key=priority["follow"].get, reverse=True) == followed
+    shared = [*priority["statistics"].values(), *priority["null_spaces"].values(), *priority["before"].values()]
+    assert min(shared) > max(priority["cell"].values())
+    assert min(priority["cell"].values()) > max(priority["follow"].values())
+    assert {of for rule, given in priority.items() if rule.startswith("analysis") for of in given.values()} == {0}
+
+
 def test_a_grid_on_slurm_asks_for_what_its_file_says(project):
     output = finished(
         blue(
