@@ -54,6 +54,15 @@ def test_the_gain_is_worded_by_its_interval(blue, words):
     assert words in found and "SmolLM2-135M-Instruct (MEMIT; d)" in found and f"{blue - 60:+.1f} points" in found
 
 
+def test_the_benchmarks_of_the_real_model_stand_apart():
+    better, worse = (scores_of({"MEMIT": 60.0, "MEMIT_BLUE": blue}) for blue in (65.0, 50.0))
+    found = summary._gain(
+        {"small": {(model, d): frame for one, d in ((better, "d"), (worse, "e")) for (model, _), frame in one.items()}}
+    )
+    assert "+5.0 points [+5.0, +5.0], on SmolLM2-135M-Instruct (MEMIT; d); -10.0 points" in found
+    assert "that is +8.3 % and -16.7 %; the abstract" in found
+
+
 def test_every_variant_has_a_cell_for_each_model():
     table = summary.differences(
         {"a": scores_of({"MEMIT": 60.0, "MEMIT_FE": 61.0}), "b": scores_of({"MEMIT": 60.0, "MEMIT_BLUE": 55.0}, "mine")}
