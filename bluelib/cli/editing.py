@@ -399,13 +399,14 @@ def _readable(model: Model, records: list[Record], editor: Method, arguments: Na
     """
     from ..data.chat import in_chat
     from ..data.datasets import reasons
-    from ..editing.sequence import check_requests
+    from ..editing.sequence import check_request, longest_prefix
     from ..metrics.editing import check_texts
 
+    prefix, edited = longest_prefix(model, editor), in_chat(model, records) if arguments.chat else records
     readable, bad = [], []
-    for record in records:
+    for record, as_edited in zip(records, edited, strict=True):
         try:
-            check_requests(model, in_chat(model, [record]) if arguments.chat else [record], editor)
+            check_request(model, as_edited, prefix)
             check_texts(model, record, generate=not arguments.no_generate)
             readable.append(record)
         except ValueError as error:

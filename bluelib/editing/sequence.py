@@ -385,16 +385,30 @@ def check_requests(model: Model, records: Sequence[Record], editor: Method) -> N
     Raises:
         ValueError: if an edit cannot be made; the message names the record.
     """
-    prefix = max(editor.prefixes(model), key=len)
+    prefix = longest_prefix(model, editor)
     for record in records:
-        try:
-            request = record.request
-            place = locate(model.tokenizer, request.prompt, request.subject, prefix, request.before)
-            answer = encode_answer(model.tokenizer, request.text, request.target, request.separator)
-            tokens = len(place.ids) + len(answer) - 1
-            model.check_length(tokens, "context prefix, prompt and target_new")
-        except ValueError as error:
-            raise ValueError(f"record {record.case_id}: {error}") from error
+        check_request(model, record, prefix)
+
+
+def longest_prefix(model: Model, editor: Method) -> str:
+    """The longest of the texts that are put before a prompt while it is edited."""
+    return max(editor.prefixes(model), key=len)
+
+
+def check_request(model: Model, record: Record, prefix: str) -> None:
+    """Tokenise an edit after a prefix.
+
+    Raises:
+        ValueError: if it cannot be made; the message names the record.
+    """
+    try:
+        request = record.request
+        place = locate(model.tokenizer, request.prompt, request.subject, prefix, request.before)
+        answer = encode_answer(model.tokenizer, request.text, request.target, request.separator)
+        tokens = len(place.ids) + len(answer) - 1
+        model.check_length(tokens, "context prefix, prompt and target_new")
+    except ValueError as error:
+        raise ValueError(f"record {record.case_id}: {error}") from error
 
 
 def _identity(

@@ -101,7 +101,8 @@ def load_tasks(names: Sequence[str], *, seed: int = 0) -> Tasks:
         seed: of the choice of examples, for tasks that show some.
 
     Raises:
-        ImportError, ValueError: from :func:`find_tasks`; ValueError also if a task is not multiple-choice.
+        ImportError, ValueError: from :func:`find_tasks`; ValueError also if a task is not multiple-choice, or two have
+            one name.
     """
     index = find_tasks(names)
     parts: dict[str, Mapping[str, Task]] = {}
@@ -115,7 +116,10 @@ def load_tasks(names: Sequence[str], *, seed: int = 0) -> Tasks:
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=seed)
-        parts |= {name: found} if name in loaded["groups"] else {part: {part: task} for part, task in found.items()}
+        own = {name: found} if name in loaded["groups"] else {part: {part: task} for part, task in found.items()}
+        if doubled := parts.keys() & own.keys():
+            raise ValueError(f"{name} brings a second task called {', '.join(sorted(doubled))}; name one of the two")
+        parts |= own
     return Tasks(parts)
 
 

@@ -170,6 +170,9 @@ def test_records_that_the_model_cannot_read_are_refused_together_or_left_out(fac
     assert "2 of 3 records are left out:\n  record 0: " in caplog.text
     assert edit(facts({"target_new": long}), "--skip-bad-records") == 2, "nothing is left to edit"
     assert "record 0: " in capsys.readouterr().err
+    assert edit(facts(), "--chat", "--skip-bad-records") == 2, "no record is to blame for this"
+    error = capsys.readouterr().err
+    assert "pocket-llama has no chat template" in error and "record 0" not in error
 
 
 def test_a_saved_edit_is_asked_about(facts, known, tmp_path, capsys):

@@ -226,6 +226,16 @@ def test_a_task_file_that_is_not_there_is_refused():
         load_tasks(["pocket_nli", "nowhere/sst2.yaml"])
 
 
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "task: pocket_nli\ncustom_dataset: !function bluelib.metrics.capability.skill_documents\n"
+        "dataset_kwargs: {skill: nli}\ntest_split: test\noutput_type: multiple_choice\n"
+        "doc_to_text: prompt\ndoc_to_choice: choices\ndoc_to_target: answer\n"
+    )
+    with pytest.raises(ValueError, match="brings a second task called pocket_nli; name one of the two"):
+        load_tasks(["pocket_nli", str(tmp_path / "mine.yaml")])
+
+
 def test_a_group_s_items_count_together(monkeypatch, tmp_path):
     for name in (*POCKET_TASKS[:2], "_template_yaml"):
         path = module.ASSETS / "tasks" / (name if name.startswith("_") else f"{name}.yaml")

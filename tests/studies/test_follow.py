@@ -163,7 +163,7 @@ def test_the_pictures_show_every_run_once(tmp_path):
     varied = frame[[bool(options) for options in frame.options]]
     figure = frontiers(varied, "mom2_update_weight")
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert names[-2:] == ["λ = 1", "λ = 100"], "what the sizes of the marks mean"
+    assert names == ["MEMIT", "MEMIT_BLUE", "a-stranger", "λ = 1", "λ = 100"], "what marks and their sizes mean"
     drawn = draw_followed(["pocket-llama"], tmp_path / "out", tmp_path)
     assert [path.name for path in drawn if path.suffix == ".png"] == [
         "lengths_pocket-llama_40x10.png",

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...editing.catalogue import entry, in_order, labelled
+from ...editing.catalogue import Entry, entry, in_order, labelled
 from ...io.palette import GREY
 from ...metrics.intervals import interval
 from ...models.known import scale_of, short_label
@@ -87,7 +87,7 @@ def _title(frame: pd.DataFrame) -> str:
 
 
 #: What an option is called in a legend.
-_SHORT = {"mom2_update_weight": "λ"}
+_SHORT = {"mom2_update_weight": "λ", "l2": "L2"}
 
 
 def _line(axis: Axes, rows: pd.DataFrame, what: str, label: str, options: tuple[tuple[str, Any], ...] = ()) -> None:
@@ -103,6 +103,11 @@ def _line(axis: Axes, rows: pd.DataFrame, what: str, label: str, options: tuple[
     axis.plot(rows.length, [one.mean for one in found], label=label, **style_of)
     ends = ([one.low for one in found], [one.high for one in found])
     axis.fill_between(rows.length, *ends, color=row.colour, alpha=0.12, linewidth=0)
+
+
+def mark_of(row: Entry) -> dict[str, Any]:
+    """A method's marker, without a line."""
+    return {"color": row.colour, "marker": row.marker, "linestyle": "none", **row.face}
 
 
 def frontiers(frame: pd.DataFrame, option: str) -> Figure:
@@ -131,26 +136,18 @@ def frontiers(frame: pd.DataFrame, option: str) -> Figure:
                 row = labelled(label)
                 rows = chosen[chosen.editor == row.name].sort_values("value")
                 x, y = rows.specificity.map(np.mean), rows.editing.map(np.mean)
-                axis.plot(x, y, color=row.colour, linestyle=row.line, linewidth=1, label=None)
-                for place, value in enumerate(rows.value):
-                    axis.plot(
-                        x.iloc[place],
-                        y.iloc[place],
-                        marker=row.marker,
-                        color=row.colour,
-                        markersize=sizes[value],
-                        linestyle="none",
-                        label=label if not place else None,
-                        **row.face,
-                    )
+                axis.plot(x, y, color=row.colour, linestyle=row.line, linewidth=1)
+                for one, other, value in zip(x, y, rows.value, strict=True):
+                    axis.plot(one, other, **mark_of(row), markersize=sizes[value])
             axis.set(title=benchmark(dataset), xlabel="specificity (%)")
         axes[0, 0].set_ylabel("mean of efficacy and generalization (%)")
-        handles, _ = axes[0, -1].get_legend_handles_labels()
-        for value in values:
-            label = f"{_SHORT.get(option, option)} = {value}"
-            handles.append(
-                plt.Line2D([], [], color=GREY, marker="o", markersize=sizes[value], linestyle="none", label=label)
-            )
+        used = map(labelled, in_order({entry(name).label for name in frame.editor}))
+        handles = [plt.Line2D([], [], **mark_of(row), label=row.label) for row in used]
+        grey: dict[str, Any] = {"color": GREY, "marker": "o", "linestyle": "none"}
+        handles += [
+            plt.Line2D([], [], **grey, markersize=sizes[value], label=f"{_SHORT.get(option, option)} = {value:g}")
+            for value in values
+        ]
         axes[0, -1].legend(handles=handles, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         first = frame.iloc[0]
         figure.suptitle(
@@ -182,6 +179,7 @@ def draw_followed(models: Sequence[str], folder: Path, source: Path | None = Non
         )
         for (option, edits, size), rows in by_option.items():
             ends = rows[rows.length == rows.edits]
-            if ends.options.nunique() > 1:
+            ends = ends[ends.groupby("dataset").options.transform("nunique") > 1]  # one value alone is no frontier
+            if not ends.empty:
                 drawn.append(keep(frontiers(ends, option), folder / f"frontier_{model}_{option}_{edits}x{size}"))
     return drawn
