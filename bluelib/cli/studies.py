@@ -118,6 +118,15 @@ def locate(arguments: Namespace) -> Answer:
         help="search the solver's parameters, or all, with those of the targets; by default all for a pocket model, "
         "and solver for any other",
     ),
+    Option(
+        "--candidates",
+        nargs="+",
+        action=Gather,
+        default=[],
+        metavar="NAME=LIST",
+        help="search these hyper-parameters instead, from these values, for example 'l2=[1,0.1,10]'; the first one is "
+        "where the search starts",
+    ),
     *TEXT,
     Option(
         "--write",
@@ -126,6 +135,7 @@ def locate(arguments: Namespace) -> Answer:
         help="write the best settings into the settings file; by default only if it is your own",
     ),
     *PLACE,
+    Option("--output", type=Path, metavar="FOLDER", help="where the searches are written; by default results/tuning"),
     example="blue tune pocket-gpt2 --editor memit",
     kept=_kept_trials,
 )
@@ -139,23 +149,27 @@ def tune(arguments: Namespace) -> Answer:
 
     if (arguments.model is None) == (arguments.named_model is None):
         raise ValueError("name one model: blue tune MODEL")
+    if arguments.axes and arguments.candidates:
+        raise ValueError("--axes and --candidates both say what is searched; give only one of them")
+    which = named_values("hyper-parameter", arguments.candidates) or arguments.axes
     name = arguments.model or arguments.named_model
     for editor in arguments.editor:
         check_corpus_of(editor, name, arguments.corpus)
     model = load_model(name, device=arguments.device, dtype=arguments.dtype)
     for editor in arguments.editor:  # refuses settings before the first search takes hours
-        axes(model, editor, arguments.axes)
+        axes(model, editor, which)
     file = own_file(model) if arguments.write else settings_file(model)
     writes = arguments.write is not False and file is not None and not is_shipped(file)
     paths = [
         tune(
             model,
             editor,
+            arguments.output,
             dataset=arguments.dataset,
             split=arguments.split,
             edits=arguments.edits,
             batch_size=arguments.batch_size,
-            which=arguments.axes,
+            which=which,
             corpus=arguments.corpus,
             tokens=arguments.tokens,
         )

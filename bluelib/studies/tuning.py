@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -69,7 +69,11 @@ def default_size(model: str) -> tuple[int, int]:
     return POCKET_SIZE if scale_of(model) == "pocket" else SIZE
 
 
-def axes(model: Model, editor: str, which: str | None = None) -> dict[str, tuple]:
+#: What is searched: one of :data:`AXES`, or the candidates themselves, by hyper-parameter.
+Which = str | Mapping[str, Sequence[Any]] | None
+
+
+def axes(model: Model, editor: str, which: Which = None) -> dict[str, tuple]:
     """The axes of an editor's row in the catalogue, each a tuple of candidates for this model.
 
     For a pocket model they are those of the row. For any other, the row's numbers are taken relative to the first one,
@@ -80,12 +84,20 @@ def axes(model: Model, editor: str, which: str | None = None) -> dict[str, tuple
         model: a model with settings.
         editor: of the catalogue.
         which: of :data:`AXES`; ``solver`` leaves the optimisation of targets as it is configured. By default ``all``
-            for a pocket model, and ``solver`` for another.
+            for a pocket model, and ``solver`` for another. Or lists of candidates by hyper-parameter, in place of the
+            row's axes.
 
     Raises:
         ValueError: if the editor has no axes, the model has no settings, or its settings lack a value that an axis
-            starts from; if ``which`` is unknown.
+            starts from; if ``which`` is unknown; if an axis of yours is no hyper-parameter of the editor, or not a list
+            of distinct values.
     """
+    if isinstance(which, Mapping):
+        for axis, values in which.items():
+            if not isinstance(values, (list, tuple)) or not values or len({*map(str, values)}) < len(values):
+                raise ValueError(f"candidates of {axis} must be a list of distinct values, as [1, 10], not {values!r}")
+        get_editor(editor, model, **{axis: values[0] for axis, values in which.items()})
+        return {axis: tuple(values) for axis, values in which.items()}
     if which is not None and which not in AXES:
         raise ValueError(f"axes must be one of {', '.join(AXES)}, not {which!r}")
     row = known(editor)
@@ -164,7 +176,7 @@ def tune(
     split: str | None = None,
     edits: int | None = None,
     batch_size: int | None = None,
-    which: str | None = None,
+    which: Which = None,
     corpus: str | None = None,
     tokens: int | None = None,
 ) -> Path:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from bluelib import get_editor, load_dataset, load_model
+from bluelib.cli import main
 from bluelib.editing.catalogue import known
 from bluelib.editing.settings import write_settings
 from bluelib.io.formats import read_json
@@ -101,6 +102,9 @@ def test_axes_that_there_are_none_of(model):
         ("memit", None, "the settings of memit for .*mine lack mom2_update_weight"),
         ("mend", None, "there is no search for editor 'mend'"),
         ("memit_blue", "some", "axes must be one of solver, all, not 'some'"),
+        ("memit_blue", {"l2": [1, 10]}, "editor 'memit_blue' has no hyper-parameter l2"),
+        ("alphaedit", {"l2": 10}, r"candidates of l2 must be a list of distinct values, as \[1, 10\], not 10"),
+        ("alphaedit", {"l2": [10, 10]}, r"candidates of l2 must be a list of distinct values.*not \[10, 10\]"),
     ):
         with pytest.raises(ValueError, match=message):
             axes(model, editor, which)
@@ -118,6 +122,16 @@ def test_a_search_is_written_and_put_into_the_settings(model, tmp_path):
     file = keep_best(model, [path])
     assert yaml.safe_load(file.read_text())["editors"] == {**EDITORS, "memit_blue": best["choice"]}
     assert file.read_text().startswith("# mine\n")
+
+
+def test_candidates_of_your_own_are_searched_alone(model, tmp_path, capsys):
+    command = ["tune", model.name, "--editor", "memit_blue", "--dataset", "pocket-counterfact", "--edits", "2"]
+    assert main([*command, "--candidates", "mom2_update_weight=[5,50]", "--output", str(tmp_path / "other")]) == 0
+    found = read_json(tmp_path / "other" / f"{model.stem}-memit_blue.json")
+    assert [trial["choice"] for trial in found["trials"]] == [{"mom2_update_weight": 5}, {"mom2_update_weight": 50}]
+    assert not (tmp_path / "results").exists()
+    assert main([*command, "--candidates", "mom2_update_weight=[5,50]", "--axes", "all"]) != 0
+    assert "give only one of them" in capsys.readouterr().err
 
 
 def test_a_norm_anchor_is_measured_once_for_each_way_to_optimise_targets(model, monkeypatch):
