@@ -4,7 +4,7 @@ one with a model's settings."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from inspect import Parameter
 from typing import Any
@@ -217,12 +217,7 @@ def get_editor(
         if corpus:  # a notebook's parameter is an empty string where none is named
             overrides["corpus"] = corpus
             check_corpus(corpus)
-    unknown = sorted(set(overrides) - _hyper_parameters(make))
-    if unknown:
-        raise ValueError(
-            f"editor {name!r} has no hyper-parameter {', '.join(unknown)}; "
-            f"it has {', '.join(sorted(_hyper_parameters(make)))}"
-        )
+    check_names(name, overrides)
     settings = {
         **editor_settings(model, name, shared=composes(make)),
         **(as_text(_hyper_parameters(make), known(name).plain or name) if text else {}),
@@ -240,6 +235,19 @@ def get_editor(
             "model's critical layers"
         )
     return editor_with(name, model, settings)
+
+
+def check_names(name: str, settings: Iterable[str]) -> None:
+    """Make sure that these are names of hyper-parameters of the editor ``name``.
+
+    Raises:
+        ValueError: if the editor or one of the names is unknown; the message lists those that it has.
+    """
+    has = _hyper_parameters(known(name).make())
+    if unknown := sorted(set(settings) - has):
+        raise ValueError(
+            f"editor {name!r} has no hyper-parameter {', '.join(unknown)}; it has {', '.join(sorted(has))}"
+        )
 
 
 def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:

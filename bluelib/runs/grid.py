@@ -77,6 +77,8 @@ class Grid:
         notebooks: analysis notebooks that run for each model, with their parameters.
         follow: runs of ``blue follow`` for each model and dataset: ``editors``, ``edits``, ``batch_size``, and, if not
             the usual, ``at``, ``scored``, ``others`` and ``options``. Every value of an option is a run.
+        settings: hyper-parameters of cells, in place of the model's settings: a list of entries with ``values`` by
+            name, and the ``models``, ``datasets`` and ``editors`` that they are for, if not all. A later one overrides.
         device, dtype, corpus: as for :func:`~bluelib.load_model` and :func:`~bluelib.get_editor`.
         metrics, contexts: of each cell, as for :func:`~bluelib.evaluate`.
         threads: CPU threads of each job.
@@ -92,6 +94,7 @@ class Grid:
     batch_size: int
     notebooks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     follow: tuple[Mapping[str, Any], ...] = ()
+    settings: tuple[Mapping[str, Any], ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
     corpus: str = ""
@@ -153,7 +156,12 @@ class Grid:
             notebook: _parameters(notebook, parameters)
             for notebook, parameters in _mapping("notebooks", values.get("notebooks")).items()
         }
-        taken["follow"] = tuple(_follow(number, part) for number, part in enumerate(_listed(values.get("follow"))))
+        taken["follow"] = tuple(
+            _follow(number, part) for number, part in enumerate(_listed("follow", values.get("follow")))
+        )
+        taken["settings"] = tuple(
+            _entry(number, part, taken) for number, part in enumerate(_listed("settings", values.get("settings")))
+        )
         resources = _mapping("resources", values.get("resources"))
         strangers = sorted(set(resources) - {"default", *taken["models"]})
         if strangers:
@@ -190,6 +198,13 @@ class Grid:
             models=tuple(map(beside, grid.models)),
             datasets=tuple(map(beside, grid.datasets)),
             resources={beside(name): asked for name, asked in grid.resources.items()},
+            settings=tuple(
+                {
+                    key: tuple(map(beside, value)) if key in ("models", "datasets") else value
+                    for key, value in part.items()
+                }
+                for part in grid.settings
+            ),
         )
 
     def check_files(self) -> None:
@@ -210,15 +225,19 @@ class Grid:
                 )
 
     def check_editors(self) -> None:
-        """Make sure, before anything runs, that all editors exist, and that each model's settings have the measured
-        values that they need. (Tables also show results of editors that do not exist here.)
+        """Make sure, before anything runs, that all editors exist and have the hyper-parameters that ``settings``
+        names, and that each model's settings have the measured values that they need. (Tables also show results of
+        editors that do not exist here.)
 
         Raises:
-            ValueError: if an editor is unknown, or a setting that it needs is missing.
+            ValueError: if an editor or a hyper-parameter is unknown, or a setting that an editor needs is missing.
         """
-        from ..editing.named import check_measured, composes
+        from ..editing.named import check_measured, check_names, composes
         from ..editing.settings import editor_settings, settings_of
 
+        for part in self.settings:
+            for name in part.get("editors", self.editors):
+                check_names(name, part["values"])
         for name in (*self.editors, *(name for part in self.follow for name in part["editors"])):
             make = catalogue.known(name).make()
             for model in self.models if composes(make) else ():
@@ -234,14 +253,21 @@ class Grid:
         unknown = [model for model in models if model not in self.models]
         if unknown:
             raise ValueError(f"the grid has no model {', '.join(unknown)}; it has {', '.join(self.models)}")
-        return replace(self, models=tuple(models)) if models else self
+        if not models:
+            return self
+        settings = [
+            {**part, "models": [name for name in part["models"] if name in models]} if "models" in part else part
+            for part in self.settings
+        ]
+        return replace(self, models=tuple(models), settings=tuple(s for s in settings if s.get("models") != []))
 
     def as_dict(self) -> dict[str, Any]:
         """The keys of a grid file; ``metrics`` and ``contexts`` only if they differ from the usual ones, as older files
         have no such keys."""
         given = {key: value for key, value in asdict(self).items() if value != USUAL.get(key)}
-        if not self.follow:
-            del given["follow"]
+        for key in ("follow", "settings"):
+            if not given[key]:
+                del given[key]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
 
     def cells(self) -> list[Place]:
@@ -262,7 +288,17 @@ class Grid:
     def parameters(self, cell: Place) -> dict[str, Any]:
         """A cell's parameters of ``06_main_table``, without those that name files."""
         measured = {key: value for key, value in self.as_dict().items() if key in USUAL}
-        return {**asdict(cell), "edits": self.edits, "batch_size": self.batch_size, **measured, **self.where}
+        given = {**asdict(cell), "edits": self.edits, "batch_size": self.batch_size, **measured, **self.where}
+        settings = self.settings_of(cell)
+        return {**given, "settings": settings} if settings else given
+
+    def settings_of(self, cell: Place) -> dict[str, Any]:
+        """The hyper-parameters that ``settings`` has for a cell."""
+        found: dict[str, Any] = {}
+        for part in self.settings:
+            if all(getattr(cell, key[:-1]) in part.get(key, (getattr(cell, key[:-1]),)) for key in _CHOSEN_BY):
+                found |= part["values"]
+        return found
 
     @property
     def where(self) -> dict[str, Any]:
@@ -344,10 +380,28 @@ def _distinct(key: str, values: Any, kind: type) -> tuple[Any, ...]:
 _FOLLOW = {"editors": list, "edits": int, "batch_size": int, "at": list, "scored": int, "others": int, "options": dict}
 
 
-def _listed(values: Any) -> list[Any]:
+def _listed(key: str, values: Any) -> list[Any]:
     if not isinstance(values, (list, tuple)) and values is not None:
-        raise ValueError(f"follow of the grid must be a list of runs, not {values!r}")
+        raise ValueError(f"{key} of the grid must be a list, not {values!r}")
     return list(values or [])
+
+
+#: What an entry of ``settings`` chooses cells by.
+_CHOSEN_BY = ("models", "datasets", "editors")
+
+
+def _entry(number: int, part: Any, taken: Mapping[str, Any]) -> Mapping[str, Any]:
+    """One entry of ``settings``, checked against the grid's models, datasets and editors."""
+    place = f"settings[{number}] of the grid"
+    if not isinstance(part, Mapping) or set(part) - {*_CHOSEN_BY, "values"}:
+        raise ValueError(f"{place} must map {', '.join(_CHOSEN_BY)} and values, not {part!r}")
+    if not isinstance(part.get("values"), Mapping) or not part["values"]:
+        raise ValueError(f"values of {place} must map hyper-parameters to values, not {part.get('values')!r}")
+    chosen = {key: _distinct(f"{key} of settings[{number}]", part[key], str) for key in _CHOSEN_BY if key in part}
+    for key, names in chosen.items():
+        if strangers := [name for name in names if name not in taken[key]]:
+            raise ValueError(f"{key} of {place} has {', '.join(strangers)}, which the grid does not have")
+    return {**chosen, "values": dict(part["values"])}
 
 
 def _follow(number: int, part: Any) -> dict[str, Any]:

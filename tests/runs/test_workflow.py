@@ -404,7 +404,17 @@ def test_every_value_of_an_option_is_followed_by_itself():
     ("change", "message"),
     [
         ({"modles": []}, "a grid has no key 'modles'; known: name, models"),
-        ({"follow": {}}, "follow of the grid must be a list of runs"),
+        ({"follow": {}}, "follow of the grid must be a list, not {}"),
+        ({"settings": {"memit": {}}}, "settings of the grid must be a list, not {'memit'"),
+        (
+            {"settings": [{"editor": "memit"}]},
+            r"settings\[0\] of the grid must map models, datasets, editors and values",
+        ),
+        ({"settings": [{"editors": ["memit"]}]}, r"values of settings\[0\] of the grid must map hyper-parameters"),
+        (
+            {"settings": [{"datasets": ["zsre"], "values": {"l2": 1}}]},
+            r"datasets of settings\[0\] of the grid has zsre, which the grid does not have",
+        ),
         ({"follow": [{"editors": ["memit"], "edits": 4}]}, r"follow\[0\] of the grid lacks batch_size"),
         ({"follow": [FOLLOW | {"length": 4}]}, r"follow\[0\] of the grid has no key 'length'; known: editors, edits"),
         ({"follow": [FOLLOW | {"at": 4}]}, r"at of follow\[0\] of the grid must be of type list, not 4"),
@@ -454,6 +464,25 @@ def test_a_grid_of_unknown_editors_makes_tables_and_does_not_run(tmp_path):
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(ValueError, match="no editor is called 'memmit'; did you mean 'memit'"):
         run_grid(tmp_path / "grid.yaml")
+
+
+def test_a_grid_s_settings_are_those_of_the_cells_that_they_name(tmp_path):
+    models = ["pocket-llama", "pocket-gpt2"]
+    entries = [
+        {"editors": ["memit"], "values": {"mom2_update_weight": 7, "clamp": 1}},
+        {"editors": ["memit"], "models": ["pocket-gpt2"], "values": {"mom2_update_weight": 8}},
+    ]
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**TINY, "models": models, "settings": entries}))
+    grid = Grid.load(tmp_path / "grid.yaml")
+    assert Grid.of(grid.as_dict()) == grid
+    given = {(c.model, c.editor): grid.parameters(c).get("settings") for c in grid.cells()}
+    assert given["pocket-llama", "memit"] == {"mom2_update_weight": 7, "clamp": 1}
+    assert given["pocket-gpt2", "memit"] == {"mom2_update_weight": 8, "clamp": 1}
+    assert given["pocket-gpt2", "memit_blue"] is None
+    assert Grid.of(grid.only(["pocket-llama"]).as_dict()).settings == grid.settings[:1]
+    grid.check_editors()
+    with pytest.raises(ValueError, match="editor 'memit' has no hyper-parameter l2; it has"):
+        Grid.of({**TINY, "settings": [{"editors": ["memit"], "values": {"l2": 1}}]}).check_editors()
 
 
 def test_a_grid_whose_editor_misses_a_measured_setting_does_not_run():
