@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -129,10 +130,15 @@ def _of_study(grid: Grid, study: Study, partial: bool = False) -> list[Finding]:
 
 def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
     cells = load_cells(grid, partial=partial)
-    if len(cells) < len(grid.cells()):
-        return []  # claims are about every method and both datasets
+    whole = len(cells) == len(grid.cells())
+    if not whole:
+        cells = _everywhere(grid, cells)
+    if not cells:
+        return []
     scores = record_scores(cells)
     compared, best = contrasts(scores), champions(scores)
+    if not whole:
+        best = best.iloc[:0]  # who is best can't be said before all have run
     by_model = {
         model: of_main_table(
             {name: frame[frame.model == model] for name, frame in compared.items()}, best[best.model == model]
@@ -144,8 +150,16 @@ def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
         by_model = {model: [*verdicts, average] for model, verdicts in by_model.items()}
     seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
     size = f"{grid.edits} edits in batches of {grid.batch_size}, {seeds}"
+    if not whole:
+        size += f"; so far of {', '.join(families(scores))}"
     figures = [path for path in grid.tables() if path.suffix == ".png"]
     return _findings(MAIN, (*CLAIMS, AVERAGE), by_model, figures, size)
+
+
+def _everywhere(grid: Grid, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells of editors that have run on all of a grid's models, datasets and seeds: claims are about both datasets."""
+    made = Counter(cell["editor"]["name"] for cell in cells)
+    return [cell for cell in cells if made[cell["editor"]["name"]] == len(grid.cells()) // len(grid.editors)]
 
 
 def contrasts(scores: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, pd.DataFrame]:
