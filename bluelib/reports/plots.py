@@ -58,9 +58,14 @@ def save(figure: Figure, stem: Path, suffix: str = ".png") -> Path:
         figure.savefig(temporary, bbox_inches="tight", metadata={"Date" if suffix == ".svg" else "Software": None})
         if suffix == ".png":
             with Image.open(temporary) as image:
-                drawn = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+                drawn = in_few_colours(image)
             drawn.save(temporary, format="PNG", optimize=True)
     return path
+
+
+def in_few_colours(image: Image.Image) -> Image.Image:
+    """A picture in 256 colours of its own."""
+    return image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
 
 
 def keep(figure: Figure, stem: Path) -> Path:

@@ -157,7 +157,7 @@ def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
 
 
 def _everywhere(grid: Grid, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells of editors that have run on all of a grid's models, datasets and seeds: claims are about both datasets."""
+    """The cells of editors that have run on all of a grid's models, datasets and seeds, as claims are about all."""
     made = Counter(cell["editor"]["name"] for cell in cells)
     return [cell for cell in cells if made[cell["editor"]["name"]] == len(grid.cells()) // len(grid.editors)]
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,6 +22,7 @@ from bluelib.reports.figures import draw, functions
 from bluelib.runs.grid import Grid
 from bluelib.studies import STUDIES, study_of
 from bluelib.studies.capability import MEAN
+from tests.support.pictures import same_file
 
 ROOT = Path(__file__).parents[2]
 NUMBERS, PICTURES = ROOT / "results" / "pocket" / "analysis", ROOT / "figures" / "pocket"
@@ -77,7 +77,7 @@ def test_so_are_those_of_the_real_model(notebook, monkeypatch, tmp_path):
     assert bool(verdicts(study.name, content)) == judged and content["provenance"]["scale"] == "small"
     assert content["parameters"].items() >= SMALL.notebooks[notebook].items()
     for path in draw(study.name, {model: SMALL.numbers(notebook, model)}, tmp_path):
-        assert path.read_bytes() == (SMALL.figures / path.name).read_bytes(), path.name
+        assert same_file(path, SMALL.figures / path.name), path.name
 
 
 @pytest.mark.parametrize("claims", [*map(claims_of, STUDIES), (*main.CLAIMS, main.AVERAGE)], ids=[*STUDIES, "main"])
@@ -235,4 +235,4 @@ def test_the_figures_are_those_of_the_committed_numbers(study, tmp_path):
     drawn = draw(study.name, committed, tmp_path)
     assert {path.stem for path in drawn} == set(study.figures)
     for path in drawn:
-        assert np.array_equal(plt.imread(path), plt.imread(PICTURES / path.name)), path.name
+        assert same_file(path, PICTURES / path.name), path.name

@@ -40,6 +40,7 @@ from bluelib.runs.cell import SCHEMA
 from bluelib.runs.grid import Grid
 from bluelib.studies.layers import best_window, layers_by_editing
 from bluelib.studies.nullspace import THRESHOLDS, energy_shares
+from tests.support.pictures import same_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -297,13 +298,13 @@ def test_the_same_numbers_give_the_same_bytes(made):
 
 @pytest.mark.parametrize("grid", ["small", "pocket"])
 def test_committed_tables_are_those_of_the_committed_results(grid, tmp_path, monkeypatch):
-    """Byte for byte, pictures included."""
+    """Byte for byte, and pictures pixel for pixel."""
     committed = Grid.load(ROOT / "results" / grid / "grid.json")
     (tmp_path / "notebooks").mkdir()
     shutil.copytree(ROOT / "results" / grid, tmp_path / "results" / grid)
     monkeypatch.chdir(tmp_path)
     for path in write_tables(committed, partial=grid == "small"):
-        assert path.read_bytes() == (ROOT / "figures" / grid / path.name).read_bytes(), path.name
+        assert same_file(path, ROOT / "figures" / grid / path.name), path.name
 
 
 def test_the_pages_show_the_committed_tables_and_verdicts(tmp_path, monkeypatch):
@@ -312,7 +313,7 @@ def test_the_pages_show_the_committed_tables_and_verdicts(tmp_path, monkeypatch)
     for page, parts in shown().items():
         assert filled(page, parts) == page.read_text(encoding="utf-8"), page.name
     path = draw_overlay(tmp_path)
-    assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes()
+    assert same_file(path, ROOT / "figures" / path.name)
     with pytest.raises(ValueError, match="the text must have exactly one place for 'nothing'"):
         filled(ROOT / "README.md", {"nothing": "x"})
     with pytest.raises(ValueError, match=r"03_theory.ipynb has 0 cells with the mark <!-- nothing -->"):
