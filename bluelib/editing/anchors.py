@@ -2,7 +2,8 @@
 
 At the MLP's output, v₀ = h − (the rest of the block), a target is v* = v₀ + δ. In a long sequence ‖v*‖ grows from batch
 to batch, and the residuals grow with it. So v* is scaled to the length ν̄ that it has on average in the unedited model.
-A request whose v* is longer than 2 ν̄ gets h as its target: nothing is installed, and the output for its key is kept.
+A request whose v* is longer than 2 ν̄ gets h as its target: nothing is installed, and the output for its key is kept,
+as far as the batch's other keys allow.
 """
 
 from __future__ import annotations

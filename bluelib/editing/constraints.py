@@ -91,7 +91,8 @@ class Damp(Constraint):
     """PRUNE (Ma et al. 2025): large singular values of the summed update are damped, once, after the last batch.
 
     With σ the largest singular value of the original W, every singular value s > σ of the sum of all updates becomes
-    log(s) − log(σ) + σ. The damped sum then replaces the sum.
+    log(s) − log(σ) + σ. The damped sum then replaces the sum. (Where σ < 1, this formula makes values between σ and
+    some s* > 1 larger.)
 
     Attributes:
         twice: add the damped sum to weights that already hold the undamped one, as two public code bases do, instead of

@@ -31,8 +31,8 @@ from ..models.tracing import trace
 log = logging.getLogger(__name__)
 
 TOKENS = 100_000
-#: How many tokens of a text C needs for each dimension of a key. With fewer tokens than dimensions, C is singular and
-#: MEMIT has no solution (``blue convergence``).
+#: How many tokens of a text C needs for each dimension of a key, by experience (``blue convergence``). With fewer
+#: tokens than dimensions C is singular: MEMIT's solution is not unique, and is refused here.
 TOKENS_A_DIMENSION = 10
 #: Tokens in one part of a text. Each part is sorted by length and measured as a whole; a measurement continues between
 #: parts.
@@ -139,8 +139,8 @@ def _too_short(corpus: str | Path, found: int, asked: int, d_mlp: int) -> str:
         what = f"about {wanted} are needed, {each}: take a longer text"
     else:
         what = (
-            f"MEMIT has no solution with less than one token for each dimension of a key; about {wanted} are needed, "
-            f"{each}: take a longer text"
+            f"MEMIT has no unique solution with less than one token for each dimension of a key; about {wanted} are "
+            f"needed, {each}: take a longer text"
         )
     return f"corpus {str(corpus)!r} has {found} tokens; {asked} were asked for; {what}"
 

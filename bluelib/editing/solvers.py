@@ -230,7 +230,8 @@ class LeakyNullSpace(NullSpace):
     Δ = R K̃ᵀ (λ₂ I + λ₁ UᵀCU + K̃_p K̃_pᵀ + K̃ K̃ᵀ)⁻¹ Uᵀ.
 
     The null space is that of C throughout. The paper computes it again after every 1,000 edits, from
-    (K_p K_pᵀ / n + λ₁ C) / (1 + λ₁); with its λ₁ of 3,000, that is C except for a share of 1/3001.
+    (K_p K_pᵀ / n + λ₁ C) / (1 + λ₁). That is not done here. With its λ₁ of 3,000 the keys weigh 1/3001 there; keys of
+    large norm can still lift eigenvalues above the threshold, and more so with a smaller λ₁.
 
     Attributes:
         l2: λ₂.
@@ -306,6 +307,6 @@ def _cholesky(matrix: Tensor, name: str) -> Tensor:
         raise SolverError(
             f"{name} ({matrix.shape[0]} × {matrix.shape[1]}) is not positive definite: "
             "the second moment is singular (measure it over more tokens, --tokens: ten for each dimension of a key "
-            "are enough), or it or the keys are not finite"
+            "are usually enough), or it or the keys are not finite"
         )
     return factor

@@ -72,8 +72,8 @@ def convergence(
 
     Returns:
         Two tables. Per editor, layer and share: ``change`` of C, ``rank`` of C, and ``solution``, the change of Δ for
-        the batch's keys and direct residuals on the unedited model (NaN if there is no solution). Per editor and share:
-        the scores after the batch (NaN likewise).
+        the batch's keys and direct residuals on the unedited model (NaN if there is no unique solution). Per editor and
+        share: the scores after the batch (NaN likewise).
 
     Raises:
         ValueError: if shares are not as above, ``tokens`` is below 1, or an editor has no second moments.
@@ -148,7 +148,8 @@ def write_convergence(model: Model, rows: pd.DataFrame, scores: pd.DataFrame, ed
         "Second moments of shares of the text against the whole; "
         f"{label_of_model(model.name)} ({scale_of(model.name)} scale), d_mlp = {rows.d_mlp[0]}. "
         "C and Δ: relative change (Frobenius), the largest over the layers; rank: the least. "
-        f"Scores after {edits} edits in one batch, in per cent; *none*: the system is singular and has no solution.",
+        f"Scores after {edits} edits in one batch, in per cent; *none*: the system is singular, without a unique "
+        "solution.",
         "",
         "| editor | tokens | share | rank of C | change of C | change of Δ | " + " | ".join(metrics) + " |",
         "|---" * (6 + len(metrics)) + "|",

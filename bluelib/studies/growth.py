@@ -171,8 +171,8 @@ def shifts_along_sequence(
 ) -> pd.DataFrame:
     """:func:`shifts_of_batch` for one batch after the other; the model is left as it was.
 
-    ``total`` is ‖Σ E‖₂ over the batches so far, the error that has accumulated in the weights. ``total_edits`` is the
-    number of edits so far. ``norm_history`` is ‖K_pK_pᵀ‖₂ of the layer's keys from earlier batches.
+    ``total`` is ‖Σ E‖₂ over the batches so far, the sum of the errors along the editor's own path. ``total_edits`` is
+    the number of edits so far. ``norm_history`` is ‖K_pK_pᵀ‖₂ of the layer's keys from earlier batches.
     """
     state = editor.prepare(model)
     totals: dict[int, Tensor] = {}

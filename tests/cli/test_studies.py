@@ -194,7 +194,10 @@ def test_a_text_that_is_too_short_is_noticed_first(command, place, folder, monke
     line = f"{command} --model MODEL --dataset pocket-zsre --edits 1 --corpus short.txt --tokens 5000"
     assert main(options(line, folder)) == 2
     said = capsys.readouterr().err
-    assert "corpus 'short.txt' has " in said and "5000 were asked for; MEMIT has no solution with less than one" in said
+    assert (
+        "corpus 'short.txt' has " in said
+        and "5000 were asked for; MEMIT has no unique solution with less than one" in said
+    )
 
 
 def test_edit_takes_as_many_tokens_as_it_is_told(place, folder, capsys):

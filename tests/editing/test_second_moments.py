@@ -211,7 +211,7 @@ def test_convergence_refuses_shares_without_the_whole(model):
     [
         (1500, "they are enough, at least 10 for each of the 96 dimensions of a key: --tokens "),
         (200, "about 960 are needed, 10 for each of the 96 dimensions of a key: take a longer text"),
-        (10, "MEMIT has no solution with less than one token for each dimension of a key; about 960 are needed"),
+        (10, "MEMIT has no unique solution with less than one token for each dimension of a key; about 960 are needed"),
     ],
 )
 def test_of_a_short_text_is_told_whether_it_is_enough(words, told, tmp_path, monkeypatch):

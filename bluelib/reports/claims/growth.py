@@ -9,8 +9,8 @@ from .wording import EDITING, band, listed, points
 
 #: Points of success by which a choice of layers may be behind BLUE and still count as "about as good".
 MARGIN = 3
-#: The sum of unrelated errors of batches grows like this power of their number. So does the sum of random matrices of
-#: rank ten with the pocket models' shapes (`tests/reports/test_claims.py`).
+#: The spectral norm of a sum of independent Gaussian matrices of rank ten, with the pocket models' shapes, grows like
+#: this power of their number (`tests/reports/test_claims.py`).
 UNRELATED = 0.2
 
 
@@ -101,14 +101,14 @@ CLAIMS = (
     Claim(
         "the error grows with the length of the edit sequence",
         lambda v: (
-            f"of one batch ∝ {_power(v.sequence['error'])}; gathered ∝ {_power(v.sequence['total'])}, where errors "
-            f"that have nothing to do with each other give n^{UNRELATED}"
+            f"of one batch ∝ {_power(v.sequence['error'])}; summed ∝ {_power(v.sequence['total'])}, where independent "
+            f"Gaussian matrices give n^{UNRELATED}"
         ),
         {
             "each batch's own error grows like nᵃ along the sequence: the interval of a is above 0": lambda v: above(
                 v.sequence["error"]
             ),
-            f"the gathered error grows faster than unrelated errors do: the interval of its a is above {UNRELATED}": (
+            f"their sum grows faster than one of Gaussian matrices: the interval of its a is above {UNRELATED}": (
                 lambda v: above(v.sequence["total"], UNRELATED)
             ),
         },

@@ -48,7 +48,9 @@ CLAIMS = (
         "the error grows with the distance L − l",
         lambda v: f"‖E‖/‖R*Q‖ at L − l = 1, 2, …: {listed(v.relative['mean'])}",
         {
-            "the mean of ‖E‖/‖R*Q‖ rises at every step of the distance": lambda v: rises(v.relative["mean"]),
+            "the mean of ‖E‖/‖R*Q‖ (our normalisation) rises at every step of the distance": lambda v: rises(
+                v.relative["mean"]
+            ),
             "its interval at the largest distance is above that at the smallest": (
                 lambda v: apart(v.relative.iloc[-1], v.relative.iloc[0])
             ),
