@@ -151,7 +151,7 @@ def _kept_edits(arguments: Namespace) -> str:
 def edit(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records, show its answers before and after, and evaluate it."""
     from ..data.chat import in_chat
-    from ..editing.named import check_corpus_of, get_editor
+    from ..editing.named import check_corpus_of, check_names, get_editor
     from ..editing.sequence import check_sequence, check_start
     from ..metrics.answers import ask_about, compare
     from ..metrics.drift import drift, next_tokens, unrelated
@@ -163,6 +163,7 @@ def edit(arguments: Namespace) -> Answer:
     for target in filter(None, (arguments.save, arguments.save_delta)):
         _check_new(target)
     overrides = named_values("hyper-parameter", arguments.set)
+    check_names(arguments.editor, overrides)
     corpus, tokens = (overrides.pop(name, getattr(arguments, name)) for name in ("corpus", "tokens"))
     check_corpus_of(arguments.editor, arguments.model, corpus)
     model, records = _load(arguments)
@@ -407,7 +408,7 @@ def _readable(model: Model, records: list[Record], editor: Method, arguments: Na
     for record, as_edited in zip(records, edited, strict=True):
         try:
             check_request(model, as_edited, prefix)
-            check_texts(model, record, generate=not arguments.no_generate)
+            check_texts(model, as_edited, generate=not arguments.no_generate)
             readable.append(record)
         except ValueError as error:
             bad.append(error)

@@ -304,16 +304,23 @@ def ablation(arguments: Namespace) -> Answer:
         metavar="NAME=VALUE",
         help="options of the editors, instead of their settings, for example mom2_update_weight=15000",
     ),
+    *TEXT,
     *PLACE,
+    Option("--output", type=Path, metavar="FILE", help="where the scores of one editor are written"),
     example="blue follow --model pocket-gpt2 --editor memit memit_blue --edits 200 --at 50 100",
 )
 def follow(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records, and score it as the sequence grows."""
     from ..data.datasets import load_dataset
+    from ..editing.named import check_corpus_of
     from ..models.load import load_model
     from ..studies.follow import follow
     from ..studies.tuning import default_dataset
 
+    if arguments.output and len(arguments.editor) > 1:
+        raise ValueError(f"--output is the file of one editor's scores; {len(arguments.editor)} editors were named")
+    for editor in arguments.editor:
+        check_corpus_of(editor, arguments.model, arguments.corpus)
     dataset, edits = arguments.dataset or default_dataset(arguments.model), arguments.edits
     if edits is None:
         edits = len(load_dataset(dataset, split=arguments.split, up_to=100, seed=arguments.seed))
@@ -331,6 +338,9 @@ def follow(arguments: Namespace) -> Answer:
             others=arguments.others,
             seed=arguments.seed,
             options=named_values("option", arguments.set),
+            corpus=arguments.corpus,
+            tokens=arguments.tokens,
+            output=arguments.output,
         )
         for editor in arguments.editor
     ]

@@ -260,7 +260,7 @@ def _first_rates(
 def _training_loss(model: Model, network: Network, records: Sequence[Record], layers: Sequence[int]) -> Tensor:
     _, pairs = gradient_pairs(model, [record.request for record in records], layers)
     told = [
-        Request("{}", text, record.target_new)
+        Request("{}", text, record.target_new, separator=record.separator)
         for record in records
         for text in (record.request.text, *record.paraphrases)
     ]

@@ -216,9 +216,9 @@ def edit_sequence(
             if before and start:
                 put(model, before)
                 inputs |= {"start": file_hash(start)}
-                if before.keys:
-                    keys.append(before.keys)
-                    editor.remember(state, _near(model, before.keys))
+                if editor.remembers:  # a run whose editor does not would pass on the keys of a part of its edits
+                    keys.append({layer: before.keys[layer] for layer in editor.layers})
+                    editor.remember(state, _near(model, keys[-1]))
             checkpoint = None
             if checkpoint_dir:
                 how = {"batch_size": batch_size, "on_conflict": on_conflict}

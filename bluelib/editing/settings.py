@@ -123,6 +123,13 @@ def _checked(file: Path) -> dict[str, Any]:
                 f"{file}: {key} must be a {'list' if kind is list else 'mapping'}; a configuration has "
                 f"{', '.join(wanted)}, and statistics where a text is configured"
             )
+    if not isinstance(config.get("statistics", {}), dict):
+        raise ValueError(f"{file}: statistics must be a mapping of corpus and tokens, not {config['statistics']!r}")
+    for name, own in config["editors"].items():
+        if not isinstance(own, dict):
+            raise ValueError(
+                f"{file}: editors.{name} must be a mapping of hyper-parameters, {{}} for none, not {own!r}"
+            )
     if wrong := [name for name in config["models"] if not isinstance(name, str)]:
         raise ValueError(
             f"{file}: models must be a list of names and paths; {wrong[0]!r} is not text: write it in quotes"

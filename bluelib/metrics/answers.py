@@ -72,7 +72,8 @@ def ask_about(model: Model, records: Sequence[Record], *, tokens: int = TOKENS, 
     texts = map(first_sentence, continue_greedily(model, prompts, lengths, until_end=True))
     asked = [(record.request.text, *record.paraphrases) for record in records]
     pairs = [(prompt, record.target_new) for prompts, record in zip(asked, records, strict=True) for prompt in prompts]
-    scores = iter(score_targets(model, pairs))
+    separators = [record.separator for prompts, record in zip(asked, records, strict=True) for _ in prompts]
+    scores = iter(score_targets(model, pairs, separators=separators))
     chosen = [[next(scores).accuracy == 1 for _ in prompts] for prompts in asked]
     return [
         Said(

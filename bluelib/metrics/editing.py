@@ -221,11 +221,13 @@ def _check_before(records: Sequence[Record], metrics: Sequence[str], before: Bef
 
 def _scores(model: Model, records: Sequence[Record], score_bos: bool) -> list[list[TargetScore]]:
     """For each record, the scores of its :func:`_pairs`."""
-    hows = [(_special(record, score_bos), record.separator) for record in records]
+    hows = [_special(record, score_bos) for record in records]
     scored = {}
     for how in dict.fromkeys(hows):
-        pairs = [pair for record, own in zip(records, hows, strict=True) if own == how for pair in _pairs(record)]
-        scored[how] = iter(score_targets(model, pairs, special=how[0], separator=how[1]))
+        chosen = [record for record, own in zip(records, hows, strict=True) if own == how]
+        pairs = [pair for record in chosen for pair in _pairs(record)]
+        separators = [record.separator for record in chosen for _ in _pairs(record)]
+        scored[how] = iter(score_targets(model, pairs, special=how, separators=separators))
     return [[next(scored[how]) for _ in _pairs(record)] for record, how in zip(records, hows, strict=True)]
 
 

@@ -27,7 +27,7 @@ from ..data import Record
 from ..models.contexts import context_prefixes
 from ..models.generation import continue_greedily
 from ..models.model import Model
-from ..models.prompts import encode_answer, encode_prompt
+from ..models.prompts import encode_answer, encode_prompt, joiner
 from ..models.scoring import score_targets
 
 MEASURES = ("rouge_l", "token_recall", "object_recall", "whole")
@@ -55,12 +55,19 @@ def evaluate_long_form(model: Model, records: Sequence[Record], objects: Sequenc
     asked = [(i, "question", record.request.text) for i, record in enumerate(records)]
     asked += [(i, "rephrased", text) for i, record in enumerate(records) for text in record.paraphrases]
     targets = [records[i].target_new for i, _, _ in asked]
-    mentions = [_mentions(text, target, objects[i]) for (i, _, text), target in zip(asked, targets, strict=True)]
     pairs = [(text, target) for (_, _, text), target in zip(asked, targets, strict=True)]
-    found = iter(score_targets(model, pairs + [pair for some in mentions for pair in some]))
-    recall = [100 * next(found).accuracy for _ in asked]
+    between = [
+        joiner(*pair) if (given := records[i].separator) is None else given
+        for (i, _, _), pair in zip(asked, pairs, strict=True)
+    ]
+    mentions = [
+        _mentions(text + space, target, objects[i])
+        for (i, _, text), target, space in zip(asked, targets, between, strict=True)
+    ]
+    recall = [100 * score.accuracy for score in score_targets(model, pairs, separators=between)]
+    found = iter(score_targets(model, [pair for some in mentions for pair in some]))
     of_object = [[100.0 * (next(found).accuracy == 1) for _ in some] for some in mentions]
-    lengths = [len(encode_answer(model.tokenizer, *pair)) for pair in pairs]
+    lengths = [len(encode_answer(model.tokenizer, *pair, space)) for pair, space in zip(pairs, between, strict=True)]
     texts = continue_greedily(model, [text for text, _ in pairs], lengths)
     rows = []
     for n, (i, prompt, _) in enumerate(asked):
@@ -74,10 +81,10 @@ def evaluate_long_form(model: Model, records: Sequence[Record], objects: Sequenc
     return pd.DataFrame(rows).groupby(["prompt", "metric", "record"], sort=False).value.mean().reset_index()
 
 
-def _mentions(prompt: str, target: str, name: str) -> list[tuple[str, str]]:
-    """For each mention of ``name`` in the target: the prompt with the text before it, and the name."""
+def _mentions(before: str, target: str, name: str) -> list[tuple[str, str]]:
+    """For each mention of ``name`` in the target: all text before it, and the name. ``before`` precedes the target."""
     places = [match.start() for match in re.finditer(rf"\b{re.escape(name)}\b", target)]
-    return [(f"{prompt} {target[:place]}".rstrip(), name) for place in places]
+    return [(f"{before}{target[:place]}".rstrip(), name) for place in places]
 
 
 def check_length(model: Model, records: Sequence[Record]) -> int:

@@ -33,11 +33,10 @@ def negation(model: Model, records: Sequence[Record], *, chat: bool = False) -> 
     template yet."""
     asked = {number: one for number, record in enumerate(records) if (one := negated(record)) is not None}
     asked = dict(zip(asked, in_chat(model, list(asked.values())) if chat else asked.values(), strict=True))
-    passed: dict[int, dict[str, float]] = {}
-    for separator in dict.fromkeys(record.separator for record in asked.values()):
-        own = {number: record for number, record in asked.items() if record.separator == separator}
-        pairs = [(r.request.text, str(target)) for r in own.values() for target in (r.target_new, r.target_true)]
-        scores = score_targets(model, pairs, separator=separator)
-        for number, new, true in zip(own, scores[0::2], scores[1::2], strict=True):
-            passed[number] = {"negation": 100.0 * (true.log_prob > new.log_prob)}
+    pairs = [(r.request.text, str(target)) for r in asked.values() for target in (r.target_new, r.target_true)]
+    scores = score_targets(model, pairs, separators=[r.separator for r in asked.values() for _ in range(2)])
+    passed = {
+        number: {"negation": 100.0 * (true.log_prob > new.log_prob)}
+        for number, new, true in zip(asked, scores[0::2], scores[1::2], strict=True)
+    }
     return [{"case_id": record.case_id, **passed.get(number, {})} for number, record in enumerate(records)]

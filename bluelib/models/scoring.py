@@ -33,11 +33,16 @@ class TargetScore:
 
 @torch.no_grad()
 def score_targets(
-    model: Model, pairs: Sequence[tuple[str, str]], *, special: bool = False, separator: str | None = None
+    model: Model,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    special: bool = False,
+    separators: Sequence[str | None] | None = None,
 ) -> list[TargetScore]:
     """Score each (prompt, target) pair; with ``special``, the tokenizer's special tokens count as part of a target.
 
-    ``separator`` stands between the two; if it is None, :func:`~bluelib.models.prompts.joiner` decides.
+    ``separators`` has what stands between the two, for each pair; where it is None,
+    :func:`~bluelib.models.prompts.joiner` decides.
 
     Pairs that feed the same tokens to the model (the same prompt with two one-token targets, say) share a run, and
     logits are computed at the targets' positions only.
@@ -47,7 +52,8 @@ def score_targets(
         FloatingPointError: if a log-probability is not finite; the message names the prompt.
     """
     prompts = {text: _prompt(model, text) for text in dict.fromkeys(prompt for prompt, _ in pairs)}
-    joined = [joiner(*pair) if separator is None else separator for pair in pairs]
+    given = [None] * len(pairs) if separators is None else separators
+    joined = [joiner(*pair) if between is None else between for pair, between in zip(pairs, given, strict=True)]
     encoded = {
         (target, between): encode_target(model.tokenizer, target, special, between)
         for (_, target), between in zip(pairs, joined, strict=True)

@@ -16,7 +16,7 @@ from ..metrics.intervals import Interval, interval
 from ..models.known import scale_of, short_label
 from ..runs.grid import Grid
 from ..studies import STUDIES
-from ..studies.follow import followed
+from ..studies.follow import SEQUENCE, followed
 from .claims import MARKS, verdicts
 from .comparison import Scores, families, gains, improvement, variant_pairs
 from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published
@@ -99,14 +99,16 @@ def _steps(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> 
 
 def _length(runs: pd.DataFrame) -> str:
     """How methods and their BLUE variants, with settings of their own, end the longest sequence that both ran along."""
-    own = runs[[not options for options in runs.options]]
-    own = own.assign(label=[entry(name).label for name in own.editor])
-    for edits in sorted(set(own.edits), reverse=True):
-        ends = own[(own.edits == edits) & (own.length == edits)].set_index("label")
-        pairs = [tuple(ends.loc[label] for label in pair) for pair in label_pairs(ends.index.unique())]
+    ends = runs[runs.length == runs.edits]
+    ends = ends.assign(label=[entry(name).label for name in ends.editor])
+    found: dict[int, list[str]] = {}
+    for (_, _, edits, _), along in ends.groupby(SEQUENCE, sort=False):
+        own = along[[not options for options in along.options]].set_index("label")
+        pairs = [tuple(own.loc[label] for label in pair) for pair in label_pairs(own.index)]
         if pairs:
-            return _ends(pairs) + "".join(_same_weight(runs, plain, blue) for plain, blue in pairs)
-    return ""
+            same = "".join(_same_weight(along, plain, blue) for plain, blue in pairs)
+            found.setdefault(edits, []).append(_ends(pairs) + same)
+    return "\n".join(found[max(found)]) if found else ""
 
 
 def _editing(end: pd.Series) -> list[float]:
@@ -118,11 +120,12 @@ def _gained(plain: Sequence[float], blue: Sequence[float]) -> Interval:
     return interval([b - a for a, b in zip(plain, blue, strict=True)])
 
 
-def _same_weight(runs: pd.DataFrame, plain: pd.Series, blue: pd.Series) -> str:
-    """Where the variant is ahead: how the plain method ends with the variant's λ, if it was also followed with that."""
+def _same_weight(ends: pd.DataFrame, plain: pd.Series, blue: pd.Series) -> str:
+    """Where the variant is ahead: how the plain method ends the same sequence with the variant's λ, if it was also
+    followed with that."""
     weight = editor_settings(blue.model, blue.editor).get("mom2_update_weight")
-    same = runs[[options == (("mom2_update_weight", weight),) for options in runs.options]]
-    same = same[(same.editor == plain.editor) & (same.edits == plain.edits) & (same.length == plain.length)]
+    same = ends[[options == (("mom2_update_weight", weight),) for options in ends.options]]
+    same = same[same.editor == plain.editor]
     if same.empty or _gained(_editing(plain), _editing(blue)).low <= 0:
         return ""
     end = same.iloc[0]

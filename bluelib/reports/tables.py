@@ -401,8 +401,10 @@ def short_table(frame: pd.DataFrame) -> str:
     measured = frame.set_index(["model", "method", "metric"])
     rows = []
     for method in in_table(frame.method.unique()):
-        cells = (measured.loc[(model, method, metric)] for model in models for metric in metrics)
-        rows.append([method, *(_marked(f"{row['mean']:.1f}", row["rank"]) for row in cells)])
+        places = [(model, method, metric) for model in models for metric in metrics]
+        cells = [measured.loc[place] if place in measured.index else None for place in places]
+        marked = [NOT_MEASURED if row is None else _marked(f"{row['mean']:.1f}", row["rank"]) for row in cells]
+        rows.append([method, *marked])
     header = ["", *(f"{model} {metric[:4]}." for model in models for metric in metrics)]
     return markdown_table("", rows, header)
 

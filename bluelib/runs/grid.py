@@ -79,6 +79,7 @@ class Grid:
             the usual, ``at``, ``scored``, ``others`` and ``options``. Every value of an option is a run.
         settings: hyper-parameters of cells, in place of the model's settings: a list of entries with ``values`` by
             name, and the ``models``, ``datasets`` and ``editors`` that they are for, if not all. A later one overrides.
+            What is measured on a model, as CAKE's scores, belongs in the model's settings.
         device, dtype, corpus: as for :func:`~bluelib.load_model` and :func:`~bluelib.get_editor`.
         metrics, contexts: of each cell, as for :func:`~bluelib.evaluate`.
         threads: CPU threads of each job.
@@ -162,6 +163,9 @@ class Grid:
         taken["settings"] = tuple(
             _entry(number, part, taken) for number, part in enumerate(_listed("settings", values.get("settings")))
         )
+        paths = [run.path.stem for run in cls(**taken).followed()]
+        if twice := [path for path in paths if paths.count(path) > 1]:
+            raise ValueError(f"two runs of follow of the grid would be written to {twice[0]}; drop one, or merge them")
         resources = _mapping("resources", values.get("resources"))
         strangers = sorted(set(resources) - {"default", *taken["models"]})
         if strangers:

@@ -71,7 +71,7 @@ def _editor(name: str, value: Any) -> None:
 
 #: The check of a parameter's value, by the parameter's name; its type has been checked before.
 _RANGES: dict[str, Callable[[str, Any], None]] = {
-    **dict.fromkeys(("edits", "samples", "window", "every", "limit"), partial(check_whole, least=1)),
+    **dict.fromkeys(("edits", "samples", "window", "every", "limit", "live_edits"), partial(check_whole, least=1)),
     "sequences": partial(check_whole, least=2),  # for an interval
     "largest": partial(check_whole, least=10),  # five groups of at least two sizes
     "facts": partial(check_whole, least=4),

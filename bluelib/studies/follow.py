@@ -22,7 +22,7 @@ from ..data.datasets import load_dataset
 from ..data.provenance import provenance
 from ..editing.checkpoints import held
 from ..editing.method import describe
-from ..editing.named import get_editor
+from ..editing.named import check_names, get_editor
 from ..editing.sequence import edit_sequence
 from ..io.checks import check_whole
 from ..io.formats import read_json, write_json
@@ -56,6 +56,9 @@ def follow(
     others: int = OTHERS,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    corpus: str | None = None,
+    tokens: int | None = None,
+    output: Path | None = None,
 ) -> Path:
     """Edit a sequence, score it as it grows, and write ``results/follow/….json``; a run that exists is kept.
 
@@ -73,6 +76,8 @@ def follow(
         others: how many records after the edited ones show how far the model has moved: by the mean of D_KL(before ‖
             after) of the next token after their rewrite prompts.
         options: options of the editor, in place of its settings.
+        corpus, tokens: for second moments; by default the settings'.
+        output: the file to write, in place of the usual one.
 
     Raises:
         ValueError: as :func:`~bluelib.get_editor` and :func:`~bluelib.load_dataset`; if a length in
@@ -88,7 +93,8 @@ def follow(
     between = [end for end in ends if (end % batch_size and end != edits) or not 0 < end <= edits]
     if between:
         raise ValueError(f"at must be ends of batches of {batch_size} among {edits} edits; {between[0]} is not one")
-    method = get_editor(editor, model, **options)
+    check_names(editor, options)
+    method = get_editor(editor, model, **{"corpus": corpus, "tokens": tokens, **options})
     check_batch(method, batch_size)
     records = load_dataset(dataset, split=split, limit=edits, seed=seed)
     more = load_dataset(dataset, split=split, up_to=edits + others, seed=seed)[edits:] if others else []
@@ -110,7 +116,7 @@ def follow(
         **{key: origin[key] for key in ("model_revision", "dtype", "records_hash")},
     }
     identity = json.loads(json.dumps(identity))  # as it will be read
-    path = followed_path(model.stem, str(dataset), editor, edits, batch_size, seed, options)
+    path = output or followed_path(model.stem, str(dataset), editor, edits, batch_size, seed, options)
     if path.exists() and read_json(path).get("identity") == identity:
         return path
     elsewhere = [record.request.text for record in more]
@@ -198,21 +204,28 @@ def _changes(model: Model, originals: Mapping[int, Any]) -> dict[int, float]:
     }
 
 
-def followed(folder: Path | None = None) -> pd.DataFrame:
-    """All runs in ``folder``, by default ``results/follow``: one row per run and length.
+#: What runs that are compared with each other have in common.
+SEQUENCE = ["model", "dataset", "edits", "batch_size"]
 
-    Columns: ``model``, ``dataset``, ``editor``, ``options`` (a tuple of pairs), ``edits`` and ``batch_size`` of the
-    sequence, ``seed``; ``length``, ``n`` (edits scored there), ``elsewhere`` (mean D_KL in nats), ``weight_change``
-    (the largest over layers), and for each metric its values over the edits scored, a list.
+
+def followed(folder: Path | None = None, seed: int = 0) -> pd.DataFrame:
+    """All runs in ``folder``, by default ``results/follow``, along the order of records that ``seed`` gives: one row
+    per run and length.
+
+    Columns: those of :data:`SEQUENCE`, ``editor``, ``options`` (a tuple of pairs); ``length``, ``n`` (edits scored
+    there), ``elsewhere`` (mean D_KL in nats), ``weight_change`` (the largest over layers), and for each metric its
+    values over the edits scored, a list.
     """
     rows = []
     for path in sorted((folder or project_path("results", "follow")).glob("*.json")):
         content = read_json(path)
         about = content["identity"]
+        if about["seed"] != seed:
+            continue
         for point in content["points"]:
             rows.append(
                 {
-                    **{key: about[key] for key in ("model", "dataset", "editor", "edits", "batch_size", "seed")},
+                    **{key: about[key] for key in (*SEQUENCE, "editor")},
                     "options": tuple(sorted(about["options"].items())),
                     "length": point["edits"],
                     "n": len(point["case_ids"]),

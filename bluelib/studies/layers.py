@@ -56,9 +56,10 @@ def growth_of_probability(model: Model, records: Sequence[Record]) -> Callable[[
     if not any(record.paraphrases for record in records):
         raise ValueError("no record has paraphrases, which the comparison of layers needs: use records that have some")
     pairs = [(prompt, r.target_new) for r in records for prompt in (r.request.text, *r.paraphrases)]
+    separators = [r.separator for r in records for _ in (r.request.text, *r.paraphrases)]
 
     def probabilities() -> list[float]:
-        return [math.exp(score.log_prob) for score in score_targets(model, pairs)]
+        return [math.exp(score.log_prob) for score in score_targets(model, pairs, separators=separators)]
 
     original = probabilities()
 

@@ -28,7 +28,7 @@ from ..editing.anchors import norm_anchor
 from ..editing.catalogue import EachAlone, Scaled, known, methods
 from ..editing.editor import Editor
 from ..editing.method import describe
-from ..editing.named import composes, get_editor
+from ..editing.named import check_names, composes, get_editor
 from ..editing.sequence import edited
 from ..editing.settings import (
     critical_layers,
@@ -96,7 +96,7 @@ def axes(model: Model, editor: str, which: Which = None) -> dict[str, tuple]:
         for axis, values in which.items():
             if not isinstance(values, (list, tuple)) or not values or len({*map(str, values)}) < len(values):
                 raise ValueError(f"candidates of {axis} must be a list of distinct values, as [1, 10], not {values!r}")
-        get_editor(editor, model, **{axis: values[0] for axis, values in which.items()})
+        check_names(editor, which)
         return {axis: tuple(values) for axis, values in which.items()}
     if which is not None and which not in AXES:
         raise ValueError(f"axes must be one of {', '.join(AXES)}, not {which!r}")

@@ -63,6 +63,12 @@ def test_contributions_of_any_model(place, folder, stem, capsys):
     assert len(found["layers"]) == 2  # as many as are configured
 
 
+def test_one_file_is_not_for_several_editors(capsys):
+    command = ["follow", "--model", "pocket-llama", "--editor", "memit", "memit_blue", "--output", "x.json"]
+    assert main(command) == 2
+    assert "--output is the file of one editor's scores; 2 editors were named" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_tables_say_their_scale(place, folder, stem, capsys):
     for command in (

@@ -253,6 +253,24 @@ def test_a_run_goes_on_from_a_delta_as_if_it_were_one(any_model, tmp_path, solve
     assert weights_hash(any_model.hf_model) == wanted
 
 
+def test_an_editor_of_fewer_layers_goes_on_with_the_keys_of_its_own(any_model, tmp_path):
+    """AlphaEdit_BLUE after AlphaEdit; and what remembers nothing passes no keys on, as it would lack those of its own."""
+    first = edit_sequence(any_model, RECORDS[:1], editor(HISTORY), batch_size=1)
+    five = first.save_delta(tmp_path / "five.safetensors")
+    first.revert()
+
+    def keys_after(method):
+        run = edit_sequence(any_model, RECORDS[1:], method, batch_size=1, start=five)
+        path = run.save_delta(tmp_path / f"{method.remembers}.safetensors")
+        run.revert()
+        return {name: t.shape[1] for name, t in load_tensors(path)[0].items() if name.startswith("keys.")}
+
+    assert keys_after(editor(HISTORY, DIRECT, layers=(0, 2))) == {"keys.0": len(RECORDS), "keys.2": len(RECORDS)}
+    assert keys_after(editor(Ridge(50.0))) == {}
+    with pytest.raises(ValueError, match=r"test remembers earlier keys, and .*False.safetensors has none of layers"):
+        edit_sequence(any_model, RECORDS[1:], editor(HISTORY), batch_size=1, start=tmp_path / "False.safetensors")
+
+
 def test_what_cannot_go_on_from_a_delta_is_refused(any_model, tmp_path):
     second_moments(any_model, range(3), corpus="pocket", tokens=3000)  # of the model as loaded
     run = edit_sequence(any_model, RECORDS[:1], editor(Ridge(1e-2)), batch_size=1)

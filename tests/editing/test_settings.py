@@ -108,6 +108,19 @@ def test_a_name_that_is_no_text_is_refused(home):
         critical_layers("mine")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("editors: {}\nstatistics:\n", "statistics must be a mapping of corpus and tokens, not None"),
+        ("editors: {memit: 7}\n", r"editors.memit must be a mapping of hyper-parameters, \{\} for none, not 7"),
+    ],
+)
+def test_a_part_of_another_form_is_refused(home, text, message):
+    (home / "own" / "x.yaml").write_text(f"models: [mine]\ncritical_layers: [0]\ntargets: {{}}\n{text}")
+    with pytest.raises(ValueError, match=rf"x.yaml: {message}"):
+        critical_layers("mine")
+
+
 def test_a_settings_file_is_what_is_written(home):
     text = settings_text(CONFIG, "first\n\nthird")
     assert text.startswith("# first\n#\n# third\nmodels: [mine]\n") and yaml.safe_load(text) == CONFIG

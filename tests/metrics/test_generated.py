@@ -231,7 +231,7 @@ def test_negation_asks_whether_the_new_object_follows_is_not(model, monkeypatch)
     likely = {"Rome": -1.0, "Paris": -2.0}
     asked = []
 
-    def score(model, pairs, separator):
+    def score(model, pairs, separators):
         asked.extend(pairs)
         return [TargetScore(likely[target], 1.0) for _, target in pairs]
 

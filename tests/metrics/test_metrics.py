@@ -297,7 +297,7 @@ def test_each_score_goes_into_its_metric(any_model, monkeypatch):
     """Scores that differ from prompt to prompt, with special tokens for zsRE alone."""
     asked = []
 
-    def scored(model, pairs, *, special=False, separator=None):
+    def scored(model, pairs, *, special=False, separators=None):
         asked.extend((pair, special) for pair in pairs)
         return [TargetScore(-float(position), position / 10) for position, _ in enumerate(pairs)]
 

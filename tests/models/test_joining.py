@@ -14,6 +14,7 @@ from bluelib.data.chat import in_chat
 from bluelib.data.provenance import records_hash
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.solvers import Ridge
+from bluelib.metrics import answers, longform, negation
 from bluelib.models.prompts import (
     Request,
     chat_frame,
@@ -25,6 +26,7 @@ from bluelib.models.prompts import (
 )
 from bluelib.models.scoring import score_targets
 from bluelib.runs.cell import run_cell
+from bluelib.studies import layers
 from tests.support.small import PREFIXES, RECORDS, editor
 from tests.support.tokenizers import BYTE_LEVEL, KINDS, make_tokenizer
 
@@ -124,13 +126,35 @@ def test_a_space_at_the_end_of_a_prompt_belongs_to_the_target(any_model):
 
 def test_a_separator_can_be_forced(any_model):
     pair = ("Ilvane plays the", "tuba")
-    (spaced,), (joined,) = (score_targets(any_model, [pair], separator=between) for between in (" ", ""))
+    (spaced,), (joined,) = (score_targets(any_model, [pair], separators=[between]) for between in (" ", ""))
     assert score_targets(any_model, [pair]) == [spaced] != [joined]
     record = replace(RECORDS[0], separator="", paraphrases=())
     assert record.request.separator == ""
     (alone,) = evaluate(any_model, [record], generate=False).records
     both = evaluate(any_model, [RECORDS[0], record, RECORDS[1]], generate=False).records
     assert both[1] == alone and [r["case_id"] for r in both] == [0, 0, 1]
+
+
+def test_whatever_scores_an_answer_joins_it_as_the_edit_does(any_model, monkeypatch):
+    joined = replace(RECORDS[0], separator="", paraphrases=(f"It is known that {RECORDS[0].request.text}",))
+    asked = []
+
+    def scored(model, pairs, *, separators=None, **how):
+        if pairs:
+            asked.append((pairs, separators))
+        return score_targets(model, pairs, separators=separators, **how)
+
+    for module in (answers, layers, longform, negation):
+        monkeypatch.setattr(module, "score_targets", scored)
+    answers.ask_about(any_model, [joined, RECORDS[1]])
+    layers.growth_of_probability(any_model, [joined, RECORDS[1]])
+    longform.evaluate_long_form(any_model, [joined], ["nothing"])
+    for pairs, separators in asked:
+        own = [between for (prompt, _), between in zip(pairs, separators, strict=True) if joined.subject in prompt]
+        assert own and set(own) <= {""}, pairs
+    asked.clear()
+    negation.negation(any_model, [replace(joined, prompt="{} is")])
+    assert [separators for _, separators in asked] == [["", ""]]
 
 
 def test_what_is_added_to_records_later_does_not_change_their_hash():

@@ -604,6 +604,7 @@ BAD_VALUES = {
     "tasks": [1],
     "limit": -4,
     "facts": 3,
+    "live_edits": 0,
     "projection": "umap",
     "sizes": [5, 0],
     "sentences": 99,

@@ -223,6 +223,17 @@ def test_every_figure_has_its_function_and_its_committed_picture(study):
         assert (PICTURES / f"{stem}.png").exists()
 
 
+def test_with_few_tasks_every_declared_picture_is_drawn(tmp_path):
+    """The workflow waits for each of them."""
+    path = NUMBERS / f"{STUDIES['capability'].notebook}_pocket-llama.json"
+    content = json.loads(path.read_text())
+    tasks = list(dict.fromkeys(row["task"] for row in content["scores"] if row["task"] != MEAN))[:2]
+    content["scores"] = [row for row in content["scores"] if row["task"] in (*tasks, MEAN)]
+    (tmp_path / path.name).write_text(json.dumps(content))
+    drawn = draw("capability", {"pocket-llama": tmp_path / path.name}, tmp_path)
+    assert {picture.stem for picture in drawn} == set(STUDIES["capability"].figures)
+
+
 def test_the_table_of_studies_needs_neither_torch_nor_matplotlib():
     modules = "bluelib.studies, bluelib.runs.grid, bluelib.runs.execute"
     code = f"import sys, {modules}; print({{'torch', 'matplotlib'}} & set(sys.modules))"

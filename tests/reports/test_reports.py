@@ -35,7 +35,15 @@ from bluelib.reports.comparison import (
 from bluelib.reports.plots import plot_main, plot_methods, plot_pareto
 from bluelib.reports.published import published, published_score
 from bluelib.reports.report import claims, contrasts, draw_overlay, filled, shown, write_report
-from bluelib.reports.tables import load_cells, main_frame, main_table, results_frame, short_table, write_tables
+from bluelib.reports.tables import (
+    NOT_MEASURED,
+    load_cells,
+    main_frame,
+    main_table,
+    results_frame,
+    short_table,
+    write_tables,
+)
 from bluelib.runs.cell import SCHEMA
 from bluelib.runs.grid import Grid
 from bluelib.studies.layers import best_window, layers_by_editing
@@ -272,6 +280,18 @@ def test_records_without_paraphrases_or_neighbours_make_tables(made, missing):
     assert set(best.blue) <= {"MEMIT_BLUE", "AlphaEdit_BLUE"}
     verdicts = of_main_table(contrasts(scores), best)
     assert any("leaves more of the rest alone" in verdict.claim for verdict in verdicts) == (missing != "specificity")
+
+
+def test_a_short_table_of_an_unfinished_grid_says_what_is_not_measured(made):
+    for place in made.cells():
+        if place.editor == "memit_blue" and place.model == "pocket-llama":
+            made.result(place).unlink()
+    rows = short_table(main_frame(load_cells(made, partial=True)).query("dataset == 'pocket-counterfact'"))
+    (row,) = [line for line in rows.splitlines() if line.startswith("| MEMIT_BLUE |")]
+    assert (
+        row.split(" | ")[4:] == [NOT_MEASURED, NOT_MEASURED, f"{NOT_MEASURED} |"]
+        and NOT_MEASURED not in row.split(" | ")[:4]
+    )
 
 
 def test_a_missing_cell_is_named(made):

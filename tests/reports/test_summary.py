@@ -106,8 +106,8 @@ def test_claims_that_a_real_model_or_most_models_reverse_are_told():
 ON = {"device": "cpu", "threads": 1}
 
 
-def followed_run(folder, editor, options, efficacy) -> None:
-    identity = {"model": "smollm2-135m", "dataset": "d.json", "editor": editor, "options": options}
+def followed_run(folder, editor, options, efficacy, dataset="d.json", seed=0) -> None:
+    identity = {"model": "smollm2-135m", "dataset": dataset, "editor": editor, "options": options}
     scores = {name: [efficacy] * 30 for name in ("efficacy", "generalization", "specificity")}
     point = {
         "edits": 30,
@@ -116,8 +116,8 @@ def followed_run(folder, editor, options, efficacy) -> None:
         "elsewhere": [0.5],
         "weight_change": {"4": 0.5},
     }
-    name = "-".join([editor, *map(str, options.values())])
-    content = {"identity": {**identity, "edits": 30, "batch_size": 10, "seed": 0}, "points": [point]}
+    name = "-".join([editor, dataset, str(seed), *map(str, options.values())])
+    content = {"identity": {**identity, "edits": 30, "batch_size": 10, "seed": seed}, "points": [point]}
     content |= {"seconds": {"targets": 100.0, "evaluate": 20.0}, "provenance": ON}
     write_json(folder / "results" / "follow" / f"{name}.json", content, sealed=True)
 
@@ -143,6 +143,13 @@ def test_the_end_of_a_sequence_is_told_of_every_pair(tmp_path, monkeypatch):
     assert "λ" not in summary._length(followed()), "there is nothing to explain"
     followed_run(tmp_path, "memit_blue", {}, 70.0)
     assert "may explain this" in summary._length(followed())
+    followed_run(tmp_path, "memit", {}, 5.0, seed=1)
+    followed_run(tmp_path, "memit", {}, 20.0, "e.json")
+    followed_run(tmp_path, "memit_blue", {}, 30.0, "e.json")
+    of_d, of_e = summary._length(followed()).splitlines()
+    assert "(d, batches of 10)" in of_d and "MEMIT_BLUE 70 %, MEMIT 60 %" in of_d, "of seed 0"
+    assert "(e, batches of 10)" in of_e and "MEMIT_BLUE 30 %, MEMIT 20 % (+10 [+10, +10])" in of_e
+    assert "λ" not in of_e, "nobody ran it there"
 
 
 def test_runs_are_listed_with_their_minutes_and_what_is_missing_is_counted(tmp_path, monkeypatch):

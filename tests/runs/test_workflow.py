@@ -405,6 +405,10 @@ def test_every_value_of_an_option_is_followed_by_itself():
     [
         ({"modles": []}, "a grid has no key 'modles'; known: name, models"),
         ({"follow": {}}, "follow of the grid must be a list, not {}"),
+        (
+            {"follow": [FOLLOW, FOLLOW | {"scored": 3}]},
+            "two runs of follow of the grid would be written to pocket-llama_pocket-zsre_memit_.*drop one, or merge",
+        ),
         ({"settings": {"memit": {}}}, "settings of the grid must be a list, not {'memit'"),
         (
             {"settings": [{"editor": "memit"}]},

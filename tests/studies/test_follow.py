@@ -62,6 +62,15 @@ def test_a_run_that_is_there_is_kept_and_another_one_has_its_own_place(llama, pr
     assert again[[not options for options in again.options]].n.tolist() == [4]
 
 
+def test_a_run_can_be_written_elsewhere_and_read_another_text(llama, project):
+    """A grid knows where its run is to be, also that of a checkpoint in a folder; and it has a text of its own."""
+    path = follow(llama, "memit", others=0, corpus="pocket-others", output=project / "there" / "run.json", **HOW)
+    assert path == project / "there" / "run.json" and followed().empty
+    assert read_json(path)["identity"]["settings"]["corpus"] == "pocket-others"
+    with pytest.raises(ValueError, match="editor 'memit' has no hyper-parameter name; it has"):
+        follow(llama, "memit", others=0, options={"name": "x"}, **HOW)
+
+
 @pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_interrupted_run_continues_with_the_scores_it_has(llama, project, monkeypatch, caplog, at):
     how = {**HOW, "at": (2, 6), "others": 2}

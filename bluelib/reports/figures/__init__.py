@@ -18,9 +18,8 @@ from ..plots import keep
 from .common import Numbers
 
 
-def functions(study: str) -> dict[str, Callable[[Numbers], Figure | None]]:
-    """The functions that draw the figures of a study of :data:`~bluelib.studies.STUDIES`, by file name without suffix;
-    a function returns None where there is nothing to show."""
+def functions(study: str) -> dict[str, Callable[[Numbers], Figure]]:
+    """The functions that draw the figures of a study, by file name without suffix."""
     module = import_module(f".{study}", __package__)
     return {stem: getattr(module, name) for stem, name in STUDIES[study].figures.items()}
 
@@ -28,8 +27,4 @@ def functions(study: str) -> dict[str, Callable[[Numbers], Figure | None]]:
 def draw(study: str, numbers: Mapping[str, Path], folder: Path) -> list[Path]:
     """Draw a study's figures into ``folder``, the models side by side, from the file of each model's numbers."""
     contents = {model: read_json(path) for model, path in numbers.items()}
-    drawn = []
-    for name, function in functions(study).items():
-        if (figure := function(contents)) is not None:
-            drawn.append(keep(figure, folder / name))
-    return drawn
+    return [keep(function(contents), folder / name) for name, function in functions(study).items()]

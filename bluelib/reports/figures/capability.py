@@ -34,10 +34,10 @@ def task_capability(numbers: Numbers) -> Figure:
     return _task_panels(numbers, _by_loss(numbers)[:SHOWN])
 
 
-def further_tasks(numbers: Numbers) -> Figure | None:
-    """:func:`task_capability` for the other tasks; None if there are no others."""
-    tasks = _by_loss(numbers)[SHOWN:]
-    return _task_panels(numbers, tasks) if tasks else None
+def further_tasks(numbers: Numbers) -> Figure:
+    """:func:`task_capability` for the other tasks, or, if there are no others, for the last one."""
+    tasks = _by_loss(numbers)
+    return _task_panels(numbers, tasks[SHOWN:] or tasks[-1:])
 
 
 #: How many tasks :func:`task_capability` shows.

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ...editing.catalogue import Entry, entry, in_order, labelled
 from ...io.palette import GREY
+from ...io.paths import plain
 from ...metrics.intervals import interval
 from ...models.known import scale_of, short_label
 from ...studies.follow import followed
@@ -172,7 +173,7 @@ def draw_followed(models: Sequence[str], folder: Path, source: Path | None = Non
         several = of_model.groupby(["editor", "options", "edits", "batch_size"]).length.transform("nunique") > 1
         for (edits, size), rows in of_model[several].groupby(["edits", "batch_size"]):
             if any(not options for options in rows.options):
-                drawn.append(keep(lengths(rows), folder / f"lengths_{model}_{edits}x{size}"))
+                drawn.append(keep(lengths(rows), folder / f"lengths_{plain(model)}_{edits}x{size}"))
         single = of_model[[len(options) == 1 for options in of_model.options]]
         by_option: Mapping[Any, pd.DataFrame] = dict(
             tuple(single.groupby([single.options.map(lambda options: options[0][0]), "edits", "batch_size"]))
@@ -181,5 +182,5 @@ def draw_followed(models: Sequence[str], folder: Path, source: Path | None = Non
             ends = rows[rows.length == rows.edits]
             ends = ends[ends.groupby("dataset").options.transform("nunique") > 1]  # one value alone is no frontier
             if not ends.empty:
-                drawn.append(keep(frontiers(ends, option), folder / f"frontier_{model}_{option}_{edits}x{size}"))
+                drawn.append(keep(frontiers(ends, option), folder / f"frontier_{plain(model)}_{option}_{edits}x{size}"))
     return drawn
