@@ -363,7 +363,8 @@ def nullspace(arguments: Namespace) -> Answer:
     both = arguments.corpus is None and scale_of(model.name) == "pocket"
     corpora = POCKET_CORPORA if both else (str(editor.corpus),)
     stem = _table_stem("nullspace", model)
-    write_null_space_report(null_space_report(model, records, editor.layers, corpora, editor.tokens), stem)
+    found = null_space_report(model, records, editor.layers, corpora, editor.tokens)
+    write_null_space_report(model, found, stem)
     return _table(stem)
 
 

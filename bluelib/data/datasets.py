@@ -15,7 +15,7 @@ from ..io.checks import check_seed, check_whole, suggestion
 from ..io.plugins import load_plugins
 from . import own
 from .benchmarks import parse_counterfact, parse_zsre, reference_texts
-from .download import cached, downloaded, expected_hash, read_entries
+from .download import cached, downloaded, expected_hash, stream_entries
 from .records import Record, RecordError, field
 from .ripples import parse_mquake, parse_ripple_edits
 
@@ -291,7 +291,7 @@ def reference_documents(name: str | Path) -> tuple[Iterable[str], str | None]:
     if BENCHMARKS.get(str(name)) is parse_counterfact:
         if not cached("attribute-snippets").exists():
             return (), None
-        snippets = read_entries(downloaded("attribute-snippets"))
+        snippets = stream_entries(downloaded("attribute-snippets"))
         texts = (sample["text"] for entry in snippets for sample in entry["samples"] if sample["text"].strip())
         return texts, expected_hash("attribute-snippets")
     found: dict[str, None] = {}
@@ -344,7 +344,7 @@ def _with_references(chosen: Sequence[tuple[Mapping[str, Any], Record]]) -> list
         (record.relation, field(entry, "requested_rewrite.target_new.id", record.case_id, default=None))
         for entry, record in chosen
     ]
-    texts = reference_texts(read_entries(downloaded("attribute-snippets")), set(pairs))
+    texts = reference_texts(stream_entries(downloaded("attribute-snippets")), set(pairs))
     return [replace(record, reference_texts=texts[pair]) for (_, record), pair in zip(chosen, pairs, strict=True)]
 
 

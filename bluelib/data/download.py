@@ -255,7 +255,7 @@ def size_of(file: File) -> str:
     return f"{file.size / 1e6:.0f} MB" if file.size else "size not known"
 
 
-def read_entries(path: Path) -> Iterator[Any]:
+def stream_entries(path: Path) -> Iterator[Any]:
     """The entries of a JSON list of objects, one after the other, with no more memory than one of them needs.
 
     Raises:
@@ -338,7 +338,7 @@ def _check_here(name: str, sha256: str | None = None) -> None:
 
 def _check_entries(path: Path, file: File) -> None:
     number = 0
-    for number, entry in enumerate(read_entries(path), 1):
+    for number, entry in enumerate(stream_entries(path), 1):
         missing = [field for field in file.fields if field not in entry]
         if missing:
             raise ValueError(f"{path}: entry {number} has no field {missing[0]!r}")

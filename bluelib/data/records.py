@@ -77,7 +77,7 @@ class Record:
         separator: the text between every prompt of the record and its target, a space or nothing; if None,
             :func:`.joiner` decides.
 
-    A space at the end of a prompt belongs to the target, and is removed.
+    A space at the end of a prompt that targets follow belongs to the target, and is removed.
     """
 
     case_id: int | str

@@ -52,14 +52,12 @@ class Finding:
         notebook: the notebook that examines the claim.
         claim: the claim, with its bar, its source and what was published.
         verdicts: the verdict for each model.
-        figures: pictures of the notebook's evidence.
         size: for each model, the size of the runs that the claim is about, in words.
     """
 
     notebook: str
     claim: Claim
     verdicts: Mapping[str, Verdict]
-    figures: tuple[Path, ...]
     size: Mapping[str, str]
 
 
@@ -88,12 +86,11 @@ def _of_notebook(notebook: str, grids: Sequence[Grid], partial: bool) -> list[Fi
 
 def _together(one: Finding, other: Finding) -> Finding:
     """One finding with the models of both findings."""
-    figures = tuple(dict.fromkeys([*one.figures, *other.figures]))
-    return replace(one, verdicts={**one.verdicts, **other.verdicts}, figures=figures, size={**one.size, **other.size})
+    return replace(one, verdicts={**one.verdicts, **other.verdicts}, size={**one.size, **other.size})
 
 
 def _findings(
-    notebook: str, known: Iterable[Claim], by_model: Mapping[str, Sequence[Verdict]], figures: Any, size: str
+    notebook: str, known: Iterable[Claim], by_model: Mapping[str, Sequence[Verdict]], size: str
 ) -> list[Finding]:
     """A finding for each claim, with its verdicts by model; claims that no model's numbers are about are left out."""
     found = []
@@ -103,7 +100,7 @@ def _findings(
         }
         if verdicts:
             sizes = {model: verdict.size or size for model, verdict in verdicts.items()}
-            found.append(Finding(notebook, claim, verdicts, tuple(figures), sizes))
+            found.append(Finding(notebook, claim, verdicts, sizes))
     return found
 
 
@@ -124,8 +121,7 @@ def _of_study(grid: Grid, study: Study, partial: bool = False) -> list[Finding]:
             )
         by_model[model] = verdicts(study.name, content)
         size = f"{content['parameters']['edits']} edits"
-    figures = [path for path in source.drawn(notebook) if path.suffix == ".png"]
-    return _findings(notebook, claims_of(study.name), by_model, figures, size)
+    return _findings(notebook, claims_of(study.name), by_model, size)
 
 
 def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
@@ -152,8 +148,7 @@ def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
     size = f"{grid.edits} edits in batches of {grid.batch_size}, {seeds}"
     if not whole:
         size += f"; so far of {', '.join(families(scores))}"
-    figures = [path for path in grid.tables() if path.suffix == ".png"]
-    return _findings(MAIN, (*CLAIMS, AVERAGE), by_model, figures, size)
+    return _findings(MAIN, (*CLAIMS, AVERAGE), by_model, size)
 
 
 def _everywhere(grid: Grid, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

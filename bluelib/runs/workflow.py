@@ -1,4 +1,4 @@
-"""Notebooks through papermill, and the workflow that runs a grid of them."""
+"""The workflow that runs a grid: Snakemake, started on its file."""
 
 from __future__ import annotations
 

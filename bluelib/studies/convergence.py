@@ -146,7 +146,7 @@ def write_convergence(model: Model, rows: pd.DataFrame, scores: pd.DataFrame, ed
     metrics = [name for name in TEACHER_FORCED if name in scores]
     lines = [
         "Second moments of shares of the text against the whole; "
-        f"{label_of_model(model.name)} ({scale_of(model.name)} scale), d_mlp = {rows.d_mlp[0]}. "
+        f"{label_of_model(model.name)} ({scale_of(model.name, model.revision)} scale), d_mlp = {rows.d_mlp[0]}. "
         "C and Δ: relative change (Frobenius), the largest over the layers; rank: the least. "
         f"Scores after {edits} edits in one batch, in per cent; *none*: the system is singular, without a unique "
         "solution.",

@@ -66,15 +66,14 @@ def null_space_report(
     return pd.DataFrame(rows)
 
 
-def write_null_space_report(frame: pd.DataFrame, stem: Path) -> None:
+def write_null_space_report(model: Model, frame: pd.DataFrame, stem: Path) -> None:
     """Write ``stem.csv``, and ``stem.md`` with one line per corpus and layer and one column per threshold."""
     with atomic_file(stem.with_name(f"{stem.name}.csv")) as temporary:
         frame.round(6).to_csv(temporary, index=False, lineterminator="\n")
     lines = [
-        f"Shares in the null space of C, {label_of_model(frame.model[0])} ({scale_of(frame.model[0])} scale, d_mlp = "
-        f"{frame.d_mlp[0]}), in per cent: *dimension / energy of edited subjects' keys / energy of C*. AlphaEdit's "
-        "premise is a large first, a large "
-        "second and a negligible third number.",
+        f"Shares in the null space of C, {label_of_model(model.name)} ({scale_of(model.name, model.revision)} scale, "
+        f"d_mlp = {frame.d_mlp[0]}), in per cent: *dimension / energy of edited subjects' keys / energy of C*. "
+        "AlphaEdit's premise is a large first, a large second and a negligible third number.",
         "",
         "| corpus | layer | " + " | ".join(f"< {threshold:g}" for threshold in THRESHOLDS) + " |",
         "|---" * (2 + len(THRESHOLDS)) + "|",

@@ -45,7 +45,7 @@ from sklearn.manifold import TSNE
 
 from ..data import Probe, Record
 from ..data.datasets import of_pocket_world
-from ..data.download import cached, downloaded, read_entries
+from ..data.download import cached, downloaded, stream_entries
 from ..metrics.intervals import intervals_by
 from ..models.model import Model
 from ..models.representations import prompt_hidden
@@ -85,7 +85,7 @@ def known_facts(model: Model, dataset: str, records: Sequence[Record], most: int
     else:
         subjects = {record.subject for record in records}
         if cached("known-facts").exists():
-            facts = [fact for fact in read_entries(downloaded("known-facts")) if fact["subject"] not in subjects]
+            facts = [fact for fact in stream_entries(downloaded("known-facts")) if fact["subject"] not in subjects]
             found = {fact["prompt"]: Probe(fact["prompt"].rstrip(), fact["attribute"]) for fact in facts}
         else:
             found = {probe.prompt: probe for record in records for probe in record.locality if probe.answer is not None}

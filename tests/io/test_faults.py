@@ -33,7 +33,7 @@ from bluelib import apply_delta, edit_sequence, load_dataset, load_model
 from bluelib.cli import main
 from bluelib.data.corpora import token_sequences
 from bluelib.data.datasets import DATASETS
-from bluelib.data.download import FILES, cached, download, downloaded, read_entries
+from bluelib.data.download import FILES, cached, download, downloaded, stream_entries
 from bluelib.editing import catalogue
 from bluelib.editing.checkpoints import Checkpoint
 from bluelib.editing.mend import Mend, train
@@ -1143,7 +1143,7 @@ def test_json_that_is_made_to_break_its_reader(tmp_path, text, message):
     assert "mine.json" in str(error.value) and "\n" not in str(error.value)
     if text[:1] == "[" and "twice" not in message and "NaN" not in message:
         with pytest.raises(ValueError, match=r"mine\.json is not JSON"):
-            list(read_entries(path))
+            list(stream_entries(path))
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_claims_that_a_real_model_or_most_models_reverse_are_told():
 
     def told(*words, source="BLUE", models=("pocket-gpt2", "pocket-gptj", "pocket-llama", "smollm2-135m")):
         verdicts = {model: verdict(word) for model, word in zip(models, words, strict=False)}
-        return summary.reversals([Finding("n", replace(claim, source=source), verdicts, (), {})])
+        return summary.reversals([Finding("n", replace(claim, source=source), verdicts, {})])
 
     most = told("reversed here", "reversed here", "partly")
     assert most.startswith("- ✗ **Reversed** on ") and most.endswith(": “it helps” (2 of 3 pocket models).")
