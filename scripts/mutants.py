@@ -50,7 +50,7 @@ TESTS = {
     ],
     "editing/anchors": ["tests/editing/test_anchors.py", *ONE],
     "editing/constraints": ["tests/editing/test_constraints.py"],
-    "editing/theory": ["tests/editing/test_theory.py"],
+    "studies/theory": ["tests/studies/test_theory.py"],
     "editing/targets": ["tests/editing/test_targets.py", "-k", "not llama and not whole_edits"],
     "models/scoring": [
         "tests/metrics/test_metrics.py",

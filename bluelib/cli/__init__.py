@@ -1,5 +1,5 @@
-"""The command line: ``blue …``. It is thin: every command calls a library function, mostly of the same name, and returns
-what it found, as plain values for ``--json`` and as text. Each module has the commands of one kind."""
+"""The command line: ``blue …``. It is thin: every command calls a library function, and returns what that found, as
+plain values for ``--json`` and as text. Each module has the commands of one kind."""
 
 from __future__ import annotations
 

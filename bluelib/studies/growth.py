@@ -1,7 +1,7 @@
 """The weight-shift error of distributed residuals: against distance, batch size and the length of a sequence.
 
 A solver's update is linear in the residual. So if the :class:`~bluelib.studies.residuals.Residuals` of some requests
-are known, the error of every batch of them is known too (:mod:`bluelib.editing.theory`).
+are known, the error of every batch of them is known too (:mod:`bluelib.studies.theory`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ..editing.residuals import DISTRIBUTED
 from ..editing.sequence import edit_sequence, edited
 from ..editing.solvers import Solver
 from ..editing.targets import optimise_targets
-from ..editing.theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
 from ..io.timing import progress_bar
 from ..metrics import evaluate
 from ..metrics.editing import scores_frame
 from ..models.model import Model
 from ..models.prompts import Request
 from .residuals import Residuals
+from .theory import BOUNDS, Norms, error_terms, gain, spectral_norm, weight_shift
 
 
 def weight_shifts(
@@ -50,7 +50,7 @@ def weight_shifts(
     Returns:
         Per (``batch``, ``layer``, ``last``): ``distance`` L − l, ``error`` ‖E‖₂, ``relative`` ‖E‖₂ / ‖R*Q‖₂ (NaN where
         R* is zero), the bounds by name, the norms they are made of (``norm_q``, ``norm_direct``, ``norm_last``,
-        ``norm_deviation``), and the terms of ‖E‖²_F (:class:`~bluelib.editing.theory.ErrorTerms`).
+        ``norm_deviation``), and the terms of ‖E‖²_F (:class:`~bluelib.studies.theory.ErrorTerms`).
     """
     pairs = list(combinations_with_replacement(found.layers, 2)) if pairs is None else pairs
     direct = {layer: found.direct(layer) for layer in found.layers}

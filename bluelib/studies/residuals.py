@@ -13,7 +13,6 @@ from ..data import Record
 from ..editing.editor import Editor
 from ..editing.residuals import DIRECT
 from ..editing.targets import Targets, optimise_targets
-from ..editing.theory import gain
 from ..metrics import evaluate
 from ..metrics.editing import scores_frame
 from ..models.contexts import context_prefixes
@@ -22,6 +21,7 @@ from ..models.prompts import Request, locate
 from ..models.representations import subject_keys
 from ..models.scoring import request_nll
 from ..models.tracing import trace
+from .theory import gain
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from bluelib.editing.residuals import DIRECT, DISTRIBUTED, DISTRIBUTED_SQRT, REP
 from bluelib.editing.second_moments import second_moments
 from bluelib.editing.solvers import Equality, LeakyNullSpace, NormRidge, NullSpace, Ridge, SolverError
 from bluelib.editing.targets import TargetOptions, optimise_targets
-from bluelib.editing.theory import weight_shift
 from bluelib.models.prompts import locate
 from bluelib.models.representations import replayed_hidden, subject_hidden, subject_keys
+from bluelib.studies.theory import weight_shift
 
 D_MODEL, D_MLP, U = 5, 12, 4
 OPTIONS = TargetOptions(steps=4, learning_rate=4.0, clamp=1.0)

@@ -13,7 +13,6 @@ from bluelib.editing.residuals import DIRECT
 from bluelib.editing.sequence import edit_sequence
 from bluelib.editing.solvers import Ridge
 from bluelib.editing.targets import optimise_targets
-from bluelib.editing.theory import BOUNDS, spectral_norm
 from bluelib.io.timing import Timer
 from bluelib.metrics import evaluate
 from bluelib.metrics.intervals import growth_exponent, interval, intervals_by
@@ -40,6 +39,7 @@ from bluelib.studies.residuals import (
     single_layer_scores,
     steps_left,
 )
+from bluelib.studies.theory import BOUNDS, spectral_norm
 from tests.support.small import PREFIXES, RECORDS, editor, random_model
 
 REQUESTS = [record.request for record in RECORDS]

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ...editing.theory import BOUNDS, Norms, spectral_norm, weight_shift
-from ...editing.theory import error_terms as terms_of
 from ...io.palette import GREEN, GREY, LIGHT_GREY, VERMILION
+from ...studies.theory import BOUNDS, Norms, spectral_norm, weight_shift
+from ...studies.theory import error_terms as terms_of
 from ..plots import style
 from .common import DIRECT, DISTRIBUTED, Numbers, band, bars, integers, panels, table
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bluelib.editing.solvers import Equality, NullSpace, Ridge
-from bluelib.editing.theory import (
+from bluelib.studies.theory import (
     BOUNDS,
     Norms,
     error_terms,

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .solvers import Ridge, Solver, on_device
+from ..editing.solvers import Ridge, Solver, on_device
 
 #: Names of the bounds, from the tightest one to the paper's.
 BOUNDS = ("residual", "shared", "tight", "paper")
