@@ -66,7 +66,7 @@ def _single(view: View) -> str:
     if view.single is None:
         return "no single layer reaches BLUE's specificity"
     gain, at_edge = points(view.against.loc[view.single]), view.edge[view.single]
-    found = f"best single layer at BLUE's specificity: {view.single}, {gain} points of success"
+    found = f"best single layer at BLUE's specificity: {view.single}, {gain} points of efficacy and generalization"
     return found + (" (at an end of the λ tried)" if at_edge else "")
 
 

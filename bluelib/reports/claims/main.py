@@ -80,7 +80,7 @@ CLAIMS = (
     Claim(
         "a BLUE variant is the best of the paper's methods, on either dataset",
         lambda v: "; ".join(
-            f"{row.dataset}: {row.blue} {_interval(row)} points of success against {row.other}"
+            f"{row.dataset}: {row.blue} {_interval(row)} points, mean of all three metrics, against {row.other}"
             for row in v.best.itertuples()
         ),
         {
