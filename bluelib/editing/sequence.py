@@ -76,11 +76,7 @@ class Run:
 
     def weight_change(self) -> dict[int, float]:
         """‖W − W₀‖ / ‖W₀‖ (Frobenius) of each edited layer."""
-        changes = {}
-        for layer, original in self._originals.weights.items():
-            change = self.model.weight(layer).float() - original.float()
-            changes[layer] = (change.norm() / original.float().norm()).item()
-        return changes
+        return self.model.weight_change(self._originals.weights)
 
     def save(self, path: str | Path) -> Path:
         """Write the edited model as a checkpoint that ``transformers`` loads, see :meth:`.Model.save`.

@@ -123,6 +123,13 @@ class Model:
         now = _checksum(self.hf_model, self.adapter)
         return [layer for layer in range(self.n_layers) if now[layer] != self.checksum[layer]]
 
+    def weight_change(self, originals: Mapping[int, Tensor]) -> dict[int, float]:
+        """‖W − W₀‖ / ‖W₀‖ (Frobenius) of each layer of ``originals``, which has its W₀."""
+        return {
+            layer: ((self.weight(layer).float() - original.float()).norm() / original.float().norm()).item()
+            for layer, original in originals.items()
+        }
+
     def edit_in_float32(self, layers: Iterable[int]) -> None:
         """Keep the value projections of ``layers`` in float32 from now on, in a model of lower precision.
 

@@ -136,8 +136,7 @@ class _Line:
                 self.done.append(request)
                 self.weights = {layer: model.weight(layer).clone() for layer in editor.layers}
             editor.finish(model, original)
-            moved = {layer: model.weight(layer).float() - old.float() for layer, old in original.items()}
-            yield {layer: (moved[layer].norm() / old.float().norm()).item() for layer, old in original.items()}
+            yield model.weight_change(original)
 
 
 def compare(

@@ -140,7 +140,7 @@ def follow(
                 "case_ids": [record.case_id for record in chosen],
                 "scores": per_record(found),
                 "elsewhere": moved and [round(value, 5) for value in moved],
-                "weight_change": {str(layer): round(now, 6) for layer, now in _changes(model, originals).items()},
+                "weight_change": {str(layer): round(now, 6) for layer, now in model.weight_change(originals).items()},
             }
         )
         _write_so_far(unfinished, identity, points, timer.rounded())
@@ -194,14 +194,6 @@ def some_of(records: Sequence[Record], most: int) -> list[Record]:
         return list(records)
     drawn = np.random.default_rng(len(records)).choice(len(records), most, replace=False)
     return [records[i] for i in sorted(drawn)]
-
-
-def _changes(model: Model, originals: Mapping[int, Any]) -> dict[int, float]:
-    """‖W − W₀‖ / ‖W₀‖ (Frobenius) by layer."""
-    return {
-        layer: ((model.weight(layer).float() - original).norm() / original.norm()).item()
-        for layer, original in originals.items()
-    }
 
 
 #: What runs that are compared with each other have in common.
