@@ -22,7 +22,7 @@ import pytest
 
 from bluelib.cli import main
 from bluelib.data import Probe
-from bluelib.data.download import FILES, File, _Redirects, cached, download, downloaded, read_entries
+from bluelib.data.download import FILES, File, _Redirects, cached, download, downloaded, stream_entries
 from bluelib.studies import shift
 from tests.support.folders import files
 from tests.support.small import RECORDS, random_model
@@ -122,7 +122,7 @@ def test_a_file_is_fetched_once_and_checked_again(server, monkeypatch):
     assert left("known_1000.json")
     assert download("known-facts") == path
     assert server.requests == [("/dsets/known_1000.json", None)]
-    assert list(read_entries(path)) == ENTRIES
+    assert list(stream_entries(path)) == ENTRIES
 
 
 @pytest.mark.parametrize("version", ['"one"', "Wed, 21 Oct 2015 07:28:00 GMT"])
@@ -389,7 +389,7 @@ def test_entries_are_read_across_the_ends_of_blocks(tmp_path, monkeypatch):
     path.write_text(" \n" + json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     for block in range(3, 40):
         monkeypatch.setattr("bluelib.data.download.BLOCK", block)
-        assert list(read_entries(path)) == entries
+        assert list(stream_entries(path)) == entries
 
 
 def test_entries_are_read_in_little_memory(tmp_path, monkeypatch):
@@ -397,7 +397,7 @@ def test_entries_are_read_in_little_memory(tmp_path, monkeypatch):
     path = tmp_path / "entries.json"
     path.write_text(json.dumps([{"text": "x" * 7_000}] * 2_000))  # 14 MB
     tracemalloc.start()
-    assert sum(1 for _ in read_entries(path)) == 2_000
+    assert sum(1 for _ in stream_entries(path)) == 2_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200_000
