@@ -32,7 +32,8 @@ from tests.support.folders import files
 from tests.support.gguf import tiny, write_gguf, write_wheel
 
 LOAD = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in what a shell starts behind itself
 from bluelib import load_model
 from bluelib.models.known import DOWNLOADS, Download
 DOWNLOADS["tiny"] = Download(**json.loads(sys.argv[1]))
