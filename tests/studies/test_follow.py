@@ -64,7 +64,9 @@ def test_a_run_that_is_there_is_kept_and_another_one_has_its_own_place(llama, pr
 
 def test_a_run_can_be_written_elsewhere_and_read_another_text(llama, project):
     """A grid knows where its run is to be, also that of a checkpoint in a folder; and it has a text of its own."""
-    path = follow(llama, "memit", others=0, corpus="pocket-others", output=project / "there" / "run.json", **HOW)
+    path = follow(
+        llama, "memit", others=0, corpus="pocket-others", tokens=5000, output=project / "there" / "run.json", **HOW
+    )
     assert path == project / "there" / "run.json" and followed().empty
     assert read_json(path)["identity"]["settings"]["corpus"] == "pocket-others"
     with pytest.raises(ValueError, match="editor 'memit' has no hyper-parameter name; it has"):
