@@ -154,8 +154,9 @@ def edit(arguments: Namespace) -> Answer:
     from ..editing.named import check_corpus_of, check_names, get_editor
     from ..editing.sequence import check_sequence, check_start
     from ..metrics.answers import ask_about, compare
-    from ..metrics.drift import drift, next_tokens, unrelated
+    from ..metrics.drift import drift, unrelated
     from ..metrics.editing import check_groups
+    from ..metrics.locality import Reference
     from ..runs.cell import run_cell
 
     if arguments.save and arguments.save_delta and arguments.save.absolute() == arguments.save_delta.absolute():
@@ -183,10 +184,12 @@ def edit(arguments: Namespace) -> Answer:
     records = _readable(model, records, editor, arguments)
     batch_size = min(10, len(records)) if arguments.batch_size is None else arguments.batch_size
     check_sequence(records, editor, batch_size=batch_size, **how)
-    asked, prompts = records if arguments.facts else records[:SHOWN], unrelated(records)
+    asked = records if arguments.facts else records[:SHOWN]
     asked = in_chat(model, asked) if arguments.chat else asked
     about = {"neighbours": arguments.facts is not None}
-    said, expected = ask_about(model, asked, **about), next_tokens(model, prompts)
+    said = ask_about(model, asked, **about)
+    prompts = unrelated(records)
+    before = Reference.of(model, prompts) if prompts else None
     cell = run_cell(
         model,
         _source(arguments),
@@ -204,7 +207,7 @@ def edit(arguments: Namespace) -> Answer:
         **how,
     )
     answers = compare(said, ask_about(model, asked, **about))
-    moved = drift(prompts, expected, next_tokens(model, prompts))
+    moved = drift(model, before)
     scores = scores_table({"before editing": cell.result["before"], f"after {editor.name}": cell.result["after"]})
     seconds = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in cell.result["seconds"].items())
     lines = [*_answers(answers, len(records)), _drift_line(moved), "", scores, f"seconds: {seconds}"]

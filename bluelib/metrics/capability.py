@@ -71,7 +71,7 @@ def find_tasks(names: Sequence[str]) -> TaskManager:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ImportError(
-            "the LM Evaluation Harness, which has the tasks, is not installed: pip install 'bluelib[capability]'"
+            "the LM Evaluation Harness, which has the tasks, is not installed: pip install 'lm-eval>=0.4.13'"
         ) from error
     if not names or len(set(names)) < len(names):
         raise ValueError(f"tasks must be one or more different names, not {list(names)}")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from ..data import Record
 from ..models.model import Model
-from ..models.scoring import next_token_log_probs
+from .locality import Reference
 
 #: Openings about many things: general knowledge, and plain text of several kinds.
 PROMPTS = (
@@ -43,28 +41,15 @@ def unrelated(records: Sequence[Record]) -> list[str]:
     return [prompt for prompt in PROMPTS if not any(subject in prompt.casefold() for subject in subjects)]
 
 
-@torch.no_grad()
-def next_tokens(model: Model, prompts: Sequence[str]) -> Tensor:
-    """Log-probabilities of the next token after each prompt, ``(n, vocabulary)`` float32, in the host's memory."""
-    return next_token_log_probs(model, prompts).float().cpu()
-
-
-def divergences(before: Tensor, after: Tensor) -> Tensor:
-    """D_KL(before ‖ after) of each pair of rows of log-probabilities, in nats, ``(n,)`` float64."""
-    before, after = before.double(), after.double()
-    terms = torch.where(before.isneginf(), 0.0, before.exp() * (before - after))
-    return terms.sum(-1).clamp_min(0.0)
-
-
-def drift(prompts: Sequence[str], before: Tensor, after: Tensor) -> dict[str, Any]:
+def drift(model: Model, before: Reference | None) -> dict[str, Any]:
     """How far next-token distributions moved, as plain values: mean and largest D_KL(before ‖ after) in nats, and the
-    prompt where it is largest; for no prompts, None for each."""
-    if not prompts:
+    prompt where it is largest; None for each if there was nothing to refer to."""
+    if before is None:
         return {"prompts": 0, "mean_nats": None, "max_nats": None, "most_after": None}
-    moved = divergences(before, after)
+    moved = {prompt: found["kl"] for prompt, found in before.moved(model).items()}
     return {
-        "prompts": len(prompts),
-        "mean_nats": round(moved.mean().item(), 6),
-        "max_nats": round(moved.max().item(), 6),
-        "most_after": prompts[int(moved.argmax())],
+        "prompts": len(moved),
+        "mean_nats": round(fmean(moved.values()), 6),
+        "max_nats": round(max(moved.values()), 6),
+        "most_after": max(moved, key=moved.__getitem__),
     }

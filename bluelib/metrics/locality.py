@@ -20,7 +20,6 @@ from torch import Tensor
 from ..data import Record
 from ..models.model import Model
 from ..models.scoring import final_states, log_probs_of
-from .drift import divergences
 
 TOP = (1, 5, 10)
 #: Prompts whose distributions are compared at a time.
@@ -77,6 +76,13 @@ class Reference:
             for i, prompt in enumerate(self.prompts[part]):
                 found[prompt] = {name: values[i] for name, values in columns.items()}
         return found
+
+
+def divergences(before: Tensor, after: Tensor) -> Tensor:
+    """D_KL(before ‖ after) of each pair of rows of log-probabilities, in nats, ``(n,)`` float64."""
+    before, after = before.double(), after.double()
+    terms = torch.where(before.isneginf(), 0.0, before.exp() * (before - after))
+    return terms.sum(-1).clamp_min(0.0)
 
 
 def probes_of(records: Sequence[Record]) -> list[str]:

@@ -29,8 +29,8 @@ from ..io.formats import read_json, write_json
 from ..io.paths import followed_path, project_path, raw_path
 from ..io.timing import Timer
 from ..metrics import evaluate
-from ..metrics.drift import divergences, next_tokens
 from ..metrics.editing import per_record
+from ..metrics.locality import Reference
 from ..models.model import Model
 from .growth import check_batch
 
@@ -120,7 +120,7 @@ def follow(
     if path.exists() and read_json(path).get("identity") == identity:
         return path
     elsewhere = [record.request.text for record in more]
-    before = next_tokens(model, elsewhere) if elsewhere else None
+    before = Reference.of(model, elsewhere) if elsewhere else None
     unfinished = raw_path("follow", path.stem)
     points, seconds = _so_far(unfinished, identity)
     timer = Timer()
@@ -133,13 +133,13 @@ def follow(
         chosen = some_of(records[:done], scored)
         with timer("evaluate"):
             found = evaluate(model, chosen, generate=False, metrics=("editing", "argmax"))
-            moved = None if before is None else divergences(before, next_tokens(model, elsewhere)).tolist()
+            moved = None if before is None else before.moved(model)
         points.append(
             {
                 "edits": done,
                 "case_ids": [record.case_id for record in chosen],
                 "scores": per_record(found),
-                "elsewhere": moved and [round(value, 5) for value in moved],
+                "elsewhere": moved and [round(moved[prompt]["kl"], 5) for prompt in elsewhere],
                 "weight_change": {str(layer): round(now, 6) for layer, now in model.weight_change(originals).items()},
             }
         )

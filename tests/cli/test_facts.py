@@ -13,7 +13,8 @@ from bluelib.cli.common import answers_table
 from bluelib.cli.editing import _answers
 from bluelib.data.datasets import _warn
 from bluelib.metrics.answers import ask_about, compare
-from bluelib.metrics.drift import PROMPTS, drift, next_tokens
+from bluelib.metrics.drift import PROMPTS, drift
+from bluelib.metrics.locality import Reference
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,10 @@ def test_three_facts_are_edited_with_nothing_but_their_file(facts, known, capsys
     assert printed["before"] == printed["after"] == printed["scores"] == {}, "there is nothing to compare with"
 
     model, records = load_model("pocket-llama"), load_facts(path)
-    before, expected = ask_about(model, records), next_tokens(model, PROMPTS)
+    before, reference = ask_about(model, records), Reference.of(model, PROMPTS)
     edit_sequence(model, records, get_editor("memit_blue", model), batch_size=3)
     assert printed["answers"] == compare(before, ask_about(model, records))
-    assert printed["drift"] == drift(PROMPTS, expected, next_tokens(model, PROMPTS))
+    assert printed["drift"] == drift(model, reference)
     for row, record in zip(printed["answers"], known, strict=True):
         assert row["before"]["says"].startswith(record.target_true) and not row["before"]["first_choice"]
         assert row["after"]["says"].startswith(record.target_new) and row["after"]["first_choice"]
