@@ -57,12 +57,11 @@ from ..metrics import evaluate
 from ..metrics.intervals import intervals_by
 from ..models.known import scale_of
 from ..models.model import Model
-from ..models.prompts import Request, encode_answer
+from ..models.prompts import Request
 from ..models.representations import subject_hidden
-from ..models.scoring import next_token_log_probs
 from .doctor import beginning
 from .layers import best_window, growth_of_probability, window_width
-from .locate import causal_trace, effects_frame, layers_by_tracing
+from .locate import causal_trace, effects_frame, known_facts, layers_by_tracing
 from .tuning import check_scored, default_dataset, score
 
 #: How many facts are asked, and traced at most; how many known facts tracing needs; and how many edits to measure with.
@@ -186,7 +185,7 @@ def find(
 
     width = window_width(model.n_layers)
     with timer("tracing"):
-        facts = known_facts(model, records)
+        facts = known_facts(model, records, least=0)
         traced = facts[:TRACED] if len(facts) >= FEWEST else []
         tracing, by_tracing = _traced(model, traced, width)
     start = by_tracing[0] if by_tracing else min(model.n_layers // 8, model.n_layers - width)
@@ -274,20 +273,6 @@ def settings_target(model: Model | str, output: Path | None = None, *, force: bo
         raise FileExistsError(f"{file} exists already; --force replaces it, --output FILE writes another")
     check_new_file(file)
     return file
-
-
-@torch.no_grad()
-def known_facts(model: Model, records: Sequence[Record]) -> list[Request]:
-    """The records' true facts whose answer's first token is the model's first choice after the rewrite prompt."""
-    facts = [replace(record.request, target=record.target_true) for record in records if record.target_true]
-    found = []
-    for at in range(0, len(facts), 50):
-        part = facts[at : at + 50]
-        first = next_token_log_probs(model, [fact.text for fact in part]).argmax(-1).tolist()
-        for fact, token in zip(part, first, strict=True):
-            if encode_answer(model.tokenizer, fact.text, fact.target, fact.separator)[0] == token:
-                found.append(fact)
-    return found
 
 
 def _traced(model: Model, facts: Sequence[Request], width: int) -> tuple[pd.DataFrame, list[int] | None]:

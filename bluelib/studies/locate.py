@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from ..data import Record
 from ..models.model import Model
 from ..models.prompts import Request, encode_answer, locate
+from ..models.scoring import next_token_log_probs
 from ..models.tracing import trace
 from .layers import best_window
 
@@ -67,23 +69,30 @@ def noise_scale(model: Model) -> float:
 
 
 @torch.no_grad()
-def check_known(model: Model, facts: Sequence[Request]) -> None:
-    """Make sure that there is something to trace.
+def known_facts(model: Model, records: Sequence[Record], *, least: int = 1) -> list[Request]:
+    """The records' true facts that the model knows: the true object's first token is its first choice after the prompt.
 
     Raises:
-        ValueError: if the model knows none of the facts; the message shows what it says after the first one.
+        ValueError: if it knows fewer than ``least``; the message shows what it says after the first prompt.
     """
-    for fact in facts:
-        place = locate(model.tokenizer, fact.prompt, fact.subject, before=fact.before)
-        logits = model.hf_model(torch.tensor([place.ids], device=model.device), use_cache=False).logits[0, -1]
-        if logits.argmax().item() == encode_answer(model.tokenizer, fact.text, fact.target, fact.separator)[0]:
-            return
-        if fact is facts[0]:
-            said = model.tokenizer.decode([logits.argmax().item()])
-    raise ValueError(
-        f"{model.name} knows none of the {len(facts)} facts, so no answer can be traced: after {facts[0].text!r} its "
-        f"first choice is {said!r}, not {facts[0].target!r}. Use facts that it knows"
-    )
+    facts = [replace(record.request, target=record.target_true) for record in records if record.target_true]
+    known, said = [], []
+    for at in range(0, len(facts), 50):
+        part = facts[at : at + 50]
+        said += next_token_log_probs(model, [fact.text for fact in part]).argmax(-1).tolist()
+    for fact, token in zip(facts, said, strict=True):
+        if encode_answer(model.tokenizer, fact.text, fact.target, fact.separator)[0] == token:
+            known.append(fact)
+    if len(known) < least:
+        example = ""
+        if facts:
+            first = model.tokenizer.decode([said[0]])
+            example = f": after {facts[0].text!r} its first choice is {first!r}, not {facts[0].target!r}"
+        raise ValueError(
+            f"{model.name} knows {len(known)} of these {len(facts)} facts, and at least {least} are needed{example}. "
+            "Use facts that it knows"
+        )
+    return known
 
 
 @torch.no_grad()

@@ -22,8 +22,9 @@ from bluelib.models.known import pocket_models
 from bluelib.models.scoring import top_tokens
 from bluelib.reports.figures.locate import critical_layers
 from bluelib.studies import critical
-from bluelib.studies.critical import climb, explain, find, known_facts, settings_target, target_options
+from bluelib.studies.critical import climb, explain, find, settings_target, target_options
 from bluelib.studies.layers import window_width
+from bluelib.studies.locate import known_facts
 from tests.support.small import RECORDS, random_model
 
 #: With all that settings are chosen by.

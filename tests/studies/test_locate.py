@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bluelib.models.prompts import Request, encode_target, locate
-from bluelib.studies.locate import KINDS, causal_trace, check_known, effects_frame, layers_by_tracing, noise_scale
+from bluelib.studies.locate import KINDS, causal_trace, effects_frame, known_facts, layers_by_tracing, noise_scale
 from tests.support.small import RECORDS
 
 FACT = Request("Everybody knows that {} plays the", "Ilvane Quillbrook", "harp")
@@ -149,8 +149,11 @@ def test_layers_by_tracing_takes_the_best_window():
 
 
 def test_a_model_that_knows_no_fact_is_told_before_any_tracing(any_model):
-    facts = [replace(record.request, target="zither") for record in RECORDS[:2]]
+    records = [replace(record, target_true="zither") for record in RECORDS[:2]]
     with pytest.raises(
-        ValueError, match=r"knows none of the 2 facts, .* after 'Ilvane .* its first choice is .*not 'zither'"
+        ValueError, match=r"knows 0 of these 2 facts, .* after 'Ilvane .* its first choice is .*not 'zither'"
     ):
-        check_known(any_model, facts)
+        known_facts(any_model, records)
+    with pytest.raises(ValueError, match=r"knows 0 of these 0 facts, and at least 1 are needed\. Use facts"):
+        known_facts(any_model, [])
+    assert known_facts(any_model, records, least=0) == []
