@@ -78,12 +78,17 @@ def jobs(output):
 @pytest.mark.parametrize(
     ("profile", "grid"),
     [
-        ("local", "grid"),
-        ("local", "grid-pocket"),
         ("local", "grid-real"),
-        ("local", "grid-small"),
-        ("slurm", "grid-paper"),
-        ("kubernetes", "grid-paper"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)  # ten seconds each
+            for case in (
+                ("local", "grid"),
+                ("local", "grid-pocket"),
+                ("local", "grid-small"),
+                ("slurm", "grid-paper"),
+                ("kubernetes", "grid-paper"),
+            )
+        ),
     ],
 )
 def test_a_dry_run_plans_the_whole_grid(project, profile, grid):
