@@ -228,7 +228,7 @@ def plot_ways(frame: pd.DataFrame) -> Figure:
             axis.set_yticks(range(len(questions)), [names.get(question, question) for question in questions])
             axis.set(title=title, xlim=(-1, 101), ylim=(len(questions) - 0.5, -0.5))
             axis.grid(axis="y", visible=False)
-        axes[-1].set_xlabel("of all edits, or prompts of an edit (%)")
+        axes[-1].set_xlabel("share (%)")
         handles = [
             Line2D([], [], color=labelled(name).colour, marker=labelled(name).marker, linestyle="none", label=name)
             for name in methods
@@ -306,23 +306,25 @@ EDITS = 40
 def plot_pareto(frame: pd.DataFrame) -> Figure:
     """Editing against preservation: the mean of efficacy and generalization against specificity.
 
-    There is a row of panels per dataset, and a column per model. Arrows lead from a plain method to its variants.
-    Methods that hardly edit, or hardly preserve anything, are listed below their panel, so the others have room.
+    There is a row of panels per dataset, and a column per model; with one model, the datasets stand side by side.
+    Arrows lead from a plain method to its variants. Methods that hardly edit, or hardly preserve anything, are listed
+    below their panel, so the others have room.
 
     Args:
         frame: see :func:`bluelib.reports.tables.main_frame`.
     """
     datasets, models = list(dict.fromkeys(frame.dataset)), list(dict.fromkeys(frame.model))
-    first = frame.iloc[0]
+    first, outside = frame.iloc[0], False
+    rows, columns = (len(datasets), len(models)) if len(models) > 1 else (1, len(datasets))
     with style():
         figure, axes = plt.subplots(
-            len(datasets),
-            len(models),
-            figsize=(3.5 * len(models) + 1.6, 3.3 * len(datasets)),
+            rows,
+            columns,
+            figsize=(3.5 * columns + 1.6, 3.3 * rows + 0.4 * (rows == 1)),
             layout="constrained",
             squeeze=False,
         )
-        for line, dataset in zip(axes, datasets, strict=True):
+        for line, dataset in zip(axes.reshape(len(datasets), len(models)), datasets, strict=True):
             for axis, model in zip(line, models, strict=True):
                 chosen = frame[(frame.model == model) & (frame.dataset == dataset)]
                 means, errors = (
@@ -339,6 +341,7 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                 spread = sum(errors[metric] for metric in editing) / len(editing)
                 far = _outside(x, y, _edited(chosen))
                 if far:
+                    outside = True
                     words = [f"{method} {x[method]:.0f} | {y[method]:.0f}".replace(" ", NO_BREAK) for method in far]
                     axis.set_xlabel("specificity (%)\n" + fill("outside: " + ", ".join(words), 46), fontsize=8)
                 for method in _edited(chosen):
@@ -375,9 +378,10 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
             figure.legend([handles[name] for name in order], order, fontsize=8, loc="outside right center")
         variants = " or ".join(f"{kind.name.upper()} variant ({SIGNS[kind.fill]})" for kind in _variants(frame))
         figure.suptitle(
-            f"{first.scale} scale, {first.edits} edits in batches of {first.batch_size}: arrows lead from "
-            f"a plain method (○) to its {variants}; "
-            "up and right is better;\nbelow, specificity | editing of methods outside",
+            f"{first.scale} scale, {first.edits} edits in batches of {first.batch_size}:"
+            + (" " if columns > 2 else "\n")
+            + f"arrows lead from a plain method (○) to its {variants}; up and right is better"
+            + ";\nbelow, specificity | editing of methods outside" * outside,
             fontsize=10,
         )
         return figure

@@ -281,8 +281,10 @@ def reversals(found: Sequence[Any]) -> str:
             texts.append(f"“{one.claim.text}” ({', '.join(where)})")
     if not texts:
         return ""
-    on = "on the real model, or on most of the models on which a claim was tested"
-    return f"- {MARKS['reversed here']} **Reversed** {on}: {'; '.join(texts)}."
+    return (
+        f"- {MARKS['reversed here']} These claims came out **reversed**, on the real model or on most of the models "
+        f"that tested them: {'; '.join(texts)}."
+    )
 
 
 def differences(scores: Mapping[str, Scores]) -> str:

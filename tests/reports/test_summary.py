@@ -95,7 +95,9 @@ def test_claims_that_a_real_model_or_most_models_reverse_are_told():
         return summary.reversals([Finding("n", replace(claim, source=source), verdicts, {})])
 
     most = told("reversed here", "reversed here", "partly")
-    assert most.startswith("- ✗ **Reversed** on ") and most.endswith(": “it helps” (2 of 3 pocket models).")
+    assert most.startswith("- ✗ These claims came out **reversed**, ") and most.endswith(
+        ": “it helps” (2 of 3 pocket models)."
+    )
     assert told("reversed here", "partly") == "", "half of them are not most"
     assert told("reversed here", "reversed here", source="FE") == ""
     assert "(SmolLM2-135M-Instruct, 1 of 3 pocket models)" in told("reversed here", "partly", "partly", "reversed here")
