@@ -151,7 +151,7 @@ def _rows(corpus: str, path: Path | None) -> Iterator[dict[str, Any]]:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(f"to read corpus {corpus!r}, install datasets: pip install 'bluelib[corpora]'") from error
+        raise ImportError(f"to read corpus {corpus!r}, install datasets: pip install datasets") from error
     if path is None:
         name, config, revision = WIKIPEDIA
         yield from datasets.load_dataset(name, config, revision=revision, split="train", streaming=True)

@@ -73,7 +73,7 @@ CHOICES = {
             "ten_in_all",
             "ten_more",
             "five texts of ten tokens in all, opening word and BOS included",
-            "nothing; the other value is ten tokens after each opening",
+            "(no text says it) ten tokens after each opening",
             "–",
         ),
         Choice(
@@ -103,7 +103,7 @@ CHOICES = {
             True,
             False,
             "the NLL counts a tenth, and a request stops when its weighted KL is at most 0.01",
-            "nothing; the loss stays as it is",
+            "(no text says it) the loss stays as it is",
             "–",
         ),
         Choice(
@@ -113,7 +113,7 @@ CHOICES = {
             "fixed",
             "records",
             "of a fixed set: every reference text of the benchmark",
-            "nothing; the other value is the reference texts of the records at hand",
+            "(no text says it) of the reference texts of the records at hand",
             "–",
         ),
         Choice(
@@ -123,7 +123,7 @@ CHOICES = {
             "nltk",
             "regex",
             "nltk's word tokenizer",
-            "nothing; the other value is runs of letters, and single punctuation marks",
+            "(no text says it) runs of letters, and single punctuation marks",
             "–",
         ),
         Choice(

@@ -46,7 +46,7 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     try:
         from snakemake.cli import main
     except ImportError as error:
-        raise RuntimeError("Snakemake is not installed: pip install 'bluelib[workflow]'") from error
+        raise RuntimeError("Snakemake is not installed: pip install -e '.[workflow]' in the clone") from error
     os.chdir(project_path())
     # Jobs call plain `python`: that of this environment.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))

@@ -153,7 +153,7 @@ def test_a_text_that_is_too_short_is_refused_with_its_length(model, text):
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "saved"])
 def test_a_local_dataset_gives_the_sequences_of_its_texts(model, text, tmp_path, kind, monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'bluelib[corpora]'")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install datasets")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     data = datasets.Dataset.from_dict({"text": TEXT, "title": ["?"] * len(TEXT)})
     path = tmp_path / f"data.{kind}"
@@ -166,7 +166,7 @@ def test_a_local_dataset_gives_the_sequences_of_its_texts(model, text, tmp_path,
 
 
 def test_a_dataset_without_texts_and_an_unknown_corpus_are_refused(model, tmp_path):
-    pytest.importorskip("datasets", reason="datasets is not installed: pip install 'bluelib[corpora]'")
+    pytest.importorskip("datasets", reason="datasets is not installed: pip install datasets")
     path = tmp_path / "data.jsonl"
     path.write_text('{"body": "x"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="needs a column 'text' of strings; it has body"):

@@ -249,7 +249,7 @@ def test_a_group_s_items_count_together(monkeypatch, tmp_path):
 
 def test_the_harness_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ImportError, match=r"pip install 'bluelib\[capability\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'lm-eval>=0.4.13'"):
         find_tasks(["pocket_nli"])
 
 

@@ -140,7 +140,7 @@ def test_pickles_and_code_are_neither_fetched_nor_run_nor_converted_elsewhere(ho
 @pytest.mark.slow
 def test_wikipedia_is_streamed_and_a_broken_measurement_continued(home, monkeypatch, tmp_path):
     """Two files of the pinned snapshot, of which the second is not to be had at first."""
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'bluelib[corpora]'")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install datasets")
     name, config, commit = WIKIPEDIA
     folder = home / "wikipedia"
     (folder / config).mkdir(parents=True)
