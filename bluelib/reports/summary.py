@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..io.formats import read_json
 from ..io.paths import project_path
 from ..metrics.intervals import Interval, interval
 from ..models.known import scale_of, short_label
-from ..runs.grid import Grid
+from ..runs.grid import Grid, Place
 from ..studies import STUDIES
 from ..studies.follow import SEQUENCE, followed
 from .claims import MARKS, verdicts
@@ -44,7 +45,7 @@ def findings(
             _share(grid, model, numbers, marks),
             _steps(model, numbers, marks),
             _length(followed()),
-            _gain(scores),
+            _gain(scores, [row for grid in grids for row in same_settings(grid, cells[grid.name])]),
             _asked(cells),
         )
         if line
@@ -164,7 +165,51 @@ def _ends(pairs: Sequence[tuple[pd.Series, pd.Series]]) -> str:
     )
 
 
-def _gain(scores: Mapping[str, Scores]) -> str:
+def same_settings(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Variants less their plain method where both have what the grid's ``settings`` give the variant: the plain method
+    was followed with that along the same edits.
+
+    Returns:
+        For each pair ``model``, ``dataset``, the labels ``plain`` and ``variant``, ``settings`` in words, and the
+        intervals ``editing`` and ``specificity``, in points.
+    """
+    runs, found = followed(), []
+    for cell in sorted(cells, key=lambda cell: entry(cell["editor"]["name"]).order):
+        row, ids = entry(cell["editor"]["name"]), cell["provenance"]["case_ids"]
+        place = Place(cell["model"], cell["dataset"], row.name, cell["seed"])
+        options = tuple(sorted(grid.settings_of(place).items()))
+        if not (row.variant and options):
+            continue
+        for end in runs.itertuples():
+            where = (end.model, end.dataset, end.editor, end.options, end.batch_size)
+            if where != (place.model, Path(place.dataset).name, row.plain, options, cell["batch_size"]):
+                continue
+            if end.case_ids == ids and end.length == end.edits:
+                scores = pd.Series(cell["scores"])
+                found.append(
+                    {
+                        "model": place.model,
+                        "dataset": place.dataset,
+                        "plain": entry(row.plain).label,
+                        "variant": row.label,
+                        "settings": _options(dict(options)),
+                        "editing": _gained(_editing(end), _editing(scores)),
+                        "specificity": _gained(end.specificity, scores.specificity),
+                    }
+                )
+    return found
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """Options of an editor in words: λ = 1,000."""
+    letters = {"mom2_update_weight": "λ", "l2": "L2"}
+    return ", ".join(
+        f"{letters.get(name, name)} = {value:,}" if isinstance(value, (int, float)) else f"{name} = {value}"
+        for name, value in options.items()
+    )
+
+
+def _gain(scores: Mapping[str, Scores], same: Sequence[Mapping[str, Any]] = ()) -> str:
     found, relative, smaller = [], [], []
     for of_grid in scores.values():
         models, datasets = (list(dict.fromkeys(names)) for names in zip(*of_grid, strict=True))
@@ -188,8 +233,19 @@ def _gain(scores: Mapping[str, Scores]) -> str:
         f"- **BLUE's gain {words}**, where every method has settings of its own. Mean of efficacy, generalization and "
         f"specificity: {'; '.join(found)}. Relative to the plain method, as in the abstract, that is "
         f"{in_turn}; the abstract has {PUBLISHED_IMPROVEMENT} %, over plain methods, some of which collapse within "
-        "2,000 edits."
+        f"2,000 edits.{_equally(same)}"
     )
+
+
+def _equally(same: Sequence[Mapping[str, Any]]) -> str:
+    if not same:
+        return ""
+    parts = [
+        f"{row['editing'].mean:+.1f} points [{row['editing'].low:+.1f}, {row['editing'].high:+.1f}] of efficacy and "
+        f"generalization on {_called(row['dataset'])} with {row['plain']} ({row['settings']})"
+        for row in same
+    ]
+    return f" With BLUE's settings for both methods, the gain is {' and '.join(parts)}."
 
 
 def _asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -246,10 +302,8 @@ def runs(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> str:
         found = read_json(path)
         about = found["identity"]
         if about["model"] in grid.models:
-            options = ", ".join(f"{name} = {value}" for name, value in about["options"].items())
-            label = entry(about["editor"]).label + (f" ({options})" if options else "").replace(
-                "mom2_update_weight", "λ"
-            )
+            options = _options(about["options"])
+            label = entry(about["editor"]).label + (f" ({options})" if options else "")
             add(f"along {about['edits']:,} edits in batches of {about['batch_size']}", about["dataset"], label, found)
     rows = [[*place, "; ".join(each)] for place, each in times.items()]
     table = markdown_table("", rows, ["run", "dataset", "on", "minutes"])
@@ -319,9 +373,10 @@ def _anywhere(scores: Scores) -> list[str]:
     return list(dict.fromkeys(label for frame in scores.values() for label in frame.columns.unique(0)))
 
 
-def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:
-    """What the main table of the real model shows, in sentences: how BLUE variants edit, how far the answers about
-    neighbours move, and whether the model says the new object in its own words, after the bare prompt and in chat."""
+def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]], same: Sequence[Mapping[str, Any]] = ()) -> str:
+    """What the main table of the real model shows, in sentences: how BLUE variants edit, also with the same settings
+    (``same``, see :func:`same_settings`), how far the answers about neighbours move, and whether the model says the new
+    object in its own words, after the bare prompt and in chat."""
     lines = []
     for place, frame in scores.items():
         for plain, blue in variant_pairs(frame.columns.unique(0), "", "blue"):
@@ -334,6 +389,15 @@ def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:
                 f"- *{blue} less {plain}* ({_called(place[1])}): {words[0]} points of efficacy and generalization, "
                 f"{words[1]} of specificity."
             )
+    for row in same:
+        words = [
+            f"{row[name].mean:+.1f} [{row[name].low:+.1f}, {row[name].high:+.1f}]"
+            for name in ("editing", "specificity")
+        ]
+        lines.append(
+            f"- *The same with {row['settings']} for both: {row['variant']} less {row['plain']}* "
+            f"({_called(row['dataset'])}): {words[0]} points of efficacy and generalization, {words[1]} of specificity."
+        )
     for dataset in dict.fromkeys(cell["dataset"] for cell in cells):
         after = {entry(cell["editor"]["name"]).label: cell["after"] for cell in cells if cell["dataset"] == dataset}
         order = in_order(after)

@@ -204,9 +204,9 @@ def followed(folder: Path | None = None, seed: int = 0) -> pd.DataFrame:
     """All runs in ``folder``, by default ``results/follow``, along the order of records that ``seed`` gives: one row
     per run and length.
 
-    Columns: those of :data:`SEQUENCE`, ``editor``, ``options`` (a tuple of pairs); ``length``, ``n`` (edits scored
-    there), ``elsewhere`` (mean D_KL in nats), ``weight_change`` (the largest over layers), and for each metric its
-    values over the edits scored, a list.
+    Columns: those of :data:`SEQUENCE`, ``editor``, ``options`` (a tuple of pairs); ``length``, ``n`` and ``case_ids``
+    (edits scored there), ``elsewhere`` (mean D_KL in nats), ``weight_change`` (the largest over layers), and for each
+    metric its values over the edits scored, a list.
     """
     rows = []
     for path in sorted((folder or project_path("results", "follow")).glob("*.json")):
@@ -221,6 +221,7 @@ def followed(folder: Path | None = None, seed: int = 0) -> pd.DataFrame:
                     "options": tuple(sorted(about["options"].items())),
                     "length": point["edits"],
                     "n": len(point["case_ids"]),
+                    "case_ids": point["case_ids"],
                     "elsewhere": None if point["elsewhere"] is None else float(np.mean(point["elsewhere"])),
                     "weight_change": max(point["weight_change"].values()),
                     **point["scores"],
