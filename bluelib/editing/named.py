@@ -177,7 +177,8 @@ def check_corpus_of(name: str, model: Model | str, corpus: str | None = None) ->
     if config and not (corpus or configured):
         raise ValueError(
             f"{name} needs a text for second moments, and none is configured for "
-            f"{model if isinstance(model, str) else model.name}; name one with --corpus: wikipedia, or a text's path"
+            f"{model if isinstance(model, str) else model.name}; name one with --corpus: sampled (shipped), "
+            "wikipedia, or the path of a text"
         )
     if corpus or configured:
         check_corpus(corpus or str(configured))
