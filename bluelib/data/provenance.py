@@ -40,9 +40,18 @@ def provenance(model: Model, records: Sequence[Record]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "records_hash": records_hash(records),
         "case_ids": [record.case_id for record in records],
+        **repeated_subjects(records),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": git_commit(),
     }
+
+
+def repeated_subjects(records: Sequence[Record]) -> dict[str, list[int]]:
+    """``subjects``: for each record the number of its subject, in the order in which subjects appear; nothing if all
+    subjects differ. Records of one subject are not independent of each other."""
+    numbers: dict[str, int] = {}
+    codes = [numbers.setdefault(record.subject.strip().casefold(), len(numbers)) for record in records]
+    return {"subjects": codes} if len(numbers) < len(codes) else {}
 
 
 #: Fields that records have not always had, with their defaults. Defaults are not hashed, so old hashes stay the same.

@@ -26,12 +26,18 @@ class Interval(NamedTuple):
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
+def interval(values: Sequence[float], *, clusters: Sequence[int] | None = None, seed: int = 0) -> Interval:
     """The mean of ``values`` (one per record, or per independent run) with its interval.
 
     For 20 values or more, the percentile bootstrap; for fewer, where its intervals are too short, Student's t. One
     value has no interval: its ends are NaN. For paired comparisons, give the differences of the two methods on each
     record.
+
+    Args:
+        values: the values.
+        clusters: for each value a number from 0, the same for values that are not independent of each other, such as
+            those of records with one subject: the bootstrap then draws clusters.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: if there are no values.
@@ -44,6 +50,9 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
         return Interval(mean, math.nan, math.nan)
     if np.ptp(sample) == 0:
         return Interval(mean, mean, mean)
+    if clusters is not None and len(set(clusters)) < len(sample):
+        draws = bootstrap_means(sample[None, None], np.asarray(clusters)[None], seed=seed)
+        return Interval(mean, *limits(draws[0]))
     if len(sample) < FEW:
         half = stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1) * stats.sem(sample)
         return Interval(mean, float(mean - half), float(mean + half))
@@ -69,24 +78,34 @@ def share_interval(percent: float, n: int) -> Interval:
     return Interval(percent, 100 * found.low, 100 * found.high)
 
 
-def bootstrap_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+def bootstrap_means(
+    values: np.ndarray, clusters: np.ndarray | None = None, *, seed: int = 0, resamples: int = RESAMPLES
+) -> np.ndarray:
     """Means of resampled values that come in groups (the records of several seeds): groups are drawn with replacement,
-    and values within each.
+    and clusters of values within each.
 
     Args:
         values: ``(m, groups, n)``: m measures of the same n items in each group, NaN where there is no value. A draw
             takes the same items for all measures, so differences between measures are paired.
+        clusters: ``(groups, n)``, the number of each item's cluster, from 0; by default each item is one.
+        seed: of the draws.
+        resamples: number of draws.
 
     Returns:
         ``(m, resamples)``.
     """
     rng = np.random.default_rng(seed)
     _, groups, n = values.shape
+    codes = np.broadcast_to(np.arange(n), (groups, n)) if clusters is None else clusters
+    counts = codes.max(axis=1) + 1
     there = np.isfinite(values)
     known = np.where(there, values, 0)
     means = np.empty((len(values), resamples))
     for draw in range(resamples):
-        drawn = [(g, np.bincount(rng.integers(n, size=n), minlength=n)) for g in rng.integers(groups, size=(groups,))]
+        drawn = [
+            (g, np.bincount(rng.integers(counts[g], size=counts[g]), minlength=counts[g])[codes[g]])
+            for g in rng.integers(groups, size=(groups,))
+        ]
         with np.errstate(invalid="ignore"):
             means[:, draw] = np.mean([(known[:, g] @ count) / (there[:, g] @ count) for g, count in drawn], axis=0)
     return means

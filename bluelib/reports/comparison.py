@@ -19,7 +19,8 @@ from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published
 
 #: Draws of each sign-flip test.
 FLIPS = 4999
-#: The false discovery rate of verdicts: the bar for adjusted p-values.
+#: The false discovery rate of the paired table's verdicts: the bar for adjusted p-values. (Those of claims are not
+#: adjusted for their number.)
 LEVEL = 0.05
 
 Table = tuple[pd.DataFrame, list[list[str]], list[str], str]
@@ -28,8 +29,8 @@ Scores = Mapping[tuple[str, str], pd.DataFrame]
 
 
 def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.DataFrame]:
-    """The scores of each record after editing in the paper's metrics, by (model, dataset): rows (seed, case id),
-    columns (method, metric).
+    """The scores of each record after editing in the paper's metrics, by (model, dataset): rows (seed, case id,
+    number of the subject), columns (method, metric).
 
     A record that cannot have a metric (because it has no prompts to generate from) has NaN there.
 
@@ -39,7 +40,10 @@ def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.D
     found: dict[tuple[str, str], dict[tuple[str, str], list[pd.Series]]] = {}
     for cell in cells:
         ids = cell["provenance"]["case_ids"]
-        index = pd.MultiIndex.from_product([[cell["seed"]], ids], names=["seed", "record"])
+        subjects = cell["provenance"].get("subjects", range(len(ids)))
+        index = pd.MultiIndex.from_arrays(
+            [[cell["seed"]] * len(ids), ids, subjects], names=["seed", "record", "subject"]
+        )
         columns = found.setdefault((cell["model"], cell["dataset"]), {})
         for metric, values in ((metric, cell["scores"][metric]) for metric in METRICS if metric in cell["scores"]):
             series = pd.Series(values, index=index, dtype=float)
@@ -62,19 +66,21 @@ def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.D
 def draws(frame: pd.DataFrame) -> pd.DataFrame:
     """Resampled means of every (method, metric): 2,000 rows.
 
-    Seeds are resampled, and records within each seed. One draw takes the same records for all methods, so differences
-    between columns are paired. Draws of several frames take records at the same positions. So the records of a
-    benchmark and of its sibling, which may be about the same subjects, stay together.
+    Seeds are resampled, and subjects within each seed, each with all its records. One draw takes the same records for
+    all methods, so differences between columns are paired. Where no subject repeats, draws of several frames take
+    records at the same positions. So the records of a benchmark and of its sibling, which may be about the same
+    subjects, stay together.
     """
-    groups = [group.to_numpy().T for _, group in frame.groupby(level="seed", sort=True)]
-    values = np.stack(groups, axis=1)  # (columns, seeds, records)
-    return pd.DataFrame(bootstrap_means(values).T, columns=frame.columns)
+    groups = [group for _, group in frame.groupby(level="seed", sort=True)]
+    values = np.stack([group.to_numpy().T for group in groups], axis=1)  # (columns, seeds, records)
+    clusters = np.stack([group.index.get_level_values("subject") for group in groups])
+    return pd.DataFrame(bootstrap_means(values, clusters).T, columns=frame.columns)
 
 
 def paired(scores: Scores) -> pd.DataFrame:
     """BLUE minus plain for every (model, dataset, method, metric), with its 95 % interval over seeds and records.
 
-    Each row also has the p-value of a sign-flip test over records, raw and adjusted for the number of tests
+    Each row also has the p-value of a sign-flip test over subjects, raw and adjusted for the number of tests
     (Benjamini–Hochberg).
     """
     rows = []
@@ -83,7 +89,7 @@ def paired(scores: Scores) -> pd.DataFrame:
         for method, variant in label_pairs(frame.columns.unique(0)):
             for metric in [m for m in METRICS if (method, m) in frame.columns]:
                 plain, blue = (frame[name, metric].dropna() for name in (method, variant))
-                difference = (blue - plain).to_numpy()
+                difference = blue - plain
                 low, high = limits(resampled[variant, metric] - resampled[method, metric])
                 rows.append(
                     {
@@ -96,7 +102,7 @@ def paired(scores: Scores) -> pd.DataFrame:
                         "difference": difference.mean(),
                         "low": low,
                         "high": high,
-                        "p": _sign_flip(difference),
+                        "p": _sign_flip(difference.groupby(["seed", "subject"]).sum().to_numpy()),
                         "records": len(difference),
                         "seeds": frame.index.get_level_values("seed").nunique(),
                     }
@@ -112,7 +118,7 @@ def paired(scores: Scores) -> pd.DataFrame:
 
 
 def _sign_flip(differences: np.ndarray) -> float:
-    """The probability of a mean at least as far from 0 if each difference had a random sign."""
+    """The probability of a sum at least as far from 0 if each difference had a random sign."""
     if not differences.any():
         return 1.0
     found = stats.permutation_test(
@@ -145,8 +151,8 @@ def paired_table(scores: Scores) -> Table:
     ]
     header = ["model", "dataset", "method", "metric", "plain", "BLUE", "BLUE − plain", "p (adjusted)", "BLUE is"]
     below = (
-        "BLUE minus plain, paired over records: mean with its 95 % interval (bootstrap of seeds, and of records within "
-        f"seeds, {RESAMPLES:,} draws). p: sign-flip test over records ({FLIPS:,} draws), adjusted for all rows by "
+        "BLUE minus plain, paired over records: mean with its 95 % interval (bootstrap of seeds, and of subjects within"
+        f" seeds, {RESAMPLES:,} draws). p: sign-flip test over subjects ({FLIPS:,} draws), adjusted for all rows by "
         f"Benjamini and Hochberg. BLUE is called better or worse where p is below {LEVEL} and the interval excludes 0."
     )
     return frame, rows, header, f"{_scale(scores)} {below} {_of_seeds(scores)}".strip()
@@ -360,9 +366,17 @@ def family_gains(scores: Scores, methods: Sequence[str] | None = None) -> pd.Dat
     return gains(scores, [(method, _blue(method)) for method in chosen]).drop(columns="other")
 
 
+def by_benchmark(scores: Scores) -> list[Scores]:
+    """The scores in the parts that are judged: of a single model each dataset apart, for nothing else tells whether
+    they agree; of several models all together."""
+    if len({model for model, _ in scores}) > 1:
+        return [scores]
+    return [{place: frame} for place, frame in scores.items()]
+
+
 def gains(scores: Scores, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """How much better the second of two methods is than the first, by model and measure (:data:`MEASURES`): mean and
-    95 % interval over seeds and records. All datasets have equal weight.
+    95 % interval over seeds and subjects. All datasets have equal weight.
 
     A measure is the mean of those of its metrics that a dataset's records have; it is left out where they have none.
 

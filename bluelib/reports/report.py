@@ -26,6 +26,7 @@ from . import open_questions, summary
 from .claims import LEGEND, MARKS, SOURCES, Claim, Verdict, claims_of, verdicts
 from .claims.main import AVERAGE, CLAIMS, average_improvement, of_main_table
 from .comparison import (
+    by_benchmark,
     champions,
     families,
     family_gains,
@@ -170,7 +171,17 @@ def contrasts(scores: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, pd.Da
         "fe over blue": variant_pairs(labels, "blue", "fe"),
         "cake": later_pairs(labels, "CAKE"),
     }
-    return {name: gains(scores, chosen) for name, chosen in pairs.items()}
+    parts, found = by_benchmark(scores), {}
+    for name, chosen in pairs.items():
+        frames = []
+        for part in parts:
+            frame = gains(part, chosen)
+            if len(parts) > 1:
+                (_, dataset), *_ = part
+                frame = frame.assign(**{of: f"{summary.called(dataset)}: " + frame[of] for of in ("method", "other")})
+            frames.append(frame)
+        found[name] = pd.concat(frames, ignore_index=True)
+    return found
 
 
 def verdict_table(found: Sequence[Finding], models: Sequence[str], folder: Path) -> str:
@@ -184,7 +195,7 @@ def verdict_table(found: Sequence[Finding], models: Sequence[str], folder: Path)
         header = ["claim", "bar", *map(label_of_model, models), "published", "where"]
         lines = [f"**{words}**", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         for one in of_source:
-            signs = [MARKS[one.verdicts[model].verdict] if model in one.verdicts else NOT_MEASURED for model in models]
+            signs = [one.verdicts[model].mark if model in one.verdicts else NOT_MEASURED for model in models]
             place = f"[{one.notebook[:2]}]({_link(project_path('notebooks', f'{one.notebook}.ipynb'), folder)})"
             row = [one.claim.text, one.claim.bar, *signs, one.claim.published or NOT_AVAILABLE, place]
             lines.append(f"| {' | '.join(row)} |")
@@ -341,7 +352,7 @@ def evidence(found: Sequence[Finding]) -> str:
         by_verdict: dict[Verdict, list[str]] = {}
         for model, verdict in one.verdicts.items():
             by_verdict.setdefault(verdict, []).append(model)
-        marks = " ".join(MARKS[verdict.verdict] for verdict in one.verdicts.values())
+        marks = ", ".join(verdict.mark for verdict in one.verdicts.values())
         seen = [
             f"- {', '.join(models)}: **{verdict.verdict}** ({one.size[models[0]]}): {verdict.seen}"
             for verdict, models in by_verdict.items()

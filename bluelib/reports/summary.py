@@ -19,7 +19,7 @@ from ..runs.grid import Grid, Place
 from ..studies import STUDIES
 from ..studies.follow import SEQUENCE, followed
 from .claims import MARKS, verdicts
-from .comparison import Scores, families, gains, improvement, variant_pairs
+from .comparison import Scores, by_benchmark, families, gains, improvement, variant_pairs
 from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published
 from .tables import markdown_table
 
@@ -52,7 +52,7 @@ def findings(
     )
 
 
-def _called(dataset: str) -> str:
+def called(dataset: str) -> str:
     """The benchmark of a dataset, as papers spell it."""
     name = benchmark(dataset)
     return {"counterfact": "CounterFact", "zsre": "zsRE"}.get(name, name)
@@ -73,6 +73,8 @@ def _share(grid: Grid, model: str, numbers: Mapping[str, Any], marks: Mapping[st
         )
     contribution = pd.DataFrame(numbers["contributions"])
     first = contribution[contribution.layer == contribution.layer.min()].set_index("residual")["mean"]
+    wrong = first["undivided"] < first["direct"] / 2
+    direction = ": the direction is wrong, not only the length" if wrong else ""
     theirs = published("layer_analysis")
     theirs = theirs[theirs.model == counterpart(model)]
     theirs = theirs[theirs.layer == theirs.layer.min()].set_index("quantity").value
@@ -81,8 +83,7 @@ def _share(grid: Grid, model: str, numbers: Mapping[str, Any], marks: Mapping[st
         f"critical layer of {short_label(model)} MEMIT's share raises the new object's probability by "
         f"{first['distributed']:.2f}, a residual of the layer's own by {first['direct']:.2f} (published for "
         f"{counterpart(model)}: {theirs['contribution_distributed']:.2f} and {theirs['contribution_direct']:.2f}). "
-        f"The whole, undivided residual raises it by {first['undivided']:.2f}: the direction is wrong, not only the "
-        f"length.{error}"
+        f"The whole, undivided residual raises it by {first['undivided']:.2f}{direction}.{error}"
     )
 
 
@@ -107,8 +108,8 @@ def _length(runs: pd.DataFrame) -> str:
         own = along[[not options for options in along.options]].set_index("label")
         pairs = [tuple(own.loc[label] for label in pair) for pair in label_pairs(own.index)]
         if pairs:
-            same = "".join(_same_weight(along, plain, blue) for plain, blue in pairs)
-            found.setdefault(edits, []).append(_ends(pairs) + same)
+            more = "".join(_ahead(runs, plain, blue) + _same_weight(along, plain, blue) for plain, blue in pairs)
+            found.setdefault(edits, []).append(_ends(pairs) + more)
     return "\n".join(found[max(found)]) if found else ""
 
 
@@ -117,8 +118,22 @@ def _editing(end: pd.Series) -> list[float]:
     return [(one + two) / 2 for one, two in zip(end.efficacy, end.generalization, strict=True)]
 
 
-def _gained(plain: Sequence[float], blue: Sequence[float]) -> Interval:
-    return interval([b - a for a, b in zip(plain, blue, strict=True)])
+def _gained(plain: Sequence[float], blue: Sequence[float], subjects: Sequence[int]) -> Interval:
+    return interval([b - a for a, b in zip(plain, blue, strict=True)], clusters=subjects)
+
+
+def _ahead(runs: pd.DataFrame, plain: pd.Series, blue: pd.Series) -> str:
+    """Where the variant ends ahead: at which lengths of that one sequence it is."""
+    if _gained(_editing(plain), _editing(blue), blue.subjects).low <= 0:
+        return ""
+    found: dict[int, float] = {}
+    for (length, options), rows in runs.groupby(["length", "options"]):
+        of = {row.editor: row for _, row in rows.iterrows() if all(row[key] == blue[key] for key in SEQUENCE)}
+        if not options and {plain.editor, blue.editor} <= {*of}:
+            gain = _gained(_editing(of[plain.editor]), _editing(of[blue.editor]), of[blue.editor].subjects)
+            found |= {length: gain.mean} if gain.low > 0 else {}
+    told = ", ".join(f"{length:,} ({gain:+.0f})" for length, gain in found.items())
+    return f" {blue.name} is shown to be ahead of {plain.name} after {told} edits of this one sequence."
 
 
 def _same_weight(ends: pd.DataFrame, plain: pd.Series, blue: pd.Series) -> str:
@@ -127,11 +142,11 @@ def _same_weight(ends: pd.DataFrame, plain: pd.Series, blue: pd.Series) -> str:
     weight = editor_settings(blue.model, blue.editor).get("mom2_update_weight")
     same = ends[[options == (("mom2_update_weight", weight),) for options in ends.options]]
     same = same[same.editor == plain.editor]
-    if same.empty or _gained(_editing(plain), _editing(blue)).low <= 0:
+    if same.empty or _gained(_editing(plain), _editing(blue), blue.subjects).low <= 0:
         return ""
     end = same.iloc[0]
-    gain = _gained(_editing(end), _editing(blue))
-    explains = "does not explain" if gain.low > 0 else "may explain"
+    gain = _gained(_editing(end), _editing(blue), blue.subjects)
+    explains = "does not explain all of" if gain.low > 0 else "may explain"
     return (
         f" λ, chosen for each method, {explains} this: {plain.name} with {blue.name}'s λ, {weight:g}, ends at "
         f"{fmean(_editing(end)):.0f} % ({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}])."
@@ -144,22 +159,22 @@ def _ends(pairs: Sequence[tuple[pd.Series, pd.Series]]) -> str:
     def told(measure: Callable[[pd.Series], list[float]]) -> str:
         parts = []
         for plain, blue in pairs:
-            gain = _gained(measure(plain), measure(blue))
+            gain = _gained(measure(plain), measure(blue), blue.subjects)
             parts.append(
                 f"{blue.name} {fmean(measure(blue)):.0f} %, {plain.name} {fmean(measure(plain)):.0f} % "
                 f"({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}])"
             )
         return "; ".join(parts)
 
-    ahead = [_gained(_editing(plain), _editing(blue)).low > 0 for plain, blue in pairs]
+    ahead = [_gained(_editing(plain), _editing(blue), blue.subjects).low > 0 for plain, blue in pairs]
     names = [plain.name for (plain, _), gains in zip(pairs, ahead, strict=True) if gains]
-    words = f"BLUE {'holds' if any(ahead) else 'does not hold'} longer"
+    words = f"BLUE {'holds' if any(ahead) else 'is not shown to hold'} longer"
     words += "" if all(ahead) or not any(ahead) else f" with {' and '.join(names)}"
     first = pairs[0][0]
     moved = ", ".join(f"{one.name} {one.elsewhere:.1f}" for plain, blue in pairs for one in (blue, plain))
     return (
         f"- **Along a long sequence {words}.** After {first.edits:,} edits of {short_label(first.model)} "
-        f"({_called(first.dataset)}, batches of {first.batch_size}), the mean of efficacy and generalization is: "
+        f"({called(first.dataset)}, batches of {first.batch_size}), the mean of efficacy and generalization is: "
         f"{told(_editing)}. Specificity: {told(lambda end: end.specificity)}. How far next tokens about other subjects "
         f"have moved, D_KL in nats: {moved}."
     )
@@ -193,8 +208,8 @@ def same_settings(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> list[dict[s
                         "plain": entry(row.plain).label,
                         "variant": row.label,
                         "settings": _options(dict(options)),
-                        "editing": _gained(_editing(end), _editing(scores)),
-                        "specificity": _gained(end.specificity, scores.specificity),
+                        "editing": _gained(_editing(end), _editing(scores), end.subjects),
+                        "specificity": _gained(end.specificity, scores.specificity, end.subjects),
                     }
                 )
     return found
@@ -214,16 +229,15 @@ def _gain(scores: Mapping[str, Scores], same: Sequence[Mapping[str, Any]] = ()) 
     for of_grid in scores.values():
         models, datasets = (list(dict.fromkeys(names)) for names in zip(*of_grid, strict=True))
         names = short_label(models[0]) if len(models) == 1 else f"the {len(models)} pocket models"
-        # Of a single model the benchmarks stand apart: nothing else tells whether they agree.
-        for chosen in [[dataset] for dataset in datasets] if len(models) == 1 else [datasets]:
-            part = {place: frame for place, frame in of_grid.items() if place[1] in chosen}
+        for part in by_benchmark(of_grid):
             if not families(part):
                 continue
+            chosen = [dataset for dataset in datasets if dataset in {of for _, of in part}]
             average = improvement(part)[0].iloc[-1]
             unclear = ", which may be none" if average["points_low"] <= 0 <= average["points_high"] else ""
             found.append(
                 f"{average['points']:+.1f} points [{average['points_low']:+.1f}, {average['points_high']:+.1f}]"
-                f"{unclear}, on {names} ({', '.join(families(part))}; {', '.join(map(_called, chosen))})"
+                f"{unclear}, on {names} ({', '.join(families(part))}; {', '.join(map(called, chosen))})"
             )
             relative.append(f"{average['improvement']:+.1f} %")
             smaller.append(average["high"] < PUBLISHED_IMPROVEMENT)
@@ -242,7 +256,9 @@ def _equally(same: Sequence[Mapping[str, Any]]) -> str:
         return ""
     parts = [
         f"{row['editing'].mean:+.1f} points [{row['editing'].low:+.1f}, {row['editing'].high:+.1f}] of efficacy and "
-        f"generalization on {_called(row['dataset'])} with {row['plain']} ({row['settings']})"
+        f"generalization, and {row['specificity'].mean:+.1f} [{row['specificity'].low:+.1f}, "
+        f"{row['specificity'].high:+.1f}] of specificity, on {called(row['dataset'])} with {row['plain']} "
+        f"({row['settings']})"
         for row in same
     ]
     return f" With BLUE's settings for both methods, the gain is {' and '.join(parts)}."
@@ -272,7 +288,7 @@ def _asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     ]
     return (
         f"- **Likelihood is the mildest of questions.** Of {measured[0]['edits']} edits of "
-        f"{_called(measured[0]['dataset'])} {ranges[0]} % succeed by likelihood; in chat "
+        f"{called(measured[0]['dataset'])} {ranges[0]} % succeed by likelihood; in chat "
         f"{short_label(measured[0]['model'])} names {ranges[1]} % of the new objects. How far next tokens about other "
         f"subjects move, D_KL in nats: {', '.join(moved)}."
     )
@@ -291,7 +307,7 @@ def runs(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> str:
         origin = found["provenance"]
         where = f"{origin['device']}, {origin['threads']} thread{'s' * (origin['threads'] != 1)}"
         minutes = sum(found["seconds"].values()) / 60
-        times.setdefault((what, _called(dataset), where), []).append(f"{editor} {minutes:.0f}")
+        times.setdefault((what, called(dataset), where), []).append(f"{editor} {minutes:.0f}")
 
     size = f"{grid.edits} edits in batches of {grid.batch_size}"
     for cell in sorted(cells, key=lambda cell: entry(cell["editor"]["name"]).order):
@@ -332,7 +348,9 @@ def reversals(found: Sequence[Any]) -> str:
         real = [short_label(model) for model in against if model not in pocket]
         if one.claim.source == "BLUE" and (real or len(against) > len(one.verdicts) / 2):
             where = real + ([f"{len({*against} & {*pocket})} of {len(pocket)} pocket models"] if pocket else [])
-            texts.append(f"“{one.claim.text}” ({', '.join(where)})")
+            shown = [short_label(model) for model, verdict in one.verdicts.items() if verdict.verdict == "reproduced"]
+            but = f"; reproduced in {', '.join(shown)}" if shown else ""
+            texts.append(f"“{one.claim.text}” ({', '.join(where)}{but})")
     if not texts:
         return ""
     return (
@@ -344,25 +362,26 @@ def reversals(found: Sequence[Any]) -> str:
 def differences(scores: Mapping[str, Scores]) -> str:
     """Every variant less its plain method as a Markdown table, with a column for each model.
 
-    A cell has editing and, below it, specificity, with equal weight for each dataset. It names the datasets if not all
-    of them have the variant.
+    A cell has editing and, below it, specificity: of a single model for each dataset, of several with equal weight for
+    each dataset.
     """
     cells: dict[str, dict[str, str]] = {}
     for of_grid in scores.values():
         pairs = [pair for kind in VARIANTS for pair in variant_pairs(_anywhere(of_grid), "", kind)]
-        for (model, other), group in gains(of_grid, pairs).groupby(["model", "other"], sort=False):
-            found = group.set_index("measure")
-            lines = [
-                f"{found['mean'][name]:+.1f} [{found.low[name]:+.1f}, {found.high[name]:+.1f}]"
-                for name in ("editing", "specificity")
-                if name in found.index
-            ]
-            pair = next(pair for pair in pairs if pair[1] == other)
-            datasets = [dataset for name, dataset in of_grid if name == model]
-            having = [one for one in datasets if {*pair} <= {*of_grid[model, one].columns.unique(0)}]
-            if len(having) < len(datasets):
-                lines.append(f"({', '.join(map(_called, having))})")
-            cells.setdefault(model, {})[other] = "<br>".join(lines)
+        parts = by_benchmark(of_grid)
+        for part in parts:
+            (_, dataset), *_ = part
+            for (model, other), group in gains(part, pairs).groupby(["model", "other"], sort=False):
+                found = group.set_index("measure")
+                lines = [
+                    f"{found['mean'][name]:+.1f} [{found.low[name]:+.1f}, {found.high[name]:+.1f}]"
+                    for name in ("editing", "specificity")
+                    if name in found.index
+                ]
+                if len(parts) > 1:
+                    lines[0] = f"{called(dataset)}: {lines[0]}"
+                of_model = cells.setdefault(model, {})
+                of_model[other] = "<br>".join([*filter(None, [of_model.get(other)]), *lines])
     methods = in_order({method for of_model in cells.values() for method in of_model})
     rows = [[method, *(of_model.get(method, "–") for of_model in cells.values())] for method in methods]
     return markdown_table("", rows, ["", *map(short_label, cells)])
@@ -386,7 +405,7 @@ def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]], same: Sequenc
                 for name in ("editing", "specificity")
             ]
             lines.append(
-                f"- *{blue} less {plain}* ({_called(place[1])}): {words[0]} points of efficacy and generalization, "
+                f"- *{blue} less {plain}* ({called(place[1])}): {words[0]} points of efficacy and generalization, "
                 f"{words[1]} of specificity."
             )
     for row in same:
@@ -396,7 +415,7 @@ def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]], same: Sequenc
         ]
         lines.append(
             f"- *The same with {row['settings']} for both: {row['variant']} less {row['plain']}* "
-            f"({_called(row['dataset'])}): {words[0]} points of efficacy and generalization, {words[1]} of specificity."
+            f"({called(row['dataset'])}): {words[0]} points of efficacy and generalization, {words[1]} of specificity."
         )
     for dataset in dict.fromkeys(cell["dataset"] for cell in cells):
         after = {entry(cell["editor"]["name"]).label: cell["after"] for cell in cells if cell["dataset"] == dataset}
@@ -412,5 +431,5 @@ def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]], same: Sequenc
                 f"{name} {after[name][metric]['mean']:.{2 if metric == 'kl' else 1}f}" for name in there_
             )
             if there_:
-                lines.append(f"- *{what}* ({_called(dataset)}): {values}{unit}.")
+                lines.append(f"- *{what}* ({called(dataset)}): {values}{unit}.")
     return "\n".join(lines)

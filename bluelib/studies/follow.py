@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..data import Record
 from ..data.datasets import load_dataset
-from ..data.provenance import provenance
+from ..data.provenance import provenance, repeated_subjects
 from ..editing.checkpoints import held
 from ..editing.method import describe
 from ..editing.named import check_names, get_editor
@@ -138,6 +138,7 @@ def follow(
             {
                 "edits": done,
                 "case_ids": [record.case_id for record in chosen],
+                **repeated_subjects(chosen),
                 "scores": per_record(found),
                 "elsewhere": moved and [round(moved[prompt]["kl"], 5) for prompt in elsewhere],
                 "weight_change": {str(layer): round(now, 6) for layer, now in model.weight_change(originals).items()},
@@ -204,9 +205,9 @@ def followed(folder: Path | None = None, seed: int = 0) -> pd.DataFrame:
     """All runs in ``folder``, by default ``results/follow``, along the order of records that ``seed`` gives: one row
     per run and length.
 
-    Columns: those of :data:`SEQUENCE`, ``editor``, ``options`` (a tuple of pairs); ``length``, ``n`` and ``case_ids``
-    (edits scored there), ``elsewhere`` (mean D_KL in nats), ``weight_change`` (the largest over layers), and for each
-    metric its values over the edits scored, a list.
+    Columns: those of :data:`SEQUENCE`, ``editor``, ``options`` (a tuple of pairs); ``length``, ``n``, ``case_ids`` and
+    ``subjects`` (the edits scored there, and the numbers of their subjects), ``elsewhere`` (mean D_KL in nats),
+    ``weight_change`` (the largest over layers), and for each metric its values over the edits scored, a list.
     """
     rows = []
     for path in sorted((folder or project_path("results", "follow")).glob("*.json")):
@@ -222,6 +223,7 @@ def followed(folder: Path | None = None, seed: int = 0) -> pd.DataFrame:
                     "length": point["edits"],
                     "n": len(point["case_ids"]),
                     "case_ids": point["case_ids"],
+                    "subjects": point.get("subjects", list(range(len(point["case_ids"])))),
                     "elsewhere": None if point["elsewhere"] is None else float(np.mean(point["elsewhere"])),
                     "weight_change": max(point["weight_change"].values()),
                     **point["scores"],

@@ -40,6 +40,25 @@ def test_judge():
     assert judge(1, -1) == "partly"
     assert judge(False, 0) == "not seen here"
     assert judge(0, -1) == judge(-1) == "reversed here"
+
+
+@pytest.mark.parametrize(
+    ("answers", "mark"),
+    [
+        ((1, 1), "✓"),
+        ((1, 0, 0, 0), "◐ 1/4"),
+        ((1, 0, -1, 0), "◐ 1/4 −1"),
+        ((0, 0), "○"),
+        ((0, -1), "✗ 1/2"),
+        ((-1,), "✗"),
+    ],
+)
+def test_a_mark_says_how_many_conditions_hold_or_say_the_opposite(answers, mark):
+    claim = Claim("it helps", lambda view: "", {"it does": lambda view: view})
+    assert claim.verdict(answers).mark == mark
+
+
+def test_no_answers_make_no_verdict():
     with pytest.raises(ValueError, match="no verdict if the numbers answer none"):
         judge()
 
@@ -100,7 +119,7 @@ def test_an_interval_is_above_a_bar_below_it_or_covers_it():
 
 def test_a_condition_about_each_of_several_things_has_an_answer_for_each():
     claim = Claim("it grows", lambda rows: f"{len(rows)} rows", {"each is above 0": lambda rows: rows > 0})
-    assert claim.verdict(np.array([1, 2])) == ("it grows", "2 rows", "reproduced", "")
+    assert claim.verdict(np.array([1, 2])) == ("it grows", "2 rows", "reproduced", "", (1, 1))
     assert claim.verdict(np.array([1, -2])).verdict == "partly"
     with pytest.raises(ValueError, match="no verdict if the numbers answer none"):
         claim.verdict(np.array([]))

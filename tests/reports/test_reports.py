@@ -384,6 +384,27 @@ def test_blue_is_told_from_plain_where_it_is_better_and_only_there(made):
     assert (efficacy.seeds == 2).all() and (efficacy.records == 40).all()
 
 
+def test_records_of_one_subject_are_drawn_together_and_others_as_before():
+    """200 records in pairs that agree: the interval is that of 100 records."""
+    rng = np.random.default_rng(0)
+    gains = np.repeat(rng.normal(1, 10, 100), 2)
+    cells = [cell("memit", n=200), cell("memit_blue", n=200)]
+    for made, scores in zip(cells, (np.zeros(200), gains), strict=True):
+        made["scores"] = {"efficacy": scores.tolist()}
+    alone = paired(record_scores(cells)).iloc[0]
+    for made in cells:
+        made["provenance"]["subjects"] = list(range(200))
+    assert paired(record_scores(cells)).iloc[0].equals(alone), "all differ"
+    for made in cells:
+        made["provenance"]["subjects"] = np.repeat(range(100), 2).tolist()
+    together = paired(record_scores(cells)).iloc[0]
+    assert together.difference == alone.difference
+    assert (together.high - together.low) / (alone.high - alone.low) == pytest.approx(2**0.5, rel=0.1)
+    assert together.p > 2 * alone.p
+    expected = stats.sem(gains[::2]) * 1.96
+    assert together.high - together.difference == pytest.approx(expected, rel=0.15)
+
+
 def test_paired_comparisons_need_the_same_records():
     cells = [cell("memit"), cell("memit_blue")]
     cells[1]["provenance"]["case_ids"] = list(range(100, 120))

@@ -21,7 +21,7 @@ LABELS = ("MEMIT", "MEMIT_BLUE", "MEMIT (history)", "MEMIT (history)_BLUE")
 def scores_of(means: dict[str, float], model="smollm2-135m", n=40) -> dict:
     """Of one dataset: each method's scores are around its mean in every metric, and the same records throughout."""
     noise = np.random.default_rng(0).normal(0, 1, n)
-    index = pd.MultiIndex.from_product([[0], range(n)], names=["seed", "record"])
+    index = pd.MultiIndex.from_arrays([[0] * n, range(n), range(n)], names=["seed", "record", "subject"])
     columns = {
         (label, metric): mean + noise
         for label, mean in means.items()
@@ -42,8 +42,8 @@ def test_history_and_blue_are_taken_apart():
 def re_rows(table: str):
     for line in table.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if "−" in line and len(cells) == 4:
-            yield cells[1], cells[2]
+        if "−" in line and len(cells) == 5:
+            yield cells[2], cells[3]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,18 @@ def test_every_variant_has_a_cell_for_each_model():
     assert header == "|  | SmolLM2-135M-Instruct | mine |"
     assert blue == "| MEMIT_BLUE | – | -5.0 [-5.0, -5.0]<br>-5.0 [-5.0, -5.0] |"
     assert fe == "| MEMIT_FE | +1.0 [+1.0, +1.0]<br>+1.0 [+1.0, +1.0] | – |"
+
+
+def test_the_benchmarks_of_one_model_have_lines_of_their_own():
+    better, worse = (scores_of({"MEMIT": 60.0, "MEMIT_BLUE": blue}) for blue in (65.0, 50.0))
+    both = {(model, d): frame for one, d in ((better, "d"), (worse, "e")) for (model, _), frame in one.items()}
+    *_, row = summary.differences({"a": both}).splitlines()
+    five, ten = "+5.0 [+5.0, +5.0]", "-10.0 [-10.0, -10.0]"
+    assert row == f"| MEMIT_BLUE | d: {five}<br>{five}<br>e: {ten}<br>{ten} |"
+    history = open_questions.history([both])
+    assert "| d | MEMIT_BLUE − MEMIT | +5.0 " in history and "| e | MEMIT_BLUE − MEMIT | -10.0 " in history
+    two = {**both, **{("mine", d): frame for (_, d), frame in both.items()}}
+    assert "| mine | d, e | MEMIT_BLUE − MEMIT | -2.5 " in open_questions.history([two])
 
 
 def test_the_real_model_s_sentences_have_the_table_s_numbers():
@@ -103,6 +115,7 @@ def test_claims_that_a_real_model_or_most_models_reverse_are_told():
     assert "(SmolLM2-135M-Instruct, 1 of 3 pocket models)" in told("reversed here", "partly", "partly", "reversed here")
     assert "(SmolLM2-135M-Instruct)." in told("reversed here", models=("smollm2-135m",))
     assert told("partly", "partly", "partly", "partly") == ""
+    assert "(2 of 3 pocket models; reproduced in pocket-llama)" in told("reversed here", "reversed here", "reproduced")
 
 
 ON = {"device": "cpu", "threads": 1}
@@ -139,9 +152,11 @@ def test_the_end_of_a_sequence_is_told_of_every_pair(tmp_path, monkeypatch):
     text = summary._length(followed())
     assert "BLUE holds longer with MEMIT.**" in text and "MEMIT_BLUE 80 %, MEMIT 60 % (+20 [+20, +20])" in text
     assert "AlphaEdit_BLUE 90 %, AlphaEdit 90 % (+0 [+0, +0])" in text
-    assert "does not explain this: MEMIT with MEMIT_BLUE's λ, 100, ends at 70 % (+10 [+10, +10])" in text
+    assert "does not explain all of this: MEMIT with MEMIT_BLUE's λ, 100, ends at 70 % (+10 [+10, +10])" in text
+    assert "ahead of MEMIT after 30 (+20) edits of this one sequence. λ" in text
+    assert "ahead of AlphaEdit" not in text
     followed_run(tmp_path, "memit_blue", {}, 60.0)
-    assert "BLUE does not hold longer.**" in summary._length(followed())
+    assert "BLUE is not shown to hold longer.**" in summary._length(followed())
     assert "λ" not in summary._length(followed()), "there is nothing to explain"
     followed_run(tmp_path, "memit_blue", {}, 70.0)
     assert "may explain this" in summary._length(followed())
@@ -186,7 +201,8 @@ def test_a_variant_is_compared_with_the_plain_method_at_the_variant_s_settings(t
     assert (found["plain"], found["variant"], found["settings"]) == ("MEMIT", "MEMIT_BLUE", "λ = 1,000")
     assert found["editing"].mean == found["specificity"].low == 10.0
     assert summary.same_settings(grid, [cell("memit_blue", 80.0, range(1, 31))]) == [], "other records"
-    words = "+10.0 points [+10.0, +10.0] of efficacy and generalization on d with MEMIT (λ = 1,000)."
+    points = "+10.0 points [+10.0, +10.0] of efficacy and generalization, and +10.0 [+10.0, +10.0] of specificity"
+    words = f"{points}, on d with MEMIT (λ = 1,000)."
     assert summary._gain({"small": scores_of({"MEMIT": 60.0, "MEMIT_BLUE": 62.0})}, [found]).endswith(words)
     lines = summary.real_model(scores_of({"MEMIT": 60.0}), [], [found]).splitlines()
     assert lines == [

@@ -26,9 +26,11 @@ Numbers = Mapping[str, Any]
 MARKS = {"reproduced": "✓", "partly": "◐", "not seen here": "○", "reversed here": "✗"}
 #: What the words mean, for readers of a table.
 LEGEND = (
-    "✓ *reproduced*: all of a claim's conditions hold, on 95 % intervals where there are any; ◐ *partly*: some do; "
-    "○ *not seen here*: none does, and no interval says the opposite; ✗ *reversed here*: none does, and at least one "
-    "interval lies on the other side."
+    "✓ *reproduced*: all of a claim's conditions hold, on 95 % intervals where there are any; ◐ *partly*: some do "
+    "(1/4: one of four; −1: for one the interval says the opposite); ○ *not seen here*: none does, and no interval "
+    "says the opposite; ✗ *reversed here*: none does, and at least one interval lies on the other side (1/2: one of "
+    "two). "
+    "Intervals are over records of the sequences that were run, and not adjusted for the number of conditions."
 )
 #: The sources of claims, in the order of a report, and what a report calls them.
 SOURCES = {
@@ -44,12 +46,25 @@ Answer = bool | int | Iterable[bool | int]
 
 
 class Verdict(NamedTuple):
-    """What came of a claim, with the size of the runs that it is about, if that is not the notebook's."""
+    """What came of a claim, with the size of the runs that it is about, if that is not the notebook's, and the answers
+    of its conditions."""
 
     claim: str
     seen: str
     verdict: str
     size: str = ""
+    answers: tuple[int, ...] = ()
+
+    @property
+    def mark(self) -> str:
+        """The verdict's mark; where there are several conditions, with how many of them hold, or say the opposite."""
+        mark, of = MARKS[self.verdict], len(self.answers)
+        holds, against = (sum(sign * answer > 0 for answer in self.answers) for sign in (1, -1))
+        if of < 2 or self.verdict not in ("partly", "reversed here"):
+            return mark
+        if self.verdict == "reversed here":
+            return f"{mark} {against}/{of}"
+        return f"{mark} {holds}/{of}" + (f" −{against}" if against else "")
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,7 @@ class Claim:
         for test in self.conditions.values():
             found = test(view)
             answers.extend(found if isinstance(found, Iterable) else [found])
-        return Verdict(self.text, self.seen(view), judge(*answers), self.size(view))
+        return Verdict(self.text, self.seen(view), judge(*answers), self.size(view), tuple(map(int, answers)))
 
 
 def judge(*answers: bool | int) -> str:

@@ -24,7 +24,8 @@ class View:
         best: the largest effect of MLPs.
         here, rival: the largest effect at the subject's last token, of MLPs and of attention.
         traced, configured: the layers to edit, by tracing and in the configuration; ``start`` is the first configured.
-        hidden: effects of the hidden state at the subject's last token, by layer; ``whole`` is the mean at ``start``.
+        hidden: effects of the hidden state at the subject's last token, by layer; ``whole`` is the mean at ``start``,
+            and ``half`` the half of its interval.
         mlps, attention: how much of ``whole`` is lost when the later MLPs, or the later attention, are severed.
     """
 
@@ -38,6 +39,7 @@ class View:
         self.start = self.configured[0]
         self.hidden = effects[(effects.kind == "hidden") & (effects.role == SUBJECT)].set_index("layer")
         self.whole = self.hidden["mean"][self.start]
+        self.half = {end: self.hidden[end][self.start] / 2 for end in ("low", "high")}
         lost = pd.DataFrame(numbers["severed"]).set_index(["path", "layer"])
         self.mlps, self.attention = lost.loc[("MLPs", self.start)], lost.loc[("attention", self.start)]
 
@@ -71,7 +73,7 @@ CLAIMS = (
             "at the first configured layer, the interval of what severing later MLPs takes is above 0": (
                 lambda v: above(v.mlps)
             ),
-            "it is above half of the state's mean effect": lambda v: above(v.mlps, v.whole / 2),
+            "it is above half of the interval of the state's effect": lambda v: apart(v.mlps, v.half),
         },
         source="ROME, MEMIT",
         published="GPT-J: severing MLPs takes the effect away (a picture)",

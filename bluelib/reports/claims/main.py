@@ -61,9 +61,8 @@ CLAIMS = (
         "every BLUE variant edits better than its plain method (efficacy, generalization)",
         lambda v: _gains(v.editing),
         {
-            "the interval of the gain, the mean of efficacy and generalization, is above 0, for each method": (
-                lambda v: above(v.editing)
-            )
+            "the interval of the gain, the mean of efficacy and generalization, is above 0, for each method (of a "
+            "single model, also on each dataset)": (lambda v: above(v.editing))
         },
         published=published_mean("Llama3-8B-Instruct", "MEMIT", "MEMIT_BLUE", "AlphaEdit", "AlphaEdit_BLUE"),
         applies=lambda v: len(v.editing) > 0,
@@ -71,7 +70,10 @@ CLAIMS = (
     Claim(
         "every BLUE variant leaves more of the rest alone (specificity)",
         lambda v: _gains(v.specificity),
-        {"the interval of the gain in specificity is above 0, for each method": lambda v: above(v.specificity)},
+        {
+            "the interval of the gain in specificity is above 0, for each method (of a single model, also on each "
+            "dataset)": lambda v: above(v.specificity)
+        },
         published=published_mean(
             "Llama3-8B-Instruct", "MEMIT", "MEMIT_BLUE", "AlphaEdit", "AlphaEdit_BLUE", of=TEACHER_FORCED[2:]
         ),
@@ -148,8 +150,9 @@ AVERAGE = Claim(
         "the interval of the average is above 0, in per cent and in points": lambda row: _both(
             above(row), above({"low": row["points_low"], "high": row["points_high"]})
         ),
-        f"the interval in per cent is above 0 and holds {PUBLISHED_IMPROVEMENT} %": (
-            lambda row: 0 < row["low"] <= PUBLISHED_IMPROVEMENT <= row["high"]
+        f"the interval in per cent is above half of {PUBLISHED_IMPROVEMENT} %, and not wholly below "
+        f"{PUBLISHED_IMPROVEMENT} %": (
+            lambda row: -1 if row["high"] < PUBLISHED_IMPROVEMENT else row["low"] > PUBLISHED_IMPROVEMENT / 2
         ),
     },
     published=f"{PUBLISHED_IMPROVEMENT} % (the abstract)",

@@ -100,7 +100,7 @@ def _line(axis: Axes, rows: pd.DataFrame, what: str, label: str, options: tuple[
     if what in ("elsewhere", "weight_change"):
         axis.plot(rows.length, rows[what], label=label, **style_of)
         return
-    found = [interval(values) for values in rows[what]]
+    found = [interval(values, clusters=subjects) for values, subjects in zip(rows[what], rows.subjects, strict=True)]
     axis.plot(rows.length, [one.mean for one in found], label=label, **style_of)
     ends = ([one.low for one in found], [one.high for one in found])
     axis.fill_between(rows.length, *ends, color=row.colour, alpha=0.12, linewidth=0)
