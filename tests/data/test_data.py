@@ -12,6 +12,7 @@ from bluelib import load_dataset
 from bluelib.data import Record, RecordError
 from bluelib.data.datasets import BENCHMARKS, DATASETS, _warn, _warn_without_references
 from bluelib.data.download import FILES, cached
+from bluelib.data.provenance import repeated_subjects
 from bluelib.io.tensors import file_hash
 from bluelib.metrics import evaluate
 from bluelib.metrics.editing import _say_unmeasured
@@ -374,3 +375,10 @@ def test_a_benchmark_that_is_not_here_is_asked_for(put, name):
     cached(name).write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=f"has SHA-256 .* should have {FILES[name].sha256}"):
         load_dataset(name)
+
+
+def test_subjects_are_numbered_where_they_repeat():
+    records = load_dataset("pocket-counterfact", split="report", limit=4)
+    assert repeated_subjects(records) == {}, "all differ"
+    again = [*records[:2], replace(records[3], subject=f" {records[0].subject.upper()}"), records[3]]
+    assert repeated_subjects(again) == {"subjects": [0, 1, 0, 2]}

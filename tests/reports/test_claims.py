@@ -159,7 +159,7 @@ def test_residual_verdicts_change_with_the_numbers():
 def test_the_ablation_s_verdict_needs_an_interval_near_zero():
     content = copy.deepcopy(numbers("growth"))
     for low, high, verdict in ((-2, 1, "reproduced"), (-9, 1, "not seen here"), (-9, -4, "reversed here")):
-        for row in content["ablation_differences"]:
+        for row in (*content["ablation_differences"], content["ablation_single"]):
             row["low"], row["high"] = low, high
         assert verdicts("growth", content)[-1].verdict == verdict
     for row in content["ablation_best"]:

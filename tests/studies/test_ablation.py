@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -20,8 +21,10 @@ from bluelib.studies.ablation import (
     BATCH_SIZE,
     DATASET,
     EDITS,
+    SINGLE,
     WEIGHTS,
     at_equal_specificity,
+    best_single_layer,
     choices,
     load_ablation,
     rerun,
@@ -69,6 +72,25 @@ def test_choices_are_compared_at_blue_s_specificity():
     assert best.reached.to_dict() == {"BLUE": True, "one": True, "never": False}
     assert differences["mean"].to_dict() == {"BLUE": 0.0, "one": -5.0, "never": -60.0}
     assert differences.low["one"] < -5.0 < differences.high["one"]
+
+
+def test_the_best_single_layer_is_chosen_anew_in_each_draw():
+    """Five layers that differ by luck only: the best of them is no better than it is."""
+    rng = np.random.default_rng(0)
+    blue = rng.choice([0.0, 100.0], 60)
+    rows = [("BLUE", 1, blue, 90.0)]
+    rows += [(f"layer {layer}", 1, rng.permutation(blue), 90.0) for layer in range(5)]
+    rows.append(("layer 5", 1, np.full(60, 100.0), 50.0))  # the best, without BLUE's specificity
+    runs = frame(rows)
+    runs["family"] = ["BLUE: first and last layer", *[SINGLE] * 6]
+    runs["specificity"] = [[mean] * 60 for mean in runs.mean_specificity]
+    found = best_single_layer(runs)
+    assert found.mean == 0.0, "each has BLUE's mean"
+    _, differences, _ = at_equal_specificity(runs)
+    fixed = differences.set_index("choice").loc["layer 0"]
+    assert found.high > fixed.high and found.low > fixed.low, "the best of five draws"
+    alone = best_single_layer(runs[runs.choice.isin(["BLUE", "layer 5"])])
+    assert np.isnan(alone).all()
 
 
 @pytest.mark.slow
