@@ -109,8 +109,19 @@ def _length(runs: pd.DataFrame) -> str:
         pairs = [tuple(own.loc[label] for label in pair) for pair in label_pairs(own.index)]
         if pairs:
             more = "".join(_ahead(runs, plain, blue) + _same_weight(along, plain, blue) for plain, blue in pairs)
-            found.setdefault(edits, []).append(_ends(pairs) + more)
+            others = own.drop([one.name for pair in pairs for one in pair])
+            found.setdefault(edits, []).append(_ends(pairs) + more + _alone(others))
     return "\n".join(found[max(found)]) if found else ""
+
+
+def _alone(ends: pd.DataFrame) -> str:
+    """How methods that were followed without a variant end the same sequence."""
+    parts = [
+        f"{end.name} ends at {fmean(_editing(end)):.0f} % ({fmean(end.specificity):.0f} % of specificity, "
+        f"{end.elsewhere:.1f} nats)"
+        for _, end in ends.iterrows()
+    ]
+    return f" Along the same edits {'; '.join(parts)}." if parts else ""
 
 
 def _editing(end: pd.Series) -> list[float]:

@@ -160,6 +160,9 @@ def test_the_end_of_a_sequence_is_told_of_every_pair(tmp_path, monkeypatch):
     assert "λ" not in summary._length(followed()), "there is nothing to explain"
     followed_run(tmp_path, "memit_blue", {}, 70.0)
     assert "may explain this" in summary._length(followed())
+    followed_run(tmp_path, "memit_history", {}, 75.0)
+    end = "Along the same edits MEMIT (history) ends at 75 % (75 % of specificity, 0.5 nats)."
+    assert summary._length(followed()).endswith(end)
     followed_run(tmp_path, "memit", {}, 5.0, seed=1)
     followed_run(tmp_path, "memit", {}, 20.0, "e.json")
     followed_run(tmp_path, "memit_blue", {}, 30.0, "e.json")

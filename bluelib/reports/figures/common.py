@@ -19,6 +19,8 @@ from ...models.known import short_label
 Numbers = Mapping[str, Mapping[str, Any]]
 
 DISTRIBUTED, DIRECT = ORANGE, BLUE
+#: The largest number of layers that are all named on an axis.
+MOST = 16
 
 
 def table(numbers: Mapping[str, Any], name: str) -> pd.DataFrame:
@@ -75,8 +77,9 @@ def log_axis(axis: Axes, values: Sequence[int]) -> None:
 
 
 def integers(axis: Axes, values: Sequence[int]) -> None:
-    """The values as ticks of the x axis."""
-    axis.set_xticks(sorted(set(values)))
+    """The values as ticks of the x axis; of many only every fifth."""
+    ticks = sorted(set(values))
+    axis.set_xticks(ticks if len(ticks) <= MOST else [tick for tick in ticks if tick % 5 == 0])
 
 
 def editors_of(numbers: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ...studies.locate import ROLES
 from ..plots import style
-from .common import DIRECT, DISTRIBUTED, Numbers, band, integers, panels, table, title
+from .common import DIRECT, DISTRIBUTED, MOST, Numbers, band, integers, panels, table, title
 
 
 def causal_traces(numbers: Numbers) -> Figure:
@@ -35,6 +35,7 @@ def causal_traces(numbers: Numbers) -> Figure:
                     cmap="cividis",
                     vmin=min(0, scale.min()),
                     vmax=scale.max(),
+                    xticklabels="auto" if len(grid.columns) <= MOST else 5,
                     cbar=last,
                     cbar_kws={"label": "indirect effect"} if last else None,
                 )
