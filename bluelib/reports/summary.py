@@ -20,6 +20,7 @@ from ..studies import STUDIES
 from ..studies.follow import SEQUENCE, followed
 from .claims import MARKS, verdicts
 from .comparison import Scores, by_benchmark, families, gains, improvement, variant_pairs
+from .figures.follow import SHORT
 from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published
 from .tables import markdown_table
 
@@ -228,9 +229,8 @@ def same_settings(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> list[dict[s
 
 def _options(options: Mapping[str, Any]) -> str:
     """Options of an editor in words: λ = 1,000."""
-    letters = {"mom2_update_weight": "λ", "l2": "L2"}
     return ", ".join(
-        f"{letters.get(name, name)} = {value:,}" if isinstance(value, (int, float)) else f"{name} = {value}"
+        f"{SHORT.get(name, name)} = {value:,}" if isinstance(value, (int, float)) else f"{name} = {value}"
         for name, value in options.items()
     )
 

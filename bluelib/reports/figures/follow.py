@@ -87,8 +87,8 @@ def _title(frame: pd.DataFrame) -> str:
     )
 
 
-#: What an option is called in a legend.
-_SHORT = {"mom2_update_weight": "λ", "l2": "L2"}
+#: What an option is called in legends and sentences.
+SHORT = {"mom2_update_weight": "λ", "l2": "L2"}
 
 
 def _line(axis: Axes, rows: pd.DataFrame, what: str, label: str, options: tuple[tuple[str, Any], ...] = ()) -> None:
@@ -96,7 +96,7 @@ def _line(axis: Axes, rows: pd.DataFrame, what: str, label: str, options: tuple[
     style_of = {"color": row.colour, "marker": row.marker, "linestyle": row.line, **row.face}
     if options:
         style_of |= {"marker": "x", "linestyle": ":"}
-    label = ", ".join([label, *(f"{_SHORT.get(name, name)} = {value}" for name, value in options)])
+    label = ", ".join([label, *(f"{SHORT.get(name, name)} = {value}" for name, value in options)])
     if what in ("elsewhere", "weight_change"):
         axis.plot(rows.length, rows[what], label=label, **style_of)
         return
@@ -146,7 +146,7 @@ def frontiers(frame: pd.DataFrame, option: str) -> Figure:
         handles = [plt.Line2D([], [], **mark_of(row), label=row.label) for row in used]
         grey: dict[str, Any] = {"color": GREY, "marker": "o", "linestyle": "none"}
         handles += [
-            plt.Line2D([], [], **grey, markersize=sizes[value], label=f"{_SHORT.get(option, option)} = {value:g}")
+            plt.Line2D([], [], **grey, markersize=sizes[value], label=f"{SHORT.get(option, option)} = {value:g}")
             for value in values
         ]
         axes[0, -1].legend(handles=handles, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
