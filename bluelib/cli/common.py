@@ -124,6 +124,19 @@ CONTEXTS = Option(
     help="how to ask for generated answers: bare, instruction, chat",
 )
 
+
+def metrics_option(*usual: str) -> Option:
+    """Which groups of metrics are measured; ``usual`` by default."""
+    return Option(
+        "--metrics",
+        nargs="+",
+        action=Gather,
+        default=[*usual],
+        metavar="GROUP",
+        help="what to measure: editing, argmax, generated, locality, portability, negation (docs/metrics.md)",
+    )
+
+
 #: A model, records, and how the model is evaluated on them.
 EVALUATION = (
     *RECORDS,
@@ -142,14 +155,7 @@ EVALUATION = (
         metavar="NAME=VALUE",
         help="options of metrics: idf, words, score_bos (docs/as-published.md)",
     ),
-    Option(
-        "--metrics",
-        nargs="+",
-        action=Gather,
-        default=["editing"],
-        metavar="GROUP",
-        help="what to measure: editing, argmax, generated, locality, portability, negation (docs/metrics.md)",
-    ),
+    metrics_option("editing"),
     CONTEXTS,
 )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .common import (
+    CONTEXTS,
     CORPUS,
     MODEL,
     MODEL_HELP,
@@ -17,7 +18,9 @@ from .common import (
     Option,
     begins_anew,
     command,
+    metrics_option,
     named_values,
+    scores_table,
     written,
 )
 
@@ -33,6 +36,28 @@ DATASET = Option(
 SPLIT = Option("--split", help="tune or report; by default tune, if the dataset has it")
 #: A text for second moments.
 TEXT = (CORPUS, TOKENS)
+#: The editors whose sequences are compared, and what else their runs are made with.
+EDITORS = Option(
+    "--editor",
+    nargs="+",
+    action=Gather,
+    default=["memit", "memit_blue"],
+    help="editors that `blue editors` lists",
+)
+OF_SEQUENCE = (
+    Option("--seed", type=int, default=0, help="0 keeps the dataset's order; any other seed shuffles it"),
+    Option(
+        "--set",
+        nargs="+",
+        action=Gather,
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the editors, instead of their settings, for example mom2_update_weight=15000",
+    ),
+    *TEXT,
+    *PLACE,
+    Option("--output", type=Path, metavar="FILE", help="where the scores of one editor are written"),
+)
 
 
 def _edits(default: int | str) -> Option:
@@ -271,13 +296,7 @@ def ablation(arguments: Namespace) -> Answer:
     MODEL,
     DATASET,
     Option("--split", default="report", help="tune or report"),
-    Option(
-        "--editor",
-        nargs="+",
-        action=Gather,
-        default=["memit", "memit_blue"],
-        help="editors that `blue editors` lists",
-    ),
+    EDITORS,
     Option("--edits", type=int, help="length of the sequence; by default 100, or all records if there are fewer"),
     _batch_size(20),
     Option(
@@ -295,18 +314,7 @@ def ablation(arguments: Namespace) -> Answer:
         default=100,
         help="number of records after the sequence that show how far the model has moved elsewhere",
     ),
-    Option("--seed", type=int, default=0, help="0 keeps the dataset's order; any other seed shuffles it"),
-    Option(
-        "--set",
-        nargs="+",
-        action=Gather,
-        default=[],
-        metavar="NAME=VALUE",
-        help="options of the editors, instead of their settings, for example mom2_update_weight=15000",
-    ),
-    *TEXT,
-    *PLACE,
-    Option("--output", type=Path, metavar="FILE", help="where the scores of one editor are written"),
+    *OF_SEQUENCE,
     example="blue follow --model pocket-gpt2 --editor memit memit_blue --edits 200 --at 50 100",
 )
 def follow(arguments: Namespace) -> Answer:
@@ -317,8 +325,7 @@ def follow(arguments: Namespace) -> Answer:
     from ..studies.follow import follow
     from ..studies.tuning import default_dataset
 
-    if arguments.output and len(arguments.editor) > 1:
-        raise ValueError(f"--output is the file of one editor's scores; {len(arguments.editor)} editors were named")
+    _check_output(arguments)
     for editor in arguments.editor:
         check_corpus_of(editor, arguments.model, arguments.corpus)
     dataset, edits = arguments.dataset or default_dataset(arguments.model), arguments.edits
@@ -345,6 +352,62 @@ def follow(arguments: Namespace) -> Answer:
         for editor in arguments.editor
     ]
     return written(paths)
+
+
+@command(
+    MODEL,
+    Option("--dataset", default="facts-ripple", help="a name that `blue datasets` lists, or the path of a file"),
+    Option("--split", default="report", help="tune or report"),
+    EDITORS,
+    _edits(100),
+    metrics_option("editing", "argmax", "portability"),
+    CONTEXTS,
+    *OF_SEQUENCE,
+    example="blue single --model pocket-gpt2 --dataset pocket-ripple --editor memit memit_blue --edits 20",
+)
+def single(arguments: Namespace) -> Answer:
+    """Edit records one at a time, each in the unedited model, and then the same ones in sequence."""
+    from ..data.datasets import load_dataset
+    from ..editing.named import check_corpus_of
+    from ..metrics import Scores
+    from ..models.load import load_model
+    from ..runs.cell import summary
+    from ..studies.single import EDITS, PROTOCOLS, single, singles
+
+    _check_output(arguments)
+    for editor in arguments.editor:
+        check_corpus_of(editor, arguments.model, arguments.corpus)
+    edits = arguments.edits
+    if edits is None:
+        edits = len(load_dataset(arguments.dataset, split=arguments.split, up_to=EDITS, seed=arguments.seed))
+    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    paths = [
+        single(
+            model,
+            editor,
+            dataset=arguments.dataset,
+            split=arguments.split,
+            edits=edits,
+            seed=arguments.seed,
+            metrics=arguments.metrics,
+            contexts=arguments.contexts,
+            options=named_values("option", arguments.set),
+            corpus=arguments.corpus,
+            tokens=arguments.tokens,
+            output=arguments.output,
+        )
+        for editor in arguments.editor
+    ]
+    rows = {
+        f"{row.editor}, {PROTOCOLS[row.protocol]}": summary(Scores.of_columns(row.scores))
+        for row in singles(paths).itertuples()
+    }
+    return Answer({"written": list(map(str, paths)), "scores": rows}, scores_table(rows))
+
+
+def _check_output(arguments: Namespace) -> None:
+    if arguments.output and len(arguments.editor) > 1:
+        raise ValueError(f"--output is the file of one editor's scores; {len(arguments.editor)} editors were named")
 
 
 @command(

@@ -21,13 +21,21 @@ def cell_name(model: str, dataset: str, editor: str, edits: int, batch_size: int
     return f"{plain(model)}_{plain(Path(dataset).stem)}_{editor}_{edits}x{batch_size}_seed{seed}"
 
 
-def followed_path(
-    model: str, dataset: str, editor: str, edits: int, batch_size: int, seed: int, options: Mapping[str, Any]
+def sequence_path(
+    study: str,
+    model: str,
+    dataset: str,
+    editor: str,
+    edits: int,
+    batch_size: int,
+    seed: int,
+    options: Mapping[str, Any],
 ) -> Path:
-    """Where the scores of one editor along a sequence are kept; ``model`` is given as in file names."""
+    """Where a study of sequences, ``follow`` or ``single``, keeps the scores of one editor; ``model`` is given as in
+    file names."""
     name = cell_name(model, dataset, editor, edits, batch_size, seed)
     given = "".join(f"_{plain(str(key))}-{plain(str(value))}" for key, value in options.items())
-    return project_path("results", "follow", f"{name}{given}.json")
+    return project_path("results", study, f"{name}{given}.json")
 
 
 def raw_path(*parts: str) -> Path:

@@ -88,6 +88,12 @@ class Scores:
 
     records: tuple[dict[str, Any], ...]
 
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Sequence[float | None]]) -> Scores:
+        """The scores of which :func:`per_record` has each metric's values; without case ids."""
+        rows = zip(*columns.values(), strict=True)
+        return cls(tuple({name: v for name, v in zip(columns, row, strict=True) if v is not None} for row in rows))
+
     def values(self, metric: str) -> list[float]:
         return [record[metric] for record in self.records if metric in record]
 

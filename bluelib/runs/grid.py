@@ -14,7 +14,7 @@ from typing import Any
 
 from ..editing import catalogue
 from ..io.formats import read_yaml
-from ..io.paths import cell_name, followed_path, numbers_name, plain, project_path, raw_path
+from ..io.paths import cell_name, numbers_name, plain, project_path, raw_path, sequence_path
 from ..studies import Study, study_of
 
 #: Stands in place of an analysis notebook's parameters, for those of its study in :data:`~bluelib.studies.STUDIES`.
@@ -63,7 +63,8 @@ class Followed:
     @property
     def path(self) -> Path:
         """Where its scores are kept."""
-        return followed_path(plain(self.model), self.dataset, self.editor, self.edits, self.batch_size, 0, self.options)
+        about = (plain(self.model), self.dataset, self.editor, self.edits, self.batch_size, 0, self.options)
+        return sequence_path("follow", *about)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ..editing.named import check_names, get_editor
 from ..editing.sequence import edit_sequence
 from ..io.checks import check_whole
 from ..io.formats import read_json, write_json
-from ..io.paths import followed_path, project_path, raw_path
+from ..io.paths import project_path, raw_path, sequence_path
 from ..io.timing import Timer
 from ..metrics import evaluate
 from ..metrics.editing import per_record
@@ -116,13 +116,13 @@ def follow(
         **{key: origin[key] for key in ("model_revision", "dtype", "records_hash")},
     }
     identity = json.loads(json.dumps(identity))  # as it will be read
-    path = output or followed_path(model.stem, str(dataset), editor, edits, batch_size, seed, options)
+    path = output or sequence_path("follow", model.stem, str(dataset), editor, edits, batch_size, seed, options)
     if path.exists() and read_json(path).get("identity") == identity:
         return path
     elsewhere = [record.request.text for record in more]
     before = Reference.of(model, elsewhere) if elsewhere else None
     unfinished = raw_path("follow", path.stem)
-    points, seconds = _so_far(unfinished, identity)
+    points, seconds = so_far(unfinished, identity)
     timer = Timer()
     timer.seconds.update(seconds)
 
@@ -144,7 +144,7 @@ def follow(
                 "weight_change": {str(layer): round(now, 6) for layer, now in model.weight_change(originals).items()},
             }
         )
-        _write_so_far(unfinished, identity, points, timer.rounded())
+        write_so_far(unfinished, identity, points, timer.rounded())
 
     with model.preserved(method.layers):
         originals = {layer: model.weight(layer).float().clone() for layer in method.layers}
@@ -168,8 +168,12 @@ def follow(
 POINTS = "points.json"
 
 
-def _so_far(folder: Path, identity: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The scores of an interrupted run, and the seconds that they took; what is left of another one is removed."""
+def so_far(folder: Path, identity: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The scores of an interrupted run, and the seconds that they took; what is left of another one is removed.
+
+    Raises:
+        BlockingIOError: if another process is at work in ``folder``.
+    """
     path = folder / POINTS
     if path.exists():
         found = read_json(path, sealed=True)
@@ -179,13 +183,14 @@ def _so_far(folder: Path, identity: dict[str, Any]) -> tuple[list[dict[str, Any]
     with held(folder):  # refused while another process is at work there
         pass
     shutil.rmtree(folder, ignore_errors=True)
-    _write_so_far(folder, identity, [], {})
+    write_so_far(folder, identity, [], {})
     return [], {}
 
 
-def _write_so_far(
+def write_so_far(
     folder: Path, identity: dict[str, Any], points: list[dict[str, Any]], seconds: dict[str, float]
 ) -> None:
+    """Keep the scores so far of a run, and the seconds that they took, for :func:`so_far`."""
     write_json(folder / POINTS, {"identity": identity, "points": points, "seconds": seconds}, sealed=True)
 
 

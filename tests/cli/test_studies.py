@@ -63,10 +63,19 @@ def test_contributions_of_any_model(place, folder, stem, capsys):
     assert len(found["layers"]) == 2  # as many as are configured
 
 
-def test_one_file_is_not_for_several_editors(capsys):
-    command = ["follow", "--model", "pocket-llama", "--editor", "memit", "memit_blue", "--output", "x.json"]
+@pytest.mark.parametrize("study", ["follow", "single"])
+def test_one_file_is_not_for_several_editors(study, capsys):
+    command = [study, "--model", "pocket-llama", "--editor", "memit", "memit_blue", "--output", "x.json"]
     assert main(command) == 2
     assert "--output is the file of one editor's scores; 2 editors were named" in capsys.readouterr().err
+
+
+def test_single_shows_both_protocols_beside_each_other(place, folder, stem, capsys):
+    assert main(options("single --model MODEL --dataset pocket-ripple --edits 2 --editor memit --json", folder)) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["written"] == [str(place / "results" / "single" / f"{stem}_pocket-ripple_memit_2x1_seed0.json")]
+    assert {*found["scores"]} == {"memit, one at a time", "memit, in sequence"}
+    assert all(scores["executed"]["n"] == 2 for scores in found["scores"].values())
 
 
 @pytest.mark.slow

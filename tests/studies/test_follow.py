@@ -11,7 +11,7 @@ import pytest
 from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
 from bluelib.editing.checkpoints import held
 from bluelib.io.formats import read_json, write_json
-from bluelib.io.paths import followed_path
+from bluelib.io.paths import sequence_path
 from bluelib.reports.figures.follow import draw_followed, frontiers, lengths
 from bluelib.studies import follow as module
 from bluelib.studies.follow import follow, followed, some_of
@@ -36,8 +36,8 @@ def test_a_run_is_scored_at_each_length_as_if_it_had_ended_there(llama, project)
     path = follow(llama, "memit", at=(4,), others=3, **HOW)
     assert llama.weight(0).equal(before), "the model is left as it was"
     frame = followed()
-    assert path == followed_path(
-        "pocket-llama", "pocket-counterfact", "memit", 8, 2, 0, {}
+    assert path == sequence_path(
+        "follow", "pocket-llama", "pocket-counterfact", "memit", 8, 2, 0, {}
     ) and frame.length.tolist() == [4, 8]
     assert frame.n.tolist() == [4, 8] and (frame.elsewhere > 0).all() and (frame.weight_change > 0).all()
     records = load_dataset("pocket-counterfact", split="report", limit=4)
@@ -77,7 +77,7 @@ def test_a_run_can_be_written_elsewhere_and_read_another_text(llama, project):
 def test_an_interrupted_run_continues_with_the_scores_it_has(llama, project, monkeypatch, caplog, at):
     how = {**HOW, "at": (2, 6), "others": 2}
     whole = read_json(follow(llama, "memit_history", **how))
-    followed_path(llama.name, HOW["dataset"], "memit_history", 8, 2, 0, {}).unlink()
+    sequence_path("follow", llama.name, HOW["dataset"], "memit_history", 8, 2, 0, {}).unlink()
     evaluate, scored = module.evaluate, []
 
     def interrupted(model, records, **options):
@@ -90,7 +90,7 @@ def test_an_interrupted_run_continues_with_the_scores_it_has(llama, project, mon
     with pytest.raises(KeyboardInterrupt):
         follow(llama, "memit_history", **how)
     llama.check_unedited("what was followed")
-    assert not followed_path(llama.name, HOW["dataset"], "memit_history", 8, 2, 0, {}).exists()
+    assert not sequence_path("follow", llama.name, HOW["dataset"], "memit_history", 8, 2, 0, {}).exists()
     found = read_json(follow(llama, "memit_history", **how))
     assert scored == [*[2, 6, 8][:at], *[2, 6, 8][at - 1 :]], "what was scored is not scored again"
     assert found["points"] == whole["points"] and found["identity"] == whole["identity"]
@@ -104,7 +104,13 @@ def test_what_is_left_of_a_run_with_other_settings_is_removed(llama, project, mo
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(module, "evaluate", interrupted)
         follow(llama, "memit", others=0, **HOW)
-    left = project / "results" / "raw" / "follow" / followed_path(llama.name, HOW["dataset"], "memit", 8, 2, 0, {}).stem
+    left = (
+        project
+        / "results"
+        / "raw"
+        / "follow"
+        / sequence_path("follow", llama.name, HOW["dataset"], "memit", 8, 2, 0, {}).stem
+    )
     kept = sorted(path.name for path in left.iterdir())
     with held(left), pytest.raises(BlockingIOError, match="in use by another process"):
         follow(llama, "memit", others=0, scored=3, **HOW)
