@@ -19,8 +19,8 @@ This differs from the published code:
 - A query without answers shows nothing and is not executed; the code lets it pass.
 - Nothing is sampled; the code draws without a seed. ``Forgetfulness`` is counted as itself; the code counts it as
   ``Compositionality_II``.
-- All edits are made before any is tested; the code makes one at a time. A consequence that asks for what another edit
-  has changed is left out.
+- The records may have been edited together, or, as in the code, one at a time (``blue single``). Where they are given
+  together, a consequence that asks for what another edit has changed is left out.
 """
 
 from __future__ import annotations

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from ..editing.catalogue import entry, label
+from ..io.paths import project_path
 from ..metrics.intervals import interval
 from ..models.choices import CHOICES
 from ..models.known import label_of_model, short_label
 from ..studies.follow import followed
+from ..studies.single import PROTOCOLS, singles
 from .comparison import Scores, by_benchmark, gains
 from .figures.follow import with_editing
 from .published import benchmark
@@ -116,3 +118,39 @@ def _scores(row: Any) -> list[str]:
         elsewhere,
         f"{row.weight_change:.2f}",
     ]
+
+
+def what_follows() -> str:
+    """For each run of ``blue single`` and each protocol, whether edits succeed and what follows from them, as Markdown:
+    the shares over all edits that are asked, whether they succeed or not."""
+    frame = singles(sorted(project_path("results", "single").glob("*.json")))
+    if frame.empty:
+        return NOTHING
+    starts = "executed_"
+    groups = dict.fromkeys(name.removeprefix(starts) for each in frame.scores for name in each if starts in name)
+    rows = [
+        [
+            label_of_model(row.model),
+            f"{row.dataset}, {row.edits}",
+            label(row.editor),
+            PROTOCOLS[row.protocol],
+            *(_share(row, name) for name in ("argmax_efficacy", "edited", *(f"all_{group}" for group in groups))),
+        ]
+        for row in sorted(frame.itertuples(), key=lambda row: (row.model, row.dataset, row.edits, _order(row)))
+    ]
+    header = ["model", "dataset, edits", "method", "edited", "first choice", "named", *map("`{}`".format, groups)]
+    note = (
+        "Per cent, with 95 % intervals over records, and the number of records that have such a consequence with its "
+        "conditions answered right before editing. First choice and named: the new object, after the edit's own prompt."
+    )
+    return f"{markdown_table('', rows, header)}\n\n{note}"
+
+
+def _share(row: Any, name: str) -> str:
+    pairs = zip(row.scores.get(name, ()), row.subjects, strict=False)
+    there = [(value, subject) for value, subject in pairs if value is not None]
+    if not there:
+        return "– (0)"
+    values, subjects = zip(*there, strict=True)
+    found = interval(values, clusters=subjects)
+    return f"{found.mean:.0f} [{found.low:.0f}, {found.high:.0f}] ({len(there)})"

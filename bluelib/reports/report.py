@@ -248,7 +248,7 @@ SHOWN = {
         "verdicts",
     ),
     "docs/as-published.md": ("choices",),
-    "docs/open-questions.md": ("history", "one weight", "choices measured"),
+    "docs/open-questions.md": ("history", "one weight", "choices measured", "what follows"),
     "docs/metrics.md": ("metrics",),
 }
 
@@ -276,6 +276,7 @@ def shown() -> dict[Path, dict[str, str]]:
     parts["history"] = open_questions.history(list(scores.values()))
     parts["one weight"] = open_questions.one_option("mom2_update_weight", *FOLLOWED)
     parts["choices measured"] = open_questions.choices_measured(*FOLLOWED)
+    parts["what follows"] = open_questions.what_follows()
     parts["choices"] = choices_table()
     parts["metrics"] = metrics_table()
     pages = {project_path(page): {name: parts[name] for name in names} for page, names in SHOWN.items()}

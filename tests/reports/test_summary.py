@@ -255,3 +255,27 @@ def test_options_are_compared_with_the_run_without(tmp_path, monkeypatch):
     weights = open_questions.one_option("mom2_update_weight", 30, 10)
     assert "| 10 | MEMIT | 50.0 [50.0, 50.0] |" in weights and "kl_at" not in weights
     assert open_questions.one_option("mom2_update_weight", 40, 10) == open_questions.NOTHING
+
+
+def test_what_follows_is_shown_for_both_protocols(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert open_questions.what_follows() == open_questions.NOTHING
+    about = {"model": "smollm2-135m", "dataset": "d.json", "edits": 3, "seed": 0, "options": {}}
+    for editor, named in (("memit_blue", 100.0), ("memit", 0.0)):
+        single = {"edited": [named, 100.0, 100.0], "executed_Forgetfulness": [100.0, 0.0, 50.0]}
+        single |= {"all_Forgetfulness": [50.0, None, 100.0]}
+        content = {"identity": about | {"editor": editor}, "case_ids": [1, 2, 3]}
+        write_json(
+            tmp_path / "results" / "single" / f"{editor}.json",
+            {**content, "single": single, "sequential": {"edited": [100.0, 100.0, 100.0]}},
+        )
+    lines = open_questions.what_follows().splitlines()
+    assert lines[0].endswith("| method | edited | first choice | named | `Forgetfulness` |")
+    rows = [line.split(" | ") for line in lines[2:6]]
+    assert [row[2:4] for row in rows] == [
+        [method, protocol] for method in ("MEMIT", "MEMIT_BLUE") for protocol in ("one at a time", "in sequence")
+    ]
+    assert rows[0][4] == "– (0)" and rows[0][5].startswith("67 [") and rows[0][5].endswith("(3)")
+    assert rows[0][6].startswith("75 [") and rows[0][6].endswith("(2) |") and rows[1][6] == "– (0) |"
+    assert rows[1][5] == "100 [100, 100] (3)" == rows[2][5]
