@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -109,20 +109,15 @@ def _length(runs: pd.DataFrame) -> str:
         own = along[[not options for options in along.options]].set_index("label")
         pairs = [tuple(own.loc[label] for label in pair) for pair in label_pairs(own.index)]
         if pairs:
-            more = "".join(_ahead(runs, plain, blue) + _same_weight(along, plain, blue) for plain, blue in pairs)
             others = own.drop([one.name for pair in pairs for one in pair])
-            found.setdefault(edits, []).append(_ends(pairs) + more + _alone(others))
+            found.setdefault(edits, []).append(_ends(along, pairs) + _alone(others))
     return "\n".join(found[max(found)]) if found else ""
 
 
 def _alone(ends: pd.DataFrame) -> str:
     """How methods that were followed without a variant end the same sequence."""
-    parts = [
-        f"{end.name} ends at {fmean(_editing(end)):.0f} % ({fmean(end.specificity):.0f} % of specificity, "
-        f"{end.elsewhere:.1f} nats)"
-        for _, end in ends.iterrows()
-    ]
-    return f" Along the same edits {'; '.join(parts)}." if parts else ""
+    parts = [f"{end.name} ends it at {fmean(_editing(end)):.0f} %" for _, end in ends.iterrows()]
+    return f" {'; '.join(parts)}." if parts else ""
 
 
 def _editing(end: pd.Series) -> list[float]:
@@ -134,61 +129,34 @@ def _gained(plain: Sequence[float], blue: Sequence[float], subjects: Sequence[in
     return interval([b - a for a, b in zip(plain, blue, strict=True)], clusters=subjects)
 
 
-def _ahead(runs: pd.DataFrame, plain: pd.Series, blue: pd.Series) -> str:
-    """Where the variant ends ahead: at which lengths of that one sequence it is."""
-    if _gained(_editing(plain), _editing(blue), blue.subjects).low <= 0:
-        return ""
-    found: dict[int, float] = {}
-    for (length, options), rows in runs.groupby(["length", "options"]):
-        of = {row.editor: row for _, row in rows.iterrows() if all(row[key] == blue[key] for key in SEQUENCE)}
-        if not options and {plain.editor, blue.editor} <= {*of}:
-            gain = _gained(_editing(of[plain.editor]), _editing(of[blue.editor]), of[blue.editor].subjects)
-            found |= {length: gain.mean} if gain.low > 0 else {}
-    told = ", ".join(f"{length:,} ({gain:+.0f})" for length, gain in found.items())
-    return f" {blue.name} is shown to be ahead of {plain.name} after {told} edits of this one sequence."
-
-
-def _same_weight(ends: pd.DataFrame, plain: pd.Series, blue: pd.Series) -> str:
-    """Where the variant is ahead: how the plain method ends the same sequence with the variant's λ, if it was also
-    followed with that."""
+def _same_weight(along: pd.DataFrame, blue: pd.Series, plain: pd.Series) -> str:
+    """The gain over the plain method with the variant's λ, if it was also followed along the sequence with that."""
     weight = editor_settings(blue.model, blue.editor).get("mom2_update_weight")
-    same = ends[[options == (("mom2_update_weight", weight),) for options in ends.options]]
+    same = along[[options == (("mom2_update_weight", weight),) for options in along.options]]
     same = same[same.editor == plain.editor]
-    if same.empty or _gained(_editing(plain), _editing(blue), blue.subjects).low <= 0:
+    if same.empty:
         return ""
-    end = same.iloc[0]
-    gain = _gained(_editing(end), _editing(blue), blue.subjects)
-    explains = "does not explain all of" if gain.low > 0 else "may explain"
-    return (
-        f" λ, chosen for each method, {explains} this: {plain.name} with {blue.name}'s λ, {weight:g}, ends at "
-        f"{fmean(_editing(end)):.0f} % ({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}])."
-    )
+    gain = _gained(_editing(same.iloc[0]), _editing(blue), blue.subjects)
+    return f"; with {blue.name}'s λ for both, {gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}]"
 
 
-def _ends(pairs: Sequence[tuple[pd.Series, pd.Series]]) -> str:
+def _ends(along: pd.DataFrame, pairs: Sequence[tuple[pd.Series, pd.Series]]) -> str:
     """How each pair, plain and BLUE, ends one and the same sequence."""
-
-    def told(measure: Callable[[pd.Series], list[float]]) -> str:
-        parts = []
-        for plain, blue in pairs:
-            gain = _gained(measure(plain), measure(blue), blue.subjects)
-            parts.append(
-                f"{blue.name} {fmean(measure(blue)):.0f} %, {plain.name} {fmean(measure(plain)):.0f} % "
-                f"({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}])"
-            )
-        return "; ".join(parts)
-
-    ahead = [_gained(_editing(plain), _editing(blue), blue.subjects).low > 0 for plain, blue in pairs]
-    names = [plain.name for (plain, _), gains in zip(pairs, ahead, strict=True) if gains]
-    words = f"BLUE {'holds' if any(ahead) else 'is not shown to hold'} longer"
-    words += "" if all(ahead) or not any(ahead) else f" with {' and '.join(names)}"
+    parts, ahead = [], []
+    for plain, blue in pairs:
+        gain = _gained(_editing(plain), _editing(blue), blue.subjects)
+        ahead += [plain.name] if gain.low > 0 else []
+        parts.append(
+            f"{blue.name} {fmean(_editing(blue)):.0f} %, {plain.name} {fmean(_editing(plain)):.0f} % "
+            f"({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}]{_same_weight(along, blue, plain)})"
+        )
+    words = f"BLUE {'holds' if ahead else 'is not shown to hold'} longer"
+    words += f" with {' and '.join(ahead)}" if ahead and len(ahead) < len(pairs) else ""
     first = pairs[0][0]
-    moved = ", ".join(f"{one.name} {one.elsewhere:.1f}" for plain, blue in pairs for one in (blue, plain))
     return (
         f"- **Along a long sequence {words}.** After {first.edits:,} edits of {short_label(first.model)} "
-        f"({called(first.dataset)}, batches of {first.batch_size}), the mean of efficacy and generalization is: "
-        f"{told(_editing)}. Specificity: {told(lambda end: end.specificity)}. How far next tokens about other subjects "
-        f"have moved, D_KL in nats: {moved}."
+        f"({called(first.dataset)}, batches of {first.batch_size}, one sequence), the mean of efficacy and "
+        f"generalization is: {'; '.join(parts)}."
     )
 
 
@@ -256,9 +224,8 @@ def _gain(scores: Mapping[str, Scores], same: Sequence[Mapping[str, Any]] = ()) 
     in_turn = " and ".join(", ".join(relative).rsplit(", ", 1))
     return (
         f"- **BLUE's gain {words}**, where every method has settings of its own. Mean of efficacy, generalization and "
-        f"specificity: {'; '.join(found)}. Relative to the plain method, as in the abstract, that is "
-        f"{in_turn}; the abstract has {PUBLISHED_IMPROVEMENT} %, over plain methods, some of which collapse within "
-        f"2,000 edits.{_equally(same)}"
+        f"specificity: {'; '.join(found)}. Relative to the plain method that is {in_turn}; the abstract has "
+        f"{PUBLISHED_IMPROVEMENT} %.{_equally(same)}"
     )
 
 
@@ -266,42 +233,28 @@ def _equally(same: Sequence[Mapping[str, Any]]) -> str:
     if not same:
         return ""
     parts = [
-        f"{row['editing'].mean:+.1f} points [{row['editing'].low:+.1f}, {row['editing'].high:+.1f}] of efficacy and "
-        f"generalization, and {row['specificity'].mean:+.1f} [{row['specificity'].low:+.1f}, "
-        f"{row['specificity'].high:+.1f}] of specificity, on {called(row['dataset'])} with {row['plain']} "
-        f"({row['settings']})"
+        f"{row['editing'].mean:+.1f} [{row['editing'].low:+.1f}, {row['editing'].high:+.1f}] with {row['plain']} on "
+        f"{called(row['dataset'])} (specificity {row['specificity'].mean:+.1f})"
         for row in same
     ]
-    return f" With BLUE's settings for both methods, the gain is {' and '.join(parts)}."
+    return f" With BLUE's λ or L2 for both, efficacy and generalization gain {' and '.join(parts)}."
 
 
 def _asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """What the first dataset with further metrics shows: likelihood against chat, and how far the rest moved."""
-    measured = [
-        cell
-        for of_grid in cells.values()
-        for cell in of_grid
-        if {"kl", "chat_contains_efficacy"} <= cell["after"].keys()
-    ]
+    """What the first dataset with further metrics shows: likelihood against chat."""
+    measured = [cell for of_grid in cells.values() for cell in of_grid if "chat_contains_efficacy" in cell["after"]]
     if not measured:
         return ""
     measured = [cell for cell in measured if cell["dataset"] == measured[0]["dataset"]]
     after = {entry(cell["editor"]["name"]).label: cell["after"] for cell in measured}
-    weights = {entry(cell["editor"]["name"]).label: cell["editor"]["solver"].get("weight") for cell in measured}
     ranges = [
         _range([scores[metric]["mean"] for scores in after.values()])
         for metric in ("efficacy", "chat_contains_efficacy")
     ]
-    moved = [
-        f"{name} {after[name]['kl']['mean']:.2f}" + (f" (λ = {weights[name]:g})" if weights[name] else "")
-        for pair in variant_pairs(after, "", "blue")
-        for name in pair
-    ]
     return (
         f"- **Likelihood is the mildest of questions.** Of {measured[0]['edits']} edits of "
         f"{called(measured[0]['dataset'])} {ranges[0]} % succeed by likelihood; in chat "
-        f"{short_label(measured[0]['model'])} names {ranges[1]} % of the new objects. How far next tokens about other "
-        f"subjects move, D_KL in nats: {', '.join(moved)}."
+        f"{short_label(measured[0]['model'])} names {ranges[1]} % of the new objects."
     )
 
 
@@ -365,8 +318,8 @@ def reversals(found: Sequence[Any]) -> str:
     if not texts:
         return ""
     return (
-        f"- {MARKS['reversed here']} These claims came out **reversed**, on the real model or on most of the models "
-        f"that tested them: {'; '.join(texts)}."
+        f"- {MARKS['reversed here']} **Reversed** on the real model, or on most models that tested the claim: "
+        f"{'; '.join(texts)}."
     )
 
 

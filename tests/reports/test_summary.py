@@ -107,7 +107,7 @@ def test_claims_that_a_real_model_or_most_models_reverse_are_told():
         return summary.reversals([Finding("n", replace(claim, source=source), verdicts, {})])
 
     most = told("reversed here", "reversed here", "partly")
-    assert most.startswith("- ✗ These claims came out **reversed**, ") and most.endswith(
+    assert most.startswith("- ✗ **Reversed** on the real model, ") and most.endswith(
         ": “it helps” (2 of 3 pocket models)."
     )
     assert told("reversed here", "partly") == "", "half of them are not most"
@@ -150,25 +150,20 @@ def test_the_end_of_a_sequence_is_told_of_every_pair(tmp_path, monkeypatch):
     ):
         followed_run(tmp_path, editor, options, efficacy)
     text = summary._length(followed())
-    assert "BLUE holds longer with MEMIT.**" in text and "MEMIT_BLUE 80 %, MEMIT 60 % (+20 [+20, +20])" in text
+    assert "BLUE holds longer with MEMIT.**" in text and "MEMIT_BLUE 80 %, MEMIT 60 % (+20 [+20, +20]" in text
     assert "AlphaEdit_BLUE 90 %, AlphaEdit 90 % (+0 [+0, +0])" in text
-    assert "does not explain all of this: MEMIT with MEMIT_BLUE's λ, 100, ends at 70 % (+10 [+10, +10])" in text
-    assert "ahead of MEMIT after 30 (+20) edits of this one sequence. λ" in text
-    assert "ahead of AlphaEdit" not in text
+    assert "(+20 [+20, +20]; with MEMIT_BLUE's λ for both, +10 [+10, +10])" in text and text.count("λ") == 1
     followed_run(tmp_path, "memit_blue", {}, 60.0)
     assert "BLUE is not shown to hold longer.**" in summary._length(followed())
-    assert "λ" not in summary._length(followed()), "there is nothing to explain"
     followed_run(tmp_path, "memit_blue", {}, 70.0)
-    assert "may explain this" in summary._length(followed())
     followed_run(tmp_path, "memit_history", {}, 75.0)
-    end = "Along the same edits MEMIT (history) ends at 75 % (75 % of specificity, 0.5 nats)."
-    assert summary._length(followed()).endswith(end)
+    assert summary._length(followed()).endswith("). MEMIT (history) ends it at 75 %.")
     followed_run(tmp_path, "memit", {}, 5.0, seed=1)
     followed_run(tmp_path, "memit", {}, 20.0, "e.json")
     followed_run(tmp_path, "memit_blue", {}, 30.0, "e.json")
     of_d, of_e = summary._length(followed()).splitlines()
-    assert "(d, batches of 10)" in of_d and "MEMIT_BLUE 70 %, MEMIT 60 %" in of_d, "of seed 0"
-    assert "(e, batches of 10)" in of_e and "MEMIT_BLUE 30 %, MEMIT 20 % (+10 [+10, +10])" in of_e
+    assert "(d, batches of 10, one sequence)" in of_d and "MEMIT_BLUE 70 %, MEMIT 60 %" in of_d, "of seed 0"
+    assert "(e, batches of 10, one sequence)" in of_e and "MEMIT_BLUE 30 %, MEMIT 20 % (+10 [+10, +10])" in of_e
     assert "λ" not in of_e, "nobody ran it there"
 
 
@@ -204,8 +199,7 @@ def test_a_variant_is_compared_with_the_plain_method_at_the_variant_s_settings(t
     assert (found["plain"], found["variant"], found["settings"]) == ("MEMIT", "MEMIT_BLUE", "λ = 1,000")
     assert found["editing"].mean == found["specificity"].low == 10.0
     assert summary.same_settings(grid, [cell("memit_blue", 80.0, range(1, 31))]) == [], "other records"
-    points = "+10.0 points [+10.0, +10.0] of efficacy and generalization, and +10.0 [+10.0, +10.0] of specificity"
-    words = f"{points}, on d with MEMIT (λ = 1,000)."
+    words = "gain +10.0 [+10.0, +10.0] with MEMIT on d (specificity +10.0)."
     assert summary._gain({"small": scores_of({"MEMIT": 60.0, "MEMIT_BLUE": 62.0})}, [found]).endswith(words)
     lines = summary.real_model(scores_of({"MEMIT": 60.0}), [], [found]).splitlines()
     assert lines == [
