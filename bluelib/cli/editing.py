@@ -168,6 +168,8 @@ def edit(arguments: Namespace) -> Answer:
     corpus, tokens = (overrides.pop(name, getattr(arguments, name)) for name in ("corpus", "tokens"))
     check_corpus_of(arguments.editor, arguments.model, corpus)
     model, records = _load(arguments)
+    if arguments.save:
+        model.check_here("a checkpoint")
     editor = get_editor(arguments.editor, model, corpus=corpus, tokens=tokens, text=arguments.text, **overrides)
 
     def keep(run: Run) -> None:

@@ -426,7 +426,7 @@ def nullspace(arguments: Namespace) -> Answer:
     both = arguments.corpus is None and scale_of(model.name) == "pocket"
     corpora = POCKET_CORPORA if both else (str(editor.corpus),)
     stem = _table_stem("nullspace", model)
-    found = null_space_report(model, records, editor.layers, corpora, editor.tokens)
+    found = null_space_report(model, records, editor, corpora)
     write_null_space_report(model, found, stem)
     return _table(stem)
 

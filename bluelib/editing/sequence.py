@@ -285,10 +285,9 @@ def _check_model(model: Model, editor: Method, *, checkpointed: bool) -> None:
 
 
 def _groups(records: int, size: int, skipped: set[int]) -> list[list[int]]:
-    """The positions of each batch's records; a batch whose records are all skipped is left out."""
+    """The positions of each batch's records; the last record of a batch is never skipped."""
     starts = range(0, records, size)
-    groups = [[i for i in range(at, min(at + size, records)) if i not in skipped] for at in starts]
-    return [group for group in groups if group]
+    return [[i for i in range(at, min(at + size, records)) if i not in skipped] for at in starts]
 
 
 @contextmanager

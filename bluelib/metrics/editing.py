@@ -329,12 +329,13 @@ def _means(groups: dict[str, list[float]]) -> dict[str, float]:
 
 
 def scores_frame(scores: Scores) -> pd.DataFrame:
-    """Scores per record: columns metric, record, value."""
+    """Scores per record: columns metric, record (its position), value."""
     return pd.DataFrame(
         [
-            {"metric": metric, "record": i, "value": value}
+            {"metric": metric, "record": i, "value": record[metric]}
             for metric in scores.means
-            for i, value in enumerate(scores.values(metric))
+            for i, record in enumerate(scores.records)
+            if metric in record
         ]
     )
 

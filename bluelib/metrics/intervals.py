@@ -26,7 +26,7 @@ class Interval(NamedTuple):
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def interval(values: Sequence[float], *, clusters: Sequence[int] | None = None, seed: int = 0) -> Interval:
+def interval(values: Sequence[float | None], *, clusters: Sequence[int] | None = None, seed: int = 0) -> Interval:
     """The mean of ``values`` (one per record, or per independent run) with its interval.
 
     For 20 values or more, the percentile bootstrap; for fewer, where its intervals are too short, Student's t. One
@@ -34,28 +34,39 @@ def interval(values: Sequence[float], *, clusters: Sequence[int] | None = None, 
     record.
 
     Args:
-        values: the values.
-        clusters: for each value a number from 0, the same for values that are not independent of each other, such as
-            those of records with one subject: the bootstrap then draws clusters.
+        values: the values; None where a record has none. (Without any value, mean and ends are NaN.)
+        clusters: for each value a number, the same for values that are not independent of each other, such as those of
+            records with one subject: the bootstrap then draws clusters. With fewer than 20 clusters, Student's t with
+            as many degrees of freedom as clusters but one, and the standard error of their sums.
         seed: of the bootstrap.
 
     Raises:
         ValueError: if there are no values.
     """
-    sample = np.asarray(values, dtype=float)
-    if not len(sample):
+    values = list(values)
+    if not values:
         raise ValueError("no values to take the mean of")
+    there = [number for number, value in enumerate(values) if value is not None]
+    sample = np.asarray([values[number] for number in there], dtype=float)
+    if not there:
+        return Interval(math.nan, math.nan, math.nan)
     mean = float(sample.mean())
     if len(sample) == 1:
         return Interval(mean, math.nan, math.nan)
     if np.ptp(sample) == 0:
         return Interval(mean, mean, mean)
-    if clusters is not None and len(set(clusters)) < len(sample):
-        draws = bootstrap_means(sample[None, None], np.asarray(clusters)[None], seed=seed)
-        return Interval(mean, *limits(draws[0]))
-    if len(sample) < FEW:
-        half = stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1) * stats.sem(sample)
+    given = range(len(values)) if clusters is None else clusters
+    _, codes = np.unique([given[number] for number in there], return_inverse=True)
+    n = codes.max() + 1
+    if n == 1:
+        return Interval(mean, math.nan, math.nan)
+    if n < FEW:
+        sums = np.bincount(codes, sample - mean)
+        error = math.sqrt(n / (n - 1) * (sums**2).sum()) / len(sample)  # of single values, their standard error
+        half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * error
         return Interval(mean, float(mean - half), float(mean + half))
+    if n < len(sample):
+        return Interval(mean, *limits(bootstrap_means(sample[None, None], codes[None], seed=seed)[0]))
     found = stats.bootstrap(
         (sample,),
         np.mean,
@@ -78,6 +89,11 @@ def share_interval(percent: float, n: int) -> Interval:
     return Interval(percent, 100 * found.low, 100 * found.high)
 
 
+def less(one: Sequence[float | None], other: Sequence[float | None]) -> list[float | None]:
+    """One metric less another, of the same records; None for a record that has not both."""
+    return [None if a is None or b is None else a - b for a, b in zip(one, other, strict=True)]
+
+
 def bootstrap_means(
     values: np.ndarray, clusters: np.ndarray | None = None, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> np.ndarray:
@@ -96,7 +112,8 @@ def bootstrap_means(
     """
     rng = np.random.default_rng(seed)
     _, groups, n = values.shape
-    codes = np.broadcast_to(np.arange(n), (groups, n)) if clusters is None else clusters
+    each = np.broadcast_to(np.arange(n), (groups, n)) if clusters is None else clusters
+    codes = np.stack([np.unique(of_group, return_inverse=True)[1] for of_group in each])  # without gaps
     counts = codes.max(axis=1) + 1
     there = np.isfinite(values)
     known = np.where(there, values, 0)

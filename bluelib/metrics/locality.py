@@ -10,7 +10,7 @@ head, and ``d_model`` numbers per prompt are as good as ``vocabulary``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -51,8 +51,12 @@ class Reference:
         return cls(distinct, final_states(model, distinct))
 
     @torch.no_grad()
-    def moved(self, model: Model) -> dict[str, dict[str, float]]:
+    def moved(self, model: Model, prompts: Iterable[str] | None = None) -> dict[str, dict[str, float]]:
         """How far the model's distributions have moved since, by prompt: ``kl`` and ``overlap_1`` and so on.
+
+        Args:
+            model: the model now.
+            prompts: only these of :attr:`prompts`; by default all.
 
         Raises:
             ValueError: if the model's states have another size, so it is another model.
@@ -62,19 +66,21 @@ class Reference:
                 f"{model.name} has final states of {model.head.weight.shape[1]} numbers, and the reference's have "
                 f"{self.states.shape[1]}: it is another model's"
             )
-        now = final_states(model, self.prompts)
+        wanted = {*self.prompts} if prompts is None else {*prompts}
+        rows = [row for row, prompt in enumerate(self.prompts) if prompt in wanted]
+        now = final_states(model, [self.prompts[row] for row in rows]) if rows else self.states[:0]
         found: dict[str, dict[str, float]] = {}
-        for first in range(0, len(self.prompts), CHUNK):
-            part = slice(first, first + CHUNK)
-            before, after = log_probs_of(model, self.states[part]), log_probs_of(model, now[part])
+        for first in range(0, len(rows), CHUNK):
+            part = rows[first : first + CHUNK]
+            before, after = log_probs_of(model, self.states[part]), log_probs_of(model, now[first : first + CHUNK])
             columns = {"kl": divergences(before, after).tolist()}
             for k in TOP:
                 columns[f"overlap_{k}"] = [
                     100 * len({*old} & {*new}) / k
                     for old, new in zip(before.topk(k).indices.tolist(), after.topk(k).indices.tolist(), strict=True)
                 ]
-            for i, prompt in enumerate(self.prompts[part]):
-                found[prompt] = {name: values[i] for name, values in columns.items()}
+            for i, row in enumerate(part):
+                found[self.prompts[row]] = {name: values[i] for name, values in columns.items()}
         return found
 
 
@@ -104,7 +110,7 @@ def locality(model: Model, records: Sequence[Record], reference: Reference) -> l
                     f"record {record.case_id}: what the model said after {probe.prompt[:80]!r} before editing is not "
                     "known; take Before.of(model, records), with the same chat, before you edit"
                 )
-    moved = reference.moved(model)
+    moved = reference.moved(model, probes_of(records))
     rows: list[dict[str, float | int | str]] = []
     for record in records:
         own = [moved[probe.prompt] for probe in record.locality]

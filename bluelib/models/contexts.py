@@ -15,7 +15,7 @@ from ..io.formats import read_json, write_json
 from ..io.locks import make_once
 from ..io.paths import cache_dir
 from .choices import check_choice, published
-from .generation import SAMPLING
+from .generation import SAMPLING, plain_settings
 from .known import pocket_models
 from .model import Model
 from .prompts import encode_prompt
@@ -54,7 +54,7 @@ def make_prefixes(
 ) -> tuple[str, ...]:
     """Generate the prefixes (one per opening, sampled with a seed of their own) and write them to ``path``."""
     model.check_unedited("context prefixes")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), plain_settings(model):
         torch.manual_seed(seed)
         prefixes = [""]
         for opening in openings:

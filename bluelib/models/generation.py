@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -11,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from ..io.checks import check_whole
 from ..io.timing import progress_bar
@@ -21,7 +22,7 @@ from .prompts import encode_prompt
 LENGTH = 100
 
 
-#: Given in full, so a checkpoint's own generation settings have no effect.
+#: In place of a checkpoint's own generation settings, see :func:`plain_settings`.
 SAMPLING = {"do_sample": True, "top_k": 5, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.0}
 
 
@@ -212,6 +213,17 @@ def _continue(
     return ids if tokens < 1 else _generate(model, ids, torch.ones_like(ids), tokens, how, ends)
 
 
+@contextmanager
+def plain_settings(model: Model) -> Iterator[None]:
+    """Without the checkpoint's generation settings: transformers takes from them whatever a call does not set."""
+    kept = model.hf_model.generation_config
+    model.hf_model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.hf_model.generation_config = kept
+
+
 def _generate(
     model: Model,
     ids: Tensor,
@@ -221,12 +233,13 @@ def _generate(
     ends: Sequence[int],
     stopping: Sequence[StoppingCriteria] = (),
 ) -> Tensor:
-    return model.hf_model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=tokens,
-        stopping_criteria=StoppingCriteriaList(stopping),
-        **how,
-        eos_token_id=list(ends) or None,
-        pad_token_id=model.tokenizer.pad_token_id,
-    )
+    with plain_settings(model):
+        return model.hf_model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=tokens,
+            stopping_criteria=StoppingCriteriaList(stopping),
+            **how,
+            eos_token_id=list(ends) or None,
+            pad_token_id=model.tokenizer.pad_token_id,
+        )

@@ -64,7 +64,7 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
     revision: str
-    checksum: tuple[float, ...]
+    checksum: tuple[int, ...]
     _in_float32: dict[int, tuple[RemovableHandle, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -207,6 +207,7 @@ class Model:
         path = Path(path)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(f"{path} exists already; choose a new folder")
+        self.check_here("a checkpoint")
         with atomic_directory(path, replace=False) as temporary:
             state = {
                 k: v.to(self.hf_model.dtype) if v.is_floating_point() else v
@@ -309,6 +310,18 @@ class Model:
             )
         return layers
 
+    def check_here(self, what: str) -> None:
+        """Make sure that all weights are on a device or in memory.
+
+        Raises:
+            ValueError: if accelerate has offloaded some: they cannot be written as ``what``.
+        """
+        if any(parameter.is_meta for parameter in self.hf_model.parameters()):
+            raise ValueError(
+                f"{self.name} cannot be saved as {what}: some of its weights are offloaded to the host's memory or to "
+                "disk. Save the delta (save_delta, --save-delta), and apply it where the model fits: blue apply"
+            )
+
     @property
     def max_positions(self) -> int:
         return getattr(self.hf_model.config, "max_position_embeddings", 2**31)
@@ -320,11 +333,18 @@ class Model:
         return bool(ids) and ids[0] == self.tokenizer.bos_token_id
 
 
-def _checksum(hf_model: PreTrainedModel, adapter: Adapter) -> tuple[float, ...]:
+def _checksum(hf_model: PreTrainedModel, adapter: Adapter) -> tuple[int, ...]:
+    """A sum of each value projection's bits: exact, so it does not depend on the device or the number of threads."""
     blocks = hf_model.get_submodule(adapter.blocks)
     weights = (block.get_submodule(adapter.value_projection).weight for block in blocks)
     # accelerate has offloaded the weights that are on the meta device; they cannot be edited
-    return tuple(0.0 if weight.is_meta else weight.detach().double().abs().sum().item() for weight in weights)
+    return tuple(0 if w.is_meta else _bits(w) for w in weights)
+
+
+def _bits(weight: Tensor) -> int:
+    """The sum of the weights' bits, in halves, so that it cannot overflow. They are taken as float64, as an edited matrix
+    may be kept in another type than before."""
+    return int(weight.detach().double().contiguous().view(torch.int32).sum(dtype=torch.int64))
 
 
 def check_finite(name: str, hf_model: nn.Module) -> None:

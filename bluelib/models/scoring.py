@@ -152,7 +152,9 @@ def final_states(model: Model, prompts: Sequence[str]) -> Tensor:
 @torch.no_grad()
 def log_probs_of(model: Model, states: Tensor) -> Tensor:
     """Next-token log-probabilities from the output of :func:`final_states`, ``(n, vocabulary)`` float32."""
-    return model.head(states.to(model.head.weight.device)).float().log_softmax(-1)
+    at = model.head.weight.device
+    at = model.device if at.type == "meta" else at  # an offloaded head: accelerate runs it where the model begins
+    return model.head(states.to(at)).float().log_softmax(-1)
 
 
 @torch.no_grad()

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..editing.catalogue import entry, label
 from ..io.paths import project_path
-from ..metrics.intervals import interval
+from ..metrics.intervals import interval, less
 from ..models.choices import CHOICES
 from ..models.known import label_of_model, short_label
 from ..studies.follow import followed
@@ -79,7 +78,7 @@ def choices_measured(edits: int, batch_size: int) -> str:
         if own.empty:
             continue
         differences = [
-            _points(interval(np.subtract(getattr(row, name), own[name].iloc[0]), clusters=row.subjects)._asdict())
+            _points(interval(less(getattr(row, name), own[name].iloc[0]), clusters=row.subjects)._asdict())
             for name in _MEASURES
         ]
         name, value = row.options[0]
@@ -147,10 +146,9 @@ def what_follows() -> str:
 
 
 def _share(row: Any, name: str) -> str:
-    pairs = zip(row.scores.get(name, ()), row.subjects, strict=False)
-    there = [(value, subject) for value, subject in pairs if value is not None]
-    if not there:
+    values = row.scores.get(name, [None])
+    n = sum(value is not None for value in values)
+    if not n:
         return "– (0)"
-    values, subjects = zip(*there, strict=True)
-    found = interval(values, clusters=subjects)
-    return f"{found.mean:.0f} [{found.low:.0f}, {found.high:.0f}] ({len(there)})"
+    found = interval(values, clusters=row.subjects)
+    return f"{found.mean:.0f} [{found.low:.0f}, {found.high:.0f}] ({n})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -13,11 +12,11 @@ from ..editing.catalogue import VARIANTS, entry, in_order, label_pairs
 from ..editing.settings import editor_settings
 from ..io.formats import read_json
 from ..io.paths import project_path
-from ..metrics.intervals import Interval, interval
+from ..metrics.intervals import Interval, interval, less
 from ..models.known import scale_of, short_label
 from ..runs.grid import Grid, Place
 from ..studies import STUDIES
-from ..studies.follow import SEQUENCE, followed
+from ..studies.follow import SEQUENCE, editing, followed
 from .claims import MARKS, verdicts
 from .comparison import Scores, by_benchmark, families, gains, improvement, variant_pairs
 from .figures.follow import SHORT
@@ -103,6 +102,7 @@ def _steps(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> 
 def _length(runs: pd.DataFrame) -> str:
     """How methods and their BLUE variants, with settings of their own, end the longest sequence that both ran along."""
     ends = runs[runs.length == runs.edits]
+    ends = ends[[any(value is not None for value in editing(end)) for _, end in ends.iterrows()]]
     ends = ends.assign(label=[entry(name).label for name in ends.editor])
     found: dict[int, list[str]] = {}
     for (_, _, edits, _), along in ends.groupby(SEQUENCE, sort=False):
@@ -116,17 +116,12 @@ def _length(runs: pd.DataFrame) -> str:
 
 def _alone(ends: pd.DataFrame) -> str:
     """How methods that were followed without a variant end the same sequence."""
-    parts = [f"{end.name} ends it at {fmean(_editing(end)):.0f} %" for _, end in ends.iterrows()]
+    parts = [f"{end.name} ends it at {interval(editing(end)).mean:.0f} %" for _, end in ends.iterrows()]
     return f" {'; '.join(parts)}." if parts else ""
 
 
-def _editing(end: pd.Series) -> list[float]:
-    """Per record, the mean of efficacy and generalization."""
-    return [(one + two) / 2 for one, two in zip(end.efficacy, end.generalization, strict=True)]
-
-
-def _gained(plain: Sequence[float], blue: Sequence[float], subjects: Sequence[int]) -> Interval:
-    return interval([b - a for a, b in zip(plain, blue, strict=True)], clusters=subjects)
+def _gained(plain: Sequence[float | None], blue: Sequence[float | None], subjects: Sequence[int]) -> Interval:
+    return interval(less(blue, plain), clusters=subjects)
 
 
 def _same_weight(along: pd.DataFrame, blue: pd.Series, plain: pd.Series) -> str:
@@ -136,7 +131,7 @@ def _same_weight(along: pd.DataFrame, blue: pd.Series, plain: pd.Series) -> str:
     same = same[same.editor == plain.editor]
     if same.empty:
         return ""
-    gain = _gained(_editing(same.iloc[0]), _editing(blue), blue.subjects)
+    gain = _gained(editing(same.iloc[0]), editing(blue), blue.subjects)
     return f"; with {blue.name}'s λ for both, {gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}]"
 
 
@@ -144,10 +139,10 @@ def _ends(along: pd.DataFrame, pairs: Sequence[tuple[pd.Series, pd.Series]]) -> 
     """How each pair, plain and BLUE, ends one and the same sequence."""
     parts, ahead = [], []
     for plain, blue in pairs:
-        gain = _gained(_editing(plain), _editing(blue), blue.subjects)
+        gain = _gained(editing(plain), editing(blue), blue.subjects)
         ahead += [plain.name] if gain.low > 0 else []
         parts.append(
-            f"{blue.name} {fmean(_editing(blue)):.0f} %, {plain.name} {fmean(_editing(plain)):.0f} % "
+            f"{blue.name} {interval(editing(blue)).mean:.0f} %, {plain.name} {interval(editing(plain)).mean:.0f} % "
             f"({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}]{_same_weight(along, blue, plain)})"
         )
     words = f"BLUE {'holds' if ahead else 'is not shown to hold'} longer"
@@ -188,7 +183,7 @@ def same_settings(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> list[dict[s
                         "plain": entry(row.plain).label,
                         "variant": row.label,
                         "settings": _options(dict(options)),
-                        "editing": _gained(_editing(end), _editing(scores), end.subjects),
+                        "editing": _gained(editing(end), editing(scores), end.subjects),
                         "specificity": _gained(end.specificity, scores.specificity, end.subjects),
                     }
                 )

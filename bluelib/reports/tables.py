@@ -168,7 +168,7 @@ def main_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
         .agg(
             scale=("scale", "first"),
             mean=("mean", "mean"),
-            standard_error=("standard_error", lambda errors: np.sqrt((errors.astype(float) ** 2).sum()) / len(errors)),
+            standard_error=("standard_error", _pooled_error),
             records=("records", "sum"),
             seeds=("seed", "nunique"),
             weight_change=("weight_change", "max"),
@@ -179,6 +179,11 @@ def main_frame(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     ranks = pooled[edited].groupby(["model", "dataset", "metric"])["mean"].rank(ascending=False, method="min")
     pooled["rank"] = ranks.astype("Int64")
     return with_published(pooled)
+
+
+def _pooled_error(errors: pd.Series) -> float:
+    """The standard error of a mean over seeds; NaN if that of one is not known, as with a single record."""
+    return float(np.sqrt((errors.astype(float) ** 2).sum(skipna=False)) / len(errors))
 
 
 def main_table(frame: pd.DataFrame, write: Callable[[str, list[list[str]], list[str]], str]) -> list[str]:
@@ -235,7 +240,7 @@ def _small(measured: pd.DataFrame, metric: str, method: str) -> str:
     if (metric, method) not in measured.index:
         return NOT_MEASURED
     row = measured.loc[(metric, method)]
-    return f"{row['mean']:.3g} ± {row.standard_error:.2g} ({row.records})"
+    return f"{row['mean']:.3g} ± {_error(row.standard_error, '.2g')} ({row.records})"
 
 
 _MARKS = {1: "**", 2: "__"}
@@ -244,7 +249,11 @@ _MARKS = {1: "**", 2: "__"}
 def _ours(row: pd.Series | None) -> str:
     if row is None:
         return NOT_MEASURED
-    return _marked(f"{row['mean']:.{DIGITS}f} ± {row.standard_error:.{DIGITS}f}", row["rank"])
+    return _marked(f"{row['mean']:.{DIGITS}f} ± {_error(row.standard_error, f'.{DIGITS}f')}", row["rank"])
+
+
+def _error(error: float, form: str) -> str:
+    return "–" if np.isnan(error) else f"{error:{form}}"
 
 
 def _marked(text: str, rank: Any) -> str:

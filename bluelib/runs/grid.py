@@ -5,6 +5,7 @@ The workflow makes results from a grid; tables and the report use the grid to fi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -273,7 +274,7 @@ class Grid:
         for key in ("follow", "settings"):
             if not given[key]:
                 del given[key]
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+        return json.loads(json.dumps(given))  # lists for tuples at every depth, as a file has them
 
     def cells(self) -> list[Place]:
         """All cells, models outermost."""

@@ -36,6 +36,7 @@ from ..metrics.editing import TEACHER_FORCED
 from ..metrics.intervals import RESAMPLES, Interval, interval, limits
 from ..models.known import scale_of
 from ..models.model import Model
+from .follow import editing
 
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)
 DATASET = "pocket-counterfact"
@@ -90,11 +91,18 @@ def run_ablation(
         corpus, tokens: for second moments; by default the settings'.
 
     Raises:
-        ValueError: as :func:`~bluelib.get_editor` and :func:`~bluelib.load_dataset`; if the text is too short.
+        ValueError: as :func:`~bluelib.get_editor` and :func:`~bluelib.load_dataset`; if the text is too short; if a
+            record has no paraphrases, or no locality probe with an answer.
     """
     text = {"corpus": corpus, "tokens": tokens}
     tried = choices(model, **{name: value for name, value in text.items() if value is not None})
     records = load_dataset(dataset, split=split, limit=edits, up_to=None if edits else EDITS)
+    for record in records:
+        if not record.paraphrases or not any(probe.answer is not None for probe in record.locality):
+            raise ValueError(
+                f"record {record.case_id} has no paraphrases, or no locality probe with an answer: choices of layers "
+                "are compared by efficacy, generalization and specificity, so every record needs all three"
+            )
     batch_size = min(BATCH_SIZE, len(records)) if batch_size is None else batch_size
     check_whole("batch_size", batch_size, 1, len(records), "the number of records")
     if weights is None:
@@ -107,6 +115,7 @@ def run_ablation(
         "model": model.name,
         "dataset": str(dataset),
         **({} if split == "report" else {"split": split}),
+        **({} if origin["dtype"] == "float32" else {"dtype": origin["dtype"]}),
         "edits": len(records),
         "batch_size": batch_size,
         **{key: origin[key] for key in ("model_revision", "records_hash")},
@@ -173,10 +182,7 @@ def load_ablation(model: Model | str) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise FileNotFoundError(f"{path} does not exist; make it with: blue ablation --model {name}")
     content = read_json(path)
     frame = pd.DataFrame(content["runs"])
-    frame["success"] = [
-        [(e + g) / 2 for e, g in zip(*pair, strict=True)]
-        for pair in zip(frame.efficacy, frame.generalization, strict=True)
-    ]
+    frame["success"] = [editing(row) for _, row in frame.iterrows()]
     for metric in (*TEACHER_FORCED, "success"):
         frame[f"mean_{metric}"] = [fmean(values) for values in frame[metric]]
     return frame, {"identity": content["identity"], **content["provenance"]}

@@ -26,7 +26,6 @@ from ..io.checks import check_whole
 from ..io.timing import progress_bar
 from ..io.writing import atomic_file
 from ..metrics.editing import TEACHER_FORCED, evaluate
-from ..models.contexts import context_prefixes
 from ..models.known import label_of_model, scale_of
 from ..models.model import Model
 
@@ -87,7 +86,6 @@ def convergence(
     check_whole("tokens", tokens, 1)
     counts = [max(1, round(share * tokens)) for share in shares]
     requests = [record.request for record in records]
-    prefixes = context_prefixes(model)
     rows, scores = [], []
     ranks: dict[tuple[str | None, int, int], int] = {}  # the same for editors with the same corpus
     for editor in editors:
@@ -96,7 +94,13 @@ def convergence(
         for layer in editor.layers:
             moments = {n: editor.second_moments(model, [layer], n)[layer].matrix for n in counts}
             alone = replace(editor, layers=(layer,), residual=DIRECT)
-            step = next(alone.steps(model, requests, EditState(prefixes, {}, default_token_budget(model))))
+            step = next(
+                alone.steps(
+                    model,
+                    requests,
+                    EditState(editor.prefixes(model), {}, editor.token_budget or default_token_budget(model)),
+                )
+            )
             keys, residuals = step.keys, step.missing
             whole = moments[tokens].to(keys.device)
             last = solution(editor.solver, whole, keys, residuals)

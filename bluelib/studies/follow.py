@@ -29,7 +29,7 @@ from ..io.formats import read_json, write_json
 from ..io.paths import project_path, raw_path, sequence_path
 from ..io.timing import Timer
 from ..metrics import evaluate
-from ..metrics.editing import per_record
+from ..metrics.editing import TEACHER_FORCED, per_record
 from ..metrics.locality import Reference
 from ..models.model import Model
 from .growth import check_batch
@@ -82,7 +82,7 @@ def follow(
     Raises:
         ValueError: as :func:`~bluelib.get_editor` and :func:`~bluelib.load_dataset`; if a length in
             ``at`` is not the end of a batch, the editor cannot make such batches, or there are fewer records than
-            ``edits``.
+            ``edits``; if the file holds another run.
     """
     options = dict(options or {})
     check_whole("edits", edits, 1)
@@ -117,7 +117,7 @@ def follow(
     }
     identity = json.loads(json.dumps(identity))  # as it will be read
     path = output or sequence_path("follow", model.stem, str(dataset), editor, edits, batch_size, seed, options)
-    if path.exists() and read_json(path).get("identity") == identity:
+    if is_there(path, identity):
         return path
     elsewhere = [record.request.text for record in more]
     before = Reference.of(model, elsewhere) if elsewhere else None
@@ -164,6 +164,22 @@ def follow(
     return path
 
 
+def is_there(path: Path, identity: dict[str, Any]) -> bool:
+    """Whether this run's file is there.
+
+    Raises:
+        ValueError: if the file holds another run; the message says what differs.
+    """
+    if not path.exists():
+        return False
+    found = read_json(path).get("identity", {})
+    differing = [key for key in {**found, **identity} if found.get(key) != identity.get(key)]
+    if differing:
+        told = "; ".join(f"{key} is {found.get(key)!r}, not {identity.get(key)!r}" for key in differing)
+        raise ValueError(f"{path} holds another run: {told}; move it away, or name another file with --output")
+    return True
+
+
 #: The scores so far of a run that is not finished.
 POINTS = "points.json"
 
@@ -202,6 +218,17 @@ def some_of(records: Sequence[Record], most: int) -> list[Record]:
     return [records[i] for i in sorted(drawn)]
 
 
+def editing(scores: Mapping[str, Any] | pd.Series) -> list[float | None]:
+    """For each scored record, the mean of its efficacy and generalization; None for one that has not both, such as one
+    without paraphrases."""
+    return means(scores["efficacy"], scores["generalization"])
+
+
+def means(one: Sequence[float | None], other: Sequence[float | None]) -> list[float | None]:
+    """The means of two metrics of the same records; None for a record that has not both."""
+    return [None if a is None or b is None else (a + b) / 2 for a, b in zip(one, other, strict=True)]
+
+
 #: What runs that are compared with each other have in common.
 SEQUENCE = ["model", "dataset", "edits", "batch_size"]
 
@@ -212,7 +239,8 @@ def followed(folder: Path | None = None, seed: int = 0) -> pd.DataFrame:
 
     Columns: those of :data:`SEQUENCE`, ``editor``, ``options`` (a tuple of pairs); ``length``, ``n``, ``case_ids`` and
     ``subjects`` (the edits scored there, and the numbers of their subjects), ``elsewhere`` (mean D_KL in nats),
-    ``weight_change`` (the largest over layers), and for each metric its values over the edits scored, a list.
+    ``weight_change`` (the largest over layers), and for each metric of :data:`~bluelib.metrics.editing.TEACHER_FORCED`
+    and any other its values over the edits scored, a list with None where a record has none.
     """
     rows = []
     for path in sorted((folder or project_path("results", "follow")).glob("*.json")):
@@ -231,6 +259,7 @@ def followed(folder: Path | None = None, seed: int = 0) -> pd.DataFrame:
                     "subjects": point.get("subjects", list(range(len(point["case_ids"])))),
                     "elsewhere": None if point["elsewhere"] is None else float(np.mean(point["elsewhere"])),
                     "weight_change": max(point["weight_change"].values()),
+                    **{metric: [None] * len(point["case_ids"]) for metric in TEACHER_FORCED},
                     **point["scores"],
                 }
             )

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..data import Record
+from ..editing.editor import Editor
 from ..editing.second_moments import second_moments
 from ..io.writing import atomic_file
-from ..models.contexts import context_prefixes
 from ..models.known import label_of_model, scale_of
 from ..models.model import Model
 from ..models.representations import subject_keys
@@ -52,15 +52,13 @@ def energy_shares(second_moment: Tensor, keys: Tensor, thresholds: Sequence[floa
     return rows
 
 
-def null_space_report(
-    model: Model, records: Sequence[Record], layers: Sequence[int], corpora: Sequence[str], tokens: int
-) -> pd.DataFrame:
-    """:func:`energy_shares` per corpus and layer, with the keys of the records' subjects."""
-    prefixes = context_prefixes(model)
-    keys = {layer: subject_keys(model, [r.request for r in records], layer, prefixes) for layer in layers}
+def null_space_report(model: Model, records: Sequence[Record], editor: Editor, corpora: Sequence[str]) -> pd.DataFrame:
+    """:func:`energy_shares` per corpus and layer of an editor, with the keys that it has for the records' subjects."""
+    requests, prefixes = [record.request for record in records], editor.prefixes(model)
+    keys = {layer: subject_keys(model, requests, layer, prefixes, editor.key_mean) for layer in editor.layers}
     rows = []
     for corpus in corpora:
-        for layer, moment in second_moments(model, layers, corpus=corpus, tokens=tokens).items():
+        for layer, moment in second_moments(model, editor.layers, corpus=corpus, tokens=editor.tokens).items():
             for row in energy_shares(moment.matrix, keys[layer], THRESHOLDS):
                 rows.append({"model": model.name, "d_mlp": len(moment.matrix), "corpus": corpus, "layer": layer, **row})
     return pd.DataFrame(rows)

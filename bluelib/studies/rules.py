@@ -62,14 +62,15 @@ def one_time_and_sequence(keys: Tensor, residuals: Tensor, matrix: Tensor, sizes
 
     Args:
         keys, residuals: K ``(d_mlp, u)`` and R ``(d_model, u)`` of all edits.
-        matrix: λC, ``(d_mlp, d_mlp)``.
+        matrix: λC, ``(d_mlp, d_mlp)``, on any device.
         sizes: batch sizes.
 
     Returns:
         Columns edits (in a batch), history (whether earlier keys are remembered) and ``distance``,
         ‖Δ_sequence − Δ_once‖ / ‖Δ_once‖ (Frobenius).
     """
-    keys, residuals, matrix = keys.double(), residuals.double(), matrix.double()
+    keys, residuals = keys.double(), residuals.to(keys.device, torch.float64)
+    matrix = matrix.to(keys.device, torch.float64)
     once = _update(residuals, keys, matrix)
     rows = []
     for size in sizes:

@@ -17,6 +17,7 @@ import pandas as pd
 from ..data import Record
 from ..data.datasets import load_dataset
 from ..data.provenance import provenance, repeated_subjects
+from ..editing.checkpoints import held
 from ..editing.method import Method, describe
 from ..editing.named import check_names, get_editor
 from ..editing.sequence import check_sequence, edit_sequence
@@ -28,7 +29,7 @@ from ..metrics import Scores, evaluate
 from ..metrics.before import Before
 from ..metrics.editing import check_groups, per_record
 from ..models.model import Model
-from .follow import so_far, write_so_far
+from .follow import is_there, so_far, write_so_far
 
 EDITS = 100
 METRICS = ("editing", "argmax", "portability")
@@ -68,7 +69,9 @@ def single(
         output: the file to write, in place of the usual one.
 
     Raises:
-        ValueError: as :func:`~bluelib.get_editor`, :func:`~bluelib.load_dataset` and :func:`~bluelib.evaluate`.
+        ValueError: as :func:`~bluelib.get_editor`, :func:`~bluelib.load_dataset` and :func:`~bluelib.evaluate`; if the
+            file holds another run.
+        BlockingIOError: if another process is at work on the same run.
     """
     options = dict(options or {})
     check_whole("edits", edits, 1)
@@ -94,7 +97,7 @@ def single(
     }
     identity = json.loads(json.dumps(identity))  # as it will be read
     path = output or sequence_path("single", model.stem, str(dataset), editor, edits, 1, seed, options)
-    if path.exists() and read_json(path).get("identity") == identity:
+    if is_there(path, identity):
         return path
     before = Before.of(model, records, metrics, contexts=contexts)
     how: dict[str, Any] = {"metrics": metrics, "contexts": contexts, "before": before, "generate": False}
@@ -102,7 +105,8 @@ def single(
     rows, seconds = so_far(unfinished, identity)
     timer = Timer()
     timer.seconds.update(seconds)
-    with progress_bar(total=len(records), initial=len(rows), desc=f"{editor}, one at a time", unit="edit") as bar:
+    bar = progress_bar(total=len(records), initial=len(rows), desc=f"{editor}, one at a time", unit="edit")
+    with held(unfinished), bar:
         for case in _cases(records[len(rows) :]):
             with timer("single"):
                 rows += _alone(model, method, case, how)
@@ -126,7 +130,7 @@ def single(
         "provenance": origin,
     }
     write_json(path, content, sealed=True)
-    shutil.rmtree(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
     return path
 
 

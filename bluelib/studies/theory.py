@@ -180,14 +180,15 @@ def gains_with_history(keys: Tensor, matrix: Tensor, batch_size: int) -> list[di
 
     Args:
         keys: K of all edits, ``(d_mlp, any)``.
-        matrix: M, ``(d_mlp, d_mlp)``.
+        matrix: M, ``(d_mlp, d_mlp)``, on any device.
 
     Returns:
         Per batch ``norm_q`` ‖Q‖₂, ``norm_q_with_history`` ‖Q_p‖₂, their ``ratio``, ``norm_history`` ‖K_pK_pᵀ‖₂, and
         ``history_bound`` (:func:`history_bound`).
     """
     solver, rows = Ridge(1.0, remembers=True), []
-    state, keys, matrix = solver.prepare(matrix), keys.double(), matrix.double()
+    keys, matrix = keys.double(), matrix.to(keys.device, torch.float64)
+    state = solver.prepare(matrix)
     for start in range(0, keys.shape[1] - batch_size + 1, batch_size):
         new = keys[:, start : start + batch_size]
         past = torch.cat([keys[:, :start], keys[:, start + batch_size :]], 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -60,3 +62,12 @@ def test_what_cannot_be_compared(model, records):
         Reference.of(model, [])
     with pytest.raises(ValueError, match="the reference's have 7: it is another model's"):
         Reference(("a",), torch.zeros(1, 7)).moved(model)
+
+
+def test_only_the_records_own_prompts_are_asked(model, records, monkeypatch):
+    reference, asked = Reference.of(model, probes_of(records)), []
+    states = module.final_states
+    monkeypatch.setattr(module, "final_states", lambda *given: asked.extend(given[1]) or states(*given))
+    rows = locality(model, records[1:2], reference)
+    assert asked == list(dict.fromkeys(probes_of(records[1:2]))) and rows[0]["overlap_1"] == 100
+    assert locality(model, [replace(records[0], locality=())], reference) == [{"case_id": records[0].case_id}]

@@ -14,6 +14,7 @@ from accelerate import dispatch_model
 from bluelib import blue, edit_sequence, evaluate, fe
 from bluelib.data import Probe
 from bluelib.editing.constraints import Damp, Project
+from bluelib.editing.deltas import save_delta
 from bluelib.editing.finetuning import FineTuning
 from bluelib.editing.mend import Mend, Network, train
 from bluelib.editing.named import pmet, rome
@@ -22,12 +23,15 @@ from bluelib.editing.solvers import NormRidge, NullSpace, Ridge
 from bluelib.editing.targets import BUDGETS, default_token_budget, optimise_targets
 from bluelib.io.tensors import save_tensors
 from bluelib.metrics import text as generation
+from bluelib.metrics.locality import Reference
 from bluelib.models.model import Model
 from bluelib.models.prompts import Request
 from bluelib.models.representations import prompt_hidden
 from bluelib.studies.growth import shifts_along_sequence, weight_shifts
 from bluelib.studies.locate import causal_trace
 from bluelib.studies.residuals import compare_residuals, measure_residuals, residual_contributions, single_layer_scores
+from bluelib.studies.rules import one_time_and_sequence
+from bluelib.studies.theory import gains_with_history
 from tests.support.small import ARCHITECTURES, PREFIXES, QUICK_FIRST, RECORDS, TARGETS, editor, random_model
 from tests.support.virtual_cards import CARDS, Cards, CardTensor, spread
 
@@ -363,3 +367,39 @@ def test_gradients_pass_from_card_to_card():
         loss(c, d, "cuda:1", "cpu").backward()
         assert c.grad.device == d.grad.device == CARDS[0]
         assert torch.equal(a.grad, c.grad.cpu()) and torch.equal(b.grad, d.grad.cpu())
+
+
+def test_a_model_with_an_offloaded_head_is_compared_and_saved_as_a_delta_only(tmp_path):
+    one, two = random_model("pocket-llama"), random_model("pocket-llama")
+    two.hf_model.lm_head.weight = torch.nn.Parameter(two.head.weight.detach().clone())  # as in a model that is not tied
+    names = [name for name, module in two.hf_model.named_modules() if not list(module.children())]
+    dispatch_model(
+        two.hf_model,
+        {name: "disk" if name == "lm_head" else "cpu" for name in names},
+        main_device="cpu",
+        offload_dir=tmp_path / "weights",
+    )
+    assert two.head.weight.is_meta
+    prompts = [record.request.text for record in RECORDS[:3]]
+    before = Reference.of(two, prompts)
+    for model in (one, two):
+        edit_sequence(model, RECORDS[:3], editor(layers=(1, 2)), batch_size=3)
+    moved, expected = before.moved(two), Reference.of(random_model("pocket-llama"), prompts).moved(one)
+    assert moved == expected and all(row["kl"] > 0 for row in moved.values())
+    with pytest.raises(ValueError, match="cannot be saved as a checkpoint: some of its weights are offloaded"):
+        two.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    assert save_delta(two, (1, 2), tmp_path / "delta.safetensors").exists()
+
+
+def test_matrices_of_the_theory_may_be_anywhere(pair):
+    requests, method = [record.request for record in RECORDS[:4]], editor(layers=(1, 2))
+    found = []
+    for model in pair:
+        measured = measure_residuals(model, requests, (1, 2), method)
+        keys = measured.keys[2].double()
+        matrix = torch.eye(len(keys), dtype=torch.float32)  # second moments are on the CPU
+        rows = gains_with_history(keys, matrix, 2)
+        found.append((pd.DataFrame(rows), one_time_and_sequence(keys, measured.direct(2), matrix, [1, 2])))
+    for one, two in zip(*found, strict=True):
+        pd.testing.assert_frame_equal(one, two)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from bluelib import load_model
+from bluelib.models.model import Model
 from bluelib.models.prompts import by_length, encode_prompt, encode_target, fill, locate, pad
 from bluelib.pocket.tokenizer import build_tokenizer
 
@@ -90,3 +93,23 @@ def test_batches_by_length_cover_everything_once_within_the_budget():
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 12
+
+
+def test_a_model_is_edited_if_its_bits_are_others_whatever_the_number_of_threads():
+    model = load_model("pocket-llama")
+    with torch.no_grad():
+        for layer in range(model.n_layers):  # pocket weights are float16's, whose sums are exact
+            model.weight(layer).copy_(
+                torch.randn(model.weight(layer).shape, generator=torch.Generator().manual_seed(1))
+            )
+    model = Model.of(model.name, model.hf_model, model.tokenizer)
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            assert model.changed_layers() == []
+    finally:
+        torch.set_num_threads(threads)
+    with torch.no_grad():
+        model.weight(1).neg_()
+    assert model.changed_layers() == [1]

@@ -12,9 +12,10 @@ from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_mode
 from bluelib.editing.checkpoints import held
 from bluelib.io.formats import read_json, write_json
 from bluelib.io.paths import sequence_path
+from bluelib.reports import summary
 from bluelib.reports.figures.follow import draw_followed, frontiers, lengths
 from bluelib.studies import follow as module
-from bluelib.studies.follow import follow, followed, some_of
+from bluelib.studies.follow import editing, follow, followed, some_of
 
 HOW = {"dataset": "pocket-counterfact", "edits": 8, "batch_size": 2}
 
@@ -57,9 +58,6 @@ def test_a_run_that_is_there_is_kept_and_another_one_has_its_own_place(llama, pr
     assert json.loads(path.read_text())["points"][0]["elsewhere"] is None
     other = follow(llama, "memit", others=0, options={"mom2_update_weight": 1.0}, **HOW)
     assert other != path and "mom2_update_weight-1.0" in other.name and len(list(path.parent.glob("*.json"))) == 2
-    follow(llama, "memit", others=0, scored=4, **HOW)  # the same place, of another measurement: made anew
-    again = followed()
-    assert again[[not options for options in again.options]].n.tolist() == [4]
 
 
 def test_a_run_can_be_written_elsewhere_and_read_another_text(llama, project):
@@ -104,13 +102,8 @@ def test_what_is_left_of_a_run_with_other_settings_is_removed(llama, project, mo
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(module, "evaluate", interrupted)
         follow(llama, "memit", others=0, **HOW)
-    left = (
-        project
-        / "results"
-        / "raw"
-        / "follow"
-        / sequence_path("follow", llama.name, HOW["dataset"], "memit", 8, 2, 0, {}).stem
-    )
+    name = sequence_path("follow", llama.name, HOW["dataset"], "memit", 8, 2, 0, {}).stem
+    left = project / "results" / "raw" / "follow" / name
     kept = sorted(path.name for path in left.iterdir())
     with held(left), pytest.raises(BlockingIOError, match="in use by another process"):
         follow(llama, "memit", others=0, scored=3, **HOW)
@@ -188,3 +181,35 @@ def test_the_pictures_show_every_run_once(tmp_path):
     ]
     assert draw_followed(["pocket-gpt2"], tmp_path / "none", tmp_path) == []
     assert draw_followed(["pocket-gpt2"], tmp_path / "none", tmp_path / "empty") == []
+
+
+def test_a_run_on_records_without_paraphrases_is_drawn_and_told(llama, project):
+    records = load_dataset("pocket-counterfact", split="report", limit=8)
+    flat = [
+        {
+            "subject": record.subject,
+            "prompt": record.request.text,
+            "target_new": record.target_new,
+            "ground_truth": record.target_true,
+            "paraphrases": list(record.paraphrases) if number < 6 else [],
+        }
+        for number, record in enumerate(records)
+    ]
+    (project / "mine.json").write_text(json.dumps(flat))
+    for name, facts in {"mine": flat, "bare": [{**fact, "paraphrases": []} for fact in flat]}.items():
+        (project / f"{name}.json").write_text(json.dumps(facts))
+        for editor in ("memit", "memit_blue"):
+            follow(llama, editor, dataset=str(project / f"{name}.json"), edits=8, batch_size=4, at=(4,), others=0)
+    frame = followed()
+    of_mine = frame[(frame.dataset == "mine.json") & (frame.length == 8)].iloc[0]
+    assert [value is None for value in editing(of_mine)] == [False] * 6 + [True] * 2
+    assert draw_followed(["pocket-llama"], project / "figures")
+    assert "MEMIT_BLUE" in summary._length(frame)
+
+
+def test_a_run_with_other_settings_is_not_written_over(llama, project):
+    path = follow(llama, "memit", at=(4,), others=0, **HOW)
+    kept = path.read_bytes()
+    with pytest.raises(ValueError, match=r"holds another run: at is \[4, 8\], not \[8\]; move it away"):
+        follow(llama, "memit", others=0, **HOW)
+    assert path.read_bytes() == kept

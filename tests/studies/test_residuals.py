@@ -15,7 +15,7 @@ from bluelib.editing.solvers import Ridge
 from bluelib.editing.targets import optimise_targets
 from bluelib.io.timing import Timer
 from bluelib.metrics import evaluate
-from bluelib.metrics.intervals import growth_exponent, interval, intervals_by
+from bluelib.metrics.intervals import growth_exponent, interval, intervals_by, less
 from bluelib.models.model import Model
 from bluelib.models.prompts import locate
 from bluelib.models.scoring import score_targets
@@ -316,3 +316,22 @@ def test_updates_of_a_low_precision_model_are_not_lost(small_world, monkeypatch)
     single_layer_scores(model, RECORDS, found, method, generate=False)
     shifts_of_batch(model, REQUESTS, method, method.prepare(model), layers=(0,))
     assert all(model.weight(layer).dtype == torch.float32 for layer in method.layers)
+
+
+def test_an_interval_over_few_clusters_is_student_s():
+    """Two records of one subject must not make it shorter than if they had two; and gaps in the numbers mean nothing."""
+    values = [0.0, 100.0, 0.0, 100.0, 100.0, 0.0]
+    alone, shared = interval(values), interval(values, clusters=[0, 1, 2, 3, 3, 4])
+    assert shared.mean == alone.mean and shared.high - shared.low > alone.high - alone.low
+    assert interval(values, clusters=range(6)) == pytest.approx(alone)
+    assert interval(values, clusters=[7, 11, 12, 13, 13, 40]) == shared
+    assert np.isnan(interval([1.0, 2.0], clusters=[0, 0]).low), "one cluster says nothing of others"
+    many = np.random.default_rng(0).normal(size=60)
+    codes = np.arange(60) // 2
+    assert interval(many, clusters=codes) == interval(many, clusters=codes * 3 + 5)
+
+
+def test_a_record_without_a_value_is_left_out_with_its_cluster():
+    assert interval([1.0, None, 3.0], clusters=[0, 0, 1]) == interval([1.0, 3.0])
+    assert np.isnan(interval([None, None])).all()
+    assert less([3.0, None, 1.0], [1.0, 1.0, None]) == [2.0, None, None]

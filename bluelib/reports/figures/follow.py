@@ -17,7 +17,7 @@ from ...io.palette import GREY
 from ...io.paths import plain
 from ...metrics.intervals import interval
 from ...models.known import scale_of, short_label
-from ...studies.follow import followed
+from ...studies.follow import editing, followed
 from ..plots import keep, style
 from ..published import benchmark
 from .common import log_axis
@@ -32,12 +32,8 @@ PANELS = {
 
 
 def with_editing(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a further column ``editing``: for each scored record, the mean of efficacy and generalization."""
-    both = [
-        [(one + other) / 2 for one, other in zip(*pair, strict=True)]
-        for pair in zip(frame.efficacy, frame.generalization, strict=True)
-    ]
-    return frame.assign(editing=both)
+    """The runs with a further column ``editing``, see :func:`~bluelib.studies.follow.editing`."""
+    return frame.assign(editing=[editing(row) for _, row in frame.iterrows()])
 
 
 def lengths(frame: pd.DataFrame) -> Figure:
