@@ -342,8 +342,8 @@ def _checksum(hf_model: PreTrainedModel, adapter: Adapter) -> tuple[int, ...]:
 
 
 def _bits(weight: Tensor) -> int:
-    """The sum of the weights' bits, in halves, so that it cannot overflow. They are taken as float64, as an edited matrix
-    may be kept in another type than before."""
+    """The sum of the weights' bits, in halves, so that it cannot overflow. They are taken as float64, since an edited
+    matrix may be kept in another type than before."""
     return int(weight.detach().double().contiguous().view(torch.int32).sum(dtype=torch.int64))
 
 

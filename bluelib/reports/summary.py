@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..editing.catalogue import VARIANTS, entry, in_order, label_pairs
+from ..editing.catalogue import VARIANTS, entry, in_order, label_pairs, labelled
 from ..editing.settings import editor_settings
 from ..io.formats import read_json
 from ..io.paths import project_path
@@ -156,38 +156,44 @@ def _ends(along: pd.DataFrame, pairs: Sequence[tuple[pd.Series, pd.Series]]) -> 
 
 
 def same_settings(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Variants less their plain method where both have what the grid's ``settings`` give the variant: the plain method
-    was followed with that along the same edits.
+    """Variants less their plain method where both have what the grid's ``settings`` give one of them: the other was
+    followed with that along the same edits.
 
     Returns:
-        For each pair ``model``, ``dataset``, the labels ``plain`` and ``variant``, ``settings`` in words, and the
-        intervals ``editing`` and ``specificity``, in points.
+        For each pair and setting ``model``, ``dataset``, the labels ``plain`` and ``variant``, ``whose`` (the label
+        whose settings they are), ``settings`` in words, and the intervals ``editing`` and ``specificity``, in points.
     """
     runs, found = followed(), []
-    for cell in sorted(cells, key=lambda cell: entry(cell["editor"]["name"]).order):
-        row, ids = entry(cell["editor"]["name"]), cell["provenance"]["case_ids"]
-        place = Place(cell["model"], cell["dataset"], row.name, cell["seed"])
+    names = [cell["editor"]["name"] for cell in cells]
+    pairs = [(entry(row.plain), row) for row in map(entry, dict.fromkeys(names)) if row.variant and row.plain in names]
+    for cell in cells:
+        place = Place(cell["model"], cell["dataset"], cell["editor"]["name"], cell["seed"])
         options = tuple(sorted(grid.settings_of(place).items()))
-        if not (row.variant and options):
-            continue
-        for end in runs.itertuples():
-            where = (end.model, end.dataset, end.editor, end.options, end.batch_size)
-            if where != (place.model, Path(place.dataset).name, row.plain, options, cell["batch_size"]):
+        for plain, variant in pairs if options else ():
+            if place.editor not in (plain.name, variant.name):
                 continue
-            if end.case_ids == ids and end.length == end.edits:
-                scores = pd.Series(cell["scores"])
+            other = plain if place.editor == variant.name else variant
+            where = (place.model, Path(place.dataset).name, other.name, options, cell["batch_size"])
+            for end in runs.itertuples():
+                if (end.model, end.dataset, end.editor, end.options, end.batch_size) != where:
+                    continue
+                if end.case_ids != cell["provenance"]["case_ids"] or end.length != end.edits:
+                    continue
+                two = [pd.Series(cell["scores"]), pd.Series(end._asdict())]
+                of_variant, of_plain = two if other is plain else two[::-1]
                 found.append(
                     {
                         "model": place.model,
                         "dataset": place.dataset,
-                        "plain": entry(row.plain).label,
-                        "variant": row.label,
+                        "plain": plain.label,
+                        "variant": variant.label,
+                        "whose": entry(place.editor).label,
                         "settings": _options(dict(options)),
-                        "editing": _gained(editing(end), editing(scores), end.subjects),
-                        "specificity": _gained(end.specificity, scores.specificity, end.subjects),
+                        "editing": _gained(editing(of_plain), editing(of_variant), end.subjects),
+                        "specificity": _gained(of_plain.specificity, of_variant.specificity, end.subjects),
                     }
                 )
-    return found
+    return sorted(found, key=lambda row: (labelled(row["plain"]).order, row["dataset"], row["whose"] == row["plain"]))
 
 
 def _options(options: Mapping[str, Any]) -> str:
@@ -228,11 +234,12 @@ def _equally(same: Sequence[Mapping[str, Any]]) -> str:
     if not same:
         return ""
     parts = [
-        f"{row['editing'].mean:+.1f} [{row['editing'].low:+.1f}, {row['editing'].high:+.1f}] with {row['plain']} on "
-        f"{called(row['dataset'])} (specificity {row['specificity'].mean:+.1f})"
+        f"{row['editing'].mean:+.1f} [{row['editing'].low:+.1f}, {row['editing'].high:+.1f}] at {row['whose']}'s "
+        f"{row['settings']}"
         for row in same
     ]
-    return f" With BLUE's λ or L2 for both, efficacy and generalization gain {' and '.join(parts)}."
+    where = ", ".join(dict.fromkeys(called(row["dataset"]) for row in same))
+    return f" With one value for both ({where}), efficacy and generalization differ by {'; '.join(parts)}."
 
 
 def _asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -180,7 +180,10 @@ def test_a_variant_is_compared_with_the_plain_method_at_the_variant_s_settings(t
             "seeds": [0],
             "edits": 30,
             "batch_size": 10,
-            "settings": [{"editors": ["memit_blue"], "values": values}],
+            "settings": [
+                {"editors": ["memit_blue"], "values": values},
+                {"editors": ["memit"], "values": {"mom2_update_weight": 1}},
+            ],
         }
     )
 
@@ -199,13 +202,18 @@ def test_a_variant_is_compared_with_the_plain_method_at_the_variant_s_settings(t
     assert (found["plain"], found["variant"], found["settings"]) == ("MEMIT", "MEMIT_BLUE", "λ = 1,000")
     assert found["editing"].mean == found["specificity"].low == 10.0
     assert summary.same_settings(grid, [cell("memit_blue", 80.0, range(1, 31))]) == [], "other records"
-    words = "gain +10.0 [+10.0, +10.0] with MEMIT on d (specificity +10.0)."
+    words = "(d), efficacy and generalization differ by +10.0 [+10.0, +10.0] at MEMIT_BLUE's λ = 1,000."
     assert summary._gain({"small": scores_of({"MEMIT": 60.0, "MEMIT_BLUE": 62.0})}, [found]).endswith(words)
     lines = summary.real_model(scores_of({"MEMIT": 60.0}), [], [found]).splitlines()
     assert lines == [
         "- *The same with λ = 1,000 for both: MEMIT_BLUE less MEMIT* (d): +10.0 [+10.0, +10.0] points of efficacy and "
         "generalization, +10.0 [+10.0, +10.0] of specificity."
     ]
+    followed_run(tmp_path, "memit_blue", {"mom2_update_weight": 1}, 45.0)
+    blue_s, memit_s = summary.same_settings(grid, cells)
+    assert (blue_s["whose"], memit_s["whose"], memit_s["settings"]) == ("MEMIT_BLUE", "MEMIT", "λ = 1")
+    assert blue_s == found and memit_s["editing"].mean == memit_s["specificity"].high == -5.0
+    assert summary._equally([blue_s, memit_s]).endswith("; -5.0 [-5.0, -5.0] at MEMIT's λ = 1.")
 
 
 def test_runs_are_listed_with_their_minutes_and_what_is_missing_is_counted(tmp_path, monkeypatch):
