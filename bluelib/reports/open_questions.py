@@ -151,4 +151,5 @@ def _share(row: Any, name: str) -> str:
     if not n:
         return "– (0)"
     found = interval(values, clusters=row.subjects)
-    return f"{found.mean:.0f} [{found.low:.0f}, {found.high:.0f}] ({n})"
+    low, high = max(found.low, 0.0), min(found.high, 100.0)  # Student's t can leave the scale
+    return f"{found.mean:.0f} [{low:.0f}, {high:.0f}] ({n})"

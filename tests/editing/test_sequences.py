@@ -443,3 +443,19 @@ def test_what_happens_to_conflicts(any_model):
         final(twice, "refuse")
     with pytest.raises(ValueError, match="one of last, keep, refuse"):
         final(twice, "first")
+
+
+def test_a_delta_of_another_dtype_is_refused(tmp_path):
+    """Its matrices are float32 in both, but the weights around them, and so the keys, are not."""
+    one, two = random_model("pocket-llama"), random_model("pocket-llama")
+    one.hf_model.float()
+    one = Model.of(one.name, one.hf_model, one.tokenizer)
+    two.hf_model.bfloat16()
+    two = Model.of(two.name, two.hf_model, two.tokenizer, one.revision)  # as with a hub id, one revision for all dtypes
+    run = edit_sequence(two, RECORDS[:2], editor(layers=(1,)), batch_size=2)
+    path = run.save_delta(tmp_path / "delta.safetensors")
+    run.revert()
+    apply_delta(two, path)
+    with pytest.raises(ValueError, match=r"was made in bfloat16, and .* was loaded in float32"):
+        apply_delta(one, path)
+    one.check_unedited("nothing was put in")

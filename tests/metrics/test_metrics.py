@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from bluelib import evaluate, load_dataset
 from bluelib.data import Probe, Record
 from bluelib.metrics.editing import PUBLISHED, TEACHER_FORCED, TEXT, Measures, Scores, _editing_metrics
 from bluelib.metrics.intervals import share_interval
 from bluelib.metrics.text import fixed_idf, ngram_entropy, words_of
-from bluelib.models.generation import continue_greedily, encode_openings, generate_texts
+from bluelib.models.generation import answer, continue_greedily, encode_openings, generate_texts
 from bluelib.models.prompts import encode_prompt, encode_target
 from bluelib.models.scoring import TargetScore, score_targets, top_tokens
 
@@ -358,3 +359,20 @@ def test_a_share_s_interval_stays_within_0_and_100():
         half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
         assert found.mean == percent and 0 <= found.low <= percent <= found.high <= 100
         assert (found.low, found.high) == pytest.approx((100 * (centre - half), 100 * (centre + half)), abs=1e-9)
+
+
+def test_a_checkpoint_s_own_generation_settings_have_no_effect(any_model):
+    prompts = ["Peru is", "The instrument of Ilvane Quillbrook"]
+
+    def texts():
+        sampled = generate_texts(any_model, prompts, length=30, seed=3)
+        return sampled, continue_greedily(any_model, prompts, [20, 20]), answer(any_model, prompts, tokens=20)
+
+    usual, kept = texts(), any_model.hf_model.generation_config
+    changed = {"no_repeat_ngram_size": 1, "min_p": 0.9, "num_beams": 4, "bad_words_ids": [[5]]}
+    any_model.hf_model.generation_config = own = GenerationConfig(**{**kept.to_dict(), **changed})
+    try:
+        assert texts() == usual
+        assert any_model.hf_model.generation_config is own
+    finally:
+        any_model.hf_model.generation_config = kept

@@ -314,6 +314,8 @@ def test_grid_files():
     )
     assert len({grid.name for grid in grids.values()}) == 5
     assert all(Grid.of(grid.as_dict()) == grid for grid in grids.values())
+    for grid in grids.values():  # `blue reproduce` compares what is kept with it
+        assert json.loads(json.dumps(grid.as_dict())) == grid.as_dict()
 
 
 def test_what_a_grid_names_beside_it_is_found_and_what_is_nowhere_is_refused(project, monkeypatch):

@@ -146,3 +146,11 @@ def test_the_committed_ablation_is_whole_and_of_the_shipped_weights(name):
     }
     assert tried == expected
     assert runs.efficacy.map(len).eq(EDITS).all()
+
+
+def test_records_that_lack_what_is_compared_are_refused_before_anything_runs(monkeypatch):
+    records = load_dataset("pocket-counterfact", split="report", limit=2)
+    bare = [records[0], replace(records[1], paraphrases=())]
+    monkeypatch.setattr("bluelib.studies.ablation.load_dataset", lambda *_, **__: bare)
+    with pytest.raises(ValueError, match=f"record {records[1].case_id} has no paraphrases, or no locality probe"):
+        run_ablation(load_model("pocket-llama"))
