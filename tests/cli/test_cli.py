@@ -138,7 +138,7 @@ def test_datasets_can_be_written(tmp_path, capsys):
     assert write_datasets(tmp_path)[0].exists()
 
 
-@pytest.mark.parametrize("dataset", ["pocket-counterfact", "pocket-zsre"])
+@pytest.mark.parametrize("dataset", [pytest.param("pocket-counterfact", marks=pytest.mark.slow), "pocket-zsre"])
 def test_edit_prints_what_the_library_computes(dataset, capsys):
     assert (
         main(
@@ -360,7 +360,6 @@ def test_what_cannot_work_is_refused_before_anything_long_begins(command, messag
         "pocket.pretrain.build_tokenizer",
         "editing.second_moments._measure",
         "studies.tuning.evaluate",
-        "studies.convergence.context_prefixes",
     ):
         monkeypatch.setattr(f"bluelib.{name}", long_work)
     monkeypatch.setattr("papermill.execute_notebook", long_work)
