@@ -41,6 +41,8 @@ EDITS, BATCH_SIZE = 100, 20
 SCORED = 200
 #: Records after the sequence, never edited, whose rewrite prompts show how far a model has moved elsewhere.
 OTHERS = 100
+#: What differs from another run is told in full up to this many characters, and else named.
+LONG = 200
 
 
 def follow(
@@ -175,7 +177,8 @@ def is_there(path: Path, identity: dict[str, Any]) -> bool:
     found = read_json(path).get("identity", {})
     differing = [key for key in {**found, **identity} if found.get(key) != identity.get(key)]
     if differing:
-        told = "; ".join(f"{key} is {found.get(key)!r}, not {identity.get(key)!r}" for key in differing)
+        pairs = {key: f"{key} is {found.get(key)!r}, not {identity.get(key)!r}" for key in differing}
+        told = "; ".join(text if len(text) < LONG else f"{key} differs" for key, text in pairs.items())
         raise ValueError(f"{path} holds another run: {told}; move it away, or name another file with --output")
     return True
 
@@ -221,12 +224,8 @@ def some_of(records: Sequence[Record], most: int) -> list[Record]:
 def editing(scores: Mapping[str, Any] | pd.Series) -> list[float | None]:
     """For each scored record, the mean of its efficacy and generalization; None for one that has not both, such as one
     without paraphrases."""
-    return means(scores["efficacy"], scores["generalization"])
-
-
-def means(one: Sequence[float | None], other: Sequence[float | None]) -> list[float | None]:
-    """The means of two metrics of the same records; None for a record that has not both."""
-    return [None if a is None or b is None else (a + b) / 2 for a, b in zip(one, other, strict=True)]
+    both = zip(scores["efficacy"], scores["generalization"], strict=True)
+    return [None if one is None or other is None else (one + other) / 2 for one, other in both]
 
 
 #: What runs that are compared with each other have in common.
