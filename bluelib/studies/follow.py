@@ -21,7 +21,7 @@ from ..data import Record
 from ..data.datasets import load_dataset
 from ..data.provenance import provenance, repeated_subjects
 from ..editing.checkpoints import held
-from ..editing.method import describe
+from ..editing.method import Method, describe
 from ..editing.named import check_names, get_editor
 from ..editing.sequence import edit_sequence
 from ..io.checks import check_whole
@@ -102,22 +102,9 @@ def follow(
     more = load_dataset(dataset, split=split, up_to=edits + others, seed=seed)[edits:] if others else []
     method.check(model)
     origin = provenance(model, records)
-    identity = {
-        "model": model.name,
-        "dataset": Path(dataset).name,
-        "split": split,
-        "editor": editor,
-        "options": options,
-        "settings": describe(method),
-        "edits": edits,
-        "batch_size": batch_size,
-        "at": ends,
-        "scored": scored,
-        "others": [record.case_id for record in more],
-        "seed": seed,
-        **{key: origin[key] for key in ("model_revision", "dtype", "records_hash")},
-    }
-    identity = json.loads(json.dumps(identity))  # as it will be read
+    given = {"dataset": Path(dataset).name, "split": split, "editor": editor, "options": options, "edits": edits}
+    asked = {"at": ends, "scored": scored, "others": [record.case_id for record in more]}
+    identity = identity_of(method, origin, **given, seed=seed, batch_size=batch_size, **asked)
     path = output or sequence_path("follow", model.stem, str(dataset), editor, edits, batch_size, seed, options)
     if is_there(path, identity):
         return path
@@ -164,6 +151,13 @@ def follow(
     write_json(path, content, sealed=True)
     shutil.rmtree(unfinished)
     return path
+
+
+def identity_of(method: Method, origin: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    """What a finished or interrupted run has in common with one that may take its place, as a file has it: what was
+    ``given``, the editor's settings, and the model and records of ``origin``, see :func:`.provenance`."""
+    of_origin = {key: origin[key] for key in ("model", "model_revision", "dtype", "records_hash")}
+    return json.loads(json.dumps({**given, "settings": describe(method), **of_origin}))
 
 
 def is_there(path: Path, identity: dict[str, Any]) -> bool:

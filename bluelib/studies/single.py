@@ -6,7 +6,6 @@ sequence and asks at its end. Both are run here with one edit per batch, so that
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..data import Record
 from ..data.datasets import load_dataset
 from ..data.provenance import provenance, repeated_subjects
 from ..editing.checkpoints import held
-from ..editing.method import Method, describe
+from ..editing.method import Method
 from ..editing.named import check_names, get_editor
 from ..editing.sequence import check_sequence, edit_sequence
 from ..io.checks import check_whole
@@ -29,7 +28,7 @@ from ..metrics import Scores, evaluate
 from ..metrics.before import Before
 from ..metrics.editing import check_groups, per_record
 from ..models.model import Model
-from .follow import is_there, so_far, write_so_far
+from .follow import identity_of, is_there, so_far, write_so_far
 
 EDITS = 100
 METRICS = ("editing", "argmax", "portability")
@@ -82,20 +81,8 @@ def single(
     check_sequence(records, method, batch_size=1)
     method.check(model)
     origin = provenance(model, records)
-    identity = {
-        "model": model.name,
-        "dataset": Path(dataset).name,
-        "split": split,
-        "editor": editor,
-        "options": options,
-        "settings": describe(method),
-        "edits": edits,
-        "seed": seed,
-        "metrics": list(metrics),
-        "contexts": list(contexts),
-        **{key: origin[key] for key in ("model_revision", "dtype", "records_hash")},
-    }
-    identity = json.loads(json.dumps(identity))  # as it will be read
+    given = {"dataset": Path(dataset).name, "split": split, "editor": editor, "options": options, "edits": edits}
+    identity = identity_of(method, origin, **given, seed=seed, metrics=metrics, contexts=contexts)
     path = output or sequence_path("single", model.stem, str(dataset), editor, edits, 1, seed, options)
     if is_there(path, identity):
         return path
