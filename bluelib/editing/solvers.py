@@ -3,23 +3,23 @@
 Shapes: W and Δ are (d_model, d_mlp), K is (d_mlp, u), R is (d_model, u), C is (d_mlp, d_mlp). All solve in float64.
 
 A solver is used in three steps. :meth:`Solver.prepare` takes what does not depend on a batch (the layer's second
-moment) and factors it once; :meth:`Solver.solve` takes that state with a batch's K and R and returns Δ;
-:meth:`Solver.remember` returns the state for the next batch. No step's cost depends on the number of batches made.
+moment); :meth:`Solver.solve` takes that state with a batch's K and R and returns Δ; :meth:`Solver.remember` returns the
+state for the next batch. No step's cost depends on the number of batches made.
 
-All of them rest on one system, Δ = R Kᵀ (M + K Kᵀ)⁻¹ with a positive definite M that is factored before the batch
-comes (:class:`Normal`). For a batch of u keys Woodbury's identity turns it into a u × u system,
+All of them rest on one system, Δ = R Kᵀ (M + K Kᵀ)⁻¹ with a positive definite M. What is solved for is its inverse at
+the keys, (M + K Kᵀ)⁻¹ K. Where M stays as it is (:class:`Fixed`), it is factored before the first batch. For a batch of
+u keys Woodbury's identity then leaves a u × u system,
 
-    Δ = R (I + Kᵀ A)⁻¹ Aᵀ,   A = M⁻¹ K,
+    (M + K Kᵀ)⁻¹ K = A (I + Kᵀ A)⁻¹,   A = M⁻¹ K,
 
 at d_mlp² u operations instead of d_mlp³ / 3; where u exceeds d_mlp, M + K Kᵀ is factored itself, which is then cheaper.
-Where M has to include the keys of earlier batches, it is factored again once per batch. Torch has no update of a
-Cholesky factor, and updating the inverse instead (recursive least squares) loses accuracy over many batches when C is
+Where M takes in the keys of each batch (:class:`Growing`), M + K Kᵀ is factored once per batch. Torch has no update of
+a Cholesky factor, and updating the inverse instead (recursive least squares) loses accuracy over many batches when C is
 ill-conditioned.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
@@ -40,12 +40,11 @@ class Solver(ABC):
 
     Attributes:
         remembers: whether :meth:`remember` does anything, so a continued run needs the keys of earlier batches.
-        matrices: the largest number of float64 matrices of d_mlp² that it has on the device at once, C included: while
-            it is prepared.
+        matrices: the largest number of float64 matrices of d_mlp² that it has on the device at once, C included.
     """
 
     remembers: bool = False
-    matrices: ClassVar[float] = 4.0
+    matrices: ClassVar[float] = 3.0
 
     @abstractmethod
     def prepare(self, second_moment: Tensor) -> Any:
@@ -75,27 +74,41 @@ class Solver(ABC):
 
 
 @dataclass(frozen=True)
-class Normal:
-    """The system Δ (M + K Kᵀ) = R Kᵀ. Only the Cholesky factor of M is kept: at d_mlp = 14,336 M itself is 1.6 GB."""
+class Fixed:
+    """M + K Kᵀ with the same M for each batch. Only its Cholesky factor is kept: at
+    d_mlp = 14,336 M itself is 1.6 GB."""
 
     factor: Tensor = field(repr=False)
     name: str  # of M, for messages
 
     @classmethod
-    def of(cls, matrix: Tensor, name: str) -> Normal:
+    def of(cls, matrix: Tensor, name: str) -> Fixed:
         return cls(_cholesky(matrix, name), name)
 
-    def solve(self, keys: Tensor, residuals: Tensor) -> Tensor:
-        """Δ, ``(d_model, d_mlp)``."""
+    def at(self, keys: Tensor) -> Tensor:
+        """(M + K Kᵀ)⁻¹ K, ``(d_mlp, u)``."""
         if keys.shape[1] > keys.shape[0]:
-            return torch.cholesky_solve(keys @ residuals.T, self.plus(keys).factor).T
-        solved = torch.cholesky_solve(keys, self.factor)  # A, (d_mlp, u)
+            return Growing(self.factor @ self.factor.T, self.name).at(keys)
+        solved = torch.cholesky_solve(keys, self.factor)  # A
         inner = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device) + keys.T @ solved
-        return torch.cholesky_solve(residuals.T, _cholesky(inner, f"I + Kᵀ({self.name})⁻¹K")).T @ solved.T
+        return torch.cholesky_solve(solved.T, _cholesky(inner, f"I + Kᵀ({self.name})⁻¹K")).T
 
-    def plus(self, keys: Tensor) -> Normal:
-        """The system with K Kᵀ added to M."""
-        return Normal.of(torch.addmm(keys @ keys.T, self.factor, self.factor.T), self.name)
+
+@dataclass(frozen=True)
+class Growing:
+    """M + K Kᵀ where M takes in each batch's K Kᵀ. M itself is kept: each batch brings another M + K Kᵀ to factor, and
+    the factor of M alone is of no use."""
+
+    matrix: Tensor = field(repr=False)
+    name: str
+
+    def at(self, keys: Tensor) -> Tensor:
+        """(M + K Kᵀ)⁻¹ K, ``(d_mlp, u)``."""
+        return torch.cholesky_solve(keys, _cholesky(self.plus(keys).matrix, self.name))
+
+    def plus(self, keys: Tensor) -> Growing:
+        """With K Kᵀ added to M."""
+        return Growing(torch.addmm(self.matrix, keys, keys.T), self.name)
 
 
 @dataclass(frozen=True)
@@ -116,19 +129,20 @@ class Ridge(Solver):
     def __post_init__(self) -> None:
         check_real("λ", self.weight)
 
-    def prepare(self, second_moment: Tensor) -> Normal:
-        name = f"{self.name} + K_pK_pᵀ" if self.remembers else self.name
-        return Normal.of(self.matrix(second_moment), name)
+    def prepare(self, second_moment: Tensor) -> Fixed | Growing:
+        matrix = self.matrix(second_moment)
+        fixed = Fixed.of(matrix, self.name)  # also where M grows: a singular C is found before targets are optimised
+        return Growing(matrix, f"{self.name} + K_pK_pᵀ") if self.remembers else fixed
 
     def matrix(self, second_moment: Tensor) -> Tensor:
         """M before the first batch, in float64."""
         return self.weight * second_moment.double()
 
-    def solve(self, state: Normal, keys: Tensor, residuals: Tensor) -> Tensor:
-        return state.solve(keys.double(), residuals.double())
+    def solve(self, state: Fixed | Growing, keys: Tensor, residuals: Tensor) -> Tensor:
+        return residuals.double() @ state.at(keys.double()).T
 
-    def remember(self, state: Normal, keys: Tensor) -> Normal:
-        return state.plus(keys.double()) if self.remembers else state
+    def remember(self, state: Fixed | Growing, keys: Tensor) -> Fixed | Growing:
+        return state.plus(keys.double()) if isinstance(state, Growing) else state
 
 
 @dataclass(frozen=True)
@@ -161,7 +175,7 @@ class NullSpaceState:
     """The basis U of C's null space, (d_mlp, r), and the system in it, (r, r)."""
 
     basis: Tensor = field(repr=False)
-    inside: Normal
+    inside: Growing
 
 
 @dataclass(frozen=True)
@@ -185,7 +199,7 @@ class NullSpace(Solver):
     threshold: float
     l2: float
     remembers = True
-    matrices = 5.5  # while it adds a batch's keys, in a null space of up to d_mlp dimensions
+    matrices = 4.5  # while it is prepared
 
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold)
@@ -199,13 +213,13 @@ class NullSpace(Solver):
             )
         return NullSpaceState(basis, self.inner(basis, second_moment))
 
-    def inner(self, basis: Tensor, second_moment: Tensor) -> Normal:
+    def inner(self, basis: Tensor, second_moment: Tensor) -> Growing:
         """The system in the null space before the first batch."""
         identity = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
-        return Normal(math.sqrt(self.l2) * identity, "L2·I + K̃_pK̃_pᵀ")
+        return Growing(self.l2 * identity, "L2·I + K̃_pK̃_pᵀ")
 
     def solve(self, state: NullSpaceState, keys: Tensor, residuals: Tensor) -> Tensor:
-        return state.inside.solve(state.basis.T @ keys.double(), residuals.double()) @ state.basis.T
+        return residuals.double() @ (state.basis @ state.inside.at(state.basis.T @ keys.double())).T
 
     def remember(self, state: NullSpaceState, keys: Tensor) -> NullSpaceState:
         return NullSpaceState(state.basis, state.inside.plus(state.basis.T @ keys.double()))
@@ -244,10 +258,10 @@ class LeakyNullSpace(NullSpace):
         super().__post_init__()
         check_real("λ₁", self.leak, zero=True)
 
-    def inner(self, basis: Tensor, second_moment: Tensor) -> Normal:
+    def inner(self, basis: Tensor, second_moment: Tensor) -> Growing:
         matrix = self.leak * (basis.T @ second_moment.double() @ basis)
         matrix.diagonal().add_(self.l2)
-        return Normal.of(matrix, "λ₂I + λ₁UᵀCU + K̃_pK̃_pᵀ")
+        return Growing(matrix, "λ₂I + λ₁UᵀCU + K̃_pK̃_pᵀ")
 
 
 #: The smallest pivot of a Gram matrix of keys counts as zero if it is below this share of the largest.
@@ -303,7 +317,7 @@ def on_device(state: Any, device: torch.device | str) -> Any:
 
 def _cholesky(matrix: Tensor, name: str) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if info.item() or not torch.isfinite(factor).all():
+    if info.item() or not torch.isfinite(factor.diagonal()).all():  # an entry that is not finite spoils its row's
         raise SolverError(
             f"{name} ({matrix.shape[0]} × {matrix.shape[1]}) is not positive definite: "
             "the second moment is singular (measure it over more tokens, --tokens: ten for each dimension of a key "

@@ -191,12 +191,13 @@ def moment(d_mlp: int) -> torch.Tensor:
 
 def test_memory_of_solver_states_is_counted_as_it_is():
     assert Ridge(10.0).prepare(moment(64)).factor.nbytes == Ridge(10.0).state_bytes(64)
+    assert Ridge(10.0, True).prepare(moment(64)).matrix.nbytes == Ridge(10.0, True).state_bytes(64)
     for threshold in (0.2, 1.0, 5.0):
         solver = NullSpace(threshold, 1.0)
         state = solver.prepare(moment(64))
-        assert state.basis.nbytes + state.inside.factor.nbytes <= solver.state_bytes(64)
+        assert state.basis.nbytes + state.inside.matrix.nbytes <= solver.state_bytes(64)
         assert state.basis.nbytes <= solver.disk_bytes(64)
-    assert state.basis.nbytes + state.inside.factor.nbytes == solver.state_bytes(64)
+    assert state.basis.nbytes + state.inside.matrix.nbytes == solver.state_bytes(64)
 
 
 def peak(function: Callable[[], Any]) -> tuple[Any, int]:
@@ -211,7 +212,7 @@ def peak(function: Callable[[], Any]) -> tuple[Any, int]:
     return result, most
 
 
-@pytest.mark.parametrize("solver", [Ridge(10.0), Equality(), NullSpace(5.0, 1.0)])
+@pytest.mark.parametrize("solver", [Ridge(10.0), Ridge(10.0, True), Equality(), NullSpace(5.0, 1.0)])
 def test_memory_of_a_solver_at_work_is_what_it_takes(solver):
     """Measured on a CPU; what a GPU's solvers take themselves is not in it."""
     d_model, d_mlp, batch = 64, 256, 16
@@ -222,7 +223,7 @@ def test_memory_of_a_solver_at_work_is_what_it_takes(solver):
     _, remembering = peak(lambda: solver.remember(state, keys))
     there = solver.state_bytes(d_mlp)
     most = max(preparing + c.nbytes, there + solving, there + remembering)
-    assert 0.8 * solver.work_bytes(d_mlp, batch) < most <= solver.work_bytes(d_mlp, batch)
+    assert 0.75 * solver.work_bytes(d_mlp, batch) < most <= solver.work_bytes(d_mlp, batch)
 
 
 def test_memory_follows_layers_types_and_batches(tmp_path):
