@@ -110,24 +110,25 @@ class Editor(Method):
         return self.constraint.once
 
     def check(self, model: Model) -> None:
-        """Make sure that there is a text for second moments, and that it is long enough.
+        """Make sure that there is a text for second moments, if the solver needs them, and that it is long enough.
 
         Raises:
             ValueError: if there is none, or it is too short.
         """
-        check_text(model, self.layers, self._corpus(model), self.tokens)
+        if self.solver.needs_text:
+            check_text(model, self.layers, self._corpus(model), self.tokens)
 
     def prepare(self, model: Model) -> EditState:
         """Prepare what does not depend on a batch: context prefixes, and each layer's factored second moment.
 
         Raises:
-            ValueError: if the editor names no corpus, or a layer is not in memory.
+            ValueError: if the editor names no corpus and needs one, or a layer is not in memory.
             SolverError: if a layer's second moment cannot be factored.
         """
         layers = model.check_editable(self.layers)
-        moments = self.second_moments(model, layers, self.tokens)
-        solvers = {}
-        for layer in layers:
+        moments = self.second_moments(model, layers, self.tokens) if self.solver.needs_text else {}
+        solvers: dict[int, Any] = dict.fromkeys(layers)
+        for layer in moments:
             of = f"C of layer {layer}, from {self.tokens} tokens for keys of {model.weight(layer).shape[1]} dimensions"
             with _named(f"{self.name}, factoring {of}"):
                 prepared = self.solver.prepare(moments[layer].matrix.to(model.weight(layer).device))
@@ -151,12 +152,10 @@ class Editor(Method):
         return self.corpus
 
     def inputs(self, model: Model, state: EditState) -> dict[str, Any]:
-        """The hash of the text of the second moments, the context prefixes, and the tokens in a micro-batch."""
-        return {
-            "corpus": corpus_hash(str(self.corpus)),
-            "prefixes": state.prefixes,
-            "token_budget": state.token_budget,
-        }
+        """The hash of the text of the second moments, if there are any, the context prefixes, and the tokens in a
+        micro-batch."""
+        text = {"corpus": corpus_hash(self._corpus(model))} if self.solver.needs_text else {}
+        return {**text, "prefixes": state.prefixes, "token_budget": state.token_budget}
 
     def steps(
         self, model: Model, requests: Sequence[Request], state: EditState, timer: Timer | None = None
@@ -261,10 +260,11 @@ class Editor(Method):
         prepared, all second moments. Device: the weights, copies of edited matrices, one of them in float64 too, and
         one layer's solver at work. Micro-batches of targets come on top."""
         n, together = len(self.layers), min(batch, self.max_batch or batch)
-        moments = n * 4 * size.d_mlp**2
+        measured = n if self.solver.needs_text else 0
+        moments = measured * 4 * size.d_mlp**2
         return Memory(
-            moments + n * self.solver.disk_bytes(size.d_mlp),
-            moments + n * self.solver.state_bytes(size.d_mlp),
+            moments + measured * self.solver.disk_bytes(size.d_mlp),
+            moments + measured * self.solver.state_bytes(size.d_mlp),
             size.weights
             + size.copies(n, 3)
             + 8 * size.d_model * size.d_mlp

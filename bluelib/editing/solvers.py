@@ -46,9 +46,14 @@ class Solver(ABC):
     remembers: bool = False
     matrices: ClassVar[float] = 3.0
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether it needs the second moment of a text."""
+        return True
+
     @abstractmethod
     def prepare(self, second_moment: Tensor) -> Any:
-        """The state before the first batch, from C."""
+        """The state before the first batch, from C; None for a solver that needs no text."""
 
     @abstractmethod
     def solve(self, state: Any, keys: Tensor, residuals: Tensor) -> Tensor:
@@ -282,13 +287,16 @@ class Equality(Solver):
 
     whitened: bool = True
 
-    def prepare(self, second_moment: Tensor) -> Tensor:
-        c = second_moment.double()
-        return _cholesky(c if self.whitened else torch.eye(len(c), dtype=c.dtype, device=c.device), "C")
+    @property
+    def needs_text(self) -> bool:
+        return self.whitened
 
-    def solve(self, state: Tensor, keys: Tensor, residuals: Tensor) -> Tensor:
+    def prepare(self, second_moment: Tensor) -> Tensor | None:
+        return _cholesky(second_moment.double(), "C") if self.whitened else None
+
+    def solve(self, state: Tensor | None, keys: Tensor, residuals: Tensor) -> Tensor:
         keys = keys.double()
-        solved = torch.cholesky_solve(keys, state)  # C⁻¹ K
+        solved = keys if state is None else torch.cholesky_solve(keys, state)  # C⁻¹ K
         gram = keys.T @ solved
         inner, info = torch.linalg.cholesky_ex(gram)
         pivots = inner.diagonal().square()

@@ -13,6 +13,7 @@ from bluelib.data import Probe
 from bluelib.editing.constraints import Damp, Sparsify
 from bluelib.editing.finetuning import FineTuning
 from bluelib.editing.mend import Mend, Network, gradient_pairs, train
+from bluelib.editing.method import Size
 from bluelib.editing.named import get_composition
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.solvers import Equality, Ridge
@@ -170,3 +171,18 @@ def test_what_needs_a_composition_refuses_what_is_none():
     assert get_composition("memit_blue", model).solver == get_editor("memit_blue", model).solver
     with pytest.raises(ValueError, match="ft is not a composition"):
         get_composition("ft", model)
+
+
+def test_rome_without_whitening_needs_no_text(any_model, monkeypatch):
+    """As published for Llama3: no second moment is measured, and no corpus need be named."""
+    monkeypatch.setattr("bluelib.editing.editor.second_moments", None)
+    plain = replace(editor(Equality(whitened=False), DIRECT, (1,)), corpus=None, max_batch=1, name="rome")
+    run = edit_sequence(any_model, RECORDS[:2], plain, batch_size=1)
+    assert "corpus" not in run.inputs
+    assert run.weight_change()[1] > 0
+    run.revert()
+    size = Size.of(any_model)
+    whitened = replace(plain, solver=Equality())
+    assert plain.memory(size, 1).disk == 0 < whitened.memory(size, 1).disk
+    with pytest.raises(ValueError, match="rome names no corpus"):
+        whitened.prepare(any_model)

@@ -237,7 +237,8 @@ def test_memory_follows_layers_types_and_batches(tmp_path):
     assert found.keys() == set(catalogue.names()) - measured, "every method whose settings need no measuring"
     assert found["memit"] == found["pmet"]
     assert found["memit"]["host"] == pytest.approx(4 / 2 * found["memit_blue"]["host"])
-    assert found["alphaedit"]["host"] > found["memit"]["host"] > found["rome"]["host"] > found["ft"]["host"] == 0
+    assert found["alphaedit"]["host"] > found["memit"]["host"] > found["ft"]["host"] == 0
+    assert found["rome"]["host"] == 0, "its settings for Llama3 need no second moments"
     assert found["memit"]["device, 1"] < found["memit"]["device, 100"]
     assert found["rome"]["device, 1"] == found["rome"]["device, 100"]  # one edit at a time, whatever the batch
     weights = (
