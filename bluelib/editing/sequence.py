@@ -150,6 +150,7 @@ def edit_sequence(
     on_conflict: str = "last",
     chat: bool = False,
     start: str | Path | None = None,
+    prepared: Any = None,
     progress: bool | None = None,
     after_batch: Callable[[int, BatchResult], None] | None = None,
     on_resume: Callable[[int], None] | None = None,
@@ -173,6 +174,8 @@ def edit_sequence(
         start: continue from an earlier run on the same model, given as a file that :meth:`Run.save_delta` wrote. The
             model must be as loaded. Second moments and prefixes are those of the unedited model, as in one long run,
             and a method with a history remembers the earlier run's keys. :meth:`Run.revert` reverts both runs.
+        prepared: what the editor's ``prepare`` returned for this model, to make many short runs without preparing each.
+            A method with a history advances it after each batch but the last.
         progress: show a progress bar (default: on a terminal).
         after_batch: called after each batch with its number and result.
         on_resume: called if a checkpoint is continued, with the number of the last batch in it, when the model is as it
@@ -205,7 +208,7 @@ def edit_sequence(
         with model.restored_on_error(touched) as originals:
             model.edit_in_float32(editor.layers)
             with timer("prepare"):
-                state = editor.prepare(model)
+                state = editor.prepare(model) if prepared is None else prepared
             inputs = editor.inputs(model, state)
             keys: list[Mapping[int, Tensor]] = []
             all_are_here = not (editor.remembers and model.changed_layers())  # no keys of an earlier run are missing
@@ -374,15 +377,17 @@ def _batch_name(records: Sequence[Record]) -> str:
     return f"{'record' if len(ids) == 1 else 'records'} {', '.join(ids[:10])}{more}"
 
 
-def check_requests(model: Model, records: Sequence[Record], editor: Method) -> None:
+def check_requests(model: Model, records: Sequence[Record], editor: Method) -> int:
     """Tokenise all edits after the longest prefix, so that an edit that cannot be made is found before any is made.
+
+    Returns:
+        The length of the longest sequence that editing runs, in tokens: context prefix, prompt and target.
 
     Raises:
         ValueError: if an edit cannot be made; the message names the record.
     """
     prefix = longest_prefix(model, editor)
-    for record in records:
-        check_request(model, record, prefix)
+    return max(check_request(model, record, prefix) for record in records)
 
 
 def longest_prefix(model: Model, editor: Method) -> str:
@@ -390,8 +395,11 @@ def longest_prefix(model: Model, editor: Method) -> str:
     return max(editor.prefixes(model), key=len)
 
 
-def check_request(model: Model, record: Record, prefix: str) -> None:
+def check_request(model: Model, record: Record, prefix: str) -> int:
     """Tokenise an edit after a prefix.
+
+    Returns:
+        The number of tokens that editing runs.
 
     Raises:
         ValueError: if it cannot be made; the message names the record.
@@ -404,6 +412,7 @@ def check_request(model: Model, record: Record, prefix: str) -> None:
         model.check_length(tokens, "context prefix, prompt and target_new")
     except ValueError as error:
         raise ValueError(f"record {record.case_id}: {error}") from error
+    return tokens
 
 
 def _identity(

@@ -24,10 +24,9 @@ import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
 
 from ..data import Record
-from ..models.contexts import context_prefixes
 from ..models.generation import continue_greedily
 from ..models.model import Model
-from ..models.prompts import encode_answer, encode_prompt, joiner
+from ..models.prompts import encode_answer, joiner
 from ..models.scoring import score_targets
 
 MEASURES = ("rouge_l", "token_recall", "object_recall", "whole")
@@ -85,20 +84,3 @@ def _mentions(before: str, target: str, name: str) -> list[tuple[str, str]]:
     """For each mention of ``name`` in the target: all text before it, and the name. ``before`` precedes the target."""
     places = [match.start() for match in re.finditer(rf"\b{re.escape(name)}\b", target)]
     return [(f"{before}{target[:place]}".rstrip(), name) for place in places]
-
-
-def check_length(model: Model, records: Sequence[Record]) -> int:
-    """The longest sequence that editing runs: context prefix, prompt and target, in tokens.
-
-    Raises:
-        ValueError: if it exceeds the model's context; the message names the record.
-    """
-    prefix = max(len(encode_prompt(model.tokenizer, text)) for text in context_prefixes(model))
-    longest = 0
-    for r in records:
-        own = len(encode_prompt(model.tokenizer, r.request.text)) + len(
-            encode_answer(model.tokenizer, r.request.text, r.target_new, r.separator)
-        )
-        model.check_length(prefix + own, f"record {r.case_id}: prefix, prompt and target")
-        longest = max(longest, prefix + own)
-    return longest

@@ -88,6 +88,7 @@ def single(
         return path
     before = Before.of(model, records, metrics, contexts=contexts)
     how: dict[str, Any] = {"metrics": metrics, "contexts": contexts, "before": before, "generate": False}
+    state = method.prepare(model)
     unfinished = raw_path("single", path.stem)
     rows, seconds = so_far(unfinished, identity)
     timer = Timer()
@@ -96,11 +97,11 @@ def single(
     with held(unfinished), bar:
         for case in _cases(records[len(rows) :]):
             with timer("single"):
-                rows += _alone(model, method, case, how)
+                rows += _alone(model, method, case, state, how)
             write_so_far(unfinished, identity, rows, timer.rounded())
             bar.update(len(case))
     with timer("sequential"):
-        run = edit_sequence(model, records, method, batch_size=1)
+        run = edit_sequence(model, records, method, batch_size=1, prepared=state)
         try:
             in_sequence = evaluate(model, records, **how)
             change = {str(layer): round(now, 6) for layer, now in run.weight_change().items()}
@@ -121,9 +122,14 @@ def single(
     return path
 
 
-def _alone(model: Model, method: Method, case: Sequence[Record], how: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The scores of one case, edited alone; the model is left as it was."""
-    run = edit_sequence(model, case, method, batch_size=len(case), progress=False)
+def _alone(
+    model: Model, method: Method, case: Sequence[Record], state: Any, how: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The scores of one case, edited alone; the model is left as it was, and so is ``state``, as the method's
+    ``prepare`` gave it."""
+    one_batch = len(case) <= (method.max_batch or len(case))  # after which a method with a history advances nothing
+    given = state if one_batch else None
+    run = edit_sequence(model, case, method, batch_size=len(case), prepared=given, progress=False)
     try:
         return list(evaluate(model, case, **how).records)
     finally:

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-from bluelib import load_dataset, load_model
+from bluelib import get_editor, load_dataset, load_model
 from bluelib.data import Record, RecordError
 from bluelib.data.longform import load_long_form, pocket_long_form
 from bluelib.editing.catalogue import blue_pairs
 from bluelib.editing.residuals import DIRECT
-from bluelib.editing.sequence import edited
+from bluelib.editing.sequence import check_requests, edited
 from bluelib.metrics.intervals import paired_differences
-from bluelib.metrics.longform import MEASURES, check_length, evaluate_long_form, rouge_l
+from bluelib.metrics.longform import MEASURES, evaluate_long_form, rouge_l
 from bluelib.models.generation import continue_greedily
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.world import build_world
@@ -88,7 +88,8 @@ def test_other_numbers_of_sentences_and_other_records():
 
 def test_every_long_form_edit_fits_the_pocket_models():
     model = load_model("pocket-llama")
-    assert check_length(model, load_long_form("pocket-counterfact", sentences=5)) < model.max_positions / 2
+    records = load_long_form("pocket-counterfact", sentences=5)
+    assert check_requests(model, records, get_editor("memit", model)) < model.max_positions / 2
 
 
 def written(tmp_path, *entries):
@@ -185,17 +186,17 @@ def test_what_a_model_knows_is_found_whole_and_what_it_does_not_know_is_not():
     assert lies["whole"] == 0 and lies["object_recall"] == 0 and lies["rouge_l"] < 50
 
 
-def test_a_text_beyond_the_context_is_refused(any_model, monkeypatch):
-    monkeypatch.setattr("bluelib.metrics.longform.context_prefixes", lambda *_: PREFIXES)
+def test_a_text_beyond_the_context_is_refused(any_model, small_world):
     texts = [f"{prefix}{r.request.text} {r.target_new}" for prefix in PREFIXES for r in LONG]
     longest = max(len(any_model.tokenizer(text).input_ids) for text in texts)
-    assert abs(check_length(any_model, LONG) - longest) <= 2 and longest < 60, "cut apart, a token may come or go"
-    with pytest.raises(ValueError, match=r"record 1: prefix, prompt and target: \d+ tokens exceed random-pocket-\w+'s"):
-        check_length(any_model, [LONG[0], replace(LONG[1], target_new="word. " * 200)])
+    assert check_requests(any_model, LONG, editor()) == longest - 1 < 60, "the last token is predicted, and never read"
+    with pytest.raises(
+        ValueError, match=r"record 1: context prefix.* target_new: \d+ tokens exceed random-pocket-\w+'s"
+    ):
+        check_requests(any_model, [LONG[0], replace(LONG[1], target_new="word. " * 200)], editor())
 
 
-def test_editing_and_timing_leave_the_model(any_model, small_world, monkeypatch):
-    monkeypatch.setattr("bluelib.metrics.longform.context_prefixes", lambda *_: PREFIXES)
+def test_editing_and_timing_leave_the_model(any_model, small_world):
     before = [any_model.weight(layer).clone() for layer in range(any_model.n_layers)]
     first = evaluate_long_form(any_model, LONG, OBJECTS)
     with edited(any_model, LONG, editor(), batch_size=2):

@@ -28,16 +28,17 @@ def llama():
     return load_model("pocket-llama")
 
 
-def test_each_edit_is_evaluated_alone_and_then_all_at_the_end_of_their_sequence(llama, project):
+@pytest.mark.parametrize("editor", ["memit", "alphaedit"])
+def test_each_edit_is_evaluated_alone_and_then_all_at_the_end_of_their_sequence(editor, llama, project):
     unedited = llama.weight(0).clone()
-    path = single(llama, "memit", **HOW)
+    path = single(llama, editor, **HOW)
     assert llama.weight(0).equal(unedited), "the model is left as it was"
     records = load_dataset("pocket-ripple", split="report", limit=4)
     before = Before.of(llama, records, METRICS)
     how = {"generate": False, "metrics": METRICS, "before": before}
 
     def edited(chosen):
-        run = edit_sequence(llama, chosen, get_editor("memit", llama), batch_size=1)
+        run = edit_sequence(llama, chosen, get_editor(editor, llama), batch_size=1)
         try:
             return evaluate(llama, chosen, **how).records
         finally:
@@ -50,7 +51,7 @@ def test_each_edit_is_evaluated_alone_and_then_all_at_the_end_of_their_sequence(
     frame = singles([path])
     assert frame.protocol.tolist() == list(PROTOCOLS) and frame.scores[0]["efficacy"] == content["single"]["efficacy"]
     written = path.stat().st_mtime_ns
-    assert single(llama, "memit", **HOW) == path and path.stat().st_mtime_ns == written
+    assert single(llama, editor, **HOW) == path and path.stat().st_mtime_ns == written
 
 
 def test_an_interrupted_run_goes_on_with_the_next_edit(llama, project, monkeypatch):
@@ -59,11 +60,11 @@ def test_an_interrupted_run_goes_on_with_the_next_edit(llama, project, monkeypat
     path.unlink()
     alone, made = module._alone, []
 
-    def interrupted(model, method, case, how):
+    def interrupted(model, method, case, *how):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(case[0].case_id)
-        return alone(model, method, case, how)
+        return alone(model, method, case, *how)
 
     monkeypatch.setattr(module, "_alone", interrupted)
     with pytest.raises(KeyboardInterrupt):
