@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import lzma
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -92,19 +93,21 @@ def corpus_hash(corpus: str) -> str:
         return text_hash(exclude=_excluded(corpus))
     if corpus == "wikipedia":
         return hashlib.sha256("@".join(WIKIPEDIA).encode()).hexdigest()
-    path = _path(corpus)
+    path = _path(corpus).resolve()
     if path.is_file():
-        if path.suffix == XZ:  # by its text: the same text can be compressed in many ways
-            with lzma.open(path) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = file_hash(path)  # hashed together with how it is read, which its suffix decides
-        return (
-            hashlib.sha256(f"{READERS[path.suffix]}:{digest}".encode()).hexdigest()
-            if path.suffix in READERS
-            else digest
-        )
+        return _text_hash(path, path.stat().st_mtime_ns)
     parts = [f"{file.relative_to(path)}:{file_hash(file)}" for file in sorted(path.rglob("*")) if file.is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@cache
+def _text_hash(path: Path, written: int) -> str:
+    """The hash of a file, once for each time it was ``written``: a run asks for it several times."""
+    if path.suffix == XZ:  # by its text: the same text can be compressed in many ways
+        with lzma.open(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_hash(path)  # hashed together with how it is read, which its suffix decides
+    return hashlib.sha256(f"{READERS[path.suffix]}:{digest}".encode()).hexdigest() if path.suffix in READERS else digest
 
 
 def _excluded(corpus: str) -> frozenset[str]:

@@ -98,8 +98,9 @@ def follow(
     check_names(editor, options)
     method = get_editor(editor, model, **{"corpus": corpus, "tokens": tokens, **options})
     check_batch(method, batch_size)
-    records = load_dataset(dataset, split=split, limit=edits, seed=seed)
-    more = load_dataset(dataset, split=split, up_to=edits + others, seed=seed)[edits:] if others else []
+    found = load_dataset(dataset, split=split, up_to=edits + others, seed=seed)
+    check_whole("edits", edits, 1, len(found), f"the number of records of {dataset}")
+    records, more = found[:edits], found[edits:]
     method.check(model)
     origin = provenance(model, records)
     given = {"dataset": Path(dataset).name, "split": split, "editor": editor, "options": options, "edits": edits}
