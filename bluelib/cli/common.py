@@ -91,6 +91,16 @@ CORPUS = Option("--corpus", help="the text for second moments: wikipedia, or a p
 TOKENS = Option("--tokens", type=int, help="how many tokens of that text; by default the configuration's")
 GRID = Option("--grid", type=Path, default=Path("workflow/grid.yaml"), help="the grid file")
 
+SET = Option(
+    "--set",
+    nargs="+",
+    action=Gather,
+    default=[],
+    metavar="NAME=VALUE",
+    help="hyper-parameters, instead of the configuration's, for example mom2_update_weight=15000; values in JSON or as "
+    "plain strings",
+)
+
 #: Where a model is loaded, and how.
 PLACE = (
     Option("--device", default="cpu", help="a torch device, or auto to spread the model over all devices"),

@@ -16,6 +16,7 @@ from .common import (
     MODEL,
     PLACE,
     RECORDS,
+    SET,
     TOKENS,
     Answer,
     Gather,
@@ -116,14 +117,7 @@ def _kept_edits(arguments: Namespace) -> str:
     CORPUS,
     TOKENS,
     Option("--batch-size", type=int, help="edits per batch; by default 10, or all if there are fewer"),
-    Option(
-        "--set",
-        nargs="+",
-        action=Gather,
-        default=[],
-        metavar="NAME=VALUE",
-        help="hyper-parameters of the editor, instead of the configuration's; values in JSON or as plain strings",
-    ),
+    SET,
     Option(
         "--checkpoint",
         type=Path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .common import (
     CONTEXTS,
@@ -12,6 +12,7 @@ from .common import (
     MODEL,
     MODEL_HELP,
     PLACE,
+    SET,
     TOKENS,
     Answer,
     Gather,
@@ -46,14 +47,7 @@ EDITORS = Option(
 )
 OF_SEQUENCE = (
     Option("--seed", type=int, default=0, help="0 keeps the dataset's order; any other seed shuffles it"),
-    Option(
-        "--set",
-        nargs="+",
-        action=Gather,
-        default=[],
-        metavar="NAME=VALUE",
-        help="options of the editors, instead of their settings, for example mom2_update_weight=15000",
-    ),
+    SET,
     *TEXT,
     *PLACE,
     Option("--output", type=Path, metavar="FILE", help="where the scores of one editor are written"),
@@ -319,38 +313,13 @@ def ablation(arguments: Namespace) -> Answer:
 )
 def follow(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records, and score it as the sequence grows."""
-    from ..data.datasets import load_dataset
-    from ..editing.named import check_corpus_of
-    from ..models.load import load_model
-    from ..studies.follow import follow
+    from ..studies.follow import EDITS, follow
     from ..studies.tuning import default_dataset
 
-    _check_output(arguments)
-    for editor in arguments.editor:
-        check_corpus_of(editor, arguments.model, arguments.corpus)
-    dataset, edits = arguments.dataset or default_dataset(arguments.model), arguments.edits
-    if edits is None:
-        edits = len(load_dataset(dataset, split=arguments.split, up_to=100, seed=arguments.seed))
-    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
-    paths = [
-        follow(
-            model,
-            editor,
-            dataset=dataset,
-            split=arguments.split,
-            edits=edits,
-            batch_size=min(20, edits) if arguments.batch_size is None else arguments.batch_size,
-            at=arguments.at,
-            scored=arguments.scored,
-            others=arguments.others,
-            seed=arguments.seed,
-            options=named_values("option", arguments.set),
-            corpus=arguments.corpus,
-            tokens=arguments.tokens,
-            output=arguments.output,
-        )
-        for editor in arguments.editor
-    ]
+    model, given = _given(arguments, arguments.dataset or default_dataset(arguments.model), EDITS)
+    batch_size = min(20, given["edits"]) if arguments.batch_size is None else arguments.batch_size
+    of_sequence = {"at": arguments.at, "scored": arguments.scored, "others": arguments.others}
+    paths = [follow(model, editor, batch_size=batch_size, **of_sequence, **given) for editor in arguments.editor]
     return written(paths)
 
 
@@ -367,37 +336,13 @@ def follow(arguments: Namespace) -> Answer:
 )
 def single(arguments: Namespace) -> Answer:
     """Edit records one at a time, each in the unedited model, and then the same ones in sequence."""
-    from ..data.datasets import load_dataset
-    from ..editing.named import check_corpus_of
     from ..metrics import Scores
-    from ..models.load import load_model
     from ..runs.cell import summary
     from ..studies.single import EDITS, PROTOCOLS, single, singles
 
-    _check_output(arguments)
-    for editor in arguments.editor:
-        check_corpus_of(editor, arguments.model, arguments.corpus)
-    edits = arguments.edits
-    if edits is None:
-        edits = len(load_dataset(arguments.dataset, split=arguments.split, up_to=EDITS, seed=arguments.seed))
-    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
-    paths = [
-        single(
-            model,
-            editor,
-            dataset=arguments.dataset,
-            split=arguments.split,
-            edits=edits,
-            seed=arguments.seed,
-            metrics=arguments.metrics,
-            contexts=arguments.contexts,
-            options=named_values("option", arguments.set),
-            corpus=arguments.corpus,
-            tokens=arguments.tokens,
-            output=arguments.output,
-        )
-        for editor in arguments.editor
-    ]
+    model, given = _given(arguments, arguments.dataset, EDITS)
+    measured = {"metrics": arguments.metrics, "contexts": arguments.contexts}
+    paths = [single(model, editor, **measured, **given) for editor in arguments.editor]
     rows = {
         f"{row.editor}, {PROTOCOLS[row.protocol]}": summary(Scores.of_columns(row.scores))
         for row in singles(paths).itertuples()
@@ -405,9 +350,23 @@ def single(arguments: Namespace) -> Answer:
     return Answer({"written": list(map(str, paths)), "scores": rows}, scores_table(rows))
 
 
-def _check_output(arguments: Namespace) -> None:
+def _given(arguments: Namespace, dataset: str, usual: int) -> tuple[Model, dict[str, Any]]:
+    """The model, and what the runs of all editors that are to be compared have in common: ``usual`` edits if no number
+    is given, or all records if there are fewer."""
+    from ..data.datasets import load_dataset
+    from ..editing.named import check_corpus_of
+    from ..models.load import load_model
+
     if arguments.output and len(arguments.editor) > 1:
         raise ValueError(f"--output is the file of one editor's scores; {len(arguments.editor)} editors were named")
+    for editor in arguments.editor:
+        check_corpus_of(editor, arguments.model, arguments.corpus)
+    edits = arguments.edits
+    if edits is None:
+        edits = len(load_dataset(dataset, split=arguments.split, up_to=usual, seed=arguments.seed))
+    given = {key: getattr(arguments, key) for key in ("split", "seed", "corpus", "tokens", "output")}
+    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    return model, {"dataset": dataset, "edits": edits, "options": named_values("option", arguments.set), **given}
 
 
 @command(
