@@ -26,6 +26,7 @@ def tables(arguments: Namespace) -> Answer:
 
 @command(
     Option("notebook", nargs="*", help="names of notebooks; by default all of the grid's"),
+    Option("--followed", action="store_true", help="only the figures of `blue follow`"),
     Option("--grid", type=Path, default=Path("workflow/grid-pocket.yaml"), help="the grid file"),
     example="blue draw --grid workflow/grid-pocket.yaml 04_residuals",
 )
@@ -37,8 +38,10 @@ def draw(arguments: Namespace) -> Answer:
     from ..studies import study_of
 
     grid = Grid.load(arguments.grid)
+    if arguments.followed and arguments.notebook:
+        raise ValueError("--followed draws what no notebook does; give it or names of notebooks, not both")
     paths = []
-    for notebook in arguments.notebook or grid.notebooks:
+    for notebook in () if arguments.followed else arguments.notebook or grid.notebooks:
         numbers = {model: grid.numbers(notebook, model) for model in grid.models}
         if not arguments.notebook and (missing := [path for path in numbers.values() if not path.exists()]):
             log.warning("%s is not drawn: %s is missing, so the notebook has not run yet", notebook, missing[0])

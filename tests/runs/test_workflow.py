@@ -101,6 +101,7 @@ def test_a_dry_run_plans_the_whole_grid(project, profile, grid):
     needs = [need for name in found.editors for need in catalogue.entry(name).needs]
     assert planned.pop("null_spaces", 0) == len(found.models) * (catalogue.NULL_SPACE in needs)
     assert planned.pop("follow", 0) == len(found.followed())
+    assert planned.pop("figures_followed", 0) == bool(found.followed())
     for notebook in found.notebooks:
         assert planned.pop(f"analysis_{notebook}", 0) <= len(found.models)
         assert planned.pop(f"figures_{notebook}") == 1
@@ -393,6 +394,9 @@ def test_what_has_not_run_yet_is_not_drawn(project, capsys, caplog):
     assert main(["draw", "--grid", "own.yaml"]) == 0
     assert "04_residuals is not drawn: " in caplog.text and "04_residuals_pocket-llama.json is missing" in caplog.text
     assert main(["draw", "--grid", "own.yaml", "04_residuals"]) == 2, "it was asked for by name"
+    assert main(["draw", "--grid", "own.yaml", "04_residuals", "--followed"]) == 2, "there is no such figure"
+    caplog.clear()
+    assert main(["draw", "--grid", "own.yaml", "--followed"]) == 0 and not caplog.text
 
 
 FOLLOW = {"editors": ["memit", "memit_blue"], "edits": 4, "batch_size": 2}
