@@ -82,7 +82,8 @@ def share_interval(percent: float, n: int) -> Interval:
     """Wilson's 95 % interval of a share, in per cent; it stays within 0 and 100.
 
     Args:
-        percent: the share that was observed.
+        percent: the share that was observed. For a mean of shares the interval is wider than it need be, as no values
+            from 0 to 1 vary more around their mean than zeros and ones do.
         n: the number of independent records.
     """
     found = stats.binomtest(round(percent / 100 * n), n).proportion_ci(method="wilson")
@@ -94,9 +95,7 @@ def less(one: Sequence[float | None], other: Sequence[float | None]) -> list[flo
     return [None if a is None or b is None else a - b for a, b in zip(one, other, strict=True)]
 
 
-def bootstrap_means(
-    values: np.ndarray, clusters: np.ndarray | None = None, *, seed: int = 0, resamples: int = RESAMPLES
-) -> np.ndarray:
+def bootstrap_means(values: np.ndarray, clusters: np.ndarray | None = None, *, seed: int = 0) -> np.ndarray:
     """Means of resampled values that come in groups (the records of several seeds): groups are drawn with replacement,
     and clusters of values within each.
 
@@ -105,10 +104,9 @@ def bootstrap_means(
             takes the same items for all measures, so differences between measures are paired.
         clusters: ``(groups, n)``, the number of each item's cluster, from 0; by default each item is one.
         seed: of the draws.
-        resamples: number of draws.
 
     Returns:
-        ``(m, resamples)``.
+        ``(m, RESAMPLES)``.
     """
     rng = np.random.default_rng(seed)
     _, groups, n = values.shape
@@ -117,8 +115,8 @@ def bootstrap_means(
     counts = codes.max(axis=1) + 1
     there = np.isfinite(values)
     known = np.where(there, values, 0)
-    means = np.empty((len(values), resamples))
-    for draw in range(resamples):
+    means = np.empty((len(values), RESAMPLES))
+    for draw in range(RESAMPLES):
         drawn = [
             (g, np.bincount(rng.integers(counts[g], size=counts[g]), minlength=counts[g])[codes[g]])
             for g in rng.integers(groups, size=(groups,))

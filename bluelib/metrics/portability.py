@@ -42,12 +42,12 @@ SHORT = 3
 _ARTICLE = re.compile(r"^(the|a|an)\s+", re.IGNORECASE)
 
 
-def ask(model: Model, queries: Iterable[Query], *, context: str = "bare", tokens: int = TOKENS) -> dict[Query, bool]:
+def ask(model: Model, queries: Iterable[Query], *, context: str = "bare") -> dict[Query, bool]:
     """Whether the model, in its present state, answers each query right, in one of :data:`.generated.CONTEXTS`."""
     before, after = frame(model, context)
     distinct = list(dict.fromkeys(queries))
     prompts = list(dict.fromkeys(query.prompt for query in distinct))
-    texts = answer(model, [before + prompt + after for prompt in prompts], tokens=tokens, stops="\n")
+    texts = answer(model, [before + prompt + after for prompt in prompts], tokens=TOKENS, stops="\n")
     said = dict(zip(prompts, texts, strict=True))
     return {query: answered(said[query.prompt], query.answers) for query in distinct}
 
@@ -70,20 +70,13 @@ def _named(text: str, words: str, name: str) -> bool:
     return f" {normal} " in words
 
 
-def conditions(
-    model: Model, records: Sequence[Record], *, context: str = "bare", tokens: int = TOKENS
-) -> dict[Query, bool]:
+def conditions(model: Model, records: Sequence[Record], *, context: str = "bare") -> dict[Query, bool]:
     """Whether each condition of the records' consequences holds, for the model before it is edited."""
-    return ask(model, (q for one in _all(records) for q in one.conditions), context=context, tokens=tokens)
+    return ask(model, (q for one in _all(records) for q in one.conditions), context=context)
 
 
 def portability(
-    model: Model,
-    records: Sequence[Record],
-    held: Mapping[Query, bool],
-    *,
-    context: str = "bare",
-    tokens: int = TOKENS,
+    model: Model, records: Sequence[Record], held: Mapping[Query, bool], *, context: str = "bare"
 ) -> list[dict[str, float | int | str]]:
     """Per record, in per cent: ``edited``, whether the edit succeeded, or, in a case with several edits, all of them;
     ``executed``, the share of its consequences that were executed, and ``executed_<group>``; and the share of each
@@ -95,7 +88,6 @@ def portability(
         records: the edits.
         held: what :func:`conditions` returned before the edits, in the same context.
         context: of :data:`.generated.CONTEXTS`.
-        tokens: the largest number of tokens in an answer.
 
     Raises:
         ValueError: if a condition was not asked before editing; the message names the record.
@@ -112,7 +104,7 @@ def portability(
     edits = [Query(record.request.text, (_names(record),)) for record in records]
     wanted = {own for case, groups in zip(cases, counted, strict=True) if groups for own in case}
     queries = [query for groups in counted for listed in groups.values() for one in listed for query in one.queries]
-    now = ask(model, [*(edits[number] for number in sorted(wanted)), *queries], context=context, tokens=tokens)
+    now = ask(model, [*(edits[number] for number in sorted(wanted)), *queries], context=context)
     rows: list[dict[str, float | int | str]] = []
     for record, case, groups in zip(records, cases, counted, strict=True):
         if not groups:

@@ -42,11 +42,11 @@ def document(folder: Path) -> dict[str, float]:
     found = recall(model)
     training = read_json(folder / "training.json")
     _write(folder / "recall.json", json.dumps({"weights": model.revision, **found}, indent=1) + "\n")
-    _write(folder / "README.md", _card(folder, model, training, found))
+    _write(folder / "README.md", _card(model, training, found))
     return found
 
 
-def _card(folder: Path, model, training: dict, found: dict[str, float]) -> str:
+def _card(model, training: dict, found: dict[str, float]) -> str:
     parameters = sum(p.numel() for p in model.hf_model.parameters())
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.2f} | {bar(name):.0f} |" for name, value in found.items())
     curve = training["curve"]

@@ -234,7 +234,7 @@ def effects_frame(traces: Sequence[CausalTrace]) -> pd.DataFrame:
     return frame.groupby(["kind", "role", "layer", "prompt"], sort=False, as_index=False).effect.mean()
 
 
-def layers_by_tracing(effects: pd.DataFrame, kind: str = "hidden", width: int = 5) -> list[int]:
-    """The ``width`` consecutive layers with the largest mean effect of ``kind`` at the subject's last token."""
-    chosen = effects[(effects.kind == kind) & (effects.role == "last subject")]
+def layers_by_tracing(effects: pd.DataFrame, width: int = 5) -> list[int]:
+    """The ``width`` consecutive layers whose hidden states have the largest mean effect at the subject's last token."""
+    chosen = effects[(effects.kind == "hidden") & (effects.role == "last subject")]
     return best_window(chosen.groupby("layer").effect.mean(), width)
