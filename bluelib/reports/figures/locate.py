@@ -47,19 +47,19 @@ def causal_traces(numbers: Numbers) -> Figure:
 
 
 def severed_paths(numbers: Numbers) -> Figure:
-    """Effect of the hidden state at the subject's last token, and what is left of it when later parts are severed."""
-    styles = {
-        "hidden": ("all paths", "black", "o"),
-        "hidden, MLPs severed": ("later MLPs severed", DISTRIBUTED, "s"),
-        "hidden, attention severed": ("later attention severed", DIRECT, "^"),
-    }
+    """Effect of the hidden state at the subject's last token, and what severing later parts takes of it: differences
+    of the same facts."""
+    taken = {"MLPs": ("through later MLPs", DISTRIBUTED, "s"), "attention": ("through later attention", DIRECT, "^")}
     with style():
         figure, axes = panels(numbers, 1, 3.2, sharey=True)
         for axis, found in zip(axes[0], numbers.values(), strict=True):
             effects = table(found, "effects")
-            effects = effects[effects.role == "last subject"]
-            for kind, (label, colour, marker) in styles.items():
-                band(axis, effects[effects.kind == kind], "layer", label, color=colour, marker=marker)
+            effects = effects[(effects.role == "last subject") & (effects.kind == "hidden")]
+            axis.plot(effects.layer, effects["mean"], color="grey", linestyle="--", label="whole effect")
+            severed = table(found, "severed")
+            for path, (label, colour, marker) in taken.items():
+                band(axis, severed[severed.path == path], "layer", label, color=colour, marker=marker)
+            axis.axhline(0, color="grey", linewidth=0.8)
             if critical := found["layers"]["configured"]:
                 axis.axvspan(
                     critical[0] - 0.4,
