@@ -16,8 +16,9 @@ import bluelib
 from bluelib import get_editor
 from bluelib.cli import main
 from bluelib.editing import catalogue
-from bluelib.editing.catalogue import APPENDIX, MAIN_TABLE, NEEDS, VARIANTS, entry, known, label, methods, names
+from bluelib.editing.catalogue import APPENDIX, MAIN_TABLE, NEEDS, VARIANTS, entry, known, label, names
 from bluelib.editing.editor import Editor
+from bluelib.editing.method import describe
 from bluelib.editing.named import memit
 from bluelib.io.palette import GREY, ORANGE
 from bluelib.models.load import load_model
@@ -72,15 +73,20 @@ def test_every_row_is_whole(name):
         assert row.variant in plain.variants and row.make().__doc__.startswith(f"{VARIANTS[row.variant].about} of: ")
 
 
-def test_labels_are_told_apart():
-    labels = [row.label for row in methods().values()]
-    assert len(set(labels)) == len(labels)
+def test_variants_are_called_as_in_the_papers():
+    for name, label_ in {
+        "memit_blue": "MEMIT_BLUE",
+        "alphaedit_fe": "AlphaEdit_FE",
+        "memit_history_blue": "MEMIT (history)_BLUE",
+    }.items():
+        assert (label(name), known(name).variant) == (label_, name.rpartition("_")[2])
 
 
 def test_what_a_method_needs_is_what_its_editor_has():
     model = load_model("pocket-llama")
     for name in names():
         editor = get_editor(name, model)
+        assert json.dumps(describe(editor)), "its settings are plain values"
         found = {"second moments"} if isinstance(editor, Editor) else set()
         if hasattr(getattr(editor, "solver", None), "threshold"):
             found.add("null space")

@@ -17,7 +17,7 @@ from bluelib.io.timing import Timer
 from bluelib.models.model import weights_hash
 from bluelib.models.representations import subject_hidden, subject_keys
 from tests.support.folders import files
-from tests.support.small import PREFIXES, RECORDS, editor, own_settings
+from tests.support.small import LLAMA_FIRST, PREFIXES, RECORDS, editor, own_settings
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
@@ -181,6 +181,7 @@ def numbers(settings):
     return {str(settings)}
 
 
+@LLAMA_FIRST
 @pytest.mark.parametrize("name", catalogue.names())
 def test_named_editors_resolve_their_configuration(any_model, name):
     composed = name not in ("ft", "mend")

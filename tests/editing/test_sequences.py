@@ -22,7 +22,7 @@ from bluelib.editing.targets import BUDGETS, default_token_budget
 from bluelib.io.locks import locked
 from bluelib.io.tensors import load_tensors, save_tensors
 from bluelib.models.model import Model, weights_hash
-from tests.support.small import ARCHITECTURES, RECORDS, TARGETS, editor, random_model
+from tests.support.small import ARCHITECTURES, LLAMA_FIRST, RECORDS, TARGETS, editor, random_model
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
@@ -41,6 +41,7 @@ def stop_after(batches):
     return check
 
 
+@LLAMA_FIRST
 @pytest.mark.parametrize("solver", [HISTORY, NullSpace(0.05, 1.0), Ridge(50.0)], ids=["history", "null space", "ridge"])
 @pytest.mark.parametrize("stops", [[1], [1, 2]])
 def test_a_continued_run_ends_with_the_same_bits(any_model, tmp_path, solver, stops):
@@ -100,6 +101,7 @@ SINCE = {
 }
 
 
+@LLAMA_FIRST
 @pytest.mark.parametrize("name", SINCE)
 def test_a_continued_run_of_later_methods_ends_with_the_same_bits(any_model, tmp_path, name):
     method = SINCE[name]
@@ -140,6 +142,7 @@ def test_history_matters_for_the_continued_run(any_model):
     assert hashes[0] != hashes[1]
 
 
+@LLAMA_FIRST
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -224,6 +227,7 @@ def test_a_delta_has_the_edits_of_earlier_runs_too(any_model, tmp_path):
     assert weights_hash(any_model.hf_model) == edited
 
 
+@LLAMA_FIRST
 @pytest.mark.parametrize("solver", [HISTORY, NullSpace(0.05, 1.0), Ridge(50.0)], ids=["history", "null space", "ridge"])
 @pytest.mark.parametrize("stop", [None, 1], ids=["whole", "killed"])
 def test_a_run_goes_on_from_a_delta_as_if_it_were_one(any_model, tmp_path, solver, stop):
@@ -370,7 +374,7 @@ def test_small_updates_survive_in_a_model_of_low_precision(architecture, tmp_pat
 def test_a_saved_model_is_what_transformers_loads(tmp_path):
     model = load_model("pocket-llama")
     records = load_dataset("pocket-counterfact", split="report", limit=2)
-    run = edit_sequence(model, records, get_editor("memit_blue", model, steps=2), batch_size=2)
+    run = edit_sequence(model, records, get_editor("ft", model, steps=2), batch_size=2)
     folder = run.save(tmp_path / "edited")
     again = load_model(str(folder))
     for (name, a), (_, b) in zip(model.hf_model.state_dict().items(), again.hf_model.state_dict().items(), strict=True):

@@ -408,7 +408,11 @@ def evaluate_once(folder: Path, others: int, hang_at: int = 0) -> None:
 ONCE = [measure_once, decompose_once, generate_once, evaluate_once]
 
 
-@pytest.mark.parametrize("others", [1, 3])
+#: How many others there are: three, in `make test`.
+OTHERS = pytest.mark.parametrize("others", [pytest.param(1, marks=pytest.mark.slow), 3])
+
+
+@OTHERS
 @pytest.mark.parametrize("task", ONCE)
 def test_of_several_processes_one_makes_a_file_and_the_others_wait(tmp_path, task, others):
     folder = tmp_path / "shared"
@@ -422,7 +426,7 @@ def test_of_several_processes_one_makes_a_file_and_the_others_wait(tmp_path, tas
     assert state(folder) == state(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("others", [1, 3])
+@OTHERS
 @pytest.mark.parametrize("task", ONCE)
 def test_if_the_one_that_makes_a_file_is_killed_another_goes_on(tmp_path, task, others):
     folder = tmp_path / "shared"
@@ -538,7 +542,7 @@ def fetch(folder: Path, url: str, sha256: str) -> None:
         sys.exit(1)
 
 
-@pytest.mark.parametrize("others", [1, 3])
+@OTHERS
 @pytest.mark.parametrize("killed", [False, True])
 def test_several_downloads_of_a_file_are_one(server, tmp_path, others, killed):  # noqa: F811
     server.content = json.dumps(ENTRIES[:1209]).encode()  # as many as the real file has

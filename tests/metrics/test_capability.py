@@ -253,6 +253,7 @@ def test_the_harness_is_asked_for_where_it_is_missing(monkeypatch):
         find_tasks(["pocket_nli"])
 
 
+@pytest.mark.slow
 def test_the_paper_s_tasks_are_known_to_the_harness(monkeypatch):
     """By name only: nothing is loaded, and no connection is made."""
 

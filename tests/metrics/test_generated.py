@@ -16,8 +16,8 @@ from bluelib.metrics.generated import CONTEXTS, INSTRUCTION, Answer, ask_all, me
 from bluelib.metrics.negation import negated, negation
 from bluelib.metrics.portability import answered
 from bluelib.models import generation as module_of_generation
-from bluelib.models.generation import answer, end_tokens
-from bluelib.models.prompts import encode_prompt
+from bluelib.models.generation import answer, continue_greedily, end_tokens
+from bluelib.models.prompts import encode_prompt, encode_target
 from bluelib.models.scoring import TargetScore, score_targets
 
 
@@ -178,10 +178,18 @@ def test_groups_of_metrics_stand_beside_each_other(model):
 
 
 def test_argmax_of_zsre_is_exact_match(model):
-    records = load_dataset("pocket-zsre", split="report", limit=3)
-    found = evaluate(model, records, generate=False, metrics=("editing", "argmax"))
-    for row in found.records:
-        assert row["argmax_efficacy"] == 100 * (row["efficacy"] == 100)
+    """Before and after an edit: what the model would say, token by token, is the answer."""
+    records = load_dataset("pocket-zsre", split="report", limit=4)
+    run = edit_sequence(model, records[:2], get_editor("memit_blue", model), batch_size=2)
+    try:
+        found = evaluate(model, records, generate=False, metrics=("editing", "argmax"))
+        lengths = [len(encode_target(model.tokenizer, record.target_new)) for record in records]
+        said = continue_greedily(model, [record.request.text for record in records], lengths)
+    finally:
+        run.revert()
+    exact = [100 * (text.strip() == record.target_new) for text, record in zip(said, records, strict=True)]
+    assert [row["argmax_efficacy"] for row in found.records] == exact == [100, 100, 0, 0]
+    assert [100 * (row["efficacy"] == 100) for row in found.records] == exact
 
 
 def test_groups_that_cannot_be_measured(model):

@@ -205,7 +205,7 @@ def test_document_frequencies_of_snippets_are_counted_once_and_kept(tmp_path, mo
     assert kept.idf_.tolist() == pytest.approx([math.log(4 / (1 + d)) + 1 for d in (1, 2, 1, 2, 1)])
 
 
-def test_generated_texts_have_the_length_asked_for_and_repeat_with_their_seed(any_model):
+def test_generated_texts_begin_with_their_prompt_and_repeat_with_their_seed(any_model):
     prompts = ["Ilvane plays", "The instrument of Ilvane Quillbrook"]
     texts = generate_texts(any_model, prompts, length=30, seed=3)
     assert texts == generate_texts(any_model, prompts, length=30, seed=3)

@@ -161,7 +161,25 @@ def test_whole_edits_equal_plain_ones(exact):
         assert plain.norm() > 1e-3 and (ours[layer] - plain).norm() < 1e-3 * plain.norm()
 
 
-@pytest.mark.parametrize("name", catalogue.names())
+#: Methods that ask something else of an architecture than another one does.
+KINDS = ("ft", "mend", "rome", "memit_blue", "memit_fe", "pmet")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        pytest.param(
+            architecture,
+            name,
+            marks=[]
+            if architecture == "llama-3" or (architecture not in RELATIVES and name in KINDS)
+            else pytest.mark.slow,
+        )
+        for architecture in ARCHITECTURES
+        for name in catalogue.names()
+    ],
+    indirect=["model"],
+)
 def test_every_editor_from_disk_to_disk(model, name, tmp_path):
     overrides = {}
     if name == "mend":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bluelib.models.asking import Reply, ask
+from bluelib.models.asking import Reply
 from bluelib.models.generation import continue_greedily
 from bluelib.models.prompts import encode_prompt
 from bluelib.models.scoring import top_tokens
@@ -16,10 +16,13 @@ TEMPLATE = (
 
 
 def test_a_reply_is_the_continuation_and_the_first_choices(any_model):
-    reply = any_model.ask("Peru is", tokens=6, top=3)
-    assert [reply.text] == continue_greedily(any_model, ["Peru is"], [6], until_end=True)
-    assert list(reply.top) == top_tokens(any_model, "Peru is", 3) and reply.prompt == "Peru is"
-    assert reply == ask(any_model, "Peru is", tokens=6, top=3)
+    reply, lm, tokenizer = any_model.ask("Peru is", tokens=6, top=3), any_model.hf_model, any_model.tokenizer
+    ids = tokenizer("Peru is", return_tensors="pt").input_ids
+    said = lm.generate(ids, do_sample=False, max_new_tokens=6, pad_token_id=0)[0, ids.shape[1] :]
+    assert reply.text == tokenizer.decode(said, skip_special_tokens=True).strip() and reply.prompt == "Peru is"
+    chances, first = lm(ids).logits[0, -1].softmax(-1).topk(3)
+    assert [token for token, _ in reply.top] == [tokenizer.decode([i]) for i in first]
+    assert [chance for _, chance in reply.top] == pytest.approx(chances.tolist())
 
 
 def test_a_reply_reads_as_text():

@@ -420,6 +420,13 @@ def test_an_accepted_record_is_edited_and_a_refused_one_costs_nothing(any_model,
     edited_or_refused(any_model, method, *edit)
 
 
+def test_of_such_records_some_are_edited_and_some_are_not(any_model, method):
+    """Otherwise the test above would say nothing."""
+    assert edited_or_refused(any_model, method, "{} plays the", "Ann", "tuba") is True
+    assert edited_or_refused(any_model, method, "{} plays the", "Ann " * 2500, "tuba") is False
+    assert edited_or_refused(any_model, method, "no place", "Ann", "tuba") is None
+
+
 @pytest.mark.long
 @given(edit=HOSTILE)
 @drawn(200)

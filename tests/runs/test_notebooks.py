@@ -99,15 +99,8 @@ def test_an_answer_of_another_kind_is_refused(answer, right):
         check_answer(answer, right)
 
 
-#: What `make test` runs; the others are among the slow tests.
-QUICK = ("08",)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[] if path.name[:2] in QUICK else pytest.mark.slow) for path in NOTEBOOKS],
-    ids=lambda p: p.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_a_notebook_gives_its_numbers(path, tmp_path):
     """nbval in a process of its own, on a copy, so that what the notebook writes stays out of the checkout.
 

@@ -75,20 +75,16 @@ def jobs(output):
     return {name: int(count) for name, count in re.findall(r"^(\S+)\s+(\d+)$", table[1], re.M)} if table else {}
 
 
+@pytest.mark.slow  # ten seconds each
 @pytest.mark.parametrize(
     ("profile", "grid"),
     [
+        ("local", "grid"),
         ("local", "grid-real"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)  # ten seconds each
-            for case in (
-                ("local", "grid"),
-                ("local", "grid-pocket"),
-                ("local", "grid-small"),
-                ("slurm", "grid-paper"),
-                ("kubernetes", "grid-paper"),
-            )
-        ),
+        ("local", "grid-pocket"),
+        ("local", "grid-small"),
+        ("slurm", "grid-paper"),
+        ("kubernetes", "grid-paper"),
     ],
 )
 def test_a_dry_run_plans_the_whole_grid(project, profile, grid):

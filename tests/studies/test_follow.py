@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bluelib import edit_sequence, evaluate, get_editor, load_dataset, load_model
+from bluelib import edit_sequence, evaluate, get_editor, load_dataset
 from bluelib.editing.checkpoints import held
 from bluelib.io.formats import read_json, write_json
 from bluelib.io.paths import sequence_path
@@ -18,18 +18,6 @@ from bluelib.studies import follow as module
 from bluelib.studies.follow import editing, follow, followed, some_of
 
 HOW = {"dataset": "pocket-counterfact", "edits": 8, "batch_size": 2}
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return load_model("pocket-llama")
 
 
 def test_a_run_is_scored_at_each_length_as_if_it_had_ended_there(llama, project):

@@ -66,17 +66,25 @@ def test_the_gain_gives_the_solver_s_update(problem):
     c, keys, direct, _, _ = problem
     solver = Ridge(3.0, remembers=True)
     state = solver.remember(solver.prepare(c + 1e-6 * torch.eye(len(c))), keys.flip(1) * 0.5)
-    update = solver.solve(state, keys, direct)
-    torch.testing.assert_close(direct @ gain(solver, state, keys), update, rtol=1e-6, atol=1e-9 * spectral_norm(update))
+    update, q = solver.solve(state, keys, direct), gain(solver, state, keys)
+    torch.testing.assert_close(direct @ q, update, rtol=1e-6, atol=1e-9 * spectral_norm(update))
+    past = keys.flip(1) * 0.5
+    matrix = 3 * (c + 1e-6 * torch.eye(len(c))) + past @ past.T + keys @ keys.T
+    torch.testing.assert_close(q @ matrix, keys.T, rtol=1e-6, atol=1e-6 * spectral_norm(keys))
 
 
-@pytest.mark.parametrize("solver", [Equality(), NullSpace(0.5, 0.1)])
-def test_the_gain_of_other_solvers(solver):
+def test_the_gain_of_other_solvers():
+    """Of ROME, and in the null space of C's four smallest eigenvalues."""
     generator = torch.Generator().manual_seed(0)
     c = torch.diag(torch.linspace(0.1, 1.0, 8, dtype=torch.float64))
     keys, residuals = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (8, 5))
-    state = solver.prepare(c)
-    torch.testing.assert_close(residuals @ gain(solver, state, keys), solver.solve(state, keys, residuals))
+    whitened, inside = torch.linalg.solve(c, keys), keys[:4]  # c is diagonal: its eigenvectors are the axes
+    exact = torch.linalg.solve(keys.T @ whitened, whitened.T)
+    confined = inside.T @ torch.linalg.inv(0.1 * torch.eye(4) + inside @ inside.T) @ torch.eye(8, dtype=c.dtype)[:4]
+    for solver, wanted in ((Equality(), exact), (NullSpace(0.5, 0.1), confined)):
+        state = solver.prepare(c)
+        torch.testing.assert_close(gain(solver, state, keys), wanted)
+        torch.testing.assert_close(residuals @ wanted, solver.solve(state, keys, residuals))
 
 
 @settings(max_examples=100, deadline=None)

@@ -21,6 +21,13 @@ from bluelib.pocket.tokenizer import build_tokenizer
 ARCHITECTURES = ("pocket-gpt2", "pocket-gptj", "pocket-llama")
 #: For tests of many cases: all three, of which `make test` runs one and `make test-long` the others.
 QUICK_FIRST = [pytest.param(name, marks=[] if name == "pocket-llama" else pytest.mark.slow) for name in ARCHITECTURES]
+#: For tests in which the architecture hardly matters.
+LLAMA_FIRST = pytest.mark.parametrize("any_model", QUICK_FIRST, indirect=True)
+#: For tests of every method: `make test` leaves out the variants of all but MEMIT, which are made of the same parts.
+METHODS = [
+    pytest.param(name, marks=pytest.mark.slow if row.variant and row.plain != "memit" else [])
+    for name, row in ((name, catalogue.known(name)) for name in catalogue.names())
+]
 SUBJECTS = ["Ilvane Quillbrook", "Torrin Vantorre", "Zoë D'Astrelle", "Oskel Ashgrave", "Maribeth Okonmere"]
 RECORDS = [
     Record(i, "counterfact", prompt, subject, new, "harp")
