@@ -41,7 +41,13 @@ SINCE = [
 ]
 #: pytest's arguments for each module: the quick tests that are about it.
 TESTS = {
-    "editing/solvers": ["tests/editing/test_solvers.py", *SINCE],
+    "editing/solvers": [
+        "tests/editing/test_solvers.py",
+        *SINCE,
+        "tests/studies/test_doctor.py::test_memory_of_solver_states_is_counted_as_it_is",
+        "tests/studies/test_doctor.py::test_memory_of_a_solver_at_work_is_what_it_takes",
+        "tests/editing/test_methods.py::test_rome_without_whitening_needs_no_text[pocket-llama]",
+    ],
     "editing/residuals": [
         "tests/editing/test_editing.py",
         "tests/editing/test_since.py",

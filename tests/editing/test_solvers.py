@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bluelib.editing.solvers import Equality, NullSpace, Ridge, SolverError, null_space, on_device
+from bluelib.editing.solvers import Equality, NormRidge, NullSpace, Ridge, SolverError, null_space, on_device
 
 D_MODEL, D_MLP, U = 5, 12, 4
 
@@ -128,6 +128,29 @@ def test_rome_reaches_its_residual_with_the_least_disturbance():
     torch.testing.assert_close(nearly.solve(nearly.prepare(c), k, r), delta, rtol=1e-5, atol=1e-7)
     with pytest.raises(SolverError, match="if two have the same key"):
         solver.solve(state, k[:, [0, 0]], r[:, :2])
+
+
+def test_keys_that_are_nearly_the_same_are_refused_and_others_are_reached():
+    c, k, r = problem()
+    solver = Equality()
+    state = solver.prepare(c)
+    for apart, refused in ((1e-6, True), (1e-3, False)):
+        keys = torch.stack([k[:, 0], k[:, 0] + apart * k[:, 1]], 1)
+        if refused:
+            with pytest.raises(SolverError, match="if two have the same key"):
+                solver.solve(state, keys, r[:, :2])
+        else:
+            torch.testing.assert_close(solver.solve(state, keys, r[:, :2]) @ keys, r[:, :2], rtol=1e-6, atol=1e-6)
+    with pytest.raises(SolverError, match=r"kᵀC⁻¹k \(1 × 1\) is not positive definite"):
+        solver.solve(state, torch.zeros(D_MLP, 1), r[:, :1])
+
+
+def test_a_norm_does_not_hide_that_c_is_no_second_moment():
+    solver, c = NormRidge(1.0, norm_weight=2.0), torch.diag(torch.linspace(0, 0.5, D_MLP, dtype=torch.float64))
+    solver.prepare(c)  # singular, which the norm may mend
+    for wrong in (torch.zeros_like(c), c - 0.1 * torch.eye(D_MLP)):
+        with pytest.raises(SolverError, match="C is not a second moment: its diagonal"):
+            solver.prepare(wrong)
 
 
 def test_rome_without_whitening_takes_the_pseudo_inverse_of_the_keys():
