@@ -130,9 +130,11 @@ def test_rome_reaches_its_residual_with_the_least_disturbance():
         solver.solve(state, k[:, [0, 0]], r[:, :2])
 
 
-def test_keys_that_are_nearly_the_same_are_refused_and_others_are_reached():
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_keys_that_are_nearly_the_same_are_refused_and_others_are_reached(size):
+    """Whatever their size."""
     c, k, r = problem()
-    solver = Equality()
+    k, solver = size * k, Equality()
     state = solver.prepare(c)
     for apart, refused in ((1e-6, True), (1e-3, False)):
         keys = torch.stack([k[:, 0], k[:, 0] + apart * k[:, 1]], 1)
@@ -220,9 +222,11 @@ def test_a_moved_state_still_names_its_matrix_in_messages():
         state.at(torch.full((D_MLP, 1), torch.inf, dtype=torch.float64))
 
 
-def test_the_solvers_that_remember_keys_say_so():
+def test_the_solvers_that_remember_keys_or_need_a_text_say_so():
     assert Ridge(1.0, remembers=True).remembers and NullSpace(1e-8, 0.1).remembers
     assert not Ridge(1.0).remembers and not Equality().remembers
+    assert all(solver.needs_text for solver in (Ridge(1.0), NullSpace(1e-8, 0.1), Equality()))
+    assert not Equality(whitened=False).needs_text
     c, k, _ = problem()
     state = Equality().prepare(c)
     assert Equality().remember(state, k) is state
