@@ -12,9 +12,8 @@ from bluelib.io.formats import read_json
 from tests.support.gpu import CELLS, EXPECTED, outcome
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "llama3-8b" else pytest.mark.slow) for name in gpu.SHAPES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", gpu.SHAPES)
 def test_the_gpu_benchmark_runs_on_a_processor(name, tmp_path, monkeypatch, capsys):
     arguments = f"--device cpu --small --edits 2 --tokens 2000 --shapes {name} --parts moments targets edits"
     monkeypatch.setattr("sys.argv", ["gpu", *arguments.split(), "--output", str(tmp_path / "rows.json")])
@@ -57,6 +56,7 @@ def test_the_speed_benchmark_compares_with_the_reference(tmp_path, monkeypatch, 
     assert edit_speed.targets_table(found["targets"]) in printed and found["provenance"]["versions"]["torch"]
 
 
+@pytest.mark.slow
 def test_what_a_gpu_is_compared_with_is_up_to_date():
     expected = read_json(EXPECTED)["cells"]
     assert list(expected) == ["-".join(cell) for cell in CELLS]

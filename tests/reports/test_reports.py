@@ -325,6 +325,7 @@ def test_two_cells_cannot_claim_one_place():
         results_frame([cell(), cell()])
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_bytes(made):
     first = {path: path.read_bytes() for path in write_tables(made)}
     assert {path: path.read_bytes() for path in write_tables(made)} == first
@@ -334,7 +335,7 @@ def test_the_same_numbers_give_the_same_bytes(made):
     assert changed == {path.name for path in made.tables()}
 
 
-@pytest.mark.parametrize("grid", ["small", "pocket"])
+@pytest.mark.parametrize("grid", ["small", pytest.param("pocket", marks=pytest.mark.slow)])
 def test_committed_tables_are_those_of_the_committed_results(grid, tmp_path, monkeypatch):
     """Byte for byte, and pictures pixel for pixel."""
     committed = Grid.load(ROOT / "results" / grid / "grid.json")

@@ -163,10 +163,10 @@ SEQUENTIAL = ROOT / "notebooks" / "06_main_table.ipynb"
             {"modle": "x"},
             r"unknown parameter: modle; known: model \(str\), dataset \(str\), editor \(str\), edits \(int\)",
         ),
-        ({"editor": "nonsense"}, "no editor is called 'nonsense'; known: ft, mend, rome, memit, memit_blue"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)  # seven seconds each, for the kernel
             for case in (
+                ({"editor": "nonsense"}, "no editor is called 'nonsense'; known: ft, mend, rome, memit, memit_blue"),
                 ({"edits": "forty"}, r"parameter edits must be int, not 'forty'; known: model \(str\)"),
                 ({"model": "pocket-bert"}, "model 'pocket-bert' is not shipped here; known: "),
                 ({"dataset": "pocket-trivia"}, "no dataset is called 'pocket-trivia'; known: pocket-counterfact, "),
