@@ -40,11 +40,13 @@ class Solver(ABC):
 
     Attributes:
         remembers: whether :meth:`remember` does anything, so a continued run needs the keys of earlier batches.
-        matrices: the largest number of float64 matrices of d_mlp² that it has on the device at once, C included.
     """
 
     remembers: bool = False
-    matrices: ClassVar[float] = 3.0
+
+    def matrices(self) -> float:
+        """The largest number of float64 matrices of d_mlp² that it has on the device at once, C included."""
+        return 2.5
 
     @property
     def needs_text(self) -> bool:
@@ -72,16 +74,15 @@ class Solver(ABC):
         return 0
 
     def work_bytes(self, d_mlp: int, batch: int) -> int:
-        """The most that one layer takes on the device: :attr:`matrices` and, for a batch of up to d_mlp keys, K, M⁻¹ K
+        """The most that one layer takes on the device: :meth:`matrices` and, for a batch of up to d_mlp keys, K, M⁻¹ K
         and a copy, in float64. (For more keys than d_mlp, K Kᵀ is formed, which takes about twice that.) The workspace
         of a GPU's solvers is not counted."""
-        return int(self.matrices * 8 * d_mlp**2) + 3 * 8 * d_mlp * batch
+        return int(self.matrices() * 8 * d_mlp**2) + 3 * 8 * d_mlp * batch
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """M + K Kᵀ with the same M for each batch. Only its Cholesky factor is kept: at
-    d_mlp = 14,336 M itself is 1.6 GB."""
+    """M + K Kᵀ with the same M for each batch. Only its Cholesky factor is kept: at d_mlp = 14,336 M is 1.6 GB."""
 
     factor: Tensor = field(repr=False)
     name: str  # of M, for messages
@@ -133,6 +134,9 @@ class Ridge(Solver):
 
     def __post_init__(self) -> None:
         check_real("λ", self.weight)
+
+    def matrices(self) -> float:
+        return 3.0 if self.remembers else 2.5
 
     def prepare(self, second_moment: Tensor) -> Fixed | Growing:
         matrix = self.matrix(second_moment)
@@ -204,11 +208,13 @@ class NullSpace(Solver):
     threshold: float
     l2: float
     remembers = True
-    matrices = 4.5  # while it is prepared
 
     def __post_init__(self) -> None:
         check_real("threshold", self.threshold)
         check_real("L2", self.l2)
+
+    def matrices(self) -> float:
+        return 4.5  # while it is prepared
 
     def prepare(self, second_moment: Tensor) -> NullSpaceState:
         basis = null_space(second_moment, self.threshold)

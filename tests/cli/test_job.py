@@ -49,7 +49,7 @@ def test_a_job_whose_workflow_is_gone_does_not_begin(workflow):
 def test_a_job_at_work_ends_with_its_workflow(workflow, tmp_path):
     """Nobody has fetched the dead workflow's status then: its number is still taken."""
     manifest = tmp_path / "run" / "manifest.json"
-    command = "edit --model pocket-llama --dataset pocket-zsre --editor ft --edits 40 --batch-size 1 --no-generate"
+    command = "edit --model pocket-llama --dataset pocket-zsre --editor ft --edits 200 --batch-size 1 --no-generate"
     job = subprocess.Popen(
         [*JOB, *command.split(), "--checkpoint", str(manifest.parent)],
         env={**os.environ, WORKFLOW: str(workflow.pid)},

@@ -214,7 +214,10 @@ def test_what_has_changed_in_the_cache_is_refused(name, gone, index):
     assert str(file) in str(caught.value)
 
 
-@pytest.mark.parametrize(("number", "left"), [(signal.SIGINT, 0), (signal.SIGKILL, None)])
+@pytest.mark.parametrize(
+    ("number", "left"),
+    [(signal.SIGINT, 0), pytest.param(signal.SIGTERM, None, marks=pytest.mark.slow), (signal.SIGKILL, None)],
+)
 def test_an_interrupted_download_leaves_no_model(number, left, index, server):
     server.stalls = True
     process = begun(index)

@@ -53,7 +53,14 @@ def says(model, prompts):
     return answer(model, prompts, tokens=TOKENS, stops="\n")
 
 
-@pytest.mark.parametrize("variant", ["prune_blue", "alphaedit_blue"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("memit_blue", "memit_fe")),
+        "prune_blue",
+        "alphaedit_blue",
+    ],
+)
 def test_it_shows_what_the_library_computes(model, tower, variant):
     """Both methods on the same edits, one after another, from the unedited model, which is left unedited; also where
     the second edit goes on from the first, with what the solver remembers and the constraint finishes."""
