@@ -20,7 +20,7 @@ import pandas as pd
 
 from ..data import Record
 from ..data.datasets import load_dataset
-from ..data.provenance import provenance
+from ..data.provenance import provenance, repeated_subjects
 from ..editing.editor import Editor
 from ..editing.method import describe
 from ..editing.named import get_composition
@@ -132,7 +132,8 @@ def run_ablation(
         if not any(place.items() <= run.items() for run in runs):
             runs = [run for run in runs if (run["choice"], run["mom2_update_weight"]) != (name, weight)]
             runs.append({**place, **_run(model, records, method, batch_size)})
-            write_json(path, {"identity": identity, "provenance": origin, "runs": runs}, sealed=True)
+            content = {"identity": identity, "provenance": origin, **repeated_subjects(records), "runs": runs}
+            write_json(path, content, sealed=True)
     return path
 
 
@@ -168,7 +169,7 @@ def _run(model: Model, records: Sequence[Record], method: Editor, batch_size: in
 
 def load_ablation(model: Model | str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The runs of a model, given itself or by name, one row each; and where they come from (``identity``: model,
-    records and batches).
+    records and batches; ``subjects``: the number of each record's subject, if some share one).
 
     The rows have what is in the file, each metric's mean over records, ``success`` (per record the mean of efficacy and
     generalization) and its mean ``mean_success``.
@@ -185,14 +186,37 @@ def load_ablation(model: Model | str) -> tuple[pd.DataFrame, dict[str, Any]]:
     frame["success"] = [editing(row) for _, row in frame.iterrows()]
     for metric in (*TEACHER_FORCED, "success"):
         frame[f"mean_{metric}"] = [fmean(values) for values in frame[metric]]
-    return frame, {"identity": content["identity"], **content["provenance"]}
+    subjects = {key: content[key] for key in ("subjects",) if key in content}
+    return frame, {"identity": content["identity"], **subjects, **content["provenance"]}
 
 
-def at_equal_specificity(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+def ablation_numbers(model: Model | str) -> dict[str, Any]:
+    """What notebook 05 shows of a model's ablation: ``ablation`` (each run's means), ``ablation_best``,
+    ``ablation_differences`` and ``ablation_goal`` (see :func:`at_equal_specificity`), ``ablation_single`` (see
+    :func:`best_single_layer`) and ``ablation_provenance``. Empty if the model has no ablation yet."""
+    if not _path(model).exists():
+        return {}
+    runs, origin = load_ablation(model)
+    best, differences, goal = at_equal_specificity(runs, origin.get("subjects"))
+    means = {metric: runs[f"mean_{metric}"] for metric in TEACHER_FORCED}
+    return {
+        "ablation": runs[["choice", "family", "mom2_update_weight"]].assign(**means),
+        "ablation_best": best,
+        "ablation_differences": differences,
+        "ablation_goal": goal,
+        "ablation_single": best_single_layer(runs, origin.get("subjects"))._asdict(),
+        "ablation_provenance": origin,
+    }
+
+
+def at_equal_specificity(
+    runs: pd.DataFrame, subjects: Sequence[int] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, float]:
     """Each choice at the λ of its largest success among those that reach BLUE's specificity, and its distance to BLUE.
 
     BLUE's λ is that of its own largest success; the goal is its specificity there, less half a point. A choice that
     never reaches the goal is taken at its largest specificity, and ``reached`` is false.
+    ``subjects``: the number of each record's subject, if some share one; the bootstrap then draws subjects.
 
     Returns:
         A table with one row per choice: means, λ, and the least of its seconds per edit. ``edge`` marks a λ that is the
@@ -217,16 +241,17 @@ def at_equal_specificity(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
         edge = bool(chosen.mom2_update_weight in grid and len(group) > 1)
         best.append({"choice": name, **row, "reached": bool(len(reaching)), "edge": edge})
         gaps = [a - b for a, b in zip(chosen.success, blue.success, strict=True)]
-        differences.append({"choice": name, **interval(gaps)._asdict()})
+        differences.append({"choice": name, **interval(gaps, clusters=subjects)._asdict()})
     return pd.DataFrame(best), pd.DataFrame(differences), float(goal)
 
 
-def best_single_layer(runs: pd.DataFrame) -> Interval:
+def best_single_layer(runs: pd.DataFrame, subjects: Sequence[int] | None = None) -> Interval:
     """The best single layer with a direct residual that reaches BLUE's specificity, less half a point: its success less
     BLUE's, in points, with a 95 % interval.
 
     Each bootstrap draw chooses BLUE's λ, the goal, and the layer and its λ anew: what is best on these records by luck
-    is not so on others. All ends are NaN if no layer reaches the goal.
+    is not so on others. A draw takes records or, if some share one, ``subjects``. All ends are NaN if no layer reaches
+    the goal.
     """
     success, specificity = (np.array(runs[metric].tolist()) for metric in ("success", "specificity"))
     is_blue = (runs.choice == BLUE).to_numpy()
@@ -238,9 +263,10 @@ def best_single_layer(runs: pd.DataFrame) -> Interval:
         reaching = is_single & (kept >= kept[blue] - 0.5)
         return gained[reaching].max() - gained[blue] if reaching.any() else np.nan
 
-    n, rng = success.shape[1], np.random.default_rng(0)
-    mean = gap(np.ones(n))
+    _, codes = np.unique(range(success.shape[1]) if subjects is None else subjects, return_inverse=True)
+    n, rng = codes.max() + 1, np.random.default_rng(0)
+    mean = gap(np.ones(len(codes)))
     if np.isnan(mean):
         return Interval(np.nan, np.nan, np.nan)
-    draws = [gap(np.bincount(rng.integers(n, size=n), minlength=n)) for _ in range(RESAMPLES)]
+    draws = [gap(np.bincount(rng.integers(n, size=n), minlength=n)[codes]) for _ in range(RESAMPLES)]
     return Interval(float(mean), *limits(draws))

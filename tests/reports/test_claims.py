@@ -172,6 +172,21 @@ def test_the_ablation_s_verdict_needs_an_interval_near_zero():
     assert direct.size == "60 edits" and not found["the error grows with the length of the edit sequence"].size
 
 
+def test_a_model_without_an_ablation_has_no_verdicts_about_layers():
+    content = {key: value for key, value in numbers("growth").items() if not key.startswith("ablation")}
+    left = {v.claim for v in verdicts("growth", numbers("growth"))} - {v.claim for v in verdicts("growth", content)}
+    assert left == {
+        "it is the direct residual that makes BLUE better",
+        "the first and the last are the two layers to update",
+        "one layer is about as good as BLUE's two",
+    }
+    figure = functions("growth")["05_ablation"]({"pocket-llama": numbers("growth"), "mine": content})
+    ran, missing = figure.axes
+    assert ran.lines and not missing.lines and [text.get_text() for text in missing.texts] == ["not run"]
+    alone = functions("growth")["05_ablation"]({"mine": content}).axes[0]
+    assert [text.get_text() for text in alone.texts] == ["not run"]
+
+
 @pytest.mark.parametrize("d_mlp", [1024, 1280])
 def test_unrelated_errors_gather_like_it_is_said(d_mlp):
     """Ten random matrices of rank ten, of the pocket models' shapes: the slope of log ‖ΣE‖ over log n."""

@@ -23,6 +23,7 @@ from bluelib.studies.ablation import (
     EDITS,
     SINGLE,
     WEIGHTS,
+    ablation_numbers,
     at_equal_specificity,
     best_single_layer,
     choices,
@@ -93,6 +94,20 @@ def test_the_best_single_layer_is_chosen_anew_in_each_draw():
     assert np.isnan(alone).all()
 
 
+def test_records_of_one_subject_are_drawn_together():
+    """Each of 30 records, four times over, says no more than the 30; all records for themselves would."""
+    rng = np.random.default_rng(1)
+    blue, other = rng.choice([0.0, 100.0], (2, 30))
+    runs = frame([("BLUE", 1, blue, 90.0), ("layer 1", 1, other, 90.0)])
+    runs["family"], runs["specificity"] = ["BLUE: first and last layer", SINGLE], [[90.0] * 30] * 2
+    four = runs.assign(**{name: runs[name].map(lambda values: list(values) * 4) for name in ("success", "specificity")})
+    subjects = [*range(30)] * 4
+    assert best_single_layer(four, subjects) == best_single_layer(runs)
+    assert best_single_layer(four).low > best_single_layer(runs).low
+    by_subject, by_record = (at_equal_specificity(four, codes)[1].low[1] for codes in (subjects, None))
+    assert by_subject == at_equal_specificity(runs)[1].low[1] < by_record
+
+
 @pytest.mark.slow
 def test_a_stopped_ablation_goes_on(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
@@ -118,6 +133,8 @@ def test_a_stopped_ablation_goes_on(tmp_path, monkeypatch):
     assert all(run["seconds_per_edit"] > 0 and len(run["efficacy"]) == 3 for run in runs)
     with pytest.raises(FileNotFoundError, match="blue ablation --model pocket-bert"):
         load_ablation("pocket-bert")
+    assert ablation_numbers("pocket-bert") == {}
+    assert "subjects" not in origin, "all differ"
 
 
 def as_then(settings):

@@ -20,6 +20,7 @@ class View:
     Attributes:
         batch, sequence: by measure, the exponent of its growth with the batch size, and along the sequence.
         editing, specificity: BLUE less MEMIT at the end, by metric.
+        ablated: whether the model has an ablation; without it, what follows is missing.
         against: by choice, its success less BLUE's, at BLUE's specificity; ``pairs``, ``distributed``: rows of it.
         reached: by choice, whether it has BLUE's specificity, less half a point; ``edge``: whether its λ is the
             smallest or the largest that was tried.
@@ -33,6 +34,13 @@ class View:
         self.batch, self.sequence = (numbers["growth"][name] for name in ("batch", "sequence"))
         end = pd.DataFrame(numbers["end_differences"]).set_index("metric")
         self.editing, self.specificity = end.loc[end.index.isin(EDITING)], end.loc[["specificity"]]
+        once = numbers.get("against_once")
+        self.once = (
+            None if once is None else pd.DataFrame(once).pivot(index="layer", columns="remembers", values="deviation")
+        )
+        self.ablated = "ablation_best" in numbers
+        if not self.ablated:
+            return
         choices = pd.DataFrame(numbers["ablation_best"]).set_index("choice")
         self.against = pd.DataFrame(numbers["ablation_differences"]).set_index("choice")
         self.pairs = self.against.loc[choices.index[choices.family == "another pair, direct"]]
@@ -41,10 +49,6 @@ class View:
         singles = choices[(choices.family == "one layer, direct") & choices.reached]
         self.single = singles.success.idxmax() if len(singles) else None
         self.gain = numbers["ablation_single"]
-        once = numbers.get("against_once")
-        self.once = (
-            None if once is None else pd.DataFrame(once).pivot(index="layer", columns="remembers", values="deviation")
-        )
         self.edits = len(numbers["ablation_provenance"]["case_ids"])
 
 
@@ -80,6 +84,10 @@ def _against_once(view: View) -> str:
     return "‖ΔW_sequence − ΔW_once‖/‖ΔW_once‖ by layer: " + "; ".join(
         f"{'with' if remembers else 'without'} history {listed(view.once[remembers])}" for remembers in view.once
     )
+
+
+def _has_ablation(view: View) -> bool:
+    return view.ablated
 
 
 def _of_ablation(view: View) -> str:
@@ -151,6 +159,7 @@ CLAIMS = (
             ),
         },
         size=_of_ablation,
+        applies=_has_ablation,
     ),
     Claim(
         "the first and the last are the two layers to update",
@@ -161,6 +170,7 @@ CLAIMS = (
         ),
         {"the interval of the difference from BLUE is below 0, for each other pair": lambda v: below(v.pairs)},
         size=_of_ablation,
+        applies=_has_ablation,
     ),
     Claim(
         "one layer is about as good as BLUE's two",
@@ -177,5 +187,6 @@ CLAIMS = (
             "AlphaEdit_BLUE 97.3"
         ),
         size=_of_ablation,
+        applies=_has_ablation,
     ),
 )

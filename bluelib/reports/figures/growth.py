@@ -119,13 +119,17 @@ _FAMILIES = {
 
 def ablation(numbers: Numbers) -> Figure:
     """The ablation: each choice of layers less BLUE, at equal specificity, with 95 % intervals; hollow where BLUE's
-    specificity is not reached."""
-    first = table(next(iter(numbers.values())), "ablation_best")
+    specificity is not reached. A model without one has an empty panel."""
+    made = [found for found in numbers.values() if "ablation_best" in found]
+    first = table(made[0], "ablation_best") if made else pd.DataFrame(columns=["choice", "family"])
     rank = {family: place for place, family in enumerate(_FAMILIES)}
     choices = first.sort_values("choice").sort_values("family", key=lambda column: column.map(rank), kind="stable")
     with style():
         figure, axes = panels(numbers, 1, 0.24 * len(choices) + 1.4, width=3.6, sharey=True, sharex=True)
         for axis, found in zip(axes[0], numbers.values(), strict=True):
+            if "ablation_best" not in found:
+                axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center")
+                continue
             best = table(found, "ablation_best").set_index("choice")
             gaps = table(found, "ablation_differences").set_index("choice")
             axis.axvline(0, color="black", linewidth=1)
