@@ -205,6 +205,19 @@ def test_a_push_and_a_pull_request_get_the_whole_check():
     assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
 
 
+def test_a_push_to_main_publishes_what_make_site_builds():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "site.yml").read_text(encoding="utf-8"))
+    assert workflow[True]["push"] == {"branches": ["main"]} and workflow["permissions"] == {"contents": "read"}
+    (job,) = workflow["jobs"].values()
+    assert job["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}
+    assert job["environment"]["name"] == "github-pages"
+    used = [step.get("uses", step.get("run", "")).partition("@")[0] for step in job["steps"]]
+    assert used.index("make site") < used.index("actions/upload-pages-artifact") < used.index("actions/deploy-pages")
+    assert [step["with"]["path"] for step in job["steps"] if "upload" in step.get("uses", "")] == ["build/site"], (
+        "where `blue site` builds"
+    )
+
+
 def test_the_whole_check_names_tests_that_are_there():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
