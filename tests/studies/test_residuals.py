@@ -275,6 +275,17 @@ def test_intervals_of_few_and_of_equal_values():
         interval([])
 
 
+@pytest.mark.parametrize(("n", "symmetric"), [(19, True), (20, False)])
+def test_from_20_values_on_an_interval_is_bootstrapped(n, symmetric):
+    """Of one success among failures: Student's t puts the low end below zero, where no draw's mean can be."""
+    for clusters in (None, range(n)):
+        found = interval([100.0] + [0.0] * (n - 1), clusters=clusters)
+        assert (found.low < 0) == symmetric
+        assert (found.mean - found.low == pytest.approx(found.high - found.mean)) == symmetric
+    twice = interval(([100.0] + [0.0] * (n - 1)) * 2, clusters=[*range(n)] * 2)  # 38 and 40 values
+    assert (twice.low < 0) == symmetric, "clusters are counted, not values"
+
+
 def test_intervals_by_groups():
     frame = pd.DataFrame({"a": [1, 1, 2, 2], "b": "x", "v": [0.0, 1.0, 3.0, 3.0]})
     found = intervals_by(frame, ["a", "b"], "v")
