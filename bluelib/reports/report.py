@@ -268,9 +268,7 @@ def shown() -> dict[Path, dict[str, str]]:
     scores = {name: record_scores(of_grid) for name, of_grid in cells.items()}
     lines = [summary.findings(grids, scores, cells), summary.reversals(found), LEGEND]
     parts["findings"] = "\n".join(filter(None, lines[:2])) + f"\n\n<sub>{lines[2]}</sub>"
-    parts["real model"] = summary.real_model(
-        scores[grids[0].name], cells[grids[0].name], summary.same_settings(grids[0], cells[grids[0].name])
-    )
+    parts["real model"] = summary.real_model(scores[grids[0].name], cells[grids[0].name])
     parts["runs"] = summary.runs(grids[0], cells[grids[0].name])
     parts["differences"] = summary.differences(scores)
     parts["history"] = open_questions.history(list(scores.values()))

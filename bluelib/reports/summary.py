@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..editing.catalogue import VARIANTS, entry, in_order, label_pairs, labelled
+from ..editing.catalogue import VARIANTS, entry, in_order, label_pairs
 from ..editing.settings import editor_settings
 from ..io.formats import read_json
 from ..io.paths import project_path
 from ..metrics.intervals import Interval, interval, less
 from ..models.known import scale_of, short_label
-from ..runs.grid import Grid, Place
+from ..runs.grid import Grid
 from ..studies import STUDIES
 from ..studies.follow import SEQUENCE, editing, followed
 from .claims import MARKS, verdicts
@@ -45,7 +44,7 @@ def findings(
             _share(grid, model, numbers, marks),
             _steps(model, numbers, marks),
             _length(followed()),
-            _gain(scores, [row for grid in grids for row in same_settings(grid, cells[grid.name])]),
+            _gain(scores),
             _asked(cells),
         )
         if line
@@ -155,47 +154,6 @@ def _ends(along: pd.DataFrame, pairs: Sequence[tuple[pd.Series, pd.Series]]) -> 
     )
 
 
-def same_settings(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Variants less their plain method where both have what the grid's ``settings`` give one of them: the other was
-    followed with that along the same edits.
-
-    Returns:
-        For each pair and setting ``model``, ``dataset``, the labels ``plain`` and ``variant``, ``whose`` (the label
-        whose settings they are), ``settings`` in words, and the intervals ``editing`` and ``specificity``, in points.
-    """
-    runs, found = followed(), []
-    names = [cell["editor"]["name"] for cell in cells]
-    pairs = [(entry(row.plain), row) for row in map(entry, dict.fromkeys(names)) if row.variant and row.plain in names]
-    for cell in cells:
-        place = Place(cell["model"], cell["dataset"], cell["editor"]["name"], cell["seed"])
-        options = tuple(sorted(grid.settings_of(place).items()))
-        for plain, variant in pairs if options else ():
-            if place.editor not in (plain.name, variant.name):
-                continue
-            other = plain if place.editor == variant.name else variant
-            where = (place.model, Path(place.dataset).name, other.name, options, cell["batch_size"])
-            for end in runs.itertuples():
-                if (end.model, end.dataset, end.editor, end.options, end.batch_size) != where:
-                    continue
-                if end.case_ids != cell["provenance"]["case_ids"] or end.length != end.edits:
-                    continue
-                two = [pd.Series(cell["scores"]), pd.Series(end._asdict())]
-                of_variant, of_plain = two if other is plain else two[::-1]
-                found.append(
-                    {
-                        "model": place.model,
-                        "dataset": place.dataset,
-                        "plain": plain.label,
-                        "variant": variant.label,
-                        "whose": entry(place.editor).label,
-                        "settings": _options(dict(options)),
-                        "editing": _gained(editing(of_plain), editing(of_variant), end.subjects),
-                        "specificity": _gained(of_plain.specificity, of_variant.specificity, end.subjects),
-                    }
-                )
-    return sorted(found, key=lambda row: (labelled(row["plain"]).order, row["dataset"], row["whose"] == row["plain"]))
-
-
 def _options(options: Mapping[str, Any]) -> str:
     """Options of an editor in words: λ = 1,000."""
     return ", ".join(
@@ -204,7 +162,7 @@ def _options(options: Mapping[str, Any]) -> str:
     )
 
 
-def _gain(scores: Mapping[str, Scores], same: Sequence[Mapping[str, Any]] = ()) -> str:
+def _gain(scores: Mapping[str, Scores]) -> str:
     found, relative, smaller = [], [], []
     for of_grid in scores.values():
         models, datasets = (list(dict.fromkeys(names)) for names in zip(*of_grid, strict=True))
@@ -226,20 +184,8 @@ def _gain(scores: Mapping[str, Scores], same: Sequence[Mapping[str, Any]] = ()) 
     return (
         f"- **BLUE's gain {words}**, where every method has settings of its own. Mean of efficacy, generalization and "
         f"specificity: {'; '.join(found)}. Relative to the plain method that is {in_turn}; the abstract has "
-        f"{PUBLISHED_IMPROVEMENT} %.{_equally(same)}"
+        f"{PUBLISHED_IMPROVEMENT} %."
     )
-
-
-def _equally(same: Sequence[Mapping[str, Any]]) -> str:
-    if not same:
-        return ""
-    parts = [
-        f"{row['editing'].mean:+.1f} [{row['editing'].low:+.1f}, {row['editing'].high:+.1f}] at {row['whose']}'s "
-        f"{row['settings']}"
-        for row in same
-    ]
-    where = ", ".join(dict.fromkeys(called(row["dataset"]) for row in same))
-    return f" With one value for both ({where}), efficacy and generalization differ by {'; '.join(parts)}."
 
 
 def _asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -358,10 +304,9 @@ def _anywhere(scores: Scores) -> list[str]:
     return list(dict.fromkeys(label for frame in scores.values() for label in frame.columns.unique(0)))
 
 
-def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]], same: Sequence[Mapping[str, Any]] = ()) -> str:
-    """What the main table of the real model shows, in sentences: how BLUE variants edit, also with the same settings
-    (``same``, see :func:`same_settings`), how far the answers about neighbours move, and whether the model says the new
-    object in its own words, after the bare prompt and in chat."""
+def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:
+    """What the main table of the real model shows, in sentences: how BLUE variants edit, how far the answers about
+    neighbours move, and whether the model says the new object in its own words, after the bare prompt and in chat."""
     lines = []
     for place, frame in scores.items():
         for plain, blue in variant_pairs(frame.columns.unique(0), "", "blue"):
@@ -374,15 +319,6 @@ def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]], same: Sequenc
                 f"- *{blue} less {plain}* ({called(place[1])}): {words[0]} points of efficacy and generalization, "
                 f"{words[1]} of specificity."
             )
-    for row in same:
-        words = [
-            f"{row[name].mean:+.1f} [{row[name].low:+.1f}, {row[name].high:+.1f}]"
-            for name in ("editing", "specificity")
-        ]
-        lines.append(
-            f"- *The same with {row['settings']} for both: {row['variant']} less {row['plain']}* "
-            f"({called(row['dataset'])}): {words[0]} points of efficacy and generalization, {words[1]} of specificity."
-        )
     for dataset in dict.fromkeys(cell["dataset"] for cell in cells):
         after = {entry(cell["editor"]["name"]).label: cell["after"] for cell in cells if cell["dataset"] == dataset}
         order = in_order(after)

@@ -167,55 +167,6 @@ def test_the_end_of_a_sequence_is_told_of_every_pair(tmp_path, monkeypatch):
     assert "λ" not in of_e, "nobody ran it there"
 
 
-def test_a_variant_is_compared_with_the_plain_method_at_the_variant_s_settings(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path)
-    values = {"mom2_update_weight": 1000}
-    grid = Grid.of(
-        {
-            "name": "mine",
-            "models": ["smollm2-135m"],
-            "datasets": ["data/d.json"],
-            "editors": ["memit", "memit_blue"],
-            "seeds": [0],
-            "edits": 30,
-            "batch_size": 10,
-            "settings": [
-                {"editors": ["memit_blue"], "values": values},
-                {"editors": ["memit"], "values": {"mom2_update_weight": 1}},
-            ],
-        }
-    )
-
-    def cell(name, efficacy, ids=range(30)):
-        scores = {metric: [efficacy] * 30 for metric in ("efficacy", "generalization", "specificity")}
-        place = {"model": "smollm2-135m", "dataset": "data/d.json", "seed": 0, "batch_size": 10}
-        return {**place, "editor": {"name": name}, "scores": scores, "provenance": {"case_ids": [*ids]}}
-
-    cells = [cell("memit_blue", 80.0), cell("memit", 50.0)]
-    followed_run(tmp_path, "memit", {}, 50.0)
-    followed_run(tmp_path, "memit", {"mom2_update_weight": 100}, 55.0)
-    assert summary.same_settings(grid, cells) == [], "nobody ran MEMIT with BLUE's λ"
-    followed_run(tmp_path, "memit", values, 70.0, "e.json")
-    followed_run(tmp_path, "memit", values, 70.0)
-    (found,) = summary.same_settings(grid, cells)
-    assert (found["plain"], found["variant"], found["settings"]) == ("MEMIT", "MEMIT_BLUE", "λ = 1,000")
-    assert found["editing"].mean == found["specificity"].low == 10.0
-    assert summary.same_settings(grid, [cell("memit_blue", 80.0, range(1, 31))]) == [], "other records"
-    words = "(d), efficacy and generalization differ by +10.0 [+10.0, +10.0] at MEMIT_BLUE's λ = 1,000."
-    assert summary._gain({"small": scores_of({"MEMIT": 60.0, "MEMIT_BLUE": 62.0})}, [found]).endswith(words)
-    lines = summary.real_model(scores_of({"MEMIT": 60.0}), [], [found]).splitlines()
-    assert lines == [
-        "- *The same with λ = 1,000 for both: MEMIT_BLUE less MEMIT* (d): +10.0 [+10.0, +10.0] points of efficacy and "
-        "generalization, +10.0 [+10.0, +10.0] of specificity."
-    ]
-    followed_run(tmp_path, "memit_blue", {"mom2_update_weight": 1}, 45.0)
-    blue_s, memit_s = summary.same_settings(grid, cells)
-    assert (blue_s["whose"], memit_s["whose"], memit_s["settings"]) == ("MEMIT_BLUE", "MEMIT", "λ = 1")
-    assert blue_s == found and memit_s["editing"].mean == memit_s["specificity"].high == -5.0
-    assert summary._equally([blue_s, memit_s]).endswith("; -5.0 [-5.0, -5.0] at MEMIT's λ = 1.")
-
-
 def test_runs_are_listed_with_their_minutes_and_what_is_missing_is_counted(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
