@@ -428,7 +428,7 @@ def write_report(grid: Grid, found: Sequence[Finding], folder: Path) -> list[Pat
             f"of {grid.batch_size}; seeds {', '.join(map(str, grid.seeds))}. Every verdict is about this scale and "
             "these models. Conditions on sizes and differences are conditions on their 95 % intervals, over records "
             "and, in the main table, over seeds where there are several; conditions on an order, a count, a ratio of "
-            "means, a median or equal layers have none. Published figures are those of the paper's three LLMs."
+            "means, a median or equal layers have none. Published numbers are those of the paper's three LLMs."
             + _borrowed(grid),
             "## Verdicts",
             verdict_table(found, grid.models, folder),

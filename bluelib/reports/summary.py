@@ -182,8 +182,8 @@ def _gain(scores: Mapping[str, Scores]) -> str:
         words = "is smaller in our runs" if all(smaller) else "need not be what was published"
     in_turn = " and ".join(", ".join(relative).rsplit(", ", 1))
     return (
-        f"- **BLUE's gain {words}**, where every method has settings of its own. Mean of efficacy, generalization and "
-        f"specificity: {'; '.join(found)}. Relative to the plain method that is {in_turn}; the abstract has "
+        f"- **BLUE's gain {words}**, where settings were searched for every method. Mean of efficacy, generalization "
+        f"and specificity: {'; '.join(found)}. Relative to the plain method that is {in_turn}; the abstract has "
         f"{PUBLISHED_IMPROVEMENT} %."
     )
 
@@ -259,7 +259,8 @@ def reversals(found: Sequence[Any]) -> str:
         against = [model for model, verdict in one.verdicts.items() if verdict.verdict == "reversed here"]
         real = [short_label(model) for model in against if model not in pocket]
         if one.claim.source == "BLUE" and (real or len(against) > len(one.verdicts) / 2):
-            where = real + ([f"{len({*against} & {*pocket})} of {len(pocket)} pocket models"] if pocket else [])
+            also = {*against} & {*pocket}
+            where = real + ([f"{len(also)} of {len(pocket)} pocket models"] if also else [])
             shown = [short_label(model) for model, verdict in one.verdicts.items() if verdict.verdict == "reproduced"]
             but = f"; reproduced in {', '.join(shown)}" if shown else ""
             texts.append(f"“{one.claim.text}” ({', '.join(where)}{but})")
@@ -323,9 +324,9 @@ def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:
         after = {entry(cell["editor"]["name"]).label: cell["after"] for cell in cells if cell["dataset"] == dataset}
         order = in_order(after)
         for metric, what in (
-            ("kl", "How far the answers about neighbours move"),
+            ("kl", "How far next tokens move where nothing should change"),
             ("contains_efficacy", "The new object is in what the model says after the edit's own prompt"),
-            ("chat_contains_efficacy", "The same in chat"),
+            ("chat_contains_efficacy", "It is in what the model says in chat"),
         ):
             there_ = [name for name in order if metric in after[name]]
             unit = " nats of D_KL" if metric == "kl" else " %"

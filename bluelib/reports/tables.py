@@ -327,12 +327,12 @@ def notes(cells: Sequence[dict[str, Any]], frame: pd.DataFrame) -> str:
     lines = [
         "Evaluated on the edited records after the last batch: mean ± standard error over records. Bold: the best of "
         "the edited models, underlined: the second best; a method that changes nothing keeps all specificity. "
-        "*In italics: figures of the paper scale, to compare the pattern and not the size*; ± there is as published. "
+        "*In italics: numbers of the paper scale, to compare the pattern and not the size*; ± there is as published. "
         f"{NOT_AVAILABLE}: not found in any public source. {NOT_MEASURED}: not implemented here, or not in this grid.",
         "",
         _regime(frame),
         "",
-        *([f"Sources of the published figures ({', '.join(sorted(datasets))}):"] if sources else []),
+        *([f"Sources of the published numbers ({', '.join(sorted(datasets))}):"] if sources else []),
         *(f"- {source}" for source in sources),
         *([""] if sources else []),
         provenance_note(cells),
@@ -369,7 +369,7 @@ def provenance_note(cells: Sequence[dict[str, Any]]) -> str:
     first = of_all[0]
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     lines = [
-        f"Our figures: {first['dtype']} on {first['device']}, {first.get('threads', '?')} CPU thread(s); {versions}; "
+        f"Our numbers: {first['dtype']} on {first['device']}, {first.get('threads', '?')} CPU thread(s); {versions}; "
         f"commit {each(str(p['git_commit']) for p in of_all)}.",
         "",
         *(
