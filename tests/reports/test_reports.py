@@ -432,7 +432,7 @@ def test_improvement_by_hand():
     assert pd.isna(row.specificity) and row.undefined == 1
     assert row.points == pytest.approx((30 + 0 + 50) / 3)
     assert (average.improvement, average.low, average.high, average["median"]) == (50.0, 50.0, 50.0, 50.0)
-    assert "35.59 % on average" in below and "where the plain method has less than 5: 1 figures" in below
+    assert "35.59 % on average" in below and "left out (–), where the plain method has less than 5: 1." in below
     for made in cells:  # nothing at all to be relative to
         made["scores"] = {metric: [0.0] * 20 for metric in flat}
     frame = improvement(record_scores(cells))[0]
