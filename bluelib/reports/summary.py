@@ -43,6 +43,7 @@ def findings(
         for line in (
             _share(grid, model, numbers, marks),
             _steps(model, numbers, marks),
+            _layers(grid, model),
             _length(followed()),
             _gain(scores),
             _asked(cells),
@@ -95,6 +96,30 @@ def _steps(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> 
         f"takes {steps[0]:.1f} steps to find; after its update the second layer needs {steps[1]:.1f}, the third "
         f"{steps[2]:.1f} (published for {counterpart(model)}: {theirs[0]:.1f}, the limit there, {theirs[1]:.1f}, "
         f"{theirs[2]:.1f})."
+    )
+
+
+def _layers(grid: Grid, model: str) -> str:
+    """What an ablation says: distributed residuals, and other pairs of layers, in BLUE's place; if there is one."""
+    study = STUDIES["growth"]
+    path = grid.numbers(study.notebook, model)
+    if study.notebook not in grid.notebooks or not path.exists():
+        return ""
+    numbers = read_json(path)
+    if "ablation_best" not in numbers:
+        return ""
+    marks = {verdict.claim: MARKS[verdict.verdict] for verdict in verdicts(study.name, numbers)}
+    gaps = pd.DataFrame(numbers["ablation_differences"]).set_index("choice")
+    families = pd.DataFrame(numbers["ablation_best"]).set_index("choice").family
+    pairs, shared = gaps[families == "another pair, direct"], gaps.loc["first and last, distributed"]
+    about = numbers["ablation_provenance"]["identity"]
+    worse = (pairs.high < 0).sum()
+    words = "" if worse else "; which two layers have them hardly matters"
+    return (
+        f"- {_mark(marks, 'direct residual')} **Direct residuals edit{words}.** With shares in its two layers, BLUE "
+        f"loses {-shared['mean']:.0f} points of efficacy and generalization [{-shared.high:.0f}, {-shared.low:.0f}] "
+        f"({short_label(model)}, {called(about['dataset'])}, {about['edits']} edits). Of the other pairs of critical "
+        f"layers with direct residuals {worse} of {len(pairs)} are shown to edit worse."
     )
 
 

@@ -180,6 +180,9 @@ def test_a_model_without_an_ablation_has_no_verdicts_about_layers():
         "the first and the last are the two layers to update",
         "one layer is about as good as BLUE's two",
     }
+    one_weight = {**numbers("growth"), "ablation": numbers("growth")["ablation"][:1]}
+    found = {v.claim for v in verdicts("growth", one_weight)}
+    assert left - found == {"one layer is about as good as BLUE's two"}, "it may need another λ"
     figure = functions("growth")["05_ablation"]({"pocket-llama": numbers("growth"), "mine": content})
     ran, missing = figure.axes
     assert ran.lines and not missing.lines and [text.get_text() for text in missing.texts] == ["not run"]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bluelib.io.formats import write_json
+from bluelib.io.formats import read_json, write_json
 from bluelib.reports import open_questions, summary
 from bluelib.reports.claims import Claim, Verdict
 from bluelib.reports.report import Finding
 from bluelib.runs.grid import Grid
 from bluelib.studies.follow import followed
 
+ROOT = Path(__file__).parents[2]
 LABELS = ("MEMIT", "MEMIT_BLUE", "MEMIT (history)", "MEMIT (history)_BLUE")
 
 
@@ -61,6 +63,27 @@ def test_the_benchmarks_of_the_real_model_stand_apart():
     )
     assert "+5.0 points [+5.0, +5.0], on SmolLM2-135M-Instruct (MEMIT; d); -10.0 points" in found
     assert "that is +8.3 % and -16.7 %; the abstract" in found
+
+
+def test_what_an_ablation_says_is_told_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    grid = Grid.load("results/small/grid.json")
+    told = summary._layers(grid, "smollm2-135m")
+    numbers = read_json(grid.numbers("05_error_growth", "smollm2-135m"))
+    gaps = {row["choice"]: row for row in numbers["ablation_differences"]}
+    lost = gaps["first and last, distributed"]
+    assert f"loses {-lost['mean']:.0f} points" in told and f"[{-lost['high']:.0f}, {-lost['low']:.0f}]" in told
+    assert "hardly matters.**" in told and told.endswith(" 0 of 9 are shown to edit worse.")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert summary._layers(grid, "smollm2-135m") == "", "nothing was run here"
+    gaps["layers 4 and 5"] |= {"low": -9.0, "high": -1.0}
+    write_json(grid.numbers("05_error_growth", "smollm2-135m"), numbers)
+    worse = summary._layers(grid, "smollm2-135m")
+    assert "**Direct residuals edit.**" in worse and worse.endswith(" 1 of 9 are shown to edit worse.")
+    left = {key: value for key, value in numbers.items() if not key.startswith("ablation")}
+    write_json(grid.numbers("05_error_growth", "smollm2-135m"), left)
+    assert summary._layers(grid, "smollm2-135m") == ""
 
 
 def test_every_variant_has_a_cell_for_each_model():

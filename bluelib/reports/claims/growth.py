@@ -26,6 +26,7 @@ class View:
             smallest or the largest that was tried.
         single: the best single layer that reaches BLUE's specificity, or None; ``gain``: its success less BLUE's,
             with an interval in which the choice is repeated.
+        searched: whether the ablation tried several λ. At one λ for all, a single layer may lack only strength.
         edits: the number of edits in the ablation.
         once: by layer, how far a sequence ends from one batch, with and without history (True, False); or None.
     """
@@ -49,6 +50,7 @@ class View:
         singles = choices[(choices.family == "one layer, direct") & choices.reached]
         self.single = singles.success.idxmax() if len(singles) else None
         self.gain = numbers["ablation_single"]
+        self.searched = pd.DataFrame(numbers["ablation"]).mom2_update_weight.nunique() > 1
         self.edits = len(numbers["ablation_provenance"]["case_ids"])
 
 
@@ -187,6 +189,6 @@ CLAIMS = (
             "AlphaEdit_BLUE 97.3"
         ),
         size=_of_ablation,
-        applies=_has_ablation,
+        applies=lambda v: v.ablated and v.searched,
     ),
 )
