@@ -172,6 +172,26 @@ def test_the_ablation_s_verdict_needs_an_interval_near_zero():
     assert direct.size == "60 edits" and not found["the error grows with the length of the edit sequence"].size
 
 
+def test_a_pair_that_edits_better_at_less_specificity_says_nothing():
+    content, claim = copy.deepcopy(numbers("growth")), "the first and the last are the two layers to update"
+    rows = {row["choice"]: row for row in content["ablation_best"] if row["family"] == "another pair, direct"}
+    for row in content["ablation_differences"]:
+        if row["choice"] in rows:
+            row["low"], row["high"] = -1.0, 1.0
+            rows[row["choice"]]["reached"] = False
+    better, worse = (row for row in content["ablation_differences"] if row["choice"] in list(rows)[:2])
+
+    def verdict():
+        return {v.claim: v for v in verdicts("growth", content)}[claim].mark
+
+    better["low"], better["high"] = 1.0, 3.0
+    assert verdict() == "○"
+    rows[better["choice"]]["reached"] = True
+    assert verdict() == f"✗ 1/{len(rows)}"
+    worse["low"], worse["high"] = -3.0, -1.0
+    assert verdict() == f"◐ 1/{len(rows)} −1", "worse, even at less specificity"
+
+
 def test_a_model_without_an_ablation_has_no_verdicts_about_layers():
     content = {key: value for key, value in numbers("growth").items() if not key.startswith("ablation")}
     left = {v.claim for v in verdicts("growth", numbers("growth"))} - {v.claim for v in verdicts("growth", content)}
