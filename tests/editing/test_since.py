@@ -99,6 +99,7 @@ def test_batches_of_memit_with_history_equal_one_batch_if_keys_stay(seed, sizes)
     MEMIT's, which forgets earlier keys, is not."""
     c, weight = moment(seed), draw(seed + 2, D_MODEL, D_MLP)
     keys, values = draw(seed + 3, D_MLP, sum(sizes)), draw(seed + 4, D_MODEL, sum(sizes))
+    keys += 3 * draw(seed + 5, D_MLP, 1)  # with much in common: where keys are unrelated, there is nothing to forget
     ends = {}
     for remembers in (True, False):
         solver = Ridge(1.5, remembers=remembers)
