@@ -80,9 +80,8 @@ def test_a_notebook_runs_with_the_fewest_edits(name, model, tmp_path, capsys):
     status = main(["notebook", name, str(tmp_path / "out.ipynb"), "-p", *parameters])
     said = capsys.readouterr().err
     assert status == 0, said[-3000:]
-    if (
-        name == "05_error_growth"
-    ):  # its last part is about runs that a model may not have, on records that may be missing
+    if name == "05_error_growth":
+        # Its last part is about runs that a model may not have, on records that may be missing.
         printed = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
         asked = f"{model} has no ablation yet. To make it: blue ablation --model {model}"
         assert (asked in printed) == (model not in ("pocket-llama", "smollm2-135m"))
