@@ -2,6 +2,7 @@
 
     python -m benchmarks.soak                                   # 1,000 batches of one edit, two editors
     python -m benchmarks.soak --batch-size 10 --editors alphaedit_blue
+    python -m benchmarks.soak --model smollm2-135m --dataset data/counterfact_2000.json --batch-size 50
 
 What an editor remembers of earlier edits is a matrix of a fixed size (a solver's factor), not a list of their keys.
 """
@@ -59,12 +60,13 @@ def soak(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="pocket-llama")
+    parser.add_argument("--dataset", default="pocket-counterfact")
     parser.add_argument("--editors", nargs="+", default=["memit_blue", "alphaedit_blue"])
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=1)
     arguments = parser.parse_args()
     model = load_model(arguments.model)
-    records = load_dataset("pocket-counterfact", limit=arguments.edits)
+    records = load_dataset(arguments.dataset, limit=arguments.edits)
     for name in arguments.editors:
         print(f"\n{name}, {model.name}, batches of {arguments.batch_size}\n")
         print("| edits | resident MB | seconds | steps |\n|---|---|---|---|", flush=True)
