@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..models.known import DTYPES
+
 if TYPE_CHECKING:
     from ..metrics.editing import Measures
 
@@ -87,7 +89,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 #: What names a model, for arguments and options alike.
 MODEL_HELP = "a name that `blue models` lists, a local checkpoint folder, a GGUF file, or a hub id"
 MODEL = Option("--model", required=True, help=MODEL_HELP)
-CORPUS = Option("--corpus", help="the text for second moments: wikipedia, or a path; by default the configuration's")
+CORPUS = Option(
+    "--corpus",
+    help="the text for second moments: sampled (shipped), wikipedia, or a path; by default the configuration's",
+)
 TOKENS = Option("--tokens", type=int, help="how many tokens of that text; by default the configuration's")
 GRID = Option("--grid", type=Path, default=Path("workflow/grid.yaml"), help="the grid file")
 
@@ -101,11 +106,9 @@ SET = Option(
     "plain strings",
 )
 
+DTYPE = Option("--dtype", default=DTYPES[0], help=f"one of {', '.join(DTYPES)}")
 #: Where a model is loaded, and how.
-PLACE = (
-    Option("--device", default="cpu", help="a torch device, or auto to spread the model over all devices"),
-    Option("--dtype", default="float32", help="float32, bfloat16 or float16"),
-)
+PLACE = (Option("--device", default="cpu", help="a torch device, or auto to spread the model over all devices"), DTYPE)
 
 #: A model, and records.
 RECORDS = (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .common import (
     CONTEXTS,
     CORPUS,
+    DTYPE,
     EVALUATION,
     MODEL,
     PLACE,
@@ -147,6 +148,7 @@ def edit(arguments: Namespace) -> Answer:
     from ..data.chat import in_chat
     from ..editing.named import check_corpus_of, check_names, get_editor
     from ..editing.sequence import check_sequence, check_start
+    from ..io.writing import check_new_file
     from ..metrics.answers import ask_about, compare
     from ..metrics.drift import drift, unrelated
     from ..metrics.editing import check_groups
@@ -157,6 +159,8 @@ def edit(arguments: Namespace) -> Answer:
         raise ValueError(f"--save is a folder and --save-delta a file: they cannot both be {arguments.save}")
     for target in filter(None, (arguments.save, arguments.save_delta)):
         _check_new(target)
+    if arguments.save_delta:
+        check_new_file(arguments.save_delta)
     overrides = named_values("hyper-parameter", arguments.set)
     check_names(arguments.editor, overrides)
     corpus, tokens = (overrides.pop(name, getattr(arguments, name)) for name in ("corpus", "tokens"))
@@ -241,7 +245,7 @@ def export(arguments: Namespace) -> Answer:
     Option("delta", type=Path, metavar="FILE", help="a file that `blue edit --save-delta` wrote"),
     Option("--model", required=True, help="the model that the edit was made in"),
     Option("--save", type=Path, metavar="DIR", required=True, help="the folder for the edited model"),
-    Option("--dtype", default="float32", help="float32, bfloat16 or float16"),
+    DTYPE,
     example="blue apply edit.safetensors --model pocket-llama --save edited/",
     kept=begins_anew,
 )

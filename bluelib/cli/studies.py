@@ -265,10 +265,10 @@ def contributions(arguments: Namespace) -> Answer:
 )
 def ablation(arguments: Namespace) -> Answer:
     """Find which layers matter: edit with every choice of layers, at several λ."""
+    from ..data.datasets import default_dataset
     from ..editing.named import check_corpus_of
     from ..models.load import load_model
     from ..studies.ablation import run_ablation
-    from ..studies.tuning import default_dataset
 
     for editor in ("memit", "memit_blue"):
         check_corpus_of(editor, arguments.model, arguments.corpus)
@@ -313,11 +313,11 @@ def ablation(arguments: Namespace) -> Answer:
 )
 def follow(arguments: Namespace) -> Answer:
     """Edit a model with a sequence of records, and score it as the sequence grows."""
-    from ..studies.follow import EDITS, follow
-    from ..studies.tuning import default_dataset
+    from ..data.datasets import default_dataset
+    from ..studies.follow import BATCH_SIZE, EDITS, follow
 
     model, given = _given(arguments, arguments.dataset or default_dataset(arguments.model), EDITS)
-    batch_size = min(20, given["edits"]) if arguments.batch_size is None else arguments.batch_size
+    batch_size = min(BATCH_SIZE, given["edits"]) if arguments.batch_size is None else arguments.batch_size
     of_sequence = {"at": arguments.at, "scored": arguments.scored, "others": arguments.others}
     paths = [follow(model, editor, batch_size=batch_size, **of_sequence, **given) for editor in arguments.editor]
     return written(paths)
@@ -427,10 +427,9 @@ def convergence(arguments: Namespace) -> Answer:
 def _loaded(arguments: Namespace, editor: str, edits: int) -> tuple[Model, list[Record], dict[str, str]]:
     """A model, and records to study it on: up to ``edits`` unless a number is given. Input is checked before the model
     is loaded, as far as it can be."""
-    from ..data.datasets import records_to_choose_on
+    from ..data.datasets import default_dataset, records_to_choose_on
     from ..editing.named import check_corpus_of
     from ..models.load import load_model
-    from ..studies.tuning import default_dataset
 
     check_corpus_of(editor, arguments.model, arguments.corpus)
     records, about = records_to_choose_on(

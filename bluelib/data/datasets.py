@@ -13,6 +13,7 @@ from typing import Any
 from ..io.assets import ASSETS, check_shipped
 from ..io.checks import check_seed, check_whole, suggestion
 from ..io.plugins import load_plugins
+from ..models.known import scale_of
 from . import own
 from .benchmarks import parse_counterfact, parse_zsre, reference_texts
 from .download import cached, downloaded, expected_hash, stream_entries
@@ -94,6 +95,11 @@ class SplitError(ValueError):
 def of_pocket_world(name: str | Path) -> bool:
     """Whether a dataset is about the pocket world, whose other facts are known."""
     return str(name) in DATASETS and DATASETS[str(name)].pocket
+
+
+def default_dataset(model: str) -> str:
+    """The dataset that choices about a model are made on, unless another is given."""
+    return "pocket-counterfact" if scale_of(model) == "pocket" else "facts"
 
 
 def choosing_split(name: str | Path) -> str:

@@ -35,7 +35,7 @@ def provenance(model: Model, records: Sequence[Record]) -> dict[str, Any]:
         "scale": scale_of(model.name, model.revision),
         "model": model.name,
         "model_revision": model.revision,
-        "dtype": str(model.hf_model.dtype).removeprefix("torch."),
+        "dtype": model.dtype_name,
         "device": _device(model),
         "threads": torch.get_num_threads(),
         "records_hash": records_hash(records),

@@ -51,7 +51,7 @@ def save_delta(
     tensors = {str(layer): model.weight(layer).contiguous().cpu() for layer in changed}
     for layer in keys[0] if keys else ():
         tensors[f"{_KEYS}{layer}"] = torch.cat([batch[layer].cpu() for batch in keys], dim=1)
-    dtype = str(model.hf_model.dtype).removeprefix("torch.")
+    dtype = model.dtype_name
     belongs = {"model": model.name, "model_revision": model.revision, "dtype": dtype, "about": about or {}}
     save_tensors(path, tensors, {FORMAT: belongs})
     return Path(path)
@@ -76,7 +76,7 @@ def read_delta(model: Model, path: str | Path) -> Delta:
             f"{path} belongs to {metadata['model']} with weights {metadata['model_revision']}; "
             f"{model.name} has {model.revision}"
         )
-    dtype = str(model.hf_model.dtype).removeprefix("torch.")
+    dtype = model.dtype_name
     if metadata.get("dtype", dtype) != dtype:
         raise ValueError(f"{path} was made in {metadata['dtype']}, and {model.name} was loaded in {dtype}")
     model.check_unedited("the delta's matrices")

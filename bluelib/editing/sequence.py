@@ -140,6 +140,19 @@ def check_sequence(
     return size, *resolve(records, size, on_conflict)
 
 
+def check_together(editor: Method, batch_size: int) -> None:
+    """Make sure that an editor makes a whole batch of edits together, where its size is what is studied. (In
+    :func:`edit_sequence` an editor with a ``max_batch`` makes smaller ones.)
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if batch_size > (editor.max_batch or batch_size):
+        raise ValueError(
+            f"{editor.name} makes at most {editor.max_batch} edits together, but the batch size is {batch_size}"
+        )
+
+
 def edit_sequence(
     model: Model,
     records: Sequence[Record],
@@ -196,7 +209,11 @@ def edit_sequence(
     size, conflicts, skipped = check_sequence(
         records, editor, batch_size=batch_size, checkpoint_dir=checkpoint_dir, on_conflict=on_conflict
     )
-    _tell(conflicts, skipped, records)
+    if conflicts:
+        second = {conflict.second for conflict in conflicts}
+        log.warning(
+            "%d of %d edits conflict with an earlier one; %d are skipped", len(second), len(records), len(skipped)
+        )
     records = in_chat(model, records) if chat else records
     _check_model(model, editor, checkpointed=checkpoint_dir is not None)
     check_requests(model, records, editor)
@@ -266,13 +283,6 @@ def check_start(model: Model, editor: Method, path: str | Path) -> Delta:
 
 def _near(model: Model, keys: Mapping[int, Tensor]) -> dict[int, Tensor]:
     return {layer: k.to(model.weight(layer).device) for layer, k in keys.items()}
-
-
-def _tell(conflicts: Sequence[Conflict], skipped: set[int], records: Sequence[Record]) -> None:
-    if conflicts:
-        log.warning(
-            "%d of %d edits conflict with an earlier one; %d are skipped", len(conflicts), len(records), len(skipped)
-        )
 
 
 def _check_model(model: Model, editor: Method, *, checkpointed: bool) -> None:

@@ -73,7 +73,7 @@ CHOICES = {
             "ten_in_all",
             "ten_more",
             "five texts of ten tokens in all, opening word and BOS included",
-            "(no text says it) ten tokens after each opening",
+            "(no paper says so) ten tokens after each opening",
             "–",
         ),
         Choice(
@@ -103,7 +103,7 @@ CHOICES = {
             True,
             False,
             "the NLL counts a tenth, and a request stops when its weighted KL is at most 0.01",
-            "(no text says it) the loss stays as it is",
+            "(no paper says so) the loss stays as it is",
             "–",
         ),
         Choice(
@@ -113,7 +113,7 @@ CHOICES = {
             "fixed",
             "records",
             "of a fixed set: every reference text of the benchmark",
-            "(no text says it) of the reference texts of the records at hand",
+            "(no paper says so) of the reference texts of the records at hand",
             "–",
         ),
         Choice(
@@ -123,7 +123,7 @@ CHOICES = {
             "nltk",
             "regex",
             "nltk's word tokenizer",
-            "(no text says it) runs of letters, and single punctuation marks",
+            "(no paper says so) runs of letters, and single punctuation marks",
             "–",
         ),
         Choice(

@@ -10,6 +10,9 @@ from ..io.assets import ASSETS
 #: The paper's models.
 PAPER_MODELS = ("gpt2-xl", "EleutherAI/gpt-j-6B", "meta-llama/Meta-Llama-3-8B-Instruct")
 
+#: The types that a model's weights can be loaded in; the first is the usual one.
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class Download:

@@ -28,10 +28,9 @@ from ..io.tensors import file_hash
 from .adapters import adapter_for
 from .download import download_model
 from .gguf import gguf_file, read_gguf
-from .known import DOWNLOADS, known_models, pocket_models
+from .known import DOWNLOADS, DTYPES, known_models, pocket_models
 from .model import Model, check_finite
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: A folder with a tokenizer has at least one of these files.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _NO_TOKENIZER = (
@@ -79,10 +78,10 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         _check_there(name)
         source = name
     if file := gguf_file(source):
-        hf_model, tokenizer, found = read_gguf(file, DTYPES[dtype], device)
+        hf_model, tokenizer, found = read_gguf(file, getattr(torch, dtype), device)
         revision = f"sha256:{file_hash(file)}"
     else:
-        hf_model, tokenizer, found, commit = _read_checkpoint(name, source, DTYPES[dtype], device)
+        hf_model, tokenizer, found, commit = _read_checkpoint(name, source, getattr(torch, dtype), device)
         revision = revision or commit
     _check_complete(name, found)
     hf_model = hf_model.eval().requires_grad_(False)
@@ -193,13 +192,19 @@ def _any_error_named() -> Iterator[None]:
 
 
 def check_device(device: str) -> None:
+    """Make sure that torch has a device: ``auto``, or a name such as cpu, cuda or cuda:1.
+
+    Raises:
+        ValueError: if torch does not know it, or finds none; the message says which.
+    """
     if device == "auto":
         return
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is neither auto nor a torch device such as cpu, cuda or cuda:1") from error
-    if kind != "cpu" and not getattr(torch, kind).is_available():
+    backend = getattr(torch, kind, None)  # none for meta and xla
+    if kind != "cpu" and not (backend and backend.is_available()):
         raise ValueError(f"device {device!r} is not available: torch {torch.__version__} finds no {kind}; use cpu")
 
 

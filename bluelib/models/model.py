@@ -99,8 +99,12 @@ class Model:
                 part.pop(name, None)
         about = [config, rules, tokenizer.special_tokens_map, tokenizer("a").input_ids]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
-        dtype = str(self.hf_model.dtype).removeprefix("torch.")
-        return f"{self.revision.removeprefix('sha256:')[:16]}-{dtype}-{digest[:8]}"
+        return f"{self.revision.removeprefix('sha256:')[:16]}-{self.dtype_name}-{digest[:8]}"
+
+    @property
+    def dtype_name(self) -> str:
+        """The type of its weights, such as ``float32``."""
+        return str(self.hf_model.dtype).removeprefix("torch.")
 
     @property
     def stem(self) -> str:

@@ -78,7 +78,8 @@ def draws(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired(scores: Scores) -> pd.DataFrame:
-    """BLUE minus plain for every (model, dataset, method, metric), with its 95 % interval over seeds and records.
+    """BLUE minus plain for every (model, dataset, method, metric), with its 95 % interval over seeds and,
+    within them, subjects.
 
     Each row also has the p-value of a sign-flip test over subjects, raw and adjusted for the number of tests
     (Benjamini–Hochberg).
@@ -112,7 +113,7 @@ def paired(scores: Scores) -> pd.DataFrame:
     found["verdict"] = np.select(
         [(found.p_adjusted < LEVEL) & (found.low > 0), (found.p_adjusted < LEVEL) & (found.high < 0)],
         ["better", "worse"],
-        "not told apart",
+        "neither",
     )
     return found
 
@@ -279,10 +280,10 @@ def improvement(scores: Scores) -> Table:
     below = (
         f"{_scale(scores)} Relative improvement of each BLUE variant over its plain method, in per cent, and its mean "
         f"over the benchmark's metrics. Average over {len(settings)} settings: {average['improvement']:+.1f} % "
-        f"[{low:+.1f}, {high:+.1f}] (95 % interval, bootstrap of seeds and records), median over settings "
-        f"{average['median']:+.1f} %; in points of efficacy, generalization and specificity {average['points']:+.1f} "
-        f"[{down:+.1f}, {up:+.1f}]. {_of_seeds(scores)} Values left out (–), where the plain method has less "
-        f"than {FLOOR:g}: {average['undefined']}.\n\n"
+        f"[{low:+.1f}, {high:+.1f}] (95 % interval, bootstrap of seeds, and of subjects within them), median over "
+        f"settings {average['median']:+.1f} %; in points of efficacy, generalization and specificity "
+        f"{average['points']:+.1f} [{down:+.1f}, {up:+.1f}]. {_of_seeds(scores)} Values left out (–), where the plain "
+        f"method has less than {FLOOR:g}: {average['undefined']}.\n\n"
         f"The paper's abstract says {PUBLISHED_IMPROVEMENT} % on average, and its formula was not found in a public "
         f"source; this one is ours. On the {pairs} pairs of which both numbers were found published, it gives "
         f"{theirs:+.1f} %, and {without_text:+.2f} % if fluency and consistency are left out, which is near. But "
@@ -357,7 +358,7 @@ def all_gains(scores: Scores) -> pd.DataFrame:
 
 
 #: The measures that verdicts on BLUE look at: the name of each, and the metrics whose mean it is.
-MEASURES = {"editing": TEACHER_FORCED[:2], "specificity": TEACHER_FORCED[2:], "success": TEACHER_FORCED}
+MEASURES = {"editing": TEACHER_FORCED[:2], "specificity": TEACHER_FORCED[2:], "score": TEACHER_FORCED}
 
 
 def family_gains(scores: Scores, methods: Sequence[str] | None = None) -> pd.DataFrame:
@@ -438,7 +439,7 @@ def champions(scores: Scores) -> pd.DataFrame:
     """The best BLUE variant and the best other method of the paper's table, by model and dataset, and their difference
     with its 95 % interval.
 
-    The best are those with the highest success (the mean of efficacy, generalization and specificity). Both are chosen
+    The best are those with the highest score (the mean of efficacy, generalization and specificity). Both are chosen
     again in each draw, because the best of several on some records is not as good on others.
     """
     rows = []
@@ -447,10 +448,10 @@ def champions(scores: Scores) -> pd.DataFrame:
         sampled = draws(frame)
         methods = [m for m in frame.columns.unique(0) if _in_contest(labelled(m), chosen)]
         scored = _measured(frame, TEACHER_FORCED)
-        success = pd.Series({m: np.mean([frame[m, metric].mean() for metric in scored]) for m in methods})
+        score = pd.Series({m: np.mean([frame[m, metric].mean() for metric in scored]) for m in methods})
         drawn = pd.DataFrame({m: np.mean([sampled[m, metric] for metric in scored], axis=0) for m in methods})
-        is_blue = np.array([labelled(m).variant == "blue" for m in success.index])
-        blue, other = success[is_blue].idxmax(), success[~is_blue].idxmax()
+        is_blue = np.array([labelled(m).variant == "blue" for m in score.index])
+        blue, other = score[is_blue].idxmax(), score[~is_blue].idxmax()
         low, high = limits(drawn.loc[:, is_blue].max(axis=1) - drawn.loc[:, ~is_blue].max(axis=1))
         rows.append(
             {
@@ -458,7 +459,7 @@ def champions(scores: Scores) -> pd.DataFrame:
                 "dataset": dataset,
                 "blue": blue,
                 "other": other,
-                "mean": success[blue] - success[other],
+                "mean": score[blue] - score[other],
                 "low": low,
                 "high": high,
             }

@@ -9,11 +9,13 @@ import pandas as pd
 
 from ..editing.catalogue import entry, label
 from ..io.paths import project_path
+from ..metrics.editing import TEACHER_FORCED
 from ..metrics.intervals import interval, less
 from ..models.choices import CHOICES
 from ..models.known import label_of_model, short_label
 from ..studies.follow import followed
 from ..studies.single import PROTOCOLS, singles
+from .claims.wording import points
 from .comparison import Scores, by_benchmark, gains
 from .figures.follow import with_editing
 from .published import benchmark
@@ -38,15 +40,11 @@ def history(scores: Sequence[Scores]) -> str:
         of_datasets = ", ".join(dict.fromkeys(benchmark(dataset) for _, dataset in part))
         for (model, method, other), group in frame.groupby(["model", "method", "other"], sort=False):
             found = group.set_index("measure")
-            cells = [_points(found.loc[name]) for name in ("editing", "specificity") if name in found.index]
+            cells = [points(found.loc[name]) for name in ("editing", "specificity") if name in found.index]
             rows.append([short_label(model), of_datasets, f"{other} − {method}", *cells])
     header = ["model", "records", "difference", "editing", "specificity"]
-    note = "Points, paired over records, two datasets of one row weighing alike, with 95 % intervals."
+    note = "Points, paired over records, with 95 % intervals; the datasets of one row have equal weight."
     return f"{markdown_table('', rows, header)}\n\n{note}" if rows else NOTHING
-
-
-def _points(row: Any) -> str:
-    return f"{row['mean']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
 
 
 def one_option(option: str, edits: int, batch_size: int) -> str:
@@ -78,22 +76,21 @@ def choices_measured(edits: int, batch_size: int) -> str:
         if own.empty:
             continue
         differences = [
-            _points(interval(less(getattr(row, name), own[name].iloc[0]), clusters=row.subjects)._asdict())
-            for name in _MEASURES
+            points(interval(less(getattr(row, name), own[name].iloc[0]), clusters=row.subjects)._asdict())
+            for name in TEACHER_FORCED
         ]
         name, value = row.options[0]
         rows.append([f"`{name}={value}`", label_of_model(row.model), row.dataset, label(row.editor), *differences])
-    header = ["text's value", "model", "dataset", "method", *_MEASURES]
+    header = ["text's value", "model", "dataset", "method", *TEACHER_FORCED]
     note = f"Points, with the text's value less with the code's, paired over {edits} records, with 95 % intervals."
     return f"{markdown_table('', rows, header)}\n\n{note}" if rows else NOTHING
 
 
-_MEASURES = ("efficacy", "generalization", "specificity")
-_HEADER = (*_MEASURES, "moved elsewhere", "‖ΔW‖/‖W‖")
+_HEADER = (*TEACHER_FORCED, "moved elsewhere", "‖ΔW‖/‖W‖")
 _NOTE = (
     "Per cent, with 95 % intervals over records. Moved elsewhere: mean D_KL(before ‖ after) in nats of the next token "
-    "after prompts about subjects that nobody edited. ‖ΔW‖/‖W‖: of the most changed layer. Where all records agree the "
-    "interval is a point; read 96 to 100 for 100 of 100."
+    "after prompts about subjects that nobody edited. ‖ΔW‖/‖W‖: of the most changed layer. Where all records agree, "
+    "the bootstrap's interval is a single point; Wilson's interval for 100 of 100 is 96 to 100."
 )
 
 
@@ -110,7 +107,7 @@ def _order(row: Any) -> float:
 
 
 def _scores(row: Any) -> list[str]:
-    found = [interval(getattr(row, name), clusters=row.subjects) for name in _MEASURES]
+    found = [interval(getattr(row, name), clusters=row.subjects) for name in TEACHER_FORCED]
     elsewhere = "–" if row.elsewhere is None else f"{row.elsewhere:.3f}"
     return [
         *(f"{one.mean:.1f} [{one.low:.1f}, {one.high:.1f}]" for one in found),

@@ -401,7 +401,7 @@ def paired_summary(grid: Grid) -> str:
         [
             markdown_table("Settings (model, dataset, method) by what BLUE is", rows, header),
             markdown_table(
-                "BLUE minus plain in points, datasets weighing alike, with 95 % intervals",
+                "BLUE minus plain in points, with 95 % intervals; all datasets have equal weight",
                 gained,
                 ["model", "method", *wide.columns],
             ),

@@ -15,6 +15,7 @@ from ..metrics.intervals import Interval, interval, less
 from ..models.known import scale_of, short_label
 from ..runs.grid import Grid
 from ..studies import STUDIES
+from ..studies.ablation import PAIR
 from ..studies.follow import SEQUENCE, editing, followed
 from .claims import MARKS, verdicts
 from .comparison import Scores, by_benchmark, families, gains, improvement, variant_pairs
@@ -111,7 +112,7 @@ def _layers(grid: Grid, model: str) -> str:
     marks = {verdict.claim: MARKS[verdict.verdict] for verdict in verdicts(study.name, numbers)}
     gaps = pd.DataFrame(numbers["ablation_differences"]).set_index("choice")
     families = pd.DataFrame(numbers["ablation_best"]).set_index("choice").family
-    pairs, shared = gaps[families == "another pair, direct"], gaps.loc["first and last, distributed"]
+    pairs, shared = gaps[families == PAIR], gaps.loc["first and last, distributed"]
     about = numbers["ablation_provenance"]["identity"]
     worse = (pairs.high < 0).sum()
     words = "" if worse else "; which two layers have them hardly matters"

@@ -64,7 +64,12 @@ def run_cell(
     ``chat`` edits and evaluates behind the chat template. ``metrics`` and ``contexts`` are those of
     :func:`~bluelib.evaluate`; what they compare with is taken before editing. ``before`` is the file of the scores
     before editing, see :func:`evaluate_unedited`. ``keep`` is called with the run before its edits are evaluated, to
-    save them. ``how`` goes to :func:`~bluelib.edit_sequence`: ``checkpoint_dir``, ``on_conflict``, ``progress``.
+    save them. ``how`` goes to :func:`~bluelib.edit_sequence`: ``checkpoint_dir``, ``on_conflict``, ``start``,
+    ``progress``.
+
+    Raises:
+        ValueError, OSError, ArithmeticError: as :func:`~bluelib.edit_sequence` and :func:`~bluelib.evaluate`; before
+            any long work if an argument, or an input of the editor, is wrong or missing.
     """
     check_sequence(
         records,
@@ -154,7 +159,7 @@ def evaluate_unedited(
         **_further(metrics, contexts),
         "model": model.name,
         "model_revision": model.revision,
-        "dtype": str(model.hf_model.dtype).removeprefix("torch."),
+        "dtype": model.dtype_name,
         "records_hash": records_hash(records),
     }
     check_groups(metrics, contexts)

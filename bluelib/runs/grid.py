@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ..editing import catalogue
+from ..io.checks import LARGEST_SEED, check_whole
 from ..io.formats import read_yaml
 from ..io.paths import cell_name, numbers_name, plain, project_path, raw_path, sequence_path
+from ..models.known import DTYPES
 from ..studies import Study, study_of
 
 #: Stands in place of an analysis notebook's parameters, for those of its study in :data:`~bluelib.studies.STUDIES`.
 COMMITTED = "committed"
 #: The grid of the committed results. Reports take from it the studies that their own grid does not run.
 COMMITTED_GRID = "pocket"
-DTYPES = ("float32", "bfloat16", "float16")
 #: What a cell measures, unless its grid says otherwise.
 USUAL = {"metrics": ("editing",), "contexts": ("bare",)}
 RESOURCES = ("mem_mb", "runtime", "gpu")
@@ -136,16 +137,16 @@ class Grid:
                 raise ValueError("metrics of the grid must include editing, which its tables are made from")
         taken |= asked
         for key in ("edits", "batch_size", "threads"):
-            if key in values and (isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 1):
-                raise ValueError(f"{key} of the grid must be a whole number of at least 1, not {values[key]!r}")
+            if key in values:
+                check_whole(f"{key} of the grid", values[key], 1)
         for key in ("name", "device", "dtype", "corpus"):
             if key in values and not isinstance(values[key], str):
                 raise ValueError(f"{key} of the grid must be a string, not {values[key]!r}")
         for key, names in (("models", taken["models"]), ("datasets", [Path(name).stem for name in taken["datasets"]])):
             if len({plain(name) for name in names}) < len(names):
                 raise ValueError(f"{key} of the grid must differ in their file names, not {list(taken[key])}")
-        if min(taken["seeds"]) < 0:
-            raise ValueError(f"seeds of the grid must not be negative, not {list(taken['seeds'])}")
+        for seed in taken["seeds"]:
+            check_whole("a seed of the grid", seed, 0, LARGEST_SEED)
         catalogue.blue_pairs(taken["editors"])
         if values.get("dtype", DTYPES[0]) not in DTYPES:
             raise ValueError(f"dtype of the grid must be one of {', '.join(DTYPES)}, not {values['dtype']!r}")
@@ -425,6 +426,11 @@ def _follow(number: int, part: Any) -> dict[str, Any]:
         value = list(value) if isinstance(value, tuple) else value
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{key} of {place} must be of type {kind.__name__}, not {value!r}")
+    for key, least in (("edits", 1), ("batch_size", 1), ("scored", 1), ("others", 0)):
+        if key in part:
+            check_whole(f"{key} of {place}", part[key], least)
+    for number in part.get("at", ()):
+        check_whole(f"a number of at of {place}", number, 1, part["edits"], "its edits")
     for name, values in part.get("options", {}).items():
         if not isinstance(values, (list, tuple)) or not values:
             raise ValueError(f"options of {place} must list the values of {name}, not {values!r}")

@@ -41,7 +41,7 @@ from .follow import editing
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)
 DATASET = "pocket-counterfact"
 BLUE = "BLUE"
-SINGLE = "one layer, direct"
+PAIR, SINGLE, SHARED = "another pair, direct", "one layer, direct", "distributed, BLUE's settings"
 
 
 def choices(model: Model, **text: Any) -> dict[str, tuple[str, Editor]]:
@@ -55,13 +55,13 @@ def choices(model: Model, **text: Any) -> dict[str, tuple[str, Editor]]:
     found = {"MEMIT": ("MEMIT", memit), BLUE: ("BLUE: first and last layer", blue)}
     for pair in combinations(critical, 2):
         if pair != blue.layers:
-            found[f"layers {pair[0]} and {pair[1]}"] = ("another pair, direct", replace(blue, layers=pair))
+            found[f"layers {pair[0]} and {pair[1]}"] = (PAIR, replace(blue, layers=pair))
     for layer in critical:
         found[f"layer {layer}"] = (SINGLE, replace(blue, layers=(layer,)))
     found["all layers"] = ("all layers, direct", replace(blue, layers=critical))
     for name, layers in (("all layers", critical), ("first and last", blue.layers)):
         shared = replace(blue, layers=layers, residual=DISTRIBUTED)
-        found[f"{name}, distributed"] = ("distributed, BLUE's settings", shared)
+        found[f"{name}, distributed"] = (SHARED, shared)
     return found
 
 

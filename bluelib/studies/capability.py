@@ -9,11 +9,11 @@ import pandas as pd
 
 from ..data import Record
 from ..editing.method import Method
-from ..editing.sequence import edit_sequence
+from ..editing.sequence import check_together, edit_sequence
+from ..io.checks import check_whole
 from ..metrics.capability import Tasks, capability
 from ..metrics.intervals import intervals_by, stratified_interval
 from ..models.model import Model
-from .growth import check_batch
 
 
 def capability_along_sequence(
@@ -45,10 +45,9 @@ def capability_along_sequence(
     Raises:
         ValueError: if ``every`` is below 1, or an editor cannot make batches of ``batch_size``.
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1 batch, not {every}")
+    check_whole("every", every, 1)
     for editor in editors:
-        check_batch(editor, batch_size)
+        check_together(editor, batch_size)
     start = capability(model, tasks, limit=limit).items
     subjects = {record.subject for record in records}
     start["names_edit"] = [any(subject in prompt for subject in subjects) for prompt in start.prompt]

@@ -30,7 +30,7 @@ import torch
 
 from ..data import Record
 from ..data.corpora import check_corpus
-from ..data.datasets import records_to_choose_on
+from ..data.datasets import default_dataset, records_to_choose_on
 from ..data.provenance import provenance
 from ..editing.catalogue import known, names
 from ..editing.editor import Editor, EditState, Step
@@ -62,7 +62,7 @@ from ..models.representations import subject_hidden
 from .doctor import beginning
 from .layers import best_window, growth_of_probability, window_width
 from .locate import causal_trace, effects_frame, known_facts, layers_by_tracing
-from .tuning import check_scored, default_dataset, score
+from .tuning import check_scored, score
 
 #: How many facts are asked, and traced at most; how many known facts tracing needs; and how many edits to measure with.
 ASKED, TRACED, FEWEST, EDITS = 100, 10, 5, 8

@@ -23,16 +23,16 @@ from ..data.provenance import provenance, repeated_subjects
 from ..editing.checkpoints import held
 from ..editing.method import Method, describe
 from ..editing.named import check_names, get_editor
-from ..editing.sequence import edit_sequence
+from ..editing.sequence import check_together, edit_sequence
 from ..io.checks import check_whole
 from ..io.formats import read_json, write_json
 from ..io.paths import project_path, raw_path, sequence_path
 from ..io.timing import Timer
+from ..io.writing import check_new_file
 from ..metrics import evaluate
 from ..metrics.editing import TEACHER_FORCED, per_record
 from ..metrics.locality import Reference
 from ..models.model import Model
-from .growth import check_batch
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def follow(
         raise ValueError(f"at must be ends of batches of {batch_size} among {edits} edits; {between[0]} is not one")
     check_names(editor, options)
     method = get_editor(editor, model, **{"corpus": corpus, "tokens": tokens, **options})
-    check_batch(method, batch_size)
+    check_together(method, batch_size)
     found = load_dataset(dataset, split=split, up_to=edits + others, seed=seed)
     check_whole("edits", edits, 1, len(found), f"the number of records of {dataset}")
     records, more = found[:edits], found[edits:]
@@ -109,6 +109,7 @@ def follow(
     path = output or sequence_path("follow", model.stem, str(dataset), editor, edits, batch_size, seed, options)
     if is_there(path, identity):
         return path
+    check_new_file(path)
     elsewhere = [record.request.text for record in more]
     before = Reference.of(model, elsewhere) if elsewhere else None
     unfinished = raw_path("follow", path.stem)

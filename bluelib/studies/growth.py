@@ -20,7 +20,7 @@ from ..data import Record
 from ..editing.editor import Editor, EditState
 from ..editing.method import Method
 from ..editing.residuals import DISTRIBUTED
-from ..editing.sequence import edit_sequence, edited
+from ..editing.sequence import check_together, edit_sequence, edited
 from ..editing.solvers import Solver
 from ..editing.targets import optimise_targets
 from ..io.timing import progress_bar
@@ -209,7 +209,7 @@ def scores_along_sequence(
     Raises:
         ValueError: if the editor cannot make batches of this size.
     """
-    check_batch(editor, batch_size)
+    check_together(editor, batch_size)
     frames = []
 
     def evaluate_so_far(number: int, result: object) -> None:
@@ -221,13 +221,6 @@ def scores_along_sequence(
     with model.preserved(editor.layers):
         edit_sequence(model, records, editor, batch_size=batch_size, progress=False, after_batch=evaluate_so_far)
     return pd.concat(frames, ignore_index=True)
-
-
-def check_batch(editor: Method, batch_size: int) -> None:
-    if batch_size > (editor.max_batch or batch_size):
-        raise ValueError(
-            f"{editor.name} makes at most {editor.max_batch} edits together, but the batch size is {batch_size}"
-        )
 
 
 def scores_by_batch_size(model: Model, records: Sequence[Record], editor: Method, sizes: Sequence[int]) -> pd.DataFrame:
@@ -257,7 +250,7 @@ def sequence_against_once(
     Raises:
         ValueError: if the editor cannot make batches of this size.
     """
-    check_batch(editor, len(records))
+    check_together(editor, len(records))
     layers = model.check_layers(editor.layers)
     before = {layer: model.weight(layer).double().clone() for layer in layers}
 

@@ -22,7 +22,7 @@ from statistics import harmonic_mean
 from typing import Any
 
 from ..data import Record
-from ..data.datasets import records_to_choose_on
+from ..data.datasets import default_dataset, records_to_choose_on
 from ..data.provenance import provenance
 from ..editing.anchors import norm_anchor
 from ..editing.catalogue import EachAlone, Scaled, known, methods
@@ -57,11 +57,6 @@ POCKET_SIZE, SIZE = (60, 3), (20, 10)
 ANCHORS = 100
 #: Which axes are searched: those of the solver alone, or all of them.
 AXES = ("solver", "all")
-
-
-def default_dataset(model: str) -> str:
-    """The dataset that choices about a model are made on, unless another is given."""
-    return "pocket-counterfact" if scale_of(model) == "pocket" else "facts"
 
 
 def default_size(model: str) -> tuple[int, int]:
@@ -116,14 +111,18 @@ def axes(model: Model, editor: str, which: Which = None) -> dict[str, tuple]:
             continue
         if isinstance(candidates, EachAlone):
             candidates = tuple([layer] for layer in (layers[0], layers[len(layers) // 2], layers[-1]))
-        elif isinstance(candidates, Scaled):
-            candidates = tuple((targets if pocket else own)[axis] * factor for factor in candidates.factors)
-        elif not pocket and all(isinstance(value, (int, float)) for value in candidates):
-            if axis not in own:
+        elif isinstance(candidates, Scaled) or (
+            not pocket and all(isinstance(value, (int, float)) for value in candidates)
+        ):
+            around = targets if pocket else own
+            if axis not in around:
                 raise ValueError(
                     f"the settings of {editor} for {model.name} lack {axis}, from which its search starts; add a value"
                 )
-            candidates = tuple(_rounded(own[axis] * value / candidates[0]) for value in candidates)
+            if isinstance(candidates, Scaled):
+                candidates = tuple(around[axis] * factor for factor in candidates.factors)
+            else:
+                candidates = tuple(_rounded(around[axis] * value / candidates[0]) for value in candidates)
         found[axis] = candidates
     return found
 
@@ -189,7 +188,7 @@ def tune(
         model: left as it was.
         editor: the editor whose settings are searched.
         folder: in place of ``results/tuning``.
-        dataset: by default :func:`default_dataset`.
+        dataset: by default :func:`.default_dataset`.
         split: by default ``tune``, where the dataset has that.
         edits: how many records; by default :func:`default_size`'s, or all if there are fewer.
         batch_size: edits per batch; by default :func:`default_size`'s, or all if there are fewer.

@@ -21,7 +21,7 @@ from bluelib.metrics.longform import MEASURES, evaluate_long_form, rouge_l
 from bluelib.models.generation import continue_greedily
 from bluelib.models.scoring import score_targets
 from bluelib.pocket.world import build_world
-from bluelib.studies.longform import seconds_by_batch
+from bluelib.studies.timing import seconds_by_batch
 from tests.support.small import PREFIXES, RECORDS, SUBJECTS, editor
 
 LONG = [

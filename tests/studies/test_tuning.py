@@ -110,6 +110,19 @@ def test_axes_that_there_are_none_of(model):
             axes(model, editor, which)
 
 
+def test_an_axis_that_starts_from_a_target_s_setting_needs_it(model, tmp_path):
+    settings = {
+        "models": [model.name],
+        "critical_layers": [1, 2, 3],
+        "statistics": {"corpus": "pocket", "tokens": 3000},
+    }
+    write_settings(
+        tmp_path / "configs" / "mine.yaml", {**settings, "targets": {"steps": 4}, "editors": EDITORS}, "mine"
+    )
+    with pytest.raises(ValueError, match=r"the settings of memit_blue for .*mine lack learning_rate, from which"):
+        axes(model, "memit_blue", "all")
+
+
 def test_a_search_is_written_and_put_into_the_settings(model, tmp_path):
     path = tune(model, "memit_blue", **HOW)
     assert path == tmp_path / "results" / "tuning" / f"{model.stem}-memit_blue.json" and "mine-" in path.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from ...studies.ablation import PAIR, SHARED, SINGLE
 from . import Claim, Numbers, above, apart, below
 from .wording import EDITING, band, listed, points
 
@@ -44,10 +45,10 @@ class View:
             return
         choices = pd.DataFrame(numbers["ablation_best"]).set_index("choice")
         self.against = pd.DataFrame(numbers["ablation_differences"]).set_index("choice")
-        self.pairs = self.against.loc[choices.index[choices.family == "another pair, direct"]]
-        self.distributed = self.against.loc[choices.index[choices.family == "distributed, BLUE's settings"]]
+        self.pairs = self.against.loc[choices.index[choices.family == PAIR]]
+        self.distributed = self.against.loc[choices.index[choices.family == SHARED]]
         self.reached, self.edge = choices.reached, choices.edge
-        singles = choices[(choices.family == "one layer, direct") & choices.reached]
+        singles = choices[(choices.family == SINGLE) & choices.reached]
         self.single = singles.success.idxmax() if len(singles) else None
         self.gain = numbers["ablation_single"]
         self.searched = pd.DataFrame(numbers["ablation"]).mom2_update_weight.nunique() > 1

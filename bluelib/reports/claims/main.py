@@ -10,7 +10,7 @@ import pandas as pd
 from ...metrics.editing import TEACHER_FORCED
 from ..published import PUBLISHED_IMPROVEMENT
 from . import Claim, Verdict, above
-from .wording import published_mean
+from .wording import points, published_mean
 
 
 class View:
@@ -21,8 +21,8 @@ class View:
         best: of the best BLUE variant over the best other method, on each dataset.
         pmet: of PMET_BLUE in editing.
         replayed, replayed_specificity: of FE variants over the plain ones.
-        against_blue: of FE variants over BLUE's, in success.
-        shares: of CAKE's methods over those with even shares, in success.
+        against_blue: of FE variants over BLUE's, in the score.
+        shares: of CAKE's methods over those with even shares, in the score.
     """
 
     def __init__(self, gains: Mapping[str, pd.DataFrame], best: pd.DataFrame) -> None:
@@ -34,7 +34,7 @@ class View:
         self.best = best
         self.pmet = of("pmet", "editing")
         self.replayed, self.replayed_specificity = of("fe", "editing"), of("fe", "specificity")
-        self.against_blue, self.shares = of("fe over blue", "success"), of("cake", "success")
+        self.against_blue, self.shares = of("fe over blue", "score"), of("cake", "score")
 
 
 _OF_FE = published_mean(
@@ -42,17 +42,8 @@ _OF_FE = published_mean(
 )
 
 
-def _interval(row: Any) -> str:
-    return f"{row.mean:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"
-
-
-def _gains(rows: pd.DataFrame) -> str:
-    each = "; ".join(f"{row.method} {_interval(row)}" for row in rows.itertuples())
-    return f"{each} points, paired over records"
-
-
-def _others(rows: pd.DataFrame) -> str:
-    each = "; ".join(f"{row.other} {_interval(row)}" for row in rows.itertuples())
+def _gains(rows: pd.DataFrame, of: str = "method") -> str:
+    each = "; ".join(f"{row[of]} {points(row)}" for _, row in rows.iterrows())
     return f"{each} points, paired over records"
 
 
@@ -80,13 +71,13 @@ CLAIMS = (
         applies=lambda v: len(v.specificity) > 0,
     ),
     Claim(
-        "a BLUE variant is the best of the paper's methods, on either dataset",
+        "a BLUE variant is the best of the paper's methods, on each dataset",
         lambda v: "; ".join(
-            f"{row.dataset}: {row.blue} {_interval(row)} points, mean of all three metrics, against {row.other}"
-            for row in v.best.itertuples()
+            f"{row.dataset}: {row.blue} {points(row)} points, mean of all three metrics, against {row.other}"
+            for _, row in v.best.iterrows()
         ),
         {
-            "the interval of the difference in success between the best BLUE variant and the best other method is "
+            "the interval of the difference in the score between the best BLUE variant and the best other method is "
             "above 0, on each dataset": lambda v: above(v.best),
         },
         applies=lambda v: len(v.best) > 0,
@@ -99,7 +90,7 @@ CLAIMS = (
     ),
     Claim(
         "replaying one target of the first critical layer edits better than dividing one of the last",
-        lambda v: _others(v.replayed),
+        lambda v: _gains(v.replayed, "other"),
         {
             "the interval of FE's gain over the plain method, the mean of efficacy and generalization, is above 0, for "
             "each method": lambda v: above(v.replayed),
@@ -110,9 +101,9 @@ CLAIMS = (
     ),
     Claim(
         "replaying does better than BLUE's two targets",
-        lambda v: _others(v.against_blue),
+        lambda v: _gains(v.against_blue, "other"),
         {
-            "the interval of FE's gain in success over BLUE's is above 0, for each method": (
+            "the interval of FE's gain in the score over BLUE's is above 0, for each method": (
                 lambda v: above(v.against_blue)
             ),
         },
@@ -122,9 +113,9 @@ CLAIMS = (
     ),
     Claim(
         "shares by the layers' causal effect do better than even ones",
-        lambda v: _others(v.shares),
+        lambda v: _gains(v.shares, "other"),
         {
-            "the interval of the gain in success over the method with even shares is above 0, for each method": (
+            "the interval of the gain in the score over the method with even shares is above 0, for each method": (
                 lambda v: above(v.shares)
             ),
         },

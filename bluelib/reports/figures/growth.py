@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from ...editing.catalogue import entry
 from ...io.palette import GREEN, GREY, PURPLE, SKY, VERMILION
+from ...studies.ablation import PAIR, SHARED, SINGLE
 from ..plots import style
 from .common import DIRECT, DISTRIBUTED, Numbers, band, integers, log_axis, panels, table
 
@@ -110,9 +111,9 @@ def score_growth(numbers: Numbers) -> Figure:
 _FAMILIES = {
     "BLUE: first and last layer": (DIRECT, "o"),
     "all layers, direct": (VERMILION, "D"),
-    "another pair, direct": (SKY, "o"),
-    "one layer, direct": (GREEN, "^"),
-    "distributed, BLUE's settings": (PURPLE, "v"),
+    PAIR: (SKY, "o"),
+    SINGLE: (GREEN, "^"),
+    SHARED: (PURPLE, "v"),
     "MEMIT": (DISTRIBUTED, "s"),
 }
 
