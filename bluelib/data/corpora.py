@@ -122,6 +122,8 @@ def check_corpus(corpus: str) -> None:
     Raises:
         ValueError: if not; the message says what a corpus can be.
     """
+    if not isinstance(corpus, (str, Path)):
+        raise ValueError(f"a corpus must be a name or a path, not {corpus!r}")
     if corpus not in (*POCKET_CORPORA, "wikipedia"):
         _path(corpus)
 

@@ -77,8 +77,11 @@ class Editor(Method):
             raise ValueError(f"{self.name}: layers must be a tuple of layers, not {self.layers!r}")
         for layer in self.layers:
             check_whole(f"{self.name}: a layer", layer, 0)
-        if len(set(self.layers)) != len(self.layers) or not self.layers:
-            raise ValueError(f"{self.name}: layers must be distinct, and at least one, not {list(self.layers)}")
+        if list(self.layers) != sorted(set(self.layers)) or not self.layers:
+            raise ValueError(
+                f"{self.name}: layers must be distinct and in ascending order, and at least one, not "
+                f"{list(self.layers)}"
+            )
         self.residual.check(len(self.layers))
         if self.residual.replayed and self.targets.component != "block":
             raise ValueError(
@@ -147,7 +150,8 @@ class Editor(Method):
         if self.corpus is None:
             raise ValueError(
                 f"{self.name} names no corpus for the second moments of {model.name}; "
-                "pass corpus='wikipedia' or the path of a text (--corpus), or set it in the model's settings"
+                "pass corpus= (--corpus): sampled (shipped), wikipedia, or the path of a text; or set it in the "
+                "model's settings"
             )
         return self.corpus
 

@@ -109,6 +109,14 @@ class Mend(Method):
     def inputs(self, model: Model, state: Network) -> dict[str, str]:
         return {"network": file_hash(self.path(model))}
 
+    def check(self, model: Model) -> None:
+        """Make sure that there is a network for the model.
+
+        Raises:
+            FileNotFoundError, ValueError: as :meth:`prepare`.
+        """
+        self.prepare(model)
+
     def prepare(self, model: Model) -> Network:
         """Load the network.
 

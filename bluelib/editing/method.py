@@ -107,7 +107,7 @@ class Method(ABC):
         """Check, before any long work, that no input of the method is missing.
 
         Raises:
-            ValueError: if one is missing; the message says which.
+            ValueError, FileNotFoundError: if one is missing; the message says which.
         """
         return None
 

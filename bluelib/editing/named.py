@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from inspect import Parameter
+from numbers import Real
+from pathlib import PurePath
 from typing import Any
 
 from ..data.corpora import check_corpus
@@ -173,7 +175,10 @@ def check_corpus_of(name: str, model: Model | str, corpus: str | None = None) ->
     if not composes(known(name).make()):
         return
     config = settings_of(model)
-    configured = settings_in(config, name).get("corpus") if config else None
+    settings = settings_in(config, name) if config else {}
+    configured = settings.get("corpus")
+    if settings.get("mom2_adjustment") is False:  # ROME without C
+        return
     if config and not (corpus or configured):
         raise ValueError(
             f"{name} needs a text for second moments, and none is configured for "
@@ -258,16 +263,20 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
         ValueError: as :func:`get_editor`, or if a hyper-parameter is missing.
     """
     make, settings = known(name).make(), dict(settings)
-    settings["layers"] = model.check_layers(settings["layers"])
+    layers = model.check_layers(settings["layers"])
+    if "layer_scores" in settings and layers != tuple(settings["layers"]):
+        raise ValueError(
+            f"layers of editor {name!r} must ascend, as layer_scores are in their order; not {settings['layers']}"
+        )
+    settings["layers"] = layers
     parts = {}
     if composes(make):
         parts = {key: settings.pop(key) for key in _OF_ITSELF & set(settings)}
         of_targets = (_OF_TARGETS - set(inspect.signature(make).parameters)) & set(settings)
         settings["targets"] = TargetOptions(**{key: settings.pop(key) for key in of_targets})
     for key, parameter in inspect.signature(make).parameters.items():
-        kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
-        if kind in ("float", "int") and isinstance(settings.get(key), str):
-            raise ValueError(f"{key} of editor {name!r} must be a number, not {settings[key]!r}")
+        if key in settings:
+            _check_kind(name, key, settings[key], parameter.annotation)
     try:
         inspect.signature(make).bind(**settings)
     except TypeError as error:
@@ -284,6 +293,29 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
             f"not {type(editor).__name__}"
         )
     return replace(editor, name=name, **parts)
+
+
+#: What hyper-parameters can be, by their factory's annotation.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "float": (Real, "a number"),
+    "int": (Real, "a number"),
+    "bool": (bool, "true or false"),
+    "str": ((str, PurePath), "text"),
+}
+
+
+def _check_kind(editor: str, key: str, value: Any, annotation: Any) -> None:
+    """Refuse a value of another kind than a factory's annotation says, if that is one of :data:`_KINDS`, or optional.
+
+    Raises:
+        ValueError: if the value is refused.
+    """
+    kind, _, optional = (getattr(annotation, "__name__", None) or str(annotation)).partition(" | ")
+    if kind not in _KINDS or (optional and value is None):
+        return
+    wanted, words = _KINDS[kind]
+    if not isinstance(value, wanted) or (wanted is Real and isinstance(value, bool)):
+        raise ValueError(f"{key} of editor {editor!r} must be {words}, not {value!r}")
 
 
 def get_composition(name: str, model: Model, **settings: Any) -> Editor:

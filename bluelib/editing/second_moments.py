@@ -64,9 +64,10 @@ def second_moments(
     """Second moments of the keys of ``layers``: read from disk if they are known, otherwise measured in one pass.
 
     The pass goes through the text in its order, in parts of about a million tokens, and through the model up to the
-    last of the layers; products are summed in float32 within a run of the model and in float64 over runs. It writes
-    what it has every few minutes: interrupted and called again, it continues, and ends with the same bits. If several
-    processes ask for the same text at once, one measures and the others wait.
+    last of the layers; products are summed in float32 within a run of the model and in float64 over runs. Between
+    parts it writes what it has, at most every few minutes: interrupted and called again, it continues after the last
+    part written, and ends with the same bits; a text of one part begins again. If several processes ask for the same
+    text at once, one measures and the others wait.
 
     Args:
         model: the model as loaded.

@@ -30,6 +30,11 @@ USER_CONFIGS = "BLUELIB_CONFIGS"
 SUFFIXES = (".yaml", ".yml")
 
 
+def shipped_configs() -> dict[str, dict[str, Any]]:
+    """The configurations that ship, by each name in a file's ``models`` list."""
+    return {model: config for file, config in _files() if is_shipped(file) for model in config["models"]}
+
+
 def model_configs() -> dict[str, dict[str, Any]]:
     """All configurations, by each name in a file's ``models`` list.
 

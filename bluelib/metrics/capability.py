@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..io.assets import ASSETS
+from ..io.checks import check_whole
 from ..models.model import Model
 from ..pocket.skills import SKILLS, build_skills
 
@@ -142,8 +143,8 @@ def capability(
     Raises:
         ImportError, ValueError: from :func:`load_tasks`; ValueError also if the limit is below 1.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 item, not {limit}")
+    if limit is not None:
+        check_whole("limit", limit, 1)
     tasks = tasks if isinstance(tasks, Tasks) else load_tasks(tasks)
     # unlike simple_evaluate, this sets no seeds and makes no report on the machine, which takes a second
     from lm_eval import evaluate

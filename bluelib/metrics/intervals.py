@@ -30,8 +30,8 @@ def interval(values: Sequence[float | None], *, clusters: Sequence[int] | None =
     """The mean of ``values`` (one per record, or per independent run) with its interval.
 
     For 20 values or more, the percentile bootstrap; for fewer, where its intervals are too short, Student's t. One
-    value has no interval: its ends are NaN. For paired comparisons, give the differences of the two methods on each
-    record.
+    value, or one cluster, has no interval: its ends are NaN. For paired comparisons, give the differences of the two
+    methods on each record.
 
     Args:
         values: the values; None where a record has none. (Without any value, mean and ends are NaN.)
@@ -51,15 +51,13 @@ def interval(values: Sequence[float | None], *, clusters: Sequence[int] | None =
     if not there:
         return Interval(math.nan, math.nan, math.nan)
     mean = float(sample.mean())
-    if len(sample) == 1:
-        return Interval(mean, math.nan, math.nan)
-    if np.ptp(sample) == 0:
-        return Interval(mean, mean, mean)
     given = range(len(values)) if clusters is None else clusters
     _, codes = np.unique([given[number] for number in there], return_inverse=True)
     n = codes.max() + 1
     if n == 1:
         return Interval(mean, math.nan, math.nan)
+    if np.ptp(sample) == 0:
+        return Interval(mean, mean, mean)
     if n < FEW:
         sums = np.bincount(codes, sample - mean)
         error = math.sqrt(n / (n - 1) * (sums**2).sum()) / len(sample)  # of single values, their standard error

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from ..io.checks import check_whole
 from ..io.timing import progress_bar
 from .model import Model
-from .prompts import encode_prompt
+from .prompts import encode_prompt, pad
 
 LENGTH = 100
 
@@ -126,15 +126,10 @@ def answer(model: Model, prompts: Sequence[str], *, tokens: int = 50, stops: str
         batches, going = [going[first : first + BATCH] for first in range(0, len(going), BATCH)], []
         for batch in progress_bar(batches, desc="answering", unit="batch", leave=False):
             so_far = [[*encoded[i], *said[i]] for i in batch]
-            width = max(map(len, so_far))
-            ids = torch.full((len(batch), width), model.tokenizer.pad_token_id)
-            mask = torch.zeros_like(ids)
-            for row, known in enumerate(so_far):
-                ids[row, width - len(known) :] = torch.tensor(known)
-                mask[row, width - len(known) :] = 1
+            ids, mask = pad(so_far, model.tokenizer.pad_token_id, model.device, left=True).values()
             stopping = _Stopping(kinds, begun[batch])
-            found = _generate(model, ids.to(model.device), mask.to(model.device), stage, GREEDY, kinds.ends, [stopping])
-            for i, row in zip(batch, found[:, width:].tolist(), strict=True):
+            found = _generate(model, ids, mask, stage, GREEDY, kinds.ends, [stopping])
+            for i, row in zip(batch, found[:, ids.shape[1] :].tolist(), strict=True):
                 said[i] += row
             begun[batch] = stopping.begun
             going += [i for i, ended in zip(batch, stopping.ended.tolist(), strict=True) if not ended]

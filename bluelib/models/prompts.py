@@ -261,18 +261,24 @@ def _encode(
 
 
 def pad(
-    sequences: Sequence[Sequence[int]], pad_id: int | None, device: torch.device | str, extra: int = 0
+    sequences: Sequence[Sequence[int]],
+    pad_id: int | None,
+    device: torch.device | str,
+    extra: int = 0,
+    *,
+    left: bool = False,
 ) -> dict[str, Tensor]:
-    """Right-padded ``input_ids`` and ``attention_mask``, each ``(n, longest + extra)``.
+    """Right-padded ``input_ids`` and ``attention_mask``, each ``(n, longest + extra)``; left-padded with ``left``.
 
-    Without a padding token, id 0 pads: it makes no difference, because padding is masked and after all that is read.
+    Without a padding token, id 0 pads: it makes no difference, because padding is masked.
     """
     longest = max(map(len, sequences)) + extra
     ids = torch.full((len(sequences), longest), 0 if pad_id is None else pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
+        own = slice(longest - len(sequence), None) if left else slice(len(sequence))
+        ids[row, own] = torch.tensor(sequence)
+        mask[row, own] = 1
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 

@@ -10,10 +10,11 @@ from typing import Any
 def describe_statistics(
     model: Any, editors: Sequence[str], *, corpus: str | None, tokens: int | None = None, null_spaces: bool
 ) -> dict[str, Any]:
-    """Measure the second moments of a model, or their null spaces, that the editors of a grid need, and describe them.
+    """Measure the second moments of a model that the editors of a grid need, and describe them.
 
-    The description gives, by text with its number of tokens and by layer, the mean energy E‖k‖² of a key, and the null
-    spaces' dimensions if they are asked for. Methods that use none are passed over.
+    The description gives, by text with its number of tokens and by layer, the mean energy E‖k‖² of a key. With
+    ``null_spaces``, those that editors work in are computed too, and their dimensions are given. Methods that use no
+    second moments are passed over.
     """
     from ..editing.editor import Editor
     from ..editing.named import get_editor
@@ -23,11 +24,9 @@ def describe_statistics(
     found: dict[str, Any] = {}
     for name in editors:
         method = get_editor(name, model, corpus=corpus)
-        if not isinstance(method, Editor):
+        if not (isinstance(method, Editor) and method.solver.needs_text):
             continue
         threshold = method.solver.threshold if isinstance(method.solver, NullSpace) else None
-        if null_spaces and threshold is None:
-            continue
         count = method.tokens if tokens is None else tokens
         replace(method, tokens=count).check(model)
         for layer, moment in method.second_moments(model, method.layers, count).items():

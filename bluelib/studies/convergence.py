@@ -79,7 +79,7 @@ def convergence(
     """
     if not shares or list(shares) != sorted(set(shares)) or shares[0] <= 0 or shares[-1] != 1:
         raise ValueError(f"shares must ascend from above 0 to 1, not {list(shares)}")
-    without = [editor.name for editor in editors if not isinstance(editor, Editor)]
+    without = [editor.name for editor in editors if not (isinstance(editor, Editor) and editor.solver.needs_text)]
     if without:
         raise ValueError(f"editors without second moments: {', '.join(without)}; choose others, such as memit_blue")
     tokens = editors[0].tokens if tokens is None else tokens

@@ -24,11 +24,11 @@ from ..editing.named import MEASURED, composes, editor_with
 from ..editing.second_moments import enough_tokens
 from ..editing.settings import (
     find_settings,
-    model_configs,
     place_of,
     settings_in,
     settings_of,
     settings_text,
+    shipped_configs,
     user_folder,
 )
 from ..editing.targets import default_token_budget
@@ -262,7 +262,7 @@ def _like(model: Model) -> str:
 def beginning(model: Model, critical: list[int] | None = None) -> dict[str, Any]:
     """The settings of the paper's model that is most like this one. If no ``critical`` layers are given, they are
     guessed: five layers (or as many as there are), starting at an eighth of the depth."""
-    like = model_configs()[_like(model)]
+    like = shipped_configs()[_like(model)]
     first = model.n_layers // 8
     critical = critical or list(range(first, min(first + 5, model.n_layers)))
     editors = {}

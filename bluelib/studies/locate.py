@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data import Record
+from ..io.checks import check_whole
 from ..models.model import Model
 from ..models.prompts import Request, encode_answer, locate
 from ..models.scoring import next_token_log_probs
@@ -123,10 +124,10 @@ def causal_trace(
         ValueError: if a kind is unknown, or ``samples`` or ``window`` is below 1.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown or samples < 1 or window < 1:
-        raise ValueError(
-            f"kinds must be from {tuple(KINDS)}, samples and window at least 1; not {kinds}, {samples} and {window}"
-        )
+    if unknown:
+        raise ValueError(f"kinds must be from {tuple(KINDS)}, not {kinds}")
+    check_whole("samples", samples, 1)
+    check_whole("window", window, 1)
     place = locate(model.tokenizer, request.prompt, request.subject, before=request.before)
     first = place.subject_first
     answer = encode_answer(model.tokenizer, request.text, request.target, request.separator)[0]

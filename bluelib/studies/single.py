@@ -24,6 +24,7 @@ from ..io.checks import check_whole
 from ..io.formats import read_json, write_json
 from ..io.paths import raw_path, sequence_path
 from ..io.timing import Timer, progress_bar
+from ..io.writing import check_new_file
 from ..metrics import Scores, evaluate
 from ..metrics.before import Before
 from ..metrics.editing import check_groups, per_record
@@ -86,6 +87,7 @@ def single(
     path = output or sequence_path("single", model.stem, str(dataset), editor, edits, 1, seed, options)
     if is_there(path, identity):
         return path
+    check_new_file(path)
     before = Before.of(model, records, metrics, contexts=contexts)
     how: dict[str, Any] = {"metrics": metrics, "contexts": contexts, "before": before, "generate": False}
     state = method.prepare(model)

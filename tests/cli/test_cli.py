@@ -201,6 +201,9 @@ def test_what_exists_already_is_not_saved_to(tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().err == f"blue: {target} exists already; remove it, or choose another name\n"
     assert main([*command, "--save", str(tmp_path / "x"), "--save-delta", str(tmp_path / "x")]) == 2
     assert "--save is a folder and --save-delta a file" in capsys.readouterr().err
+    (empty := tmp_path.parent / "empty").mkdir(exist_ok=True)
+    assert main([*command, "--save-delta", str(empty)]) == 2
+    assert f"{empty} is a folder; a file is to be written there" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == written
 
 

@@ -246,6 +246,43 @@ def test_an_option_that_is_no_number_is_refused_by_name(registered, annotation):
     assert get_editor("theirs", model, scale=2).solver.weight == 2 * get_editor("memit", model).solver.weight
 
 
+@pytest.mark.parametrize(
+    ("editor", "key", "value", "wanted"),
+    [
+        ("rect", "at_end", "False", "true or false, not 'False'"),
+        ("rect", "at_end", 0, "true or false, not 0"),
+        ("rect", "keep", True, "a number, not True"),
+        ("rect", "keep", [0.4], r"a number, not \[0.4\]"),
+        ("rect", "order", 5, "text, not 5"),
+        ("rome", "mom2_adjustment", "no", "true or false, not 'no'"),
+        ("ft", "norm_constraint", "none", "a number, not 'none'"),
+        ("mend", "network", 5, "text, not 5"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_by_name(editor, key, value, wanted):
+    """On a command line ``False`` is a text, which would count as true."""
+    with pytest.raises(ValueError, match=f"{key} of editor '{editor}' must be {wanted}"):
+        get_editor(editor, load_model("pocket-llama"), **{key: value})
+
+
+def test_an_option_that_may_be_left_open_may_be_none():
+    model = load_model("pocket-llama")
+    assert get_editor("ft", model, norm_constraint=None).norm_constraint is None
+    assert get_editor("rect", model, at_end=True).constraint.at_end is True
+    assert get_editor("mend", model, network=Path("mend.safetensors")).path(model) == Path("mend.safetensors")
+
+
+def test_scores_of_layers_belong_to_the_layers_in_their_order():
+    model = load_model("pocket-llama")
+    made = get_editor("memit_cake", model, layers=[1, 3], layer_scores=[0.2, 0.8])
+    assert made.layers == (1, 3)
+    with pytest.raises(ValueError, match=r"layers of editor 'memit_cake' must ascend, .*not \[3, 1\]"):
+        get_editor("memit_cake", model, layers=[3, 1], layer_scores=[0.8, 0.2])
+    assert get_editor("memit", model, layers=[3, 1]).layers == (1, 3)
+    with pytest.raises(ValueError, match=r"layers must be distinct and in ascending order.*not \[3, 1\]"):
+        replace(get_editor("memit", model), layers=(3, 1))
+
+
 def test_a_chain_of_likeness_has_an_end(registered):
     with pytest.raises(
         ValueError, match="'mine' cannot take its settings from 'mine', which takes its own from 'mine'"

@@ -168,4 +168,11 @@ def test_a_text_that_is_not_named_is_asked_for_before_the_model_is_loaded(home):
         check_corpus_of("memit", "mine", "nowhere.txt")
     check_corpus_of("memit", "mine", "pocket")
     check_corpus_of("ft", "mine")  # which uses none
+    with pytest.raises(ValueError, match="rome needs a text for second moments"):
+        check_corpus_of("rome", "mine")
+    with pytest.raises(ValueError, match="a corpus must be a name or a path, not 5"):
+        check_corpus_of("memit", "mine", 5)
+    without = {**CONFIG["editors"], "rome": {"layers": [1], "mom2_adjustment": False}}
+    write_settings(home / "own" / "x.yaml", {**CONFIG, "statistics": {"tokens": 3000}, "editors": without})
+    check_corpus_of("rome", "mine")  # whose settings do without
     check_corpus_of("memit", "a model without settings")

@@ -139,7 +139,7 @@ def test_names_limits_and_groups(tasks):
         loaded.items[columns].sort_values("item", ignore_index=True),
     )
     assert len(loaded.items) == 18 and loaded.items.item.is_unique
-    with pytest.raises(ValueError, match="limit must be at least 1 item, not 0"):
+    with pytest.raises(ValueError, match="limit must be at least 1, not 0"):
         capability(model, tasks, limit=0)
 
 
@@ -285,7 +285,7 @@ def test_along_a_sequence(small_world):
     assert start[0] == start[1] == capability(model, tasks, limit=4).items.accuracy.tolist()
     prompts = [item.prompt for name in ("nli", "multiple_choice") for item in build_skills()[name][1][:4]]
     assert along.names_edit.tolist() == [any(s in prompt for s in SUBJECTS) for prompt in prompts] * 8
-    with pytest.raises(ValueError, match="every must be at least 1 batch"):
+    with pytest.raises(ValueError, match="every must be at least 1, not"):
         capability_along_sequence(model, RECORDS, editors, **{**how, "every": 0})
     scores = capability_scores(along)
     assert set(scores.task) == {"pocket_nli", "pocket_multiple_choice", MEAN} and len(scores) == 2 * 4 * 3

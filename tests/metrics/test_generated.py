@@ -85,6 +85,15 @@ def test_answers_of_a_batch_are_those_of_each_prompt_alone(model, stage, monkeyp
     assert answer(model, []) == []
 
 
+def test_answers_need_no_padding_token(model):
+    prompts = ["Ada", "The mother tongue of Ada Lovelace is"]
+    padding, model.tokenizer.pad_token = model.tokenizer.pad_token, None
+    try:
+        assert answer(model, prompts, tokens=4) == [written_out(model, prompt, 4) for prompt in prompts]
+    finally:
+        model.tokenizer.pad_token = padding
+
+
 def test_what_is_blank_at_the_beginning_ends_nothing(model, monkeypatch):
     """As where a question is answered on the next line."""
     texts = ["\n", "\n\n", " ", "Rome", ".", " It", "is"]

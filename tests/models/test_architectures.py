@@ -330,6 +330,8 @@ def test_a_folder_of_configurations_that_is_not_there_is_named(monkeypatch, tmp_
 def test_a_device_that_torch_does_not_know_or_have_is_refused():
     with pytest.raises(ValueError, match="device 'gpu0' is neither auto nor a torch device"):
         load_model("pocket-gpt2", device="gpu0")
+    with pytest.raises(ValueError, match=r"device 'meta' is not available: torch .* finds no meta; use cpu"):
+        load_model("pocket-gpt2", device="meta")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"device 'cuda:1' is not available: torch .* finds no cuda; use cpu"):
             load_model("pocket-gpt2", device="cuda:1")

@@ -132,8 +132,10 @@ def test_without_noise_there_is_nothing_to_bring_back(any_model):
 def test_wrong_kinds_are_refused(any_model):
     with pytest.raises(ValueError, match="kinds must be from"):
         causal_trace(any_model, FACT, kinds=("hiden",))
-    with pytest.raises(ValueError, match="samples and window at least 1"):
+    with pytest.raises(ValueError, match="samples must be at least 1, not 0"):
         causal_trace(any_model, FACT, samples=0)
+    with pytest.raises(ValueError, match="window must be a whole number, not '3'"):
+        causal_trace(any_model, FACT, window="3")
 
 
 def test_a_frame_has_one_row_per_kind_role_layer_and_prompt(any_model):

@@ -337,6 +337,7 @@ def test_an_interval_over_few_clusters_is_student_s():
     assert interval(values, clusters=range(6)) == pytest.approx(alone)
     assert interval(values, clusters=[7, 11, 12, 13, 13, 40]) == shared
     assert np.isnan(interval([1.0, 2.0], clusters=[0, 0]).low), "one cluster says nothing of others"
+    assert np.isnan(interval([1.0, 1.0], clusters=[0, 0]).low), "nor if all its values are the same"
     many = np.random.default_rng(0).normal(size=60)
     codes = np.arange(60) // 2
     assert interval(many, clusters=codes) == interval(many, clusters=codes * 3 + 5)
