@@ -64,8 +64,8 @@ def one_option(option: str, edits: int, batch_size: int) -> str:
 
 
 def choices_measured(edits: int, batch_size: int) -> str:
-    """For each of :data:`~bluelib.models.choices.CHOICES`, the scores with the text's value less those with the code's,
-    paired over records, as Markdown."""
+    """For each of :data:`~bluelib.models.choices.CHOICES`, the scores with the text's value minus those with the
+    code's, paired over records, as Markdown."""
     frame = _runs(edits, batch_size)
     rows = []
     for row in frame.itertuples():
@@ -82,7 +82,7 @@ def choices_measured(edits: int, batch_size: int) -> str:
         name, value = row.options[0]
         rows.append([f"`{name}={value}`", label_of_model(row.model), row.dataset, label(row.editor), *differences])
     header = ["text's value", "model", "dataset", "method", *TEACHER_FORCED]
-    note = f"Points, with the text's value less with the code's, paired over {edits} records, with 95 % intervals."
+    note = f"Points, with the text's value minus with the code's, paired over {edits} records, with 95 % intervals."
     return f"{markdown_table('', rows, header)}\n\n{note}" if rows else NOTHING
 
 

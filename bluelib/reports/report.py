@@ -436,7 +436,7 @@ def write_report(grid: Grid, found: Sequence[Finding], folder: Path) -> list[Pat
             f"![Editing against specificity, plain and BLUE]({_link(grid.figures / 'pareto.png', folder)})",
             f"## Tables\n\n{_tables(grid, folder)}",
             "## BLUE against plain",
-            f"![Each variant less its plain method]({_link(grid.figures / 'forest.png', folder)})",
+            f"![Each variant minus its plain method]({_link(grid.figures / 'forest.png', folder)})",
             f"![Relative improvement, setting by setting]({_link(grid.figures / 'improvement.png', folder)})",
             "Paired over records, with intervals and tests; all metrics and how they are made are in "
             f"[paired.md]({_link(grid.figures / 'paired.md', folder)}).",

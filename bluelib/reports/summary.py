@@ -89,14 +89,14 @@ def _share(grid: Grid, model: str, numbers: Mapping[str, Any], marks: Mapping[st
 
 
 def _steps(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> str:
-    steps = pd.DataFrame(numbers["steps"]).sort_values("layer")["mean"].tolist()
+    steps, about = pd.DataFrame(numbers["steps"]).sort_values("layer")["mean"].tolist(), numbers["parameters"]
     theirs = published("optimisation_steps")
     theirs = theirs[theirs.model == counterpart(model)].sort_values("layer").mean_steps.tolist()
     return (
         f"- {_mark(marks, 'once the first layer is updated')} **The first layer does the work.** Its own residual "
         f"takes {steps[0]:.1f} steps to find; after its update the second layer needs {steps[1]:.1f}, the third "
-        f"{steps[2]:.1f} (published for {counterpart(model)}: {theirs[0]:.1f}, the limit there, {theirs[1]:.1f}, "
-        f"{theirs[2]:.1f})."
+        f"{steps[2]:.1f} ({called(about['dataset'])}, {about['edits']} edits; published for {counterpart(model)}: "
+        f"{theirs[0]:.1f}, the limit there, {theirs[1]:.1f}, {theirs[2]:.1f})."
     )
 
 
@@ -115,12 +115,12 @@ def _layers(grid: Grid, model: str) -> str:
     pairs, shared = gaps[families == PAIR], gaps.loc["first and last, distributed"]
     about = numbers["ablation_provenance"]["identity"]
     worse = (pairs.high < 0).sum()
-    words = "" if worse else "; which two layers have them hardly matters"
     return (
-        f"- {_mark(marks, 'direct residual')} **Direct residuals edit{words}.** With shares in its two layers, BLUE "
-        f"loses {-shared['mean']:.0f} points of efficacy and generalization [{-shared.high:.0f}, {-shared.low:.0f}] "
-        f"({short_label(model)}, {called(about['dataset'])}, {about['edits']} edits). Of the other pairs of critical "
-        f"layers with direct residuals {worse} of {len(pairs)} are shown to edit worse."
+        f"- {_mark(marks, 'direct residual')} **Direct residuals edit; which two layers get them is not "
+        f"settled.** With shares in its two layers, BLUE loses {-shared['mean']:.0f} points of efficacy and "
+        f"generalization [{-shared.high:.0f}, {-shared.low:.0f}] ({short_label(model)}, {called(about['dataset'])}, "
+        f"{about['edits']} edits). Of the other pairs of critical layers with direct residuals {worse} of {len(pairs)} "
+        "are shown to edit worse there."
     )
 
 
@@ -209,8 +209,8 @@ def _gain(scores: Mapping[str, Scores]) -> str:
     in_turn = " and ".join(", ".join(relative).rsplit(", ", 1))
     return (
         f"- **BLUE's gain {words}**, where settings were searched for every method. Mean of efficacy, generalization "
-        f"and specificity: {'; '.join(found)}. Relative to the plain method that is {in_turn}; the abstract has "
-        f"{PUBLISHED_IMPROVEMENT} %."
+        f"and specificity: {'; '.join(found)}. In per cent of the plain method, averaged over all metrics (fluency "
+        f"and consistency, too), it is {in_turn}; the abstract has {PUBLISHED_IMPROVEMENT} %."
     )
 
 
@@ -299,7 +299,7 @@ def reversals(found: Sequence[Any]) -> str:
 
 
 def differences(scores: Mapping[str, Scores]) -> str:
-    """Every variant less its plain method as a Markdown table, with a column for each model.
+    """Every variant minus its plain method as a Markdown table, with a column for each model.
 
     A cell has editing and, below it, specificity: of a single model for each dataset, of several with equal weight for
     each dataset.
@@ -343,7 +343,7 @@ def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:
                 for name in ("editing", "specificity")
             ]
             lines.append(
-                f"- *{blue} less {plain}* ({called(place[1])}): {words[0]} points of efficacy and generalization, "
+                f"- *{blue} minus {plain}* ({called(place[1])}): {words[0]} points of efficacy and generalization, "
                 f"{words[1]} of specificity."
             )
     for dataset in dict.fromkeys(cell["dataset"] for cell in cells):

@@ -73,14 +73,14 @@ def test_what_an_ablation_says_is_told_where_there_is_one(tmp_path, monkeypatch)
     gaps = {row["choice"]: row for row in numbers["ablation_differences"]}
     lost = gaps["first and last, distributed"]
     assert f"loses {-lost['mean']:.0f} points" in told and f"[{-lost['high']:.0f}, {-lost['low']:.0f}]" in told
-    assert "hardly matters.**" in told and told.endswith(" 0 of 9 are shown to edit worse.")
+    assert "is not settled.**" in told and told.endswith(" 0 of 9 are shown to edit worse there.")
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
     assert summary._layers(grid, "smollm2-135m") == "", "nothing was run here"
     gaps["layers 4 and 5"] |= {"low": -9.0, "high": -1.0}
     write_json(grid.numbers("05_error_growth", "smollm2-135m"), numbers)
     worse = summary._layers(grid, "smollm2-135m")
-    assert "**Direct residuals edit.**" in worse and worse.endswith(" 1 of 9 are shown to edit worse.")
+    assert "**Direct residuals edit;" in worse and worse.endswith(" 1 of 9 are shown to edit worse there.")
     left = {key: value for key, value in numbers.items() if not key.startswith("ablation")}
     write_json(grid.numbers("05_error_growth", "smollm2-135m"), left)
     assert summary._layers(grid, "smollm2-135m") == ""

@@ -13,7 +13,7 @@ KEPT = 3
 
 
 class View:
-    """Mean accuracy over the tasks: of BLUE variants less their plain methods, and its change along the sequence.
+    """Mean accuracy over the tasks: of BLUE variants minus their plain methods, and its change along the sequence.
 
     Attributes:
         edits: the number of edits in the whole sequence.

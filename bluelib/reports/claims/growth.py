@@ -20,12 +20,12 @@ class View:
 
     Attributes:
         batch, sequence: by measure, the exponent of its growth with the batch size, and along the sequence.
-        editing, specificity: BLUE less MEMIT at the end, by metric.
+        editing, specificity: BLUE minus MEMIT at the end, by metric.
         ablated: whether the model has an ablation; without it, what follows is missing.
-        against: by choice, its success less BLUE's, at BLUE's specificity; ``pairs``, ``distributed``: rows of it.
+        against: by choice, its success minus BLUE's, at BLUE's specificity; ``pairs``, ``distributed``: rows of it.
         reached: by choice, whether it has BLUE's specificity, less half a point; ``edge``: whether its λ is the
             smallest or the largest that was tried.
-        single: the best single layer that reaches BLUE's specificity, or None; ``gain``: its success less BLUE's,
+        single: the best single layer that reaches BLUE's specificity, or None; ``gain``: its success minus BLUE's,
             with an interval in which the choice is repeated.
         searched: whether the ablation tried several λ. At one λ for all, a single layer may lack only strength.
         edits: the number of edits in the ablation.

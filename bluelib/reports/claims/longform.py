@@ -12,7 +12,7 @@ from .wording import EDITING, band, points
 
 
 class View:
-    """BLUE variants less their plain methods in one large batch and on long texts, and how much longer they take.
+    """BLUE variants minus their plain methods in one large batch and on long texts, and how much longer they take.
 
     Attributes:
         size: the size of the largest batch.
@@ -49,7 +49,7 @@ def _in_one_batch(text: str, rows_of: Callable[[View], pd.DataFrame]) -> Claim:
     """A claim about some of the differences in the largest batch, if there are any."""
     return Claim(
         text,
-        lambda v: f"one batch of {v.size}, BLUE less plain in points: {_by_variant(rows_of(v))}; paired over records",
+        lambda v: f"one batch of {v.size}, BLUE minus plain in points: {_by_variant(rows_of(v))}; paired over records",
         {
             "the interval of the difference in the largest batch is above 0, for each BLUE variant and metric": (
                 lambda v: above(rows_of(v))
@@ -67,7 +67,7 @@ CLAIMS = (
     Claim(
         "BLUE edits better where the target is a text of several sentences",
         lambda v: (
-            f"{v.edits} edits, after the question, BLUE less plain in points: {_by_variant(v.long)}; "
+            f"{v.edits} edits, after the question, BLUE minus plain in points: {_by_variant(v.long)}; "
             "paired over records"
         ),
         {

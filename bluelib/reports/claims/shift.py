@@ -12,14 +12,14 @@ from .wording import by_method
 
 
 class View:
-    """How far the states of known facts move, for each editor, and for BLUE variants less their plain methods.
+    """How far the states of known facts move, for each editor, and for BLUE variants minus their plain methods.
 
     Attributes:
         facts: how many are known.
         half: the 95 % limit of the energy distance between two halves of the unedited facts.
         pairs: each plain method with its BLUE variant; ``plain`` and ``blue`` are their names.
         distance: of each editor, the energy distance to the unedited states, with its interval and ``p`` by swaps.
-        energy, displacement, recalled: differences, BLUE less plain.
+        energy, displacement, recalled: differences, BLUE minus plain.
     """
 
     def __init__(self, numbers: Numbers) -> None:
@@ -52,7 +52,7 @@ CLAIMS = (
     ),
     Claim(
         "BLUE keeps the hidden states of known facts closer to their original distribution",
-        lambda v: f"energy distance, BLUE less plain: {by_method(v.energy, 'blue', 4)}, paired over facts",
+        lambda v: f"energy distance, BLUE minus plain: {by_method(v.energy, 'blue', 4)}, paired over facts",
         {"the interval of the difference in energy distance is below 0, for each pair": lambda v: below(v.energy)},
     ),
     Claim(
@@ -69,13 +69,13 @@ CLAIMS = (
     Claim(
         "BLUE moves the hidden states of single known facts less",
         lambda v: (
-            f"displacement, BLUE less plain, in typical distances of two facts: {by_method(v.displacement, 'blue', 3)}"
+            f"displacement, BLUE minus plain, in typical distances of two facts: {by_method(v.displacement, 'blue', 3)}"
         ),
         {"the interval of the difference in displacement is below 0, for each pair": lambda v: below(v.displacement)},
     ),
     Claim(
         "with BLUE more of the known facts are still recalled",
-        lambda v: f"BLUE less plain: {by_method(v.recalled, 'blue')} points",
+        lambda v: f"BLUE minus plain: {by_method(v.recalled, 'blue')} points",
         {"the interval of the difference in recalled facts is above 0, for each pair": lambda v: above(v.recalled)},
     ),
 )
