@@ -76,6 +76,15 @@ GROUPS = ("editing", "argmax", "generated", "locality", "portability", "negation
 METRICS = ("efficacy", "generalization", "specificity", "fluency", "consistency")
 #: The metrics that need no generated text.
 TEACHER_FORCED = METRICS[:3]
+#: Those that say how well a model was edited; their mean is called editing.
+EDITING = TEACHER_FORCED[:2]
+
+
+def editing_scores(scores: Mapping[str, Any]) -> list[float | None]:
+    """For each scored record, the mean of its efficacy and generalization; None for one that has not both, such as one
+    without paraphrases."""
+    both = zip(*(scores[metric] for metric in EDITING), strict=True)
+    return [None if one is None or other is None else (one + other) / 2 for one, other in both]
 
 
 @dataclass(frozen=True)

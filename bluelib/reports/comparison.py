@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from ..editing.catalogue import MAIN_TABLE, VARIANTS, Entry, entry, in_order, label_pairs, labelled
-from ..metrics.editing import METRICS, TEACHER_FORCED
+from ..metrics.editing import EDITING, METRICS, TEACHER_FORCED
 from ..metrics.intervals import RESAMPLES, bootstrap_means, limits
 from ..models.known import label_of_model, scale_of
 from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published
@@ -358,7 +358,7 @@ def all_gains(scores: Scores) -> pd.DataFrame:
 
 
 #: The measures that verdicts on BLUE look at: the name of each, and the metrics whose mean it is.
-MEASURES = {"editing": TEACHER_FORCED[:2], "specificity": TEACHER_FORCED[2:], "score": TEACHER_FORCED}
+MEASURES = {"editing": EDITING, "specificity": TEACHER_FORCED[2:], "score": TEACHER_FORCED}
 
 
 def family_gains(scores: Scores, methods: Sequence[str] | None = None) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from PIL import Image
 from ..editing.catalogue import UNEDITED, VARIANTS, Variant, entry, in_order, labelled
 from ..io.palette import GREY
 from ..io.writing import atomic_file
-from ..metrics.editing import METRICS, TEACHER_FORCED
+from ..metrics.editing import EDITING, METRICS
 from ..metrics.intervals import share_interval
 from ..models.known import short_label
 from .published import benchmark, counterpart, has_published
@@ -335,7 +335,7 @@ def plot_pareto(frame: pd.DataFrame) -> Figure:
                 if "specificity" not in means:  # its records have no neighbours
                     axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
                     continue
-                editing = [metric for metric in TEACHER_FORCED[:2] if metric in means]
+                editing = [metric for metric in EDITING if metric in means]
                 x, y = means.specificity, sum(means[metric] for metric in editing) / len(editing)
                 # Both come from the same records, so the error of their mean is not taken to be smaller than this.
                 spread = sum(errors[metric] for metric in editing) / len(editing)

@@ -11,12 +11,13 @@ from ..editing.catalogue import VARIANTS, entry, in_order, label_pairs
 from ..editing.settings import editor_settings
 from ..io.formats import read_json
 from ..io.paths import project_path
+from ..metrics.editing import editing_scores
 from ..metrics.intervals import Interval, interval, less
 from ..models.known import scale_of, short_label
 from ..runs.grid import Grid
 from ..studies import STUDIES
 from ..studies.ablation import PAIR
-from ..studies.follow import SEQUENCE, editing, followed
+from ..studies.follow import SEQUENCE, followed
 from .claims import MARKS, verdicts
 from .comparison import Scores, by_benchmark, families, gains, improvement, variant_pairs
 from .figures.follow import SHORT
@@ -127,7 +128,7 @@ def _layers(grid: Grid, model: str) -> str:
 def _length(runs: pd.DataFrame) -> str:
     """How methods and their BLUE variants, with settings of their own, end the longest sequence that both ran along."""
     ends = runs[runs.length == runs.edits]
-    ends = ends[[any(value is not None for value in editing(end)) for _, end in ends.iterrows()]]
+    ends = ends[[any(value is not None for value in editing_scores(end)) for _, end in ends.iterrows()]]
     ends = ends.assign(label=[entry(name).label for name in ends.editor])
     found: dict[int, list[str]] = {}
     for (_, _, edits, _), along in ends.groupby(SEQUENCE, sort=False):
@@ -141,7 +142,7 @@ def _length(runs: pd.DataFrame) -> str:
 
 def _alone(ends: pd.DataFrame) -> str:
     """How methods that were followed without a variant end the same sequence."""
-    parts = [f"{end.name} ends it at {interval(editing(end)).mean:.0f} %" for _, end in ends.iterrows()]
+    parts = [f"{end.name} ends it at {interval(editing_scores(end)).mean:.0f} %" for _, end in ends.iterrows()]
     return f" {'; '.join(parts)}." if parts else ""
 
 
@@ -150,26 +151,27 @@ def _gained(plain: Sequence[float | None], blue: Sequence[float | None], subject
 
 
 def _same_weight(along: pd.DataFrame, blue: pd.Series, plain: pd.Series) -> str:
-    """The gain over the plain method with the variant's λ, if it was also followed along the sequence with that."""
-    weight = editor_settings(blue.model, blue.editor).get("mom2_update_weight")
-    same = along[[options == (("mom2_update_weight", weight),) for options in along.options]]
-    same = same[same.editor == plain.editor]
-    if same.empty:
-        return ""
-    gain = _gained(editing(same.iloc[0]), editing(blue), blue.subjects)
-    return f"; with {blue.name}'s λ for both, {gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}]"
+    """The gain with one λ for both, if one of the two was also followed along the sequence with the other's."""
+    for one, other in ((plain, blue), (blue, plain)):
+        weight = editor_settings(other.model, other.editor).get("mom2_update_weight")
+        same = along[[options == (("mom2_update_weight", weight),) for options in along.options]]
+        same = same[same.editor == one.editor]
+        if len(same):
+            again = editing_scores(same.iloc[0])
+            sides = (again, editing_scores(blue)) if one is plain else (editing_scores(plain), again)
+            gain = _gained(*sides, blue.subjects)
+            return f"; with {other.name}'s λ for both, {gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}]"
+    return ""
 
 
 def _ends(along: pd.DataFrame, pairs: Sequence[tuple[pd.Series, pd.Series]]) -> str:
     """How each pair, plain and BLUE, ends one and the same sequence."""
     parts, ahead = [], []
     for plain, blue in pairs:
-        gain = _gained(editing(plain), editing(blue), blue.subjects)
+        gain = _gained(editing_scores(plain), editing_scores(blue), blue.subjects)
         ahead += [plain.name] if gain.low > 0 else []
-        parts.append(
-            f"{blue.name} {interval(editing(blue)).mean:.0f} %, {plain.name} {interval(editing(plain)).mean:.0f} % "
-            f"({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}]{_same_weight(along, blue, plain)})"
-        )
+        each = ", ".join(f"{end.name} {interval(editing_scores(end)).mean:.0f} %" for end in (blue, plain))
+        parts.append(f"{each} ({gain.mean:+.0f} [{gain.low:+.0f}, {gain.high:+.0f}]{_same_weight(along, blue, plain)})")
     words = f"BLUE {'holds' if ahead else 'is not shown to hold'} longer"
     words += f" with {' and '.join(ahead)}" if ahead and len(ahead) < len(pairs) else ""
     first = pairs[0][0]

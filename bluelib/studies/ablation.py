@@ -32,11 +32,10 @@ from ..io.formats import read_json, write_json
 from ..io.paths import plain, project_path
 from ..io.timing import progress_bar
 from ..metrics import evaluate
-from ..metrics.editing import TEACHER_FORCED
+from ..metrics.editing import TEACHER_FORCED, editing_scores
 from ..metrics.intervals import RESAMPLES, Interval, interval, limits
 from ..models.known import scale_of
 from ..models.model import Model
-from .follow import editing
 
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)
 DATASET = "pocket-counterfact"
@@ -183,7 +182,7 @@ def load_ablation(model: Model | str) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise FileNotFoundError(f"{path} does not exist; make it with: blue ablation --model {name}")
     content = read_json(path)
     frame = pd.DataFrame(content["runs"])
-    frame["success"] = [editing(row) for _, row in frame.iterrows()]
+    frame["success"] = [editing_scores(row) for _, row in frame.iterrows()]
     for metric in (*TEACHER_FORCED, "success"):
         frame[f"mean_{metric}"] = [fmean(values) for values in frame[metric]]
     subjects = {key: content[key] for key in ("subjects",) if key in content}

@@ -217,13 +217,6 @@ def some_of(records: Sequence[Record], most: int) -> list[Record]:
     return [records[i] for i in sorted(drawn)]
 
 
-def editing(scores: Mapping[str, Any] | pd.Series) -> list[float | None]:
-    """For each scored record, the mean of its efficacy and generalization; None for one that has not both, such as one
-    without paraphrases."""
-    both = zip(scores["efficacy"], scores["generalization"], strict=True)
-    return [None if one is None or other is None else (one + other) / 2 for one, other in both]
-
-
 #: What runs that are compared with each other have in common.
 SEQUENCE = ["model", "dataset", "edits", "batch_size"]
 

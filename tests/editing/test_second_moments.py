@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bluelib import get_editor, load_model
 from bluelib.data.corpora import corpus_hash, count_tokens, token_sequences
 from bluelib.editing import second_moments as statistics
 from bluelib.editing.second_moments import check_text, enough_tokens, second_moments
 from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.models.model import Model
 from bluelib.models.tracing import trace
+from bluelib.runs.statistics import describe_statistics
 from bluelib.studies.convergence import convergence, rank, relative_change, write_convergence
 from tests.support.folders import files
 from tests.support.small import RECORDS, editor, random_model
@@ -259,3 +261,18 @@ def test_what_is_measured_needs_no_text_twice(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("d_mlp", "tokens"), [(96, 20000), (1536, 20000), (2001, 21000), (14336, 144000)])
 def test_ten_tokens_for_each_dimension_are_enough(d_mlp, tokens):
     assert enough_tokens(d_mlp) == tokens
+
+
+def test_statistics_are_described_for_each_editor_that_needs_them():
+    """Null spaces on top of second moments, and nothing for FT, which uses no text."""
+    model, about = load_model("pocket-llama"), {"corpus": "pocket", "tokens": 3000}
+    told = describe_statistics(model, ["memit", "ft"], null_spaces=True, **about)["layers"]
+    ((text, layers),) = told.items()
+    assert text == "pocket, 3000 tokens" and [*layers] == [str(layer) for layer in get_editor("memit", model).layers]
+    assert all(set(one) == {"d_mlp", "energy"} for one in layers.values())
+    assert not describe_statistics(model, ["ft"], null_spaces=True, **about)["layers"]
+    inside = describe_statistics(model, ["alphaedit"], null_spaces=True, **about)["layers"][text]
+    threshold = get_editor("alphaedit", model).solver.threshold
+    assert all(0 <= one["null_space"][f"{threshold:g}"] <= one["d_mlp"] for one in inside.values())
+    plain = describe_statistics(model, ["alphaedit"], null_spaces=False, **about)["layers"][text]
+    assert all("null_space" not in one for one in plain.values())

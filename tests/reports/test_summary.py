@@ -188,6 +188,9 @@ def test_the_end_of_a_sequence_is_told_of_every_pair(tmp_path, monkeypatch):
     assert "(d, batches of 10, one sequence)" in of_d and "MEMIT_BLUE 70 %, MEMIT 60 %" in of_d, "of seed 0"
     assert "(e, batches of 10, one sequence)" in of_e and "MEMIT_BLUE 30 %, MEMIT 20 % (+10 [+10, +10])" in of_e
     assert "λ" not in of_e, "nobody ran it there"
+    followed_run(tmp_path, "memit_history_blue", {}, 70.0)
+    followed_run(tmp_path, "memit_history_blue", {"mom2_update_weight": 100}, 80.0)
+    assert "75 % (-5 [-5, -5]; with MEMIT (history)'s λ for both, +5 [+5, +5])" in summary._length(followed())
 
 
 def test_runs_are_listed_with_their_minutes_and_what_is_missing_is_counted(tmp_path, monkeypatch):

@@ -21,12 +21,12 @@ from bluelib import edit_sequence, get_editor, load_model
 from bluelib.cli import main
 from bluelib.editing import catalogue
 from bluelib.editing.named import MEASURED
-from bluelib.editing.settings import model_configs
+from bluelib.editing.settings import model_configs, settings_of, write_settings
 from bluelib.editing.solvers import Equality, NullSpace, Ridge
 from bluelib.models import adapters
 from bluelib.models.adapters import ADAPTERS, Adapter
 from bluelib.models.model import Model, weights_hash
-from bluelib.studies.doctor import Findings, examine, memory, report
+from bluelib.studies.doctor import Findings, beginning, examine, memory, report
 from tests.support.checkpoints import ARCHITECTURES, LAYERS, write_checkpoint
 from tests.support.small import RECORDS, random_model
 from tests.support.tokenizers import make_tokenizer
@@ -183,6 +183,15 @@ def test_the_configuration_to_begin_with_is_one(tmp_path, monkeypatch):
     found = examine(model)
     assert found.configured and str(tmp_path / "mine.yaml") in found.facts["critical layers"]
     assert yaml.safe_load(starter)["models"] == [model.name]
+
+
+def test_settings_to_begin_with_are_those_that_ship(tmp_path, monkeypatch):
+    """Not those of a user's file for the paper's model, which may have one editor only."""
+    own = {**settings_of("gpt2-xl"), "models": ["gpt2-xl"], "editors": {"memit": {"mom2_update_weight": 1}}}
+    write_settings(tmp_path / "mine.yaml", own)
+    monkeypatch.setenv("BLUELIB_CONFIGS", str(tmp_path))
+    assert settings_of("gpt2-xl")["editors"].keys() == {"memit"}
+    assert {"memit_blue", "alphaedit"} <= beginning(random_model("pocket-gpt2"))["editors"].keys()
 
 
 def moment(d_mlp: int) -> torch.Tensor:

@@ -12,10 +12,11 @@ from bluelib import edit_sequence, evaluate, get_editor, load_dataset
 from bluelib.editing.checkpoints import held
 from bluelib.io.formats import read_json, write_json
 from bluelib.io.paths import sequence_path
+from bluelib.metrics.editing import editing_scores
 from bluelib.reports import summary
 from bluelib.reports.figures.follow import draw_followed, frontiers, lengths
 from bluelib.studies import follow as module
-from bluelib.studies.follow import editing, follow, followed, some_of
+from bluelib.studies.follow import follow, followed, some_of
 
 HOW = {"dataset": "pocket-counterfact", "edits": 8, "batch_size": 2}
 
@@ -190,7 +191,7 @@ def test_a_run_on_records_without_paraphrases_is_drawn_and_told(llama, project):
             follow(llama, editor, dataset=str(project / f"{name}.json"), edits=8, batch_size=4, at=(4,), others=0)
     frame = followed()
     of_mine = frame[(frame.dataset == "mine.json") & (frame.length == 8)].iloc[0]
-    assert [value is None for value in editing(of_mine)] == [False] * 6 + [True] * 2
+    assert [value is None for value in editing_scores(of_mine)] == [False] * 6 + [True] * 2
     assert draw_followed(["pocket-llama"], project / "figures")
     assert "MEMIT_BLUE" in summary._length(frame)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from ...metrics.editing import EDITING
 from ...studies.ablation import PAIR, SHARED, SINGLE
 from . import Claim, Numbers, above, apart, below
-from .wording import EDITING, band, listed, points
+from .wording import band, listed, points
 
 #: Points of success by which a choice of layers may be behind BLUE and still count as "about as good".
 MARGIN = 3

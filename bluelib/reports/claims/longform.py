@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pandas as pd
 
 from ...editing.catalogue import APPENDIX, entry
+from ...metrics.editing import EDITING
 from . import Claim, Numbers, above
-from .wording import EDITING, band, points
+from .wording import band, points
 
 
 class View:

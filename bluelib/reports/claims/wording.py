@@ -9,11 +9,9 @@ from typing import Any
 import pandas as pd
 
 from ...editing.catalogue import entry
+from ...metrics.editing import EDITING
 from ..published import published
 from . import Numbers
-
-#: The metrics that "edits better" is about.
-EDITING = ("efficacy", "generalization")
 
 
 def ordered(numbers: Numbers, name: str, by: str) -> pd.DataFrame:

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from ...editing.catalogue import Entry, entry, in_order, labelled
 from ...io.palette import GREY
 from ...io.paths import plain
+from ...metrics.editing import editing_scores
 from ...metrics.intervals import interval
 from ...models.known import scale_of, short_label
-from ...studies.follow import editing, followed
+from ...studies.follow import followed
 from ..plots import keep, style
 from ..published import benchmark
 from .common import log_axis
@@ -33,7 +34,7 @@ PANELS = {
 
 def with_editing(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs with a further column ``editing``, see :func:`~bluelib.studies.follow.editing`."""
-    return frame.assign(editing=[editing(row) for _, row in frame.iterrows()])
+    return frame.assign(editing=[editing_scores(row) for _, row in frame.iterrows()])
 
 
 def lengths(frame: pd.DataFrame) -> Figure:
