@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,16 @@ def provenance(model: Model, records: Sequence[Record]) -> dict[str, Any]:
         "records_hash": records_hash(records),
         "case_ids": [record.case_id for record in records],
         **repeated_subjects(records),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git_commit": git_commit(),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # as of bluelib itself, if PYTHONPATH names its source
+        return "not installed"
 
 
 def repeated_subjects(records: Sequence[Record]) -> dict[str, list[int]]:

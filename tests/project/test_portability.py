@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from bluelib.data import provenance
-from tests.support.small import random_model
+from tests.support.small import RECORDS, random_model
 
 MODULES = (
     "bluelib",
@@ -50,3 +51,16 @@ def test_peak_memory_is_what_the_system_tells(monkeypatch, told, expected):
     monkeypatch.setattr(provenance, "resource", None)
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(**told))
     assert provenance.peak_memory(random_model("pocket-llama")) == expected
+
+
+def test_a_library_that_is_not_installed_says_so_in_its_results(monkeypatch):
+    """PYTHONPATH may name its source; an edit must not be lost for want of a version."""
+
+    def version(package: str) -> str:
+        if package == "bluelib":
+            raise PackageNotFoundError(package)
+        return "1.2"
+
+    monkeypatch.setattr(provenance, "version", version)
+    told = provenance.provenance(random_model("pocket-llama"), RECORDS)["versions"]
+    assert told["bluelib"] == "not installed" and told["torch"] == "1.2"
