@@ -62,7 +62,7 @@ def test_the_benchmarks_of_the_real_model_stand_apart():
         {"small": {(model, d): frame for one, d in ((better, "d"), (worse, "e")) for (model, _), frame in one.items()}}
     )
     assert "+5.0 points [+5.0, +5.0], on SmolLM2-135M-Instruct (MEMIT; d); -10.0 points" in found
-    assert "that is +8.3 % and -16.7 %; the abstract" in found
+    assert "it is +8.3 % and -16.7 %; the abstract" in found
 
 
 def test_what_an_ablation_says_is_told_where_there_is_one(tmp_path, monkeypatch):
@@ -115,7 +115,9 @@ def test_the_real_model_s_sentences_have_the_table_s_numbers():
 
     cells = [cell("memit_blue", kl=0.5, contains_efficacy=90.0), cell("memit", kl=0.85, contains_efficacy=88.5)]
     lines = summary.real_model(scores_of({"MEMIT": 60.0, "MEMIT_BLUE": 62.0}), cells).splitlines()
-    assert lines[0].startswith("- *MEMIT_BLUE less MEMIT* (d): +2.0 [+2.0, +2.0] points of efficacy and generalization")
+    assert lines[0].startswith(
+        "- *MEMIT_BLUE minus MEMIT* (d): +2.0 [+2.0, +2.0] points of efficacy and generalization"
+    )
     assert lines[1].endswith("(CounterFact): MEMIT 0.85, MEMIT_BLUE 0.50 nats of D_KL.")
     assert lines[2].endswith("MEMIT 88.5, MEMIT_BLUE 90.0 %.") and len(lines) == 3, "nothing is said of chat"
     assert summary.real_model(scores_of({"MEMIT": 60.0}), []) == ""
