@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ..data.corpora import check_corpus
-from ..models.choices import as_text, published
+from ..models.choices import CHOICES, as_text, published
 from ..models.model import Model
 from .catalogue import known
 from .constraints import Damp, Project, Sparsify
@@ -275,7 +275,7 @@ def editor_with(name: str, model: Model, settings: Mapping[str, Any]) -> Method:
         of_targets = (_OF_TARGETS - set(inspect.signature(make).parameters)) & set(settings)
         settings["targets"] = TargetOptions(**{key: settings.pop(key) for key in of_targets})
     for key, parameter in inspect.signature(make).parameters.items():
-        if key in settings:
+        if key in settings and key not in CHOICES:  # of a choice, its own check says what both values mean
             _check_kind(name, key, settings[key], parameter.annotation)
     try:
         inspect.signature(make).bind(**settings)

@@ -430,9 +430,10 @@ def test_conflicts_are_found():
 
 
 def test_an_edit_with_two_conflicts_is_counted_once(any_model, caplog):
-    twice = [RECORDS[0], replace(RECORDS[0], case_id=7, target_new="lute"), replace(RECORDS[0], case_id=8)]
-    assert len({conflict.second for conflict in find_conflicts(twice, 3)}) < len(find_conflicts(twice, 3))
-    edit_sequence(any_model, twice, editor(), batch_size=3, on_conflict="keep").revert()
+    other = replace(RECORDS[0], case_id=7, prompt="{} lives in", relation=None)
+    thrice = [RECORDS[0], other, replace(RECORDS[0], case_id=8, target_new="lute")]
+    assert [conflict.second for conflict in find_conflicts(thrice, 3)] == [1, 2, 2]
+    edit_sequence(any_model, thrice, editor(), batch_size=3, on_conflict="keep").revert()
     assert "2 of 3 edits conflict with an earlier one; 0 are skipped" in caplog.text
 
 
