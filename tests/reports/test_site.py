@@ -29,6 +29,7 @@ TAKEN = [
     "figures/pocket/main_pocket-counterfact.png",
     "figures/pocket/pareto.png",
     "figures/pocket/report.md",
+    "figures/small/pareto.png",
     "figures/toy.png",
     "results/benchmarks/edit_speed.json",
     f"notebooks/{THEORY}.ipynb",
