@@ -25,7 +25,7 @@ LEVEL = 0.05
 
 Table = tuple[pd.DataFrame, list[list[str]], list[str], str]
 #: See :func:`record_scores`.
-Scores = Mapping[tuple[str, str], pd.DataFrame]
+RecordScores = Mapping[tuple[str, str], pd.DataFrame]
 
 
 def record_scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], pd.DataFrame]:
@@ -77,7 +77,7 @@ def draws(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(bootstrap_means(values, clusters).T, columns=frame.columns)
 
 
-def paired(scores: Scores) -> pd.DataFrame:
+def paired(scores: RecordScores) -> pd.DataFrame:
     """BLUE minus plain for every (model, dataset, method, metric), with its 95 % interval over seeds and,
     within them, subjects.
 
@@ -133,7 +133,7 @@ def _sign_flip(differences: np.ndarray) -> float:
     return float(found.pvalue)
 
 
-def paired_table(scores: Scores) -> Table:
+def paired_table(scores: RecordScores) -> Table:
     """:func:`paired` as a table."""
     frame = paired(scores)
     rows = [
@@ -159,7 +159,7 @@ def paired_table(scores: Scores) -> Table:
     return frame, rows, header, f"{_scale(scores)} {below} {_of_seeds(scores)}".strip()
 
 
-def _of_seeds(scores: Scores) -> str:
+def _of_seeds(scores: RecordScores) -> str:
     """What the intervals cannot show if there are few seeds."""
     seeds = next(iter(scores.values())).index.get_level_values("seed").nunique()
     if seeds == 1:
@@ -167,18 +167,18 @@ def _of_seeds(scores: Scores) -> str:
     return f"Only {seeds} seeds: the interval says little of other sequences of edits." if seeds < 5 else ""
 
 
-def _scale(scores: Scores) -> str:
+def _scale(scores: RecordScores) -> str:
     models = list(dict.fromkeys(model for model, _ in scores))
     return f"{scale_of(models[0]).capitalize()} scale ({', '.join(map(label_of_model, models))})."
 
 
-def there(scores: Scores) -> list[str]:
+def there(scores: RecordScores) -> list[str]:
     """The labels of the methods that every model and dataset has."""
     frames = [frame.columns.unique(0) for frame in scores.values()]
     return [label for label in frames[0] if all(label in labels for labels in frames)]
 
 
-def families(scores: Scores) -> list[str]:
+def families(scores: RecordScores) -> list[str]:
     """The methods of the paper's main table that are there plain and with BLUE; if none are, other methods that are."""
     plain = [method for method, _ in label_pairs(there(scores))]
     return [method for method in plain if labelled(method).reported == MAIN_TABLE] or plain
@@ -192,7 +192,7 @@ def _blue(method: str) -> str:
 FLOOR = 5.0
 
 
-def improvement(scores: Scores) -> Table:
+def improvement(scores: RecordScores) -> Table:
     """The relative improvement of each BLUE variant over its plain method, and the average that the paper's abstract
     gives as 35.59 %.
 
@@ -314,7 +314,7 @@ def published_improvement(metrics: Sequence[str] = METRICS) -> tuple[float, int]
     return float(np.mean(found)), len(found)
 
 
-def published_gains(scores: Scores) -> pd.DataFrame:
+def published_gains(scores: RecordScores) -> pd.DataFrame:
     """The same differences as published for the counterparts of these models: by the authors of a method (``kind`` is
     ``published``), and by FE's authors, in one batch of 2,000 (``replication``).
 
@@ -343,7 +343,7 @@ def published_gains(scores: Scores) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "dataset", "other", "measure", "difference", "kind"])
 
 
-def all_gains(scores: Scores) -> pd.DataFrame:
+def all_gains(scores: RecordScores) -> pd.DataFrame:
     """:func:`gains` of every variant over its plain method, for each model and dataset separately, with a column
     ``dataset``."""
     frames = []
@@ -361,13 +361,13 @@ def all_gains(scores: Scores) -> pd.DataFrame:
 MEASURES = {"editing": EDITING, "specificity": TEACHER_FORCED[2:], "score": TEACHER_FORCED}
 
 
-def family_gains(scores: Scores, methods: Sequence[str] | None = None) -> pd.DataFrame:
+def family_gains(scores: RecordScores, methods: Sequence[str] | None = None) -> pd.DataFrame:
     """BLUE minus plain by model, method and measure: :func:`gains` of the paper's methods, or of those named."""
     chosen = families(scores) if methods is None else methods
     return gains(scores, [(method, _blue(method)) for method in chosen]).drop(columns="other")
 
 
-def by_benchmark(scores: Scores) -> list[Scores]:
+def by_benchmark(scores: RecordScores) -> list[RecordScores]:
     """The scores in the parts that are judged: of a single model each dataset apart, for nothing else tells whether
     they agree; of several models all together."""
     if len({model for model, _ in scores}) > 1:
@@ -375,7 +375,7 @@ def by_benchmark(scores: Scores) -> list[Scores]:
     return [{place: frame} for place, frame in scores.items()]
 
 
-def gains(scores: Scores, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+def gains(scores: RecordScores, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """How much better the second of two methods is than the first, by model and measure (:data:`MEASURES`): mean and
     95 % interval over seeds and subjects. All datasets have equal weight.
 
@@ -435,7 +435,7 @@ def _gain(means: Any, pair: tuple[str, str], metrics: Sequence[str]) -> Any:
     return np.mean([means[other, m] - means[method, m] for m in metrics], axis=0)
 
 
-def champions(scores: Scores) -> pd.DataFrame:
+def champions(scores: RecordScores) -> pd.DataFrame:
     """The best BLUE variant and the best other method of the paper's table, by model and dataset, and their difference
     with its 95 % interval.
 

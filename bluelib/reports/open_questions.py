@@ -16,7 +16,7 @@ from ..models.known import label_of_model, short_label
 from ..studies.follow import followed
 from ..studies.single import PROTOCOLS, singles
 from .claims.wording import points
-from .comparison import Scores, by_benchmark, gains
+from .comparison import RecordScores, by_benchmark, gains
 from .figures.follow import with_editing
 from .published import benchmark
 from .tables import markdown_table
@@ -24,7 +24,7 @@ from .tables import markdown_table
 NOTHING = "*Not measured yet.*"
 
 
-def history(scores: Sequence[Scores]) -> str:
+def history(scores: Sequence[RecordScores]) -> str:
     """What earlier keys add without and with BLUE, and what BLUE adds without and with earlier keys, as Markdown.
 
     Both are in points of editing and of specificity.

@@ -19,14 +19,14 @@ from ..studies import STUDIES
 from ..studies.ablation import PAIR
 from ..studies.follow import SEQUENCE, followed
 from .claims import MARKS, verdicts
-from .comparison import Scores, by_benchmark, families, gains, improvement, variant_pairs
+from .comparison import RecordScores, by_benchmark, families, gains, improvement, variant_pairs
 from .figures.follow import SHORT
 from .published import PUBLISHED_IMPROVEMENT, benchmark, counterpart, published
 from .tables import markdown_table
 
 
 def findings(
-    grids: Sequence[Grid], scores: Mapping[str, Scores], cells: Mapping[str, Sequence[Mapping[str, Any]]]
+    grids: Sequence[Grid], scores: Mapping[str, RecordScores], cells: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> str:
     """Findings as Markdown: what one model shows about residuals, and what all models show about BLUE.
 
@@ -190,7 +190,7 @@ def _options(options: Mapping[str, Any]) -> str:
     )
 
 
-def _gain(scores: Mapping[str, Scores]) -> str:
+def _gain(scores: Mapping[str, RecordScores]) -> str:
     found, relative, smaller = [], [], []
     for of_grid in scores.values():
         models, datasets = (list(dict.fromkeys(names)) for names in zip(*of_grid, strict=True))
@@ -300,7 +300,7 @@ def reversals(found: Sequence[Any]) -> str:
     )
 
 
-def differences(scores: Mapping[str, Scores]) -> str:
+def differences(scores: Mapping[str, RecordScores]) -> str:
     """Every variant minus its plain method as a Markdown table, with a column for each model.
 
     A cell has editing and, below it, specificity: of a single model for each dataset, of several with equal weight for
@@ -328,12 +328,12 @@ def differences(scores: Mapping[str, Scores]) -> str:
     return markdown_table("", rows, ["", *map(short_label, cells)])
 
 
-def _anywhere(scores: Scores) -> list[str]:
+def _anywhere(scores: RecordScores) -> list[str]:
     """The labels of the methods that any model and dataset has."""
     return list(dict.fromkeys(label for frame in scores.values() for label in frame.columns.unique(0)))
 
 
-def real_model(scores: Scores, cells: Sequence[Mapping[str, Any]]) -> str:
+def real_model(scores: RecordScores, cells: Sequence[Mapping[str, Any]]) -> str:
     """What the main table of the real model shows, in sentences: how BLUE variants edit, how far the answers about
     neighbours move, and whether the model says the new object in its own words, after the bare prompt and in chat."""
     lines = []

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from ...io.formats import read_json
 from ...studies import STUDIES
 from ..plots import keep
-from .common import Numbers
+from .common import NumbersByModel
 
 
-def functions(study: str) -> dict[str, Callable[[Numbers], Figure]]:
+def functions(study: str) -> dict[str, Callable[[NumbersByModel], Figure]]:
     """The functions that draw the figures of a study, by file name without suffix."""
     module = import_module(f".{study}", __package__)
     return {stem: getattr(module, name) for stem, name in STUDIES[study].figures.items()}

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from ...editing.catalogue import entry
 from ...studies.capability import MEAN
 from ..plots import style
-from .common import Numbers, band, integers, panels, table, title
+from .common import NumbersByModel, band, integers, panels, table, title
 
 
-def mean_capability(numbers: Numbers) -> Figure:
+def mean_capability(numbers: NumbersByModel) -> Figure:
     """The mean accuracy over the tasks along the sequence of edits, a line per editor."""
     with style():
         figure, axes = panels(numbers, 1, 3.2, sharey=True)
@@ -29,12 +29,12 @@ def mean_capability(numbers: Numbers) -> Figure:
         return figure
 
 
-def task_capability(numbers: Numbers) -> Figure:
+def task_capability(numbers: NumbersByModel) -> Figure:
     """The accuracy of the three tasks that lose most along the edits, a line per editor; dotted: guessing."""
     return _task_panels(numbers, _by_loss(numbers)[:SHOWN])
 
 
-def further_tasks(numbers: Numbers) -> Figure:
+def further_tasks(numbers: NumbersByModel) -> Figure:
     """:func:`task_capability` for the other tasks, or, if there are no others, for the last one."""
     tasks = _by_loss(numbers)
     return _task_panels(numbers, tasks[SHOWN:] or tasks[-1:])
@@ -44,7 +44,7 @@ def further_tasks(numbers: Numbers) -> Figure:
 SHOWN = 3
 
 
-def _by_loss(numbers: Numbers) -> list[str]:
+def _by_loss(numbers: NumbersByModel) -> list[str]:
     """The tasks, sorted by the largest loss of any editor on any model, the largest first."""
     loss: dict[str, float] = {}
     for found in numbers.values():
@@ -55,7 +55,7 @@ def _by_loss(numbers: Numbers) -> list[str]:
     return sorted(loss, key=lambda task: -loss[task])
 
 
-def _task_panels(numbers: Numbers, tasks: Sequence[str]) -> Figure:
+def _task_panels(numbers: NumbersByModel, tasks: Sequence[str]) -> Figure:
     """Rows are tasks and columns are models; if there is only one model, its tasks are laid out in rows of three."""
     shown = [(task, model) for task in tasks for model in numbers]
     columns = len(numbers) if len(numbers) > 1 else min(3, len(tasks))

@@ -16,7 +16,7 @@ from ...editing.catalogue import entry
 from ...io.palette import BLUE, ORANGE
 from ...models.known import short_label
 
-Numbers = Mapping[str, Mapping[str, Any]]
+NumbersByModel = Mapping[str, Mapping[str, Any]]
 
 DISTRIBUTED, DIRECT = ORANGE, BLUE
 #: The largest number of layers that are all named on an axis.
@@ -34,7 +34,9 @@ def title(model: str, found: Mapping[str, Any]) -> str:
     return label if label.startswith(scale) else f"{label} ({scale} scale)"
 
 
-def panels(numbers: Numbers, rows: int, height: float, width: float = 4.0, **how: Any) -> tuple[Figure, np.ndarray]:
+def panels(
+    numbers: NumbersByModel, rows: int, height: float, width: float = 4.0, **how: Any
+) -> tuple[Figure, np.ndarray]:
     """Rows of panels, a column per model; titles name the model and its scale."""
     figure, axes = plt.subplots(
         rows,
@@ -88,7 +90,7 @@ def editors_of(numbers: Mapping[str, Any]) -> list[str]:
 
 
 def measure_panels(
-    axes: np.ndarray, numbers: Numbers, labels: Mapping[str, str]
+    axes: np.ndarray, numbers: NumbersByModel, labels: Mapping[str, str]
 ) -> Iterator[tuple[Axes, Mapping[str, Any], str]]:
     """Each panel with its model's numbers and its measure. Rows are measures, columns models, and x has the editors."""
     for column, found in zip(axes.T, numbers.values(), strict=True):

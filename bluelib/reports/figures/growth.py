@@ -14,7 +14,7 @@ from ...editing.catalogue import entry
 from ...io.palette import GREEN, GREY, PURPLE, SKY, VERMILION
 from ...studies.ablation import PAIR, SHARED, SINGLE
 from ..plots import style
-from .common import DIRECT, DISTRIBUTED, Numbers, band, integers, log_axis, panels, table
+from .common import DIRECT, DISTRIBUTED, NumbersByModel, band, integers, log_axis, panels, table
 
 EDITOR_COLOURS = {"memit": DISTRIBUTED, "memit_blue": DIRECT}
 
@@ -34,7 +34,7 @@ _GROWTH = {
 }
 
 
-def error_growth(numbers: Numbers) -> Figure:
+def error_growth(numbers: NumbersByModel) -> Figure:
     """The relative error against distance, and the absolute one against batch size and number of edits."""
     with style():
         figure, axes = panels(numbers, 3, 2.8)
@@ -77,7 +77,7 @@ def _growth(
     axis.legend(fontsize=7)
 
 
-def score_growth(numbers: Numbers) -> Figure:
+def score_growth(numbers: NumbersByModel) -> Figure:
     """Efficacy, generalization and specificity against batch size and length of the sequence."""
     metrics = {"efficacy": "-", "generalization": "--", "specificity": ":"}
     with style():
@@ -118,7 +118,7 @@ _FAMILIES = {
 }
 
 
-def ablation(numbers: Numbers) -> Figure:
+def ablation(numbers: NumbersByModel) -> Figure:
     """The ablation: each choice of layers less BLUE, at equal specificity, with 95 % intervals; hollow where BLUE's
     specificity is not reached. A model without one has an empty panel."""
     made = [found for found in numbers.values() if "ablation_best" in found]

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from ...studies.locate import ROLES
 from ..plots import style
-from .common import DIRECT, DISTRIBUTED, MOST, Numbers, band, integers, panels, table, title
+from .common import DIRECT, DISTRIBUTED, MOST, NumbersByModel, band, integers, panels, table, title
 
 
-def causal_traces(numbers: Numbers) -> Figure:
+def causal_traces(numbers: NumbersByModel) -> Figure:
     """Mean indirect effects, token role × layer, of hidden states, MLP and attention outputs."""
     kinds = ("hidden", "mlp", "attention")
     with style():
@@ -46,7 +46,7 @@ def causal_traces(numbers: Numbers) -> Figure:
         return figure
 
 
-def severed_paths(numbers: Numbers) -> Figure:
+def severed_paths(numbers: NumbersByModel) -> Figure:
     """Effect of the hidden state at the subject's last token, and what severing later parts takes of it: differences
     of the same facts."""
     taken = {"MLPs": ("through later MLPs", DISTRIBUTED, "s"), "attention": ("through later attention", DIRECT, "^")}

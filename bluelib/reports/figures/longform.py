@@ -13,7 +13,7 @@ from ..plots import style
 from .common import (
     DIRECT,
     DISTRIBUTED,
-    Numbers,
+    NumbersByModel,
     band,
     editor_points,
     editor_ticks,
@@ -25,7 +25,7 @@ from .common import (
 )
 
 
-def batch_scores(numbers: Numbers) -> Figure:
+def batch_scores(numbers: NumbersByModel) -> Figure:
     """Efficacy, generalization and specificity of one batch against its size."""
     with style():
         figure, axes = panels(numbers, len(TEACHER_FORCED), 2.4, sharex="col", sharey="row")
@@ -55,7 +55,7 @@ def batch_scores(numbers: Numbers) -> Figure:
         return figure
 
 
-def long_form_scores(numbers: Numbers) -> Figure:
+def long_form_scores(numbers: NumbersByModel) -> Figure:
     """Long-form targets: each measure after the question and after the rephrased one, and before editing."""
     labels = {
         "rouge_l": "ROUGE-L (%)",
@@ -84,7 +84,7 @@ def long_form_scores(numbers: Numbers) -> Figure:
 _PHASES = {"targets": DISTRIBUTED, "keys": DIRECT, "solve": GREEN, "remember": PURPLE}
 
 
-def edit_times(numbers: Numbers) -> Figure:
+def edit_times(numbers: NumbersByModel) -> Figure:
     """Seconds per 100 edits by phase, and how many times as long BLUE takes."""
     with style():
         figure, axes = panels(numbers, 1, 3.2)

@@ -16,7 +16,7 @@ from ...metrics.editing import TEACHER_FORCED
 from ...models.known import label_of_model
 from ..plots import style
 from ..published import counterpart, published
-from .common import DIRECT, DISTRIBUTED, Numbers, band, bars, integers, panels, table
+from .common import DIRECT, DISTRIBUTED, NumbersByModel, band, bars, integers, panels, table
 
 RESIDUAL_COLOURS = {"distributed": DISTRIBUTED, "direct": DIRECT}
 #: By residual, its colour, its marker, and what a legend calls it.
@@ -27,7 +27,7 @@ CONTRIBUTING = {
 }
 
 
-def residual_comparison(numbers: Numbers) -> Figure:
+def residual_comparison(numbers: NumbersByModel) -> Figure:
     """Contribution, cosine and deviation of the residuals, by layer, and the published values of the counterpart.
 
     The published values stand at the same distance from the last critical layer. Their deviations are in units of
@@ -92,7 +92,7 @@ def _published_points(axes: np.ndarray, theirs: str, compared: pd.DataFrame) -> 
             axis.legend([axis.lines[-1]], [f"published, {theirs}{scaled}"], fontsize=7, loc="lower left")
 
 
-def residual_picture(numbers: Numbers) -> Figure:
+def residual_picture(numbers: NumbersByModel) -> Figure:
     """Residuals of the first and the last critical layer in their first two principal components."""
     with style():
         figure, axes = panels(numbers, 1, 3.8)
@@ -107,7 +107,7 @@ def residual_picture(numbers: Numbers) -> Figure:
         return figure
 
 
-def steps_left(numbers: Numbers) -> Figure:
+def steps_left(numbers: NumbersByModel) -> Figure:
     """Steps each critical layer still needs, ours and as published for the counterpart, by position."""
     with style():
         figure, axes = panels(numbers, 1, 3.0, sharey=True)
@@ -133,7 +133,7 @@ def steps_left(numbers: Numbers) -> Figure:
         return figure
 
 
-def single_layers(numbers: Numbers) -> Figure:
+def single_layers(numbers: NumbersByModel) -> Figure:
     """Scores of each critical layer edited alone with either residual.
 
     Ours have intervals; hollow marks are the published scores of the counterpart. For Llama3 there are also a
@@ -187,7 +187,7 @@ _PUBLISHED_MARKERS = {"GPT2-XL": "s", "GPT-J-6B": "^", "Llama3-8B-Instruct": "D"
 _OUR_MARKERS = "osv^Pp"
 
 
-def overlay(numbers: Numbers) -> Figure:
+def overlay(numbers: NumbersByModel) -> Figure:
     """Contribution and cosine of all models in one picture, by the distance from the last critical layer.
 
     The first model has thick lines with a band, the others have thin lines. Hollow marks are the published values of

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from ...editing.catalogue import entry, in_order, labelled
 from ...io.palette import GREY
 from ..plots import style
-from .common import Numbers, band, integers, panels, table
+from .common import NumbersByModel, band, integers, panels, table
 
 _LABELS = {
     "cosine": "cosine with $R^{l*}$",
@@ -16,7 +16,7 @@ _LABELS = {
 }
 
 
-def which_residual(numbers: Numbers) -> Figure:
+def which_residual(numbers: NumbersByModel) -> Figure:
     """What each rule gives a layer: its direction and length beside the direct residual's, and what it contributes."""
     with style():
         figure, axes = panels(numbers, 3, 2.4, sharex="col", sharey="row")
@@ -39,7 +39,7 @@ def which_residual(numbers: Numbers) -> Figure:
         return figure
 
 
-def one_time(numbers: Numbers) -> Figure:
+def one_time(numbers: NumbersByModel) -> Figure:
     """How far a sequence of batches ends from one batch of the same keys and targets, with and without history."""
     with style():
         figure, axes = panels(numbers, 1, 2.8, sharey=True)

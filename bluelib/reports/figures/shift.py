@@ -16,12 +16,12 @@ from scipy import stats
 from ...editing.catalogue import entry
 from ...io.palette import SKY, VERMILION
 from ..plots import style
-from .common import Numbers, editor_points, editors_of, measure_panels, panels, table, title
+from .common import NumbersByModel, editor_points, editors_of, measure_panels, panels, table, title
 
 BEFORE, AFTER = SKY, VERMILION
 
 
-def hidden_states(numbers: Numbers) -> Figure:
+def hidden_states(numbers: NumbersByModel) -> Figure:
     """States of known facts before and after, in the plane, with both marginals: models in rows, editors in columns.
 
     The panels' places are given, not solved for: for so many nested panels, the last digits of the solution differ from
@@ -82,7 +82,7 @@ def _short(value: float) -> str:
     return f"{value:.{max(0, 1 - math.floor(math.log10(abs(value))))}f}" if value else "0"
 
 
-def shift_measures(numbers: Numbers) -> Figure:
+def shift_measures(numbers: NumbersByModel) -> Figure:
     """Each measure per editor with its interval, and the 95 % limit of each of its two nulls."""
     labels = {
         "displacement": "displacement\nof a fact",

@@ -15,7 +15,7 @@ from ...io.palette import GREEN, GREY, LIGHT_GREY, VERMILION
 from ...studies.theory import BOUNDS, Norms, spectral_norm, weight_shift
 from ...studies.theory import error_terms as terms_of
 from ..plots import style
-from .common import DIRECT, DISTRIBUTED, Numbers, band, bars, integers, panels, table
+from .common import DIRECT, DISTRIBUTED, NumbersByModel, band, bars, integers, panels, table
 
 #: The names of the bounds in figures.
 _BOUND_NAMES = {"residual": "residual", "shared": "shared", "tight": "tight", "paper": "paper (Theorem 4.1)"}
@@ -91,7 +91,7 @@ def _gain_curve(axis: Axes) -> None:
     axis.set_ylabel(r"$\sigma/(1+\sigma^2)$")
 
 
-def gain_curve(numbers: Numbers) -> Figure:
+def gain_curve(numbers: NumbersByModel) -> Figure:
     """Where real batches lie under the curve that caps ‖Q‖: all singular values of M^(−1/2) K, a row per batch size."""
     with style():
         figure, axes = panels(numbers, 1, 3.2, sharey=True)
@@ -106,7 +106,7 @@ def gain_curve(numbers: Numbers) -> Figure:
         return figure
 
 
-def error_and_bounds(numbers: Numbers) -> Figure:
+def error_and_bounds(numbers: NumbersByModel) -> Figure:
     """Each bound over the measured error, by distance: at 1 the bound is attained; below 1 it would not hold."""
     markers = dict(zip(BOUNDS, "o^sD", strict=True))
     colours = dict(zip(BOUNDS, ("black", GREEN, DIRECT, DISTRIBUTED), strict=True))
@@ -136,7 +136,7 @@ def error_and_bounds(numbers: Numbers) -> Figure:
         return figure
 
 
-def error_terms(numbers: Numbers) -> Figure:
+def error_terms(numbers: NumbersByModel) -> Figure:
     """‖E‖ over the direct update, and shares of its square: the theorem's two terms and how much of them cancels, then
     direction against amount."""
     parts = (
