@@ -205,7 +205,7 @@ def improvement(scores: RecordScores) -> Table:
     settings, resampled = [], []
     for (model, dataset), frame in scores.items():
         means, sampled = frame.mean(), draws(frame)
-        for method in families(scores):
+        for method in families({(model, dataset): frame}):
             metrics = [m for m in METRICS if (method, m) in means]
             defined = [m for m in metrics if means[method, m] >= FLOOR]
             relative = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -26,6 +26,7 @@ from . import open_questions, summary
 from .claims import LEGEND, MARKS, SOURCES, Claim, Verdict, claims_of, verdicts
 from .claims.main import AVERAGE, CLAIMS, average_improvement, of_main_table
 from .comparison import (
+    RecordScores,
     by_benchmark,
     champions,
     families,
@@ -129,7 +130,7 @@ def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
     cells = load_cells(grid, partial=partial)
     whole = len(cells) == len(grid.cells())
     if not whole:
-        cells = _everywhere(grid, cells)
+        cells = _settled(grid, cells)
     if not cells:
         return []
     scores = record_scores(cells)
@@ -142,46 +143,54 @@ def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
         )
         for model in grid.models
     }
-    if families(scores):
+    if any(families(part) for part in by_benchmark(scores)):
         average = average_improvement(improvement(scores)[0].iloc[-1])
         by_model = {model: [*verdicts, average] for model, verdicts in by_model.items()}
     seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
     size = f"{grid.edits} edits in batches of {grid.batch_size}, {seeds}"
     if not whole:
-        size += f"; so far of {', '.join(families(scores))}"
+        size += f"; so far of {_so_far(scores)}"
     return _findings(MAIN, (*CLAIMS, AVERAGE), by_model, size)
 
 
-def _everywhere(grid: Grid, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells of editors that have run on all of a grid's models, datasets and seeds, as claims are about all."""
-    made = Counter(cell["editor"]["name"] for cell in cells)
-    return [cell for cell in cells if made[cell["editor"]["name"]] == len(grid.cells()) // len(grid.editors)]
+def _settled(grid: Grid, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells of editors that have run on a dataset with all of a grid's models and seeds."""
+    made = Counter((cell["dataset"], cell["editor"]["name"]) for cell in cells)
+    all_of_one = len(grid.models) * len(grid.seeds)
+    return [cell for cell in cells if made[cell["dataset"], cell["editor"]["name"]] == all_of_one]
 
 
-def contrasts(scores: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, pd.DataFrame]:
+def _so_far(scores: RecordScores) -> str:
+    """The methods that claims on an unfinished grid are about: MEMIT, AlphaEdit; on CounterFact also RECT."""
+    everywhere, words = families(scores), []
+    for place, frame in scores.items():
+        if more := [method for method in families({place: frame}) if method not in everywhere]:
+            words.append(f"on {summary.called(place[1])} also {', '.join(more)}")
+    return "; ".join([", ".join(everywhere), *dict.fromkeys(words)])
+
+
+def contrasts(scores: RecordScores) -> dict[str, pd.DataFrame]:
     """The gains of one kind of method over another that the claims of the main table look at, see
-    :class:`~bluelib.reports.claims.main.View`."""
-    labels = there(scores)
-    papers = families(scores)
-    plain = variant_pairs(labels, "", "blue")
-    pairs = {
-        "blue": [pair for pair in plain if pair[0] in papers],
-        "pmet": [pair for pair in plain if labelled(pair[0]).reported == APPENDIX],
-        "fe": variant_pairs(labels, "", "fe"),
-        "fe over blue": variant_pairs(labels, "blue", "fe"),
-        "cake": later_pairs(labels, "CAKE"),
-    }
-    parts, found = by_benchmark(scores), {}
-    for name, chosen in pairs.items():
-        frames = []
-        for part in parts:
+    :class:`~bluelib.reports.claims.main.View`: of the methods that a part of :func:`.by_benchmark` has."""
+    parts = by_benchmark(scores)
+    found: defaultdict[str, list[pd.DataFrame]] = defaultdict(list)
+    for part in parts:
+        labels, papers = there(part), families(part)
+        plain = variant_pairs(labels, "", "blue")
+        pairs = {
+            "blue": [pair for pair in plain if pair[0] in papers],
+            "pmet": [pair for pair in plain if labelled(pair[0]).reported == APPENDIX],
+            "fe": variant_pairs(labels, "", "fe"),
+            "fe over blue": variant_pairs(labels, "blue", "fe"),
+            "cake": later_pairs(labels, "CAKE"),
+        }
+        for name, chosen in pairs.items():
             frame = gains(part, chosen)
             if len(parts) > 1:
                 (_, dataset), *_ = part
                 frame = frame.assign(**{of: f"{summary.called(dataset)}: " + frame[of] for of in ("method", "other")})
-            frames.append(frame)
-        found[name] = pd.concat(frames, ignore_index=True)
-    return found
+            found[name].append(frame)
+    return {name: pd.concat(frames, ignore_index=True) for name, frames in found.items()}
 
 
 def verdict_table(found: Sequence[Finding], models: Sequence[str], folder: Path) -> str:

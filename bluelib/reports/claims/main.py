@@ -52,8 +52,8 @@ CLAIMS = (
         "every BLUE variant edits better than its plain method (efficacy, generalization)",
         lambda v: _gains(v.editing),
         {
-            "the interval of the gain, the mean of efficacy and generalization, is above 0, for each method (of a "
-            "single model, also on each dataset)": (lambda v: above(v.editing))
+            "the interval of the gain, the mean of efficacy and generalization, is above 0, for each method "
+            "(where a single model is judged, on each dataset that it was run on)": (lambda v: above(v.editing))
         },
         published=published_mean("Llama3-8B-Instruct", "MEMIT", "MEMIT_BLUE", "AlphaEdit", "AlphaEdit_BLUE"),
         applies=lambda v: len(v.editing) > 0,
@@ -62,8 +62,8 @@ CLAIMS = (
         "every BLUE variant leaves more of the rest alone (specificity)",
         lambda v: _gains(v.specificity),
         {
-            "the interval of the gain in specificity is above 0, for each method (of a single model, also on each "
-            "dataset)": lambda v: above(v.specificity)
+            "the interval of the gain in specificity is above 0, for each method (where a single model is judged, on "
+            "each dataset that it was run on)": lambda v: above(v.specificity)
         },
         published=published_mean(
             "Llama3-8B-Instruct", "MEMIT", "MEMIT_BLUE", "AlphaEdit", "AlphaEdit_BLUE", of=TEACHER_FORCED[2:]

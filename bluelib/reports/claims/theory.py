@@ -57,7 +57,7 @@ CLAIMS = (
         },
     ),
     Claim(
-        "earlier keys make the gain, and so the bound, grow (Lemma 4.3)",
+        "earlier keys make ‖Q‖, and so the bound, grow (Lemma 4.3)",
         lambda v: (
             f"‖Q_p‖/‖Q‖ with all other edits made before: {v.history['mean']:.3f} "
             f"[{v.history['low']:.3f}, {v.history['high']:.3f}]"
