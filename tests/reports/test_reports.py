@@ -320,6 +320,35 @@ def test_claims_of_an_unfinished_grid_are_about_the_editors_that_have_run_everyw
     assert not [one for one in claims(made, partial=True) if one.notebook == "06_main_table"]
 
 
+def test_claims_of_an_unfinished_grid_of_one_model_count_what_has_run_on_each_dataset(tmp_path, monkeypatch):
+    """MEMIT has run on both datasets, AlphaEdit on one: there it is judged, and so are its gains in the average."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    datasets = ["pocket-counterfact", "pocket-zsre"]
+    grid = replace(GRID, models=("pocket-llama",), datasets=tuple(datasets), seeds=(0,))
+    for place in grid.cells():
+        if place.dataset == datasets[0] or place.editor.startswith("memit"):
+            efficacy = 80.0 if place.editor.endswith("_blue") else 70.0
+            write_json(
+                grid.result(place), cell(place.editor, place.model, efficacy=efficacy) | {"dataset": place.dataset}
+            )
+    found = [one for one in claims(grid, partial=True) if one.notebook == "06_main_table"]
+    (editing,) = [one.verdicts["pocket-llama"] for one in found if "edits better than its plain" in one.claim.text]
+    assert [part.split(" +")[0] for part in editing.seen.split("; ")] == [
+        "CounterFact: MEMIT",
+        "CounterFact: AlphaEdit",
+        "zsRE: MEMIT",
+    ]
+    assert editing.answers == (1, 1, 1)
+    assert found[0].size["pocket-llama"].endswith("; so far of MEMIT; on CounterFact also AlphaEdit")
+    frame, *_ = improvement(record_scores(load_cells(grid, partial=True)))
+    assert frame[["dataset", "method"]].to_numpy().tolist()[:-1] == [
+        [datasets[0], "MEMIT"],
+        [datasets[0], "AlphaEdit"],
+        [datasets[1], "MEMIT"],
+    ]
+
+
 def test_two_cells_cannot_claim_one_place():
     with pytest.raises(ValueError, match="two cells claim the same place"):
         results_frame([cell(), cell()])
