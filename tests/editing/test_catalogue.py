@@ -253,7 +253,6 @@ def test_an_option_that_is_no_number_is_refused_by_name(registered, annotation):
         ("rect", "at_end", 0, "true or false, not 0"),
         ("rect", "keep", True, "a number, not True"),
         ("rect", "keep", [0.4], r"a number, not \[0.4\]"),
-        ("rect", "order", 5, "text, not 5"),
         ("rome", "mom2_adjustment", "no", "true or false, not 'no'"),
         ("ft", "norm_constraint", "none", "a number, not 'none'"),
         ("mend", "network", 5, "text, not 5"),

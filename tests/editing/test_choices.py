@@ -205,5 +205,7 @@ def test_another_value_is_refused_with_what_both_mean():
         TargetOptions(kl_at="end")
     with pytest.raises(ValueError, match="order must be 'restored' or 'in_turn', not 'first'"):
         Sparsify(order="first")
+    with pytest.raises(ValueError, match="order must be 'restored' or 'in_turn', not 5;"):
+        get_editor("rect", load_model("pocket-llama"), order=5)
     with pytest.raises(ValueError, match="twice must be True or False, not 1;"):
         get_editor("prune", load_model("pocket-llama"), twice=1)
