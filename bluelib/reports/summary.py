@@ -185,7 +185,7 @@ def _ends(along: pd.DataFrame, pairs: Sequence[tuple[pd.Series, pd.Series]]) -> 
 def _options(options: Mapping[str, Any]) -> str:
     """Options of an editor in words: λ = 1,000."""
     return ", ".join(
-        f"{SHORT.get(name, name)} = {value:,}" if isinstance(value, (int, float)) else f"{name} = {value}"
+        f"{name} = {value}" if isinstance(value, (bool, str)) else f"{SHORT.get(name, name)} = {value:,}"
         for name, value in options.items()
     )
 
@@ -214,8 +214,8 @@ def _gain(scores: Mapping[str, RecordScores]) -> str:
     in_turn = " and ".join(", ".join(relative).rsplit(", ", 1))
     return (
         f"- **BLUE's average gain {words}**, where settings were searched for every method. Mean of efficacy, "
-        f"generalization and specificity: {'; '.join(found)}. In per cent of the plain method, averaged over all metrics (fluency "
-        f"and consistency, too), it is {in_turn}; the abstract has {PUBLISHED_IMPROVEMENT} %."
+        f"generalization and specificity: {'; '.join(found)}. In per cent of the plain method, averaged over all metrics "
+        f"(fluency and consistency, too), it is {in_turn}; the abstract has {PUBLISHED_IMPROVEMENT} %."
     )
 
 
