@@ -214,8 +214,8 @@ def _gain(scores: Mapping[str, RecordScores]) -> str:
     in_turn = " and ".join(", ".join(relative).rsplit(", ", 1))
     return (
         f"- **BLUE's average gain {words}**, where settings were searched for every method. Mean of efficacy, "
-        f"generalization and specificity: {'; '.join(found)}. In per cent of the plain method, averaged over all metrics "
-        f"(fluency and consistency, too), it is {in_turn}; the abstract has {PUBLISHED_IMPROVEMENT} %."
+        f"generalization and specificity: {'; '.join(found)}. In per cent of the plain method, averaged over all "
+        f"metrics (fluency and consistency, too), it is {in_turn}; the abstract has {PUBLISHED_IMPROVEMENT} %."
     )
 
 
