@@ -101,7 +101,7 @@ class Entry:
         variants: the names of its variants, of :data:`VARIANTS`.
         variant, plain: for a variant, its name in :data:`VARIANTS` and the name of the plain method.
         axes: the candidates in a search for hyper-parameters; None if there is no search.
-        like: the method whose settings it uses if a model has none under its own name.
+        like: the method whose settings it uses where a model has none under its own name.
     """
 
     name: str
@@ -301,7 +301,7 @@ def register(
         variants: any of :data:`VARIANTS`: ``"blue"`` adds its BLUE variant as ``<name>_blue``, ``"fe"`` its FE variant
             as ``<name>_fe``.
         axes: candidates by hyper-parameter, for ``blue tune``.
-        like: a method whose settings it uses for models that have none under its own name.
+        like: a method whose settings it uses where a model has none under its own name.
 
     Raises:
         ValueError: if the name belongs to a method of the project or is not valid, the label belongs to another method,

@@ -176,17 +176,18 @@ def editor_settings(model: Model | str, editor: str, shared: bool = True) -> dic
 
 
 def settings_in(config: Mapping[str, Any], editor: str, shared: bool = True) -> dict[str, Any]:
-    """The settings of an editor in a configuration: those under its name in ``editors``, or else those under the name
-    of the method that it is like.
+    """The settings of an editor in a configuration: those under its name in ``editors``, and for what these leave out,
+    those of the method that it is like.
 
     With ``shared``, they are added to the settings that all compositions have in common, and override them: the
     critical layers, the text of the second moments and the optimisation of targets.
     """
     common = {"layers": config["critical_layers"], **config.get("statistics", {}), **config["targets"]}
-    own: Mapping[str, Any] | None = None
-    while own is None and editor:
-        own, editor = config["editors"].get(editor), entry(editor).like
-    return {**(common if shared else {}), **(own or {})}
+    found: dict[str, Any] = {}
+    while editor:
+        found = {**(config["editors"].get(editor) or {}), **found}
+        editor = entry(editor).like
+    return {**(common if shared else {}), **found}
 
 
 def settings_text(config: Mapping[str, Any], comments: str = "") -> str:

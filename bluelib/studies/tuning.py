@@ -205,7 +205,7 @@ def tune(
     check_scored(records)
     make = partial(get_editor, editor, model, corpus=corpus, tokens=tokens)
     best = {axis: candidates[0] for axis, candidates in space.items()}
-    anchored = "anchor" in signature(known(editor).make()).parameters
+    anchored = "anchor" in signature(known(editor).make()).parameters and "anchor" not in space
 
     anchors: dict[Any, float] = {}  # by all that they depend on: how targets are optimised, and where
 

@@ -15,6 +15,7 @@ from bluelib.editing.settings import (
     is_shipped,
     set_editor,
     settings_file,
+    settings_in,
     settings_text,
     user_folder,
     write_settings,
@@ -147,6 +148,15 @@ def test_an_editor_is_set_and_the_rest_stays(home):
     with pytest.raises(ValueError, match="ships with the project"):
         set_editor(shipped, "memit", {"clamp": 3})
     assert shipped.read_bytes() == before
+
+
+def test_what_an_editor_s_own_settings_leave_out_is_as_for_the_method_that_it_is_like():
+    plain = {"mom2_update_weight": 7, "clamp": 3}
+    config = {**CONFIG, "editors": {"memit": plain, "memit_fe": {"mom2_update_weight": 9}, "memit_blue": {"clamp": 5}}}
+    assert settings_in(config, "memit_fe", shared=False) == {"mom2_update_weight": 9, "clamp": 3}
+    assert settings_in(config, "memit_blue", shared=False) == {"clamp": 5}, "BLUE's settings are its own"
+    assert settings_in({**config, "editors": {"memit": plain}}, "memit_fe", shared=False) == plain
+    assert settings_in(config, "memit_fe")["clamp"] == 3, "of the method before that of all"
 
 
 def test_results_of_two_folders_of_one_name_do_not_collide(home, monkeypatch):

@@ -162,6 +162,17 @@ def test_a_norm_anchor_is_measured_once_for_each_way_to_optimise_targets(model, 
     assert get_editor("alphaedit_nas", model).anchor == anchor
 
 
+def test_a_norm_anchor_of_your_own_candidates_is_not_measured(model, monkeypatch):
+    """And a search of one setting leaves the others as they were, though they are AlphaEdit's."""
+    monkeypatch.setattr(tuning, "norm_anchor", None)
+    path = tune(model, "alphaedit_nas", which={"anchor": [5.0, 8.0]}, **HOW)
+    best = read_json(path)["best"]
+    assert best.keys() == {"anchor"} and best["anchor"] in (5.0, 8.0)
+    keep_best(model, [path])
+    found = get_editor("alphaedit_nas", model)
+    assert found.anchor == best["anchor"] and found.solver == get_editor("alphaedit", model).solver
+
+
 def test_an_interrupted_search_goes_on(model, tmp_path, monkeypatch, caplog):
     evaluate, calls = tuning.evaluate, []
 
