@@ -21,7 +21,7 @@ from ..io.tensors import file_hash
 from ..io.timing import Timer, progress_bar
 from ..io.writing import check_writable
 from ..models.model import Model, Snapshot, check_finite
-from ..models.prompts import encode_answer, locate
+from ..models.prompts import encode_answer, encode_prompt, locate
 from .checkpoints import Checkpoint, held
 from .conflicts import Conflict, resolve
 from .deltas import Delta, put, read_delta, save_delta
@@ -401,8 +401,8 @@ def check_requests(model: Model, records: Sequence[Record], editor: Method) -> i
 
 
 def longest_prefix(model: Model, editor: Method) -> str:
-    """The longest of the texts that are put before a prompt while it is edited."""
-    return max(editor.prefixes(model), key=len)
+    """The longest of the texts that are put before a prompt while it is edited, in tokens."""
+    return max(editor.prefixes(model), key=lambda prefix: len(encode_prompt(model.tokenizer, prefix + "It")))
 
 
 def check_request(model: Model, record: Record, prefix: str) -> int:

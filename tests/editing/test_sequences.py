@@ -16,12 +16,13 @@ from bluelib.editing.conflicts import Conflict, find_conflicts
 from bluelib.editing.constraints import Damp, Project
 from bluelib.editing.residuals import DIRECT, Weighted
 from bluelib.editing.second_moments import second_moments
-from bluelib.editing.sequence import edited
+from bluelib.editing.sequence import check_requests, edited, longest_prefix
 from bluelib.editing.solvers import LeakyNullSpace, NormRidge, NullSpace, Ridge
 from bluelib.editing.targets import BUDGETS, default_token_budget
 from bluelib.io.locks import locked
 from bluelib.io.tensors import load_tensors, save_tensors
 from bluelib.models.model import Model, weights_hash
+from bluelib.models.prompts import encode_prompt
 from tests.support.small import ARCHITECTURES, LLAMA_FIRST, RECORDS, TARGETS, editor, random_model
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -39,6 +40,21 @@ def stop_after(batches):
             raise Stop
 
     return check
+
+
+def test_an_edit_that_fits_after_no_prefix_is_refused_before_any_is_made(small_world, monkeypatch):
+    """The longest prefix in characters is not the one with the most tokens."""
+    model = random_model("pocket-llama")
+    many, long = "a b c d e f g h. ", "Ilvane Quillbrook Maribeth Okonmere. "
+    monkeypatch.setattr("bluelib.editing.editor.context_prefixes", lambda *_: ("", long, many))
+    tokens = {text: len(encode_prompt(model.tokenizer, text + "It")) for text in (many, long)}
+    assert len(long) > len(many) and tokens[long] < tokens[many]
+    assert longest_prefix(model, editor()) == many
+    needed = check_requests(model, RECORDS, editor())
+    monkeypatch.setattr(Model, "max_positions", needed - 1)
+    with pytest.raises(ValueError, match=rf"record \d: .* {needed} tokens exceed"):
+        edit_sequence(model, RECORDS, editor(), batch_size=1)
+    model.check_unedited("an edit that was refused")
 
 
 @LLAMA_FIRST
