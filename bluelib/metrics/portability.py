@@ -8,8 +8,9 @@ executed ones that passed (``<group>``). ``all_<group>`` is the same share over 
 succeeded or not.
 
 A query is answered right if the model's greedy answer names each of the query's answers, by one of its names, as whole
-words. A name has more than one character, or is a number. Names are compared after SQuAD's normalisation. Those of up
-to three characters, and those in capitals, are compared letter for letter: "IT" and "the US" are not pronouns.
+words. A name has more than one character, is a number, or is of a script without spaces. Names are compared after
+SQuAD's normalisation. Those of up to three characters, and those in capitals, are compared letter for letter: "IT" and
+"the US" are not pronouns.
 
 This differs from the published code:
 
@@ -100,7 +101,7 @@ def portability(
                     f"in context {context}; take Before.of(model, records, contexts=[{context!r}]) before you edit"
                 )
     cases = _cases(records)
-    counted = _counted(records, cases)
+    counted = kept_apart(records)
     edits = [Query(record.request.text, (_names(record),)) for record in records]
     wanted = {own for case, groups in zip(cases, counted, strict=True) if groups for own in case}
     queries = [query for groups in counted for listed in groups.values() for one in listed for query in one.queries]
@@ -136,20 +137,20 @@ def _cases(records: Sequence[Record]) -> list[list[int]]:
     return [[number, *(ids[other] for other in r.together if other in ids)] for number, r in enumerate(records)]
 
 
-def _counted(records: Sequence[Record], cases: Sequence[Sequence[int]]) -> list[dict[str, list[Consequence]]]:
+def kept_apart(records: Sequence[Record]) -> list[dict[str, tuple[Consequence, ...]]]:
     """For each record, the groups of its consequences, without those that ask for what a record of another case
     edits."""
     changed: dict[str, set[int]] = {}
     for number, record in enumerate(records):
         changed.setdefault(record.request.text, set()).add(number)
     found = []
-    for record, case in zip(records, cases, strict=True):
+    for record, case in zip(records, _cases(records), strict=True):
         groups = {
-            group: [
+            group: tuple(
                 one
                 for one in listed
                 if not any(changed.get(query.prompt, set()) - {*case} for query in (*one.queries, *one.conditions))
-            ]
+            )
             for group, listed in record.portability.items()
         }
         found.append({group: listed for group, listed in groups.items() if listed})

@@ -1,13 +1,15 @@
 """One edit at a time, and the same edits in sequence: what each protocol makes of one set of facts.
 
 Benchmarks of what follows from an edit (RippleEdits, KnowEdit) edit one fact, ask, and undo it; the paper edits a
-sequence and asks at its end. Both are run here with one edit per batch, so that only what stays between edits differs.
+sequence and asks at its end. Both are run here with one edit per batch and asked the same, so that only what stays
+between edits differs.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from ..io.writing import check_new_file
 from ..metrics import Scores, evaluate
 from ..metrics.before import Before
 from ..metrics.editing import check_groups, per_record
+from ..metrics.portability import kept_apart
 from ..models.model import Model
 from .follow import identity_of, is_there, so_far, write_so_far
 
@@ -54,8 +57,9 @@ def single(
     """Edit each case alone in the unedited model and evaluate it; then edit all of them in sequence, one a batch, and
     evaluate them at the end. Writes ``results/single/….json``; a run that exists is kept.
 
-    A case is a record, or the records that MQuAKE puts together: these are edited and evaluated together. A run that
-    was interrupted continues after its last case, and makes the sequence anew; until it ends, its scores so far are in
+    A case is a record, or the records that MQuAKE puts together, which are edited one after the other and evaluated
+    together. A consequence that asks for what another case edits is left out of both protocols. A run that was
+    interrupted continues after its last case, and makes the sequence anew; until it ends, its scores so far are in
     ``results/raw/single``.
 
     Args:
@@ -88,6 +92,7 @@ def single(
     if is_there(path, identity):
         return path
     check_new_file(path)
+    records = [replace(r, portability=groups) for r, groups in zip(records, kept_apart(records), strict=True)]
     before = Before.of(model, records, metrics, contexts=contexts)
     how: dict[str, Any] = {"metrics": metrics, "contexts": contexts, "before": before, "generate": False}
     state = method.prepare(model)
@@ -129,9 +134,8 @@ def _alone(
 ) -> list[dict[str, Any]]:
     """The scores of one case, edited alone; the model is left as it was, and so is ``state``, as the method's
     ``prepare`` gave it."""
-    one_batch = len(case) <= (method.max_batch or len(case))  # after which a method with a history advances nothing
-    given = state if one_batch else None
-    run = edit_sequence(model, case, method, batch_size=len(case), prepared=given, progress=False)
+    given = state if len(case) == 1 else None  # after one batch, a method with a history has advanced nothing
+    run = edit_sequence(model, case, method, batch_size=1, prepared=given, progress=False)
     try:
         return list(evaluate(model, case, **how).records)
     finally:

@@ -63,6 +63,11 @@ def says(monkeypatch):
         ("in the US", [["America", "the US", "U.S."]], True),
         ("it told us", [["America", "the US"]], False),
         ("plan b", [["B+"]], False),
+        ("It is norway", [["Norway"]], True),
+        ("ann is", [["Ann"]], False),
+        ("the unicef", [["UNICEF"]], False),
+        ("首都は東京です", [["東京"]], True),
+        ("首都は大阪です", [["東京"]], False),
         ("", [["The"], ["..."]], False),
         ("anything", [], False),
         ("anything", [[]], False),
@@ -93,6 +98,14 @@ def test_conditions_come_first_and_the_edit_itself_counts(says):
     says["The country of Leo is"] = "the USA"
     (row,) = portability(None, [RECORD], held)
     assert row["edited"] == 0 and "Compositionality_I" not in row and row["all_Compositionality_I"] == 50
+
+
+def test_the_edit_succeeds_by_any_name_that_the_record_has_for_its_new_object(says):
+    follows = Consequence((query("lives", ("Syria", "Syrian Arab Republic"), ("USA", "America")),))
+    record = Record(1, "counterfact", "{} comes from", "Leo", "Syria", "USA", portability={"G": (follows,)})
+    for text, edited in (("Syrian Arab Republic", 100), ("America", 0)):
+        says["Leo comes from"] = text
+        assert portability(None, [record], {})[0]["edited"] == edited
 
 
 def test_what_was_not_executed_is_not_in_the_mean(says):

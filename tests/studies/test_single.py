@@ -75,6 +75,30 @@ def test_records_that_form_one_case_are_edited_together(llama):
     assert [[record.case_id for record in case] for case in module._cases(records)] == [ids[:3], ids[3:]]
 
 
+def test_both_protocols_make_one_edit_a_batch_and_ask_the_same(llama, project, monkeypatch):
+    """A case of two records, one after the other; and what another case edits is asked in neither protocol."""
+    records = load_dataset("pocket-ripple", split="report", limit=4)
+    records[1] = replace(records[1], together=(records[0].case_id,))
+    (group, (first, *_)) = next(iter(records[3].portability.items()))
+    asks = replace(first, queries=(replace(first.queries[0], prompt=records[0].request.text),))
+    records[3] = replace(records[3], portability={**records[3].portability, group: (asks,), "other": (asks, first)})
+    monkeypatch.setattr(module, "load_dataset", lambda *_, **__: records)
+    sizes, sequence, asked, measure = [], module.edit_sequence, [], module.evaluate
+
+    def edit(*given, **how):
+        run = sequence(*given, **how)
+        sizes.append([batch["edits"] for batch in run.batches])
+        return run
+
+    monkeypatch.setattr(module, "edit_sequence", edit)
+    monkeypatch.setattr(module, "evaluate", lambda m, chosen, **how: asked.extend(chosen) or measure(m, chosen, **how))
+    content = read_json(single(llama, "memit", **HOW))
+    assert sizes == [[1, 1], [1], [1], [1] * 4]
+    assert asked[:4] == asked[4:] and group not in asked[3].portability and asked[3].portability["other"] == (first,)
+    for protocol in PROTOCOLS:
+        assert content[protocol][f"executed_{group}"][3] is None
+
+
 def test_a_metric_or_an_option_that_does_not_exist_is_refused_before_anything_runs(llama, project):
     with pytest.raises(ValueError, match="there is no 'ripples'"):
         single(llama, "memit", metrics=("ripples",), **HOW)
