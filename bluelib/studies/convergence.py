@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data import Record
 from ..editing.editor import Editor, EditState
 from ..editing.residuals import DIRECT
-from ..editing.sequence import edited
+from ..editing.sequence import check_together, edited
 from ..editing.solvers import Solver, SolverError
 from ..editing.targets import default_token_budget
 from ..io.checks import check_whole
@@ -75,13 +75,16 @@ def convergence(
         share: the scores after the batch (NaN likewise).
 
     Raises:
-        ValueError: if shares are not as above, ``tokens`` is below 1, or an editor has no second moments.
+        ValueError: if shares are not as above, ``tokens`` is below 1, or an editor has no second moments or does not
+            make a batch of all records.
     """
     if not shares or list(shares) != sorted(set(shares)) or shares[0] <= 0 or shares[-1] != 1:
         raise ValueError(f"shares must ascend from above 0 to 1, not {list(shares)}")
     without = [editor.name for editor in editors if not (isinstance(editor, Editor) and editor.solver.needs_text)]
     if without:
         raise ValueError(f"editors without second moments: {', '.join(without)}; choose others, such as memit_blue")
+    for editor in editors:
+        check_together(editor, len(records))
     tokens = editors[0].tokens if tokens is None else tokens
     check_whole("tokens", tokens, 1)
     counts = [max(1, round(share * tokens)) for share in shares]

@@ -227,7 +227,11 @@ def scores_by_batch_size(model: Model, records: Sequence[Record], editor: Method
     """Edit the first u records in one batch, for each u in ``sizes``, and evaluate them.
 
     The model is left as it was. Columns: edits, metric, record, value.
+
+    Raises:
+        ValueError: if the editor cannot make batches of these sizes.
     """
+    check_together(editor, max(sizes))
     frames = []
     for size in progress_bar(sizes, desc="batch sizes", unit="size", leave=False):
         with edited(model, records[:size], editor, batch_size=size):

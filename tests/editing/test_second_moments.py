@@ -206,6 +206,8 @@ def test_convergence_compares_with_the_whole_text(model, tmp_path):
 def test_convergence_refuses_shares_without_the_whole(model):
     with pytest.raises(ValueError, match="shares must ascend from above 0 to 1"):
         convergence(model, RECORDS[:2], [editor()], 1000, shares=(0.1, 0.5))
+    with pytest.raises(ValueError, match="makes at most 1 edits together, but the batch size is 2"):
+        convergence(model, RECORDS[:2], [editor(), replace(editor(), max_batch=1)], 1000)
 
 
 @pytest.mark.parametrize(
