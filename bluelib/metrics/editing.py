@@ -11,8 +11,9 @@ consistency     TF-IDF cosine with reference texts                  –
 ==============  ==================================================  =====================================
 
 P is the mean log-probability per token of the object (teacher-forced), without BOS or other special tokens; a tie
-counts as a failure. A record without a true object has no efficacy and generalization of CounterFact's kind, and a
-neighbour without an answer does not count. All values are in the paper's units: per cent, entropy × 100, cosine × 100.
+counts as a failure. A record without a true object has no efficacy and generalization of CounterFact's kind. A
+neighbour without an answer does not count, nor, for CounterFact's kind, does one whose answer is the new object. All
+values are in the paper's units: per cent, entropy × 100, cosine × 100.
 Definitions: ROME (Meng et al. 2022), MEMIT (Meng et al. 2023).
 """
 
@@ -299,7 +300,8 @@ def _pairs(record: Record) -> list[tuple[str, str]]:
     if record.kind == "zsre":
         return [(prompt, record.target_new) for prompt in edited] + known
     of_edit = [(prompt, target) for prompt in edited for target in (record.target_new, record.target_true) if target]
-    return of_edit + [(prompt, target) for prompt, answer in known for target in (record.target_new, answer)]
+    other = [(prompt, answer) for prompt, answer in known if answer != record.target_new]  # which can win against it
+    return of_edit + [(prompt, target) for prompt, answer in other for target in (record.target_new, answer)]
 
 
 def _asked(record: Record) -> list[str]:

@@ -97,6 +97,8 @@ def test_counterfact_metrics_are_shares_of_comparisons(any_model):
     assert scores["generalization"] == 50 * sum(map(prefers_new, CF.paraphrases))
     kept = sum(not prefers_new(probe.prompt) for probe in CF.locality)
     assert scores["specificity"] == pytest.approx(100 * kept / 3)
+    alike = replace(CF, locality=(*CF.locality, Probe("Peru plays the", "bassoon")))
+    assert evaluate(any_model, [alike], generate=False).records[0] == scores, "no text is likelier than itself"
     assert scores["case_id"] == 7
 
 
