@@ -91,16 +91,21 @@ def run_ablation(
 
     Raises:
         ValueError: as :func:`~bluelib.get_editor` and :func:`~bluelib.load_dataset`; if the text is too short; if a
-            record has no paraphrases, or no locality probe with an answer.
+            record has no paraphrases, no locality probe with an answer, or no true object to compare with.
     """
     text = {"corpus": corpus, "tokens": tokens}
     tried = choices(model, **{name: value for name, value in text.items() if value is not None})
     records = load_dataset(dataset, split=split, limit=edits, up_to=None if edits else EDITS)
     for record in records:
-        if not record.paraphrases or not any(probe.answer is not None for probe in record.locality):
+        lacks = {
+            "target_true": record.kind != "zsre" and record.target_true is None,
+            "paraphrases": not record.paraphrases,
+            "locality probe with an answer": all(probe.answer is None for probe in record.locality),
+        }
+        if missing := [what for what, lacking in lacks.items() if lacking]:
             raise ValueError(
-                f"record {record.case_id} has no paraphrases, or no locality probe with an answer: choices of layers "
-                "are compared by efficacy, generalization and specificity, so every record needs all three"
+                f"record {record.case_id} has no {missing[0]}: choices of layers are compared by efficacy, "
+                "generalization and specificity, so every record needs all three"
             )
     batch_size = min(BATCH_SIZE, len(records)) if batch_size is None else batch_size
     check_whole("batch_size", batch_size, 1, len(records), "the number of records")

@@ -167,7 +167,13 @@ def test_the_committed_ablation_is_whole_and_of_the_shipped_weights(name):
 
 def test_records_that_lack_what_is_compared_are_refused_before_anything_runs(monkeypatch):
     records = load_dataset("pocket-counterfact", split="report", limit=2)
-    bare = [records[0], replace(records[1], paraphrases=())]
-    monkeypatch.setattr("bluelib.studies.ablation.load_dataset", lambda *_, **__: bare)
-    with pytest.raises(ValueError, match=f"record {records[1].case_id} has no paraphrases, or no locality probe"):
-        run_ablation(load_model("pocket-llama"))
+    unanswered = tuple(replace(probe, answer=None) for probe in records[1].locality)
+    for without, what in (
+        ({"paraphrases": ()}, "paraphrases"),
+        ({"locality": unanswered}, "locality probe with an answer"),
+        ({"target_true": None}, "target_true"),
+    ):
+        bare = [records[0], replace(records[1], **without)]
+        monkeypatch.setattr("bluelib.studies.ablation.load_dataset", lambda *_, chosen=bare, **__: chosen)
+        with pytest.raises(ValueError, match=f"record {records[1].case_id} has no {what}: choices of layers"):
+            run_ablation(load_model("pocket-llama"))
