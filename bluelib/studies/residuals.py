@@ -142,7 +142,7 @@ def single_layer_scores(
     """Edit one layer alone, all records in one batch, with its distributed and with its direct residual.
 
     Both residuals are those of the unedited model, in ``found``. At the last layer they are the same, so it is edited
-    once. The model is left as it was. Columns: layer, residual, metric, record, value.
+    once. The editor's constraint applies. The model is left as it was. Columns: layer, residual, metric, record, value.
     """
     state = replace(editor, layers=found.layers).prepare(model)
     frames = []
@@ -157,8 +157,9 @@ def single_layer_scores(
         for kinds, residual in residuals.items():
             with model.preserved((layer,)):
                 model.edit_in_float32((layer,))
-                weight = model.weight(layer)
-                weight.add_((residual.double() @ q).to(weight.dtype))
+                weight, limit = model.weight(layer), editor.constraint
+                update = limit.batch((residual.double() @ q).to(weight.dtype), weight)
+                weight.add_(limit.total(update, weight))
                 scores = scores_frame(evaluate(model, records, generate=generate, seed=seed))
             frames += [scores.assign(layer=layer, residual=kind) for kind in kinds]
     return pd.concat(frames, ignore_index=True)

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
+from bluelib.editing.constraints import Constraint, Damp, Project, Sparsify
 from bluelib.editing.residuals import DIRECT
 from bluelib.editing.sequence import edit_sequence
 from bluelib.editing.solvers import Ridge
@@ -202,16 +204,32 @@ def test_single_layer_scores_leave_the_model_and_agree_at_the_last_layer(world, 
     rows = single_layer_scores(model, RECORDS, found, method, generate=False)
     table = rows.set_index(["layer", "residual", "metric", "record"]).value.sort_index()
     assert (table[2, "direct"] == table[2, "distributed"]).all()
-    for layer in method.layers:  # one layer, direct, is an edit that the editor itself can make
-        alone = replace(method, layers=(layer,), residual=DIRECT)
-        with model.preserved((layer,)):
-            edit_sequence(model, RECORDS, alone, batch_size=5, progress=False)
-            expected = evaluate(model, RECORDS, generate=False)
-        assert table[layer, "direct", "efficacy"].tolist() == expected.values("efficacy")
     assert (
         set(rows.layer) == {0, 1, 2}
         and rows[rows.metric == "efficacy"].groupby(["layer", "residual"]).size().eq(5).all()
     )
+
+
+@pytest.mark.parametrize("constraint", [Constraint(), Sparsify(0.05), Damp(), Project(0.9, 1.0)])
+def test_one_layer_with_its_direct_residual_is_an_edit_that_the_editor_can_make(
+    world, unchanged, constraint, monkeypatch
+):
+    model, method = world
+    method = replace(method, constraint=constraint)
+    found, made, measure = measure_residuals(model, REQUESTS, method.layers, method), [], evaluate
+
+    def evaluated(*given, **how):
+        made.append({layer: model.weight(layer).clone() for layer in method.layers})
+        return measure(*given, **how)
+
+    monkeypatch.setattr("bluelib.studies.residuals.evaluate", evaluated)
+    single_layer_scores(model, RECORDS, found, method, generate=False)
+    assert len(made) == 2 * len(method.layers) - 1, "the last layer once"
+    for layer, weights in zip(method.layers, [*made[1::2], made[-1]], strict=True):
+        alone = replace(method, layers=(layer,), residual=DIRECT)
+        with model.preserved((layer,)):
+            edit_sequence(model, RECORDS, alone, batch_size=5, progress=False)
+            torch.testing.assert_close(weights[layer], model.weight(layer), rtol=1e-3, atol=1e-5)
 
 
 def test_scores_along_the_axes_leave_the_model(world, unchanged):
@@ -227,6 +245,8 @@ def test_scores_along_the_axes_leave_the_model(world, unchanged):
         scores_along_sequence(model, RECORDS, replace(method, max_batch=1), 2, at=(1,))
     by_size = scores_by_batch_size(model, RECORDS, editor(residual=DIRECT, layers=(0, 2)), [1, 4])
     assert by_size[by_size.metric == "efficacy"].groupby("edits").size().to_dict() == {1: 1, 4: 4}
+    with pytest.raises(ValueError, match="makes at most 1 edits together, but the batch size is 4"):
+        scores_by_batch_size(model, RECORDS, replace(method, max_batch=1), [1, 4])
 
 
 def test_a_sequence_is_compared_with_one_batch(world, unchanged, monkeypatch):
@@ -269,6 +289,9 @@ def test_an_interval_covers_the_mean_as_often_as_it_says(n):
 
 def test_intervals_of_few_and_of_equal_values():
     assert interval([5.0, 5.0]) == (5.0, 5.0, 5.0) and np.isnan(interval([1.0]).low)
+    for few in ([0.0, 1.0], [0.0, 1.0, 4.0], [*range(19)]):
+        low, high = stats.ttest_1samp(few, 0).confidence_interval(0.95)
+        assert interval(few) == pytest.approx((np.mean(few), low, high))
     many = [0, 1, 1, 0, 1] * 5
     assert interval(many, seed=3) == interval(many, seed=3)
     with pytest.raises(ValueError, match="no values"):
