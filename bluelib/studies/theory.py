@@ -123,7 +123,8 @@ class ErrorTerms:
 
 
 def error_terms(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> ErrorTerms:
-    """The terms of ‖E‖²_F; ``share`` and ``cosine`` are NaN where R*Q or R^LQ is zero.
+    """The terms of ‖E‖²_F. Where R^LQ is zero, ``share`` and ``cosine`` are NaN and all of R*Q is ``direction``; where
+    R*Q is zero, ``cosine`` is NaN.
 
     Raises:
         ValueError: see :func:`weight_shift`.
@@ -137,8 +138,8 @@ def error_terms(direct: Tensor, last: Tensor, divisor: float, gain: Tensor) -> E
         deviation.square().sum().item(),
         division.square().sum().item(),
         2 * (deviation * division).sum().item(),
-        (a - share * b).square().sum().item(),
-        ((share - 1 / divisor).square() * squared).item(),
+        (a - share.nan_to_num() * b).square().sum().item(),
+        ((share.nan_to_num() - 1 / divisor).square() * squared).item(),
         share.item(),
         (inner / (a.norm() * b.norm())).item(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -103,6 +104,16 @@ def test_the_terms_add_up_to_the_error(problem):
     if terms.cosine == terms.cosine:
         size = (direct @ q).square().sum().item()
         assert terms.direction == pytest.approx((1 - terms.cosine**2) * size, rel=1e-6, abs=1e-9 * size + slack)
+
+
+def test_what_is_zero_leaves_the_other_residual_s_terms():
+    some, none, q = torch.ones(3, 2), torch.zeros(3, 2), torch.eye(2)
+    nothing_last = error_terms(some, none, 4, q)
+    assert (nothing_last.direction, nothing_last.amount, nothing_last.deviation) == (6, 0, 6)
+    assert math.isnan(nothing_last.share) and math.isnan(nothing_last.cosine)
+    nothing_direct = error_terms(none, some, 4, q)
+    assert (nothing_direct.direction, nothing_direct.amount, nothing_direct.share) == (0, 6 / 16, 0)
+    assert math.isnan(nothing_direct.cosine)
 
 
 def single(*, multiple: float | None = None, divisor: float, seed: int = 1) -> tuple[float, dict[str, float]]:
