@@ -30,7 +30,8 @@ def interval(values: Sequence[float | None], *, clusters: Sequence[int] | None =
     """The mean of ``values`` (one per record, or per independent run) with its interval.
 
     For 20 values or more, the percentile bootstrap; for fewer, where its intervals are too short, Student's t. One
-    value, or one cluster, has no interval: its ends are NaN. For paired comparisons, give the differences of the two
+    value, or one cluster, has no interval: its ends are NaN. Of values that are all equal it is a single point, which
+    says too much: of shares, use :func:`share_interval` then. For paired comparisons, give the differences of the two
     methods on each record.
 
     Args:

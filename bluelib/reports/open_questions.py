@@ -10,7 +10,7 @@ import pandas as pd
 from ..editing.catalogue import entry, label
 from ..io.paths import project_path
 from ..metrics.editing import TEACHER_FORCED
-from ..metrics.intervals import interval, less
+from ..metrics.intervals import Interval, interval, less, share_interval
 from ..models.choices import CHOICES
 from ..models.known import label_of_model, short_label
 from ..studies.follow import followed
@@ -89,8 +89,7 @@ def choices_measured(edits: int, batch_size: int) -> str:
 _HEADER = (*TEACHER_FORCED, "moved elsewhere", "‖ΔW‖/‖W‖")
 _NOTE = (
     "Per cent, with 95 % intervals over records. Moved elsewhere: mean D_KL(before ‖ after) in nats of the next token "
-    "after prompts about subjects that nobody edited. ‖ΔW‖/‖W‖: of the most changed layer. Where all records agree, "
-    "the bootstrap's interval is a single point; Wilson's interval for 100 of 100 is 96 to 100."
+    "after prompts about subjects that nobody edited. ‖ΔW‖/‖W‖: of the most changed layer."
 )
 
 
@@ -107,7 +106,7 @@ def _order(row: Any) -> float:
 
 
 def _scores(row: Any) -> list[str]:
-    found = [interval(getattr(row, name), clusters=row.subjects) for name in TEACHER_FORCED]
+    found = [_interval(getattr(row, name), row.subjects) for name in TEACHER_FORCED]
     elsewhere = "–" if row.elsewhere is None else f"{row.elsewhere:.3f}"
     return [
         *(f"{one.mean:.1f} [{one.low:.1f}, {one.high:.1f}]" for one in found),
@@ -147,6 +146,15 @@ def _share(row: Any, name: str) -> str:
     n = sum(value is not None for value in values)
     if not n:
         return "– (0)"
-    found = interval(values, clusters=row.subjects)
+    found = _interval(values, row.subjects)
     low, high = max(found.low, 0.0), min(found.high, 100.0)  # Student's t can leave the scale
     return f"{found.mean:.0f} [{low:.0f}, {high:.0f}] ({n})"
+
+
+def _interval(values: Sequence[float | None], subjects: Sequence[int]) -> Interval:
+    """The mean of shares in per cent over records with its interval: Wilson's where all records agree."""
+    found = interval(values, clusters=subjects)
+    if found.low < found.high or found.mean not in (0, 100):
+        return found
+    there = {subject for subject, value in zip(subjects, values, strict=True) if value is not None}
+    return share_interval(found.mean, len(there))
