@@ -42,6 +42,20 @@ def test_answers_are_the_first_choices_one_after_the_other(any_model):
         assert said.paraphrases[1] == said.first_choice and len(said.paraphrases) == 2
 
 
+def test_a_first_choice_stands_after_the_record_s_own_separator(any_model):
+    """A token that a word begins with after a space is not the one that it begins with at once."""
+    tokenizer, found = any_model.tokenizer, set()
+    for record in RECORDS:
+        chosen = greedy(any_model, record.request.text, 1)
+        for separator in ("", " "):
+            here = replace(record, target_new=tokenizer.decode(chosen).strip() or "Rome", separator=separator)
+            (said,) = ask_about(any_model, [here], tokens=1)
+            ids = list(encode_target(tokenizer, here.target_new, separator=separator))
+            assert said.first_choice == (greedy(any_model, said.prompt, len(ids)) == ids)
+            found.add((separator, said.first_choice))
+    assert {first for _, first in found} == {True, False}
+
+
 def test_neighbours_are_asked_about_if_they_are_to_be(any_model):
     probes = [Probe("Peru lies in"), Probe("The capital of Peru is", "Lima")]
     records = [replace(RECORDS[0], locality=tuple(probes)), replace(RECORDS[1], locality=())]
@@ -161,6 +175,14 @@ def test_a_model_that_does_not_change_does_not_move_and_one_that_does_does(any_m
         "most_after": PROMPTS[int(by_hand.argmax())],
     }
     assert by_hand.max() > 1e-4
+
+
+def test_the_prompt_that_moved_most_is_named():
+    class Moved:
+        def moved(self, model):
+            return {prompt: {"kl": nats} for prompt, nats in (("b", 0.5), ("a", 0.75), ("c", 0.25))}
+
+    assert drift(None, Moved()) == {"prompts": 3, "mean_nats": 0.5, "max_nats": 0.75, "most_after": "a"}
 
 
 def test_prompts_about_an_edited_subject_are_not_unrelated(any_model):

@@ -70,4 +70,6 @@ def test_only_the_records_own_prompts_are_asked(model, records, monkeypatch):
     monkeypatch.setattr(module, "final_states", lambda *given: asked.extend(given[1]) or states(*given))
     rows = locality(model, records[1:2], reference)
     assert asked == list(dict.fromkeys(probes_of(records[1:2]))) and rows[0]["overlap_1"] == 100
+    one = replace(records[0], locality=records[0].locality[:1])
+    assert locality(model, [one], reference)[0]["overlap_1"] == 100
     assert locality(model, [replace(records[0], locality=())], reference) == [{"case_id": records[0].case_id}]
