@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 from gguf import MODEL_ARCH_NAMES, GGUFReader, GGUFValueType, get_tensor_name_map
-from tokenizers import pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -33,6 +33,20 @@ from .adapters import ADAPTERS, adapter_for
 MAGIC = b"GGUF"
 #: The end of a file's name if it is one of several that make up a model.
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+_TIKTOKEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
+    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+#: The rules by which byte-level tokenizers split a text, by llama.cpp's names; None is GPT-2's, which transformers
+#: takes for some of the others, too.
+SPLITS = {
+    "gpt-2": None,
+    "smollm": pre_tokenizers.Digits(individual_digits=True),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3"), pre_tokenizers.Split(Regex(_TIKTOKEN.format(digits="{1,3}")), "isolated")
+    ),
+    "qwen2": pre_tokenizers.Split(Regex(_TIKTOKEN.format(digits="")), "isolated"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,8 @@ class Header:
     Attributes:
         architecture: llama.cpp's name for it; that of Mistral is ``llama``.
         tensors: the names of its tensors.
-        splits: the name of the rule by which texts are split before byte pairs are merged, or None.
+        splits: of a byte-level tokenizer, the name of the rule by which texts are split before byte pairs are merged;
+            None if it has no name, or for another kind of tokenizer.
     """
 
     architecture: str
@@ -120,9 +135,10 @@ def read_gguf(
     hf_model.config.architectures = [type(hf_model).__name__]  # as a checkpoint's says
     hf_model.config.name_or_path = tokenizer.name_or_path = str(path)
     _check_all_read(path, header, hf_model)
-    if header.splits == "smollm":  # transformers has no rule of this name, and takes GPT-2's
-        digits, rest = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])
+    if first := SPLITS.get(header.splits or ""):
+        own = isinstance(first, pre_tokenizers.Digits)  # after which GPT-2's rule splits the rest
+        then = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=own)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, then])
     return hf_model, tokenizer, found
 
 
@@ -130,7 +146,8 @@ def read_header(path: Path) -> Header:
     """Read what a GGUF file says about itself, and check that it is a model's only file and has a tokenizer.
 
     Raises:
-        ValueError: if it is not or has none, or if its rotary positions are scaled, which transformers does not read.
+        ValueError: if it is not or has none; if its rotary positions are scaled, which transformers does not read; if
+            its tokenizer splits texts by a rule that is not in :data:`SPLITS`.
         OSError: if the file is not a GGUF file, or is damaged.
     """
     with open(path, "rb") as file:
@@ -175,7 +192,14 @@ def read_header(path: Path) -> Header:
             f"{path} has scaled rotary positions ({scaling or 'rope_freqs.weight'}), which transformers does not read "
             "from a GGUF file: it would compute a different model. Take the checkpoint that it was made from"
         )
-    return Header(architecture, tensors, value("tokenizer.ggml.pre"))
+    splits = value("tokenizer.ggml.pre") if value("tokenizer.ggml.model") == "gpt2" else None
+    if splits is not None and splits not in SPLITS:
+        raise ValueError(
+            f"{path}: its tokenizer splits texts by the rule {splits!r} (tokenizer.ggml.pre), and only "
+            f"{', '.join(SPLITS)} are known: the model would read other tokens. Take the checkpoint that it was made "
+            "from"
+        )
+    return Header(architecture, tensors, splits)
 
 
 def _config(path: Path, header: Header, folder: str, where: dict[str, Any]) -> PreTrainedConfig:

@@ -107,6 +107,21 @@ def test_digits_are_split_as_smollm_does(path, lm, tmp_path):
     assert apart[-4:] == ["1", "9", "8", "4"]
 
 
+@pytest.mark.parametrize(("rule", "kind"), [("llama-bpe", "llama3"), ("qwen2", "qwen2"), ("gpt-2", "gpt2")])
+def test_texts_are_split_as_the_file_says(rule, kind, lm, tmp_path):
+    text = "in  1234567 DON'T x's\n\nRome?!\n"
+    tokenizer = load_model(str(write_gguf(tmp_path / "x.gguf", lm, splits=rule))).tokenizer
+    pieces, whole = [make_tokenizer(kind).backend_tokenizer, tokenizer.backend_tokenizer], []
+    for backend in pieces:
+        whole.append([piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)])
+    assert whole[0] == whole[1]
+
+
+def test_a_rule_that_is_not_known_is_refused(lm, tmp_path):
+    with pytest.raises(ValueError, match=r"splits texts by the rule 'deepseek-llm' .* only gpt-2, smollm, llama-bpe"):
+        load_model(str(write_gguf(tmp_path / "x.gguf", lm, splits="deepseek-llm")))
+
+
 def test_what_else_is_in_the_folder_is_not_read(path):
     """A tokenizer beside the file may be another model's."""
     expected = load_model(str(path)).tokenizer(TEXT).input_ids
