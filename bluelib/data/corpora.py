@@ -33,7 +33,7 @@ SHIPPED = {"sampled": ASSETS / "texts" / "smollm2-135m.txt.xz"}
 #: Name on the hub, configuration and revision of the ``wikipedia`` corpus.
 WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en", "b04c8d1ceb2f5cd4588862100d08de323dccfbaa")
 #: Kinds of files that ``datasets`` reads, by suffix.
-READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+READERS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv"}
 XZ = ".xz"
 #: A document is cut into pieces of at most this many tokens.
 LONGEST = 2048
@@ -103,11 +103,16 @@ def corpus_hash(corpus: str) -> str:
 @cache
 def _text_hash(path: Path, written: int) -> str:
     """The hash of a file, once for each time it was ``written``: a run asks for it several times."""
-    if path.suffix == XZ:  # by its text: the same text can be compressed in many ways
+    if path.suffix.lower() == XZ:  # by its text: the same text can be compressed in many ways
         with lzma.open(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = file_hash(path)  # hashed together with how it is read, which its suffix decides
-    return hashlib.sha256(f"{READERS[path.suffix]}:{digest}".encode()).hexdigest() if path.suffix in READERS else digest
+    digest, reader = file_hash(path), _reader(path)  # hashed together with how it is read, which its suffix decides
+    return hashlib.sha256(f"{reader}:{digest}".encode()).hexdigest() if reader else digest
+
+
+def _reader(path: Path) -> str | None:
+    """Which of :data:`READERS` reads a file; None for plain text."""
+    return READERS.get(path.suffix.lower())
 
 
 def _excluded(corpus: str) -> frozenset[str]:
@@ -142,8 +147,11 @@ def _path(corpus: str) -> Path:
 
 def _documents(corpus: str) -> Iterator[str]:
     path = None if corpus == "wikipedia" else _path(corpus)
-    if path and path.is_file() and path.suffix not in READERS:
-        with lzma.open(path, "rt", encoding="utf-8") if path.suffix == XZ else open(path, encoding="utf-8") as file:
+    if path and path.is_file() and _reader(path) is None:
+        packed = path.suffix.lower() == XZ
+        if packed and _reader(path.with_suffix("")):
+            raise ValueError(f"corpus {corpus!r}: decompress it first; of compressed files only plain text is read")
+        with lzma.open(path, "rt", encoding="utf-8") if packed else open(path, encoding="utf-8") as file:
             yield from map(str.strip, file)
         return
     for row in _rows(corpus, path):
@@ -163,4 +171,5 @@ def _rows(corpus: str, path: Path | None) -> Iterator[dict[str, Any]]:
     elif path.is_dir():
         yield from datasets.load_from_disk(str(path))
     else:
-        yield from datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train", streaming=True)
+        reader = READERS[path.suffix.lower()]
+        yield from datasets.load_dataset(reader, data_files=str(path), split="train", streaming=True)
