@@ -175,6 +175,8 @@ class Model:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Put the value projections back, bit for bit, and in their old type unless they were in float32 then."""
+        if snapshot.in_float32:
+            self.edit_in_float32(snapshot.in_float32)
         for layer, weight in snapshot.weights.items():
             self.weight(layer).copy_(weight)
         self.as_loaded(snapshot.weights.keys() - snapshot.in_float32)

@@ -332,6 +332,12 @@ def test_a_model_of_low_precision_has_its_types_back_whatever_happened(tmp_path)
     assert weights_hash(model.hf_model) == revision and not any(hooks(model))
     with edited(model, RECORDS[:2], editor(), batch_size=2):
         assert model.weight(0).dtype == torch.float32
+        with_edits = model.snapshot((0, 1, 2))
+    assert weights_hash(model.hf_model) == revision and not any(hooks(model))
+    with model.preserved((0, 1, 2)):
+        model.restore(with_edits)
+        assert all(torch.equal(model.weight(layer), with_edits.weights[layer]) for layer in range(3))
+        assert model.weight(0).dtype == torch.float32
     assert weights_hash(model.hf_model) == revision and not any(hooks(model))
     with pytest.raises(ValueError, match="names no corpus"):
         edit_sequence(model, RECORDS[:2], replace(editor(), corpus=None), batch_size=2)
