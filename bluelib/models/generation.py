@@ -236,5 +236,5 @@ def _generate(
             stopping_criteria=StoppingCriteriaList(stopping),
             **how,
             eos_token_id=list(ends) or None,
-            pad_token_id=model.tokenizer.pad_token_id,
+            pad_token_id=model.tokenizer.pad_token_id or 0,
         )

@@ -88,7 +88,8 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     check_finite(name, hf_model)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes if the files are missing
         raise ValueError(f"{name!r} {_NO_TOKENIZER}")
-    # The padding token is masked, so it only needs an embedding.
+    # The padding token is masked, so it only needs an embedding. Without one, id 0 pads: as a special token, it would
+    # be taken out of texts once the model is saved.
     rows, pads = hf_model.get_input_embeddings().weight.shape[0], (tokenizer.pad_token, tokenizer.eos_token)
     if tokenizer.bos_token_id is not None and tokenizer.bos_token_id >= rows:
         raise ValueError(
@@ -96,7 +97,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
             f"model has {rows}): resize the model's embeddings, or take the model's own tokenizer"
         )
     usable = (token for token in pads if token and tokenizer.convert_tokens_to_ids(token) < rows)
-    tokenizer.pad_token = next(usable, tokenizer.convert_ids_to_tokens(0))
+    tokenizer.pad_token = next(usable, None)
     return Model.of(name, hf_model, tokenizer, revision)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..editing.catalogue import known
 from ..editing.method import Size
@@ -146,10 +147,16 @@ def _tokenizer(model: Model) -> dict[str, str]:
         **({"no embedding": "its last tokens; texts that contain one are refused"} if model.lacks_embeddings else {}),
         "EOS": f"{tokenizer.eos_token!r} ({tokenizer.eos_token_id}), "
         + ("put after every text, and removed here" if bare[-1] == tokenizer.eos_token_id else "not put after texts"),
-        "padding": f"{tokenizer.pad_token!r}{', the EOS' if tokenizer.pad_token == tokenizer.eos_token else ''}; "
+        "padding": f"{_padding(tokenizer)}; "
         f"batches are padded on the right and masked, whichever side it prefers itself ({tokenizer.padding_side})",
         "“Paris” as a target": " ".join(map(repr, tokenizer.convert_ids_to_tokens(list(target)))),
     }
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> str:
+    if tokenizer.pad_token is None:
+        return "none, so the token with id 0"
+    return f"{tokenizer.pad_token!r}{', the EOS' if tokenizer.pad_token == tokenizer.eos_token else ''}"
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from bluelib.models.prompts import Request, encode_answer, encode_prompt, encode
 from bluelib.models.representations import subject_keys
 from bluelib.models.scoring import next_token_log_probs, request_nll, score_targets
 from bluelib.pocket.tokenizer import build_tokenizer
+from bluelib.studies.doctor import _padding
 from tests.support.checkpoints import write_checkpoint
 from tests.support.tokenizers import BYTE_LEVEL, KINDS, SPECIAL, UNMERGED, WITH_BOS, make_tokenizer, training_text
 
@@ -439,6 +440,20 @@ def grown(name, tmp_path, *, pad: str | None = None, word: str | None = None):
     tokenizer.add_special_tokens({"pad_token": pad}) if pad else tokenizer.add_tokens([word])
     tokenizer.save_pretrained(folder)
     return load_model(str(folder))
+
+
+def test_without_a_token_to_pad_with_none_becomes_special(tmp_path):
+    folder = write_checkpoint(tmp_path / "bare", "llama-3")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    model, text = load_model(str(folder)), "Hi! Lima!"
+    assert model.tokenizer.pad_token is None
+    assert len(evaluate(model, load_dataset("pocket-counterfact", limit=2)).records) == 2, "generates, too"
+    ids = model.tokenizer(text).input_ids
+    again = load_model(str(model.save(tmp_path / "saved"))).tokenizer
+    assert again(text).input_ids == ids and again.all_special_ids == model.tokenizer.all_special_ids
+    assert _padding(model.tokenizer) == "none, so the token with id 0"
 
 
 @pytest.mark.parametrize("name", ["llama-3", "gpt2-xl"])
