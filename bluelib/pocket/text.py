@@ -68,8 +68,11 @@ class PackedText:
         exclude: frozenset[str] = frozenset(),
     ):
         self.length, self.seed = length, seed
-        self.opening = [] if tokenizer.bos_token_id == tokenizer.eos_token_id else [tokenizer.bos_token_id]
-        self.separator = self.opening or [tokenizer.eos_token_id]
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if eos is None and bos is None:
+            raise ValueError("the tokenizer has neither BOS nor EOS to put between texts: name another corpus")
+        self.opening = [] if bos in (None, eos) else [bos]
+        self.separator = self.opening or [eos]
 
         def encode(texts: list[str]) -> list[list[int]]:
             return [e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]

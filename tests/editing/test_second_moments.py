@@ -1,6 +1,7 @@
 """Second moments: parts, continuation, corpora, and how much text they need."""
 
 import json
+import lzma
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,8 @@ from bluelib.editing.second_moments import check_text, enough_tokens, second_mom
 from bluelib.editing.solvers import NullSpace, Ridge
 from bluelib.models.model import Model
 from bluelib.models.tracing import trace
+from bluelib.pocket.text import PackedText
+from bluelib.pocket.tokenizer import build_tokenizer
 from bluelib.runs.statistics import describe_statistics
 from bluelib.studies.convergence import convergence, rank, relative_change, write_convergence
 from tests.support.folders import files
@@ -147,19 +150,32 @@ def test_a_text_counts_with_the_way_it_is_read(text):
     assert corpus_hash(str(copy)) != corpus_hash(str(text))
 
 
+def test_the_pocket_text_needs_a_token_to_separate_texts_with():
+    rows = {}
+    for bos, eos in (("<|begin_of_text|>", "<|endoftext|>"), (None, "<|endoftext|>"), (None, None)):
+        tokenizer = build_tokenizer(bos=True)
+        tokenizer.bos_token, tokenizer.eos_token = bos, eos
+        if eos is None:
+            with pytest.raises(ValueError, match="neither BOS nor EOS to put between texts"):
+                PackedText(tokenizer, 64)
+        else:
+            rows[bos] = PackedText(tokenizer, 64).epoch(0)[0]
+    assert rows[None].dtype == rows["<|begin_of_text|>"].dtype
+
+
 def test_a_text_that_is_too_short_is_refused_with_its_length(model, text):
     length = sum(len(model.tokenizer(line).input_ids) for line in TEXT)
     with pytest.raises(ValueError, match=f"has {length} tokens; 9000 were asked for"):
         second_moments(model, [0], corpus=text, tokens=9000)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "saved"])
+@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "JSONL", "parquet", "csv", "saved"])
 def test_a_local_dataset_gives_the_sequences_of_its_texts(model, text, tmp_path, kind, monkeypatch):
     datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install datasets")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     data = datasets.Dataset.from_dict({"text": TEXT, "title": ["?"] * len(TEXT)})
     path = tmp_path / f"data.{kind}"
-    if kind == "jsonl":
+    if kind.lower() in ("jsonl", "ndjson"):
         path.write_text("".join(json.dumps({"text": line}) + "\n" for line in TEXT), encoding="utf-8")
     else:
         {"parquet": data.to_parquet, "csv": data.to_csv, "saved": data.save_to_disk}[kind](str(path))
@@ -173,6 +189,10 @@ def test_a_dataset_without_texts_and_an_unknown_corpus_are_refused(model, tmp_pa
     path.write_text('{"body": "x"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="needs a column 'text' of strings; it has body"):
         list(token_sequences(model, str(path)))
+    packed = path.with_name("data.jsonl.xz")
+    packed.write_bytes(lzma.compress(path.read_bytes()))
+    with pytest.raises(ValueError, match="decompress it first; of compressed files only plain text is read"):
+        list(token_sequences(model, str(packed)))
     with pytest.raises(ValueError, match="no corpus is called 'wikipaedia'"):
         list(token_sequences(model, "wikipaedia"))
     with pytest.raises(ValueError, match="no corpus is called 'wikipaedia'"):
