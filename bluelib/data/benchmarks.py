@@ -70,6 +70,8 @@ def parse_zsre(entry: Mapping[str, Any], position: int, target: str = "answers")
         target_true=answers[0] if target == "alt" else None,
         paraphrases=() if rephrased is None else (rephrased,),
         locality=() if unrelated is None else (Probe(unrelated + "?", field(entry, "loc_ans", case_id)),),
+        portability=portability_of(entry, case_id) if target == "alt" else {},  # EasyEdit's follows from ``alt``
+        separator=field(entry, "separator", case_id, default=None),
     )
 
 

@@ -198,6 +198,8 @@ def load_dataset(
     parse = parse or (shipped.parse if shipped else benchmark or _parser_for(entries, path))
     if parse is own.parse_flat and (ignored := own.unread(entries)):
         log.warning("%s: fields that are not read: %s", path, ", ".join(ignored))
+    if parse is parse_zsre and any(isinstance(entry, Mapping) and entry.get("portability") for entry in entries):
+        log.warning("%s: portability is not read: it follows from `alt`, and these edits make `answers` true", path)
     positions = [i for i, entry in enumerate(entries) if split is None or _split_of(entry) in (split, None)]
     if not positions:
         raise SplitError(f"{path} has no records in split {split!r}")
@@ -248,7 +250,9 @@ def load_facts(
 
 def _split_of(entry: Any) -> str | None:
     """The split that a raw record says it is in; None if it names no known split, so that it can be refused."""
-    own_split = entry.get("split", "report") if isinstance(entry, Mapping) else None
+    if not isinstance(entry, Mapping):
+        return None
+    own_split = "report" if entry.get("split") is None else entry["split"]
     return own_split if own_split in SPLITS else None
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from bluelib import load_dataset
 from bluelib.data import Record, RecordError
+from bluelib.data.benchmarks import parse_zsre
 from bluelib.data.datasets import BENCHMARKS, DATASETS, _warn, _warn_without_references
 from bluelib.data.download import FILES, cached
 from bluelib.data.provenance import repeated_subjects
@@ -144,6 +145,20 @@ def test_zsre_edits_to_the_answer_by_default(write):
     (record,) = load_dataset(write([ZSRE]))
     assert (record.kind, record.prompt, record.target_new) == ("zsre", "What does {} make?", "paper")
     assert record.locality[0].prompt == "nq question: who wrote the book?"
+
+
+def test_of_a_zsre_record_no_field_is_dropped_without_a_word(write, caplog):
+    """A question that follows from MEND's alternative answer is read where that is installed, and otherwise named."""
+    entry = {**ZSRE, "separator": "", "portability": {"New Question": "Who reads it?", "New Answer": "Ann"}}
+    (record,) = load_dataset(write([entry]))
+    assert record.separator == "" and not record.portability
+    assert "portability is not read: it follows from `alt`" in caplog.text
+    alternative = parse_zsre(entry, 0, target="alt")
+    assert alternative.portability["Reasoning"][0].queries[0].prompt == "Who reads it?"
+
+
+def test_no_split_is_the_split_to_report_on(write):
+    assert load_dataset(write([{**FLAT, "split": None}])) == load_dataset(write([FLAT]))
 
 
 def test_flat_counterfact(write):
