@@ -8,7 +8,8 @@ the same specificity.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
@@ -36,6 +37,8 @@ from ..metrics.editing import TEACHER_FORCED, editing_scores
 from ..metrics.intervals import RESAMPLES, Interval, interval, limits
 from ..models.known import scale_of
 from ..models.model import Model
+
+log = logging.getLogger(__name__)
 
 EDITS, BATCH_SIZE, WEIGHTS = 60, 10, (10, 100, 1000)
 DATASET = "pocket-counterfact"
@@ -128,7 +131,10 @@ def run_ablation(
     runs: list[dict[str, Any]] = []
     if path.exists():
         content = read_json(path)
-        runs = content["runs"] if content["identity"] == identity else []
+        kept = content["runs"] if content["identity"] == identity else []
+        runs = [run for run in kept if _is_current(run, tried)]
+        if len(runs) < len(kept):
+            log.warning("%s: %d runs were made with other settings, and are dropped", path, len(kept) - len(runs))
     wanted = list(product(weights, tried.items()))
     for weight, (name, (family, editor)) in progress_bar(wanted, desc=model.name, unit="run"):
         method = replace(editor, solver=Ridge(weight))
@@ -139,6 +145,14 @@ def run_ablation(
             content = {"identity": identity, "provenance": origin, **repeated_subjects(records), "runs": runs}
             write_json(path, content, sealed=True)
     return path
+
+
+def _is_current(run: Mapping[str, Any], tried: Mapping[str, tuple[str, Editor]]) -> bool:
+    """Whether a run is of a choice that is still tried, with its present settings, λ apart."""
+    if run["choice"] not in tried:
+        return False
+    method = replace(tried[run["choice"]][1], solver=Ridge(run["mom2_update_weight"]))
+    return bool(describe(method) == run["settings"])
 
 
 def rerun(model: Model, choice: str, weight: float) -> dict[str, float]:

@@ -121,6 +121,10 @@ def test_a_stopped_ablation_goes_on(tmp_path, monkeypatch):
     content["runs"] = [{**content["runs"][0], "seconds_per_edit": -1.0}]  # as if it had been stopped after the first
     stale = {**content["runs"][0], "choice": "layer 0", "settings": {"name": "other"}}
     content["runs"].append(stale)  # and a run of other settings, which is made again
+    content["runs"] += [
+        {**stale, "mom2_update_weight": 7},
+        {**content["runs"][0], "choice": "layer 9"},
+    ]  # and is dropped
     write_json(path, content, sealed=True)
     runs = json.loads(run_ablation(model, edits=2, batch_size=2, weights=(100,)).read_text())["runs"]
     assert [run["seconds_per_edit"] < 0 for run in runs] == [True, False]
