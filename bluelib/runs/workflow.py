@@ -42,7 +42,8 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     grid.check_editors()
     told = grid.results / "grid.json"
     # A result that came with the checkout has no history from which Snakemake could tell that the grid has changed.
-    changed = ["--forcerun", "grid"] if told.exists() and read_json(told) != grid.as_dict() else []
+    same = not told.exists() or read_json(told) == grid.as_dict()
+    changed = [] if same else ["--forcerun", "grid", *_outdated(grid, told)]
     try:
         from snakemake.cli import main
     except ImportError as error:
@@ -75,3 +76,19 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def _outdated(grid: Grid, told: Path) -> list[str]:
+    """The results that were made with other parameters than the grid has now, as Snakemake names them.
+
+    Args:
+        grid: as it is now.
+        told: where it is written as it was run.
+    """
+    old = Grid.load(told)
+    then = {old.result(cell): old.parameters(cell) for cell in old.cells()}
+    found = [path for cell in grid.cells() if then.get(path := grid.result(cell)) not in (None, grid.parameters(cell))]
+    for notebook in grid.notebooks.keys() & old.notebooks.keys():
+        if old.of_notebook(notebook) != grid.of_notebook(notebook):
+            found += [grid.numbers(notebook, model) for model in grid.models]
+    return [os.path.relpath(path, project_path()) for path in sorted(found) if path.exists()]

@@ -260,6 +260,11 @@ def test_a_grid_that_has_changed_is_told_to_its_tables(project):
     grid = Grid.of(TINY)
     write_json(grid.results / "grid.json", grid.as_dict())
     assert "grid" not in jobs(finished(blue(project, TINY, "--", "-n")))
+    for place in grid.cells():
+        write_json(grid.result(place), {})
+    assert "cell" not in jobs(finished(blue(project, TINY, "--", "-n", "--until", "cell")))
+    stronger = {**TINY, "settings": [{"editors": ["memit"], "values": {"mom2_update_weight": 1}}]}
+    assert jobs(finished(blue(project, stronger, "--", "-n", "--until", "cell")))["cell"] == 1, "and MEMIT_BLUE's stays"
     other = {**TINY, "edits": 4}
     assert jobs(finished(blue(project, other, "--", "-n")))["grid"] == 1
     one = Grid.of(other).result(Place("pocket-llama", "pocket-zsre", "memit", 0)).relative_to(project)
