@@ -3,6 +3,7 @@ variant compares with its plain method."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -366,11 +367,14 @@ def provenance_note(cells: Sequence[dict[str, Any]]) -> str:
     def each(values: Iterable[str]) -> str:
         return ", ".join(f"`{value}`" for value in dict.fromkeys(values))
 
-    first = of_all[0]
-    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    made: dict[str, list[str]] = {}
+    for cell, of in zip(cells, of_all, strict=True):
+        versions = ", ".join(f"{name} {number}" for name, number in of["versions"].items())
+        how = f"{of['dtype']} on {of['device']}, {of.get('threads', '?')} CPU thread(s); {versions}"
+        made.setdefault(how, []).append(entry(cell["editor"]["name"]).label)
+    ways = [how + (f" ({', '.join(dict.fromkeys(labels))})" if len(made) > 1 else "") for how, labels in made.items()]
     lines = [
-        f"Our numbers: {first['dtype']} on {first['device']}, {first.get('threads', '?')} CPU thread(s); {versions}; "
-        f"commit {each(str(p['git_commit']) for p in of_all)}.",
+        f"Our numbers: {'; or '.join(ways)}; commit {each(str(p['git_commit']) for p in of_all)}.",
         "",
         *(
             f"- weights of {cell['model']}: `{cell['provenance']['model_revision']}`"
@@ -425,15 +429,18 @@ def write_tables(grid: Grid, *, partial: bool = False) -> list[Path]:
 
     Args:
         grid: the grid; its cells are in its folder of ``results``.
-        partial: whether cells may be missing; the tables then say how many are.
+        partial: whether cells may be missing; the tables then say how many are, and show the methods that have all
+            seeds.
 
     Returns:
         The paths of the files.
 
     Raises:
-        FileNotFoundError: if cells have not been run.
+        FileNotFoundError: if cells have not been run; with ``partial``, if no method has all seeds yet.
     """
     cells = load_cells(grid, partial=partial)
+    if partial:
+        cells = with_all_seeds(grid, cells)
     main = main_frame(cells)
     scores = record_scores(cells)
     missing = len(grid.cells()) - len(cells)
@@ -442,7 +449,8 @@ def write_tables(grid: Grid, *, partial: bool = False) -> list[Path]:
         stem = grid.figures / f"main_{plain(Path(dataset).stem)}"
         below = notes(own, frame)
         if missing:
-            below = f"**{missing} of the grid's {len(grid.cells())} cells have not been run yet.**\n\n{below}"
+            unlike = " or lack another seed" if len(grid.seeds) > 1 else ""
+            below = f"**{missing} of the grid's {len(grid.cells())} cells have not been run yet{unlike}.**\n\n{below}"
         _write(stem.with_suffix(".md"), "\n\n".join([*main_table(frame, markdown_table), below]))
         commented = "\n".join(f"% {line}".rstrip() for line in below.splitlines())
         _write(stem.with_suffix(".tex"), "\n\n".join([*main_table(frame, latex_table), commented]))
@@ -469,6 +477,19 @@ def write_tables(grid: Grid, *, partial: bool = False) -> list[Path]:
         average, pairs = improvement(scores)[0], published_improvement()[0]
         keep(plot_improvement(average, pairs, PUBLISHED_IMPROVEMENT), grid.figures / "improvement")
     return [path for path in grid.tables() if path.exists()]
+
+
+def with_all_seeds(grid: Grid, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells of which a grid's other seeds have been run too: means over fewer records compare with nothing.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    made = Counter((cell["model"], cell["dataset"], cell["editor"]["name"]) for cell in cells)
+    found = [cell for cell in cells if made[cell["model"], cell["dataset"], cell["editor"]["name"]] == len(grid.seeds)]
+    if not found:
+        raise FileNotFoundError(f"{grid.results}: no method has been run with all {len(grid.seeds)} seeds yet")
+    return found
 
 
 def _write(path: Path, text: str) -> None:

@@ -40,6 +40,7 @@ from bluelib.reports.tables import (
     load_cells,
     main_frame,
     main_table,
+    provenance_note,
     results_frame,
     short_table,
     write_tables,
@@ -300,6 +301,31 @@ def test_a_missing_cell_is_named(made):
         FileNotFoundError, match=r"lacks pocket-gpt2_pocket-counterfact_memit_blue_20x10_seed1\.json: run the grid"
     ):
         write_tables(made)
+
+
+def test_tables_of_an_unfinished_grid_show_the_methods_that_have_all_seeds(made):
+    gone = next(place for place in made.cells() if place.editor == "memit_blue" and place.seed == 1)
+    made.result(gone).unlink()
+    write_tables(made, partial=True)
+    table = (made.figures / "main_pocket-counterfact.md").read_text(encoding="utf-8")
+    assert "cells have not been run yet or lack another seed.**" in table
+    frame = pd.read_csv(made.figures / "main_pocket-counterfact.csv")
+    assert gone.model not in set(frame[frame.method == "MEMIT_BLUE"].model)
+    assert gone.model in set(frame[frame.method == "MEMIT"].model)
+    for place in made.cells():
+        if place.seed == 1:
+            made.result(place).unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match="no method has been run with all 2 seeds yet"):
+        write_tables(made, partial=True)
+
+
+def test_a_table_of_cells_of_two_versions_says_which_are_of_which():
+    cells = [cell("memit"), cell("memit_blue"), cell("memit_blue", seed=1)]
+    assert provenance_note(cells).count("CPU thread") == 1 and "(MEMIT" not in provenance_note(cells)
+    for later in cells[1:]:
+        later["provenance"] = {**later["provenance"], "versions": {"bluelib": "9.9"}}
+    note = provenance_note(cells)
+    assert note.count("CPU thread") == 2 and "bluelib 9.9 (MEMIT_BLUE); commit" in note and "(MEMIT); or " in note
 
 
 def test_claims_of_an_unfinished_grid_are_about_the_editors_that_have_run_everywhere(made):
