@@ -19,6 +19,7 @@ from .claims.wording import points
 from .comparison import RecordScores, by_benchmark, gains
 from .figures.follow import with_editing
 from .published import benchmark
+from .summary import in_words
 from .tables import markdown_table
 
 NOTHING = "*Not measured yet.*"
@@ -119,6 +120,7 @@ def what_follows() -> str:
     """For each run of ``blue single`` and each protocol, whether edits succeed and what follows from them, as Markdown:
     the shares over all edits that are asked, whether they succeed or not."""
     frame = singles(sorted(project_path("results", "single").glob("*.json")))
+    frame = frame if frame.empty else frame[frame.seed == 0]
     if frame.empty:
         return NOTHING
     starts = "executed_"
@@ -127,7 +129,7 @@ def what_follows() -> str:
         [
             label_of_model(row.model),
             f"{row.dataset}, {row.edits}",
-            label(row.editor),
+            label(row.editor) + (f" ({in_words(dict(row.options))})" if row.options else ""),
             PROTOCOLS[row.protocol],
             *(_share(row, name) for name in ("argmax_efficacy", "edited", *(f"all_{group}" for group in groups))),
         ]

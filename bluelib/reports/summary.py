@@ -91,12 +91,13 @@ def _share(grid: Grid, model: str, numbers: Mapping[str, Any], marks: Mapping[st
 
 def _steps(model: str, numbers: Mapping[str, Any], marks: Mapping[str, str]) -> str:
     steps, about = pd.DataFrame(numbers["steps"]).sort_values("layer")["mean"].tolist(), numbers["parameters"]
+    edits = min(about["edits"], about["batch_size"])  # those of the first batch
     theirs = published("optimisation_steps")
     theirs = theirs[theirs.model == counterpart(model)].sort_values("layer").mean_steps.tolist()
     return (
         f"- {_mark(marks, 'once the first layer is updated')} **The first layer does the work.** Its own residual "
         f"takes {steps[0]:.1f} steps to find; after its update the second layer needs {steps[1]:.1f}, the third "
-        f"{steps[2]:.1f} ({called(about['dataset'])}, {about['edits']} edits; published for {counterpart(model)}: "
+        f"{steps[2]:.1f} ({called(about['dataset'])}, {edits} edits; published for {counterpart(model)}: "
         f"{theirs[0]:.1f}, the limit there, {theirs[1]:.1f}, {theirs[2]:.1f})."
     )
 
@@ -182,7 +183,7 @@ def _ends(along: pd.DataFrame, pairs: Sequence[tuple[pd.Series, pd.Series]]) -> 
     )
 
 
-def _options(options: Mapping[str, Any]) -> str:
+def in_words(options: Mapping[str, Any]) -> str:
     """Options of an editor in words: λ = 1,000."""
     return ", ".join(
         f"{name} = {value}" if isinstance(value, (bool, str)) else f"{SHORT.get(name, name)} = {value:,}"
@@ -261,7 +262,7 @@ def runs(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> str:
         found = read_json(path)
         about = found["identity"]
         if about["model"] in grid.models:
-            options = _options(about["options"])
+            options = in_words(about["options"])
             label = entry(about["editor"]).label + (f" ({options})" if options else "")
             add(f"along {about['edits']:,} edits in batches of {about['batch_size']}", about["dataset"], label, found)
     rows = [[*place, "; ".join(each)] for place, each in times.items()]

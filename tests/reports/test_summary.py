@@ -256,16 +256,20 @@ def test_what_follows_is_shown_for_both_protocols(tmp_path, monkeypatch):
         single = {"edited": [named, 100.0, 100.0], "executed_Forgetfulness": [100.0, 0.0, 50.0]}
         single |= {"all_Forgetfulness": [50.0, None, 100.0]}
         content = {"identity": about | {"editor": editor}, "case_ids": [1, 2, 3]}
-        write_json(
-            tmp_path / "results" / "single" / f"{editor}.json",
-            {**content, "single": single, "sequential": {"edited": [100.0, 100.0, 100.0]}},
-        )
+        folder, content = tmp_path / "results" / "single", content | {"single": single}
+        content["sequential"] = {"edited": [100.0, 100.0, 100.0]}
+        write_json(folder / f"{editor}.json", content)
+        write_json(folder / f"{editor}_seed1.json", {**content, "identity": {**content["identity"], "seed": 1}})
     lines = open_questions.what_follows().splitlines()
     assert lines[0].endswith("| method | edited | first choice | named | `Forgetfulness` |")
     rows = [line.split(" | ") for line in lines[2:6]]
+    assert not lines[6], "of the first order of records alone"
     assert [row[2:4] for row in rows] == [
         [method, protocol] for method in ("MEMIT", "MEMIT_BLUE") for protocol in ("one at a time", "in sequence")
     ]
     assert rows[0][4] == "– (0)" and rows[0][5].startswith("67 [") and rows[0][5].endswith("(3)")
     assert rows[0][6].startswith("75 [") and rows[0][6].endswith("(2) |") and rows[1][6] == "– (0) |"
-    assert rows[1][5] == "100 [100, 100] (3)" == rows[2][5]
+    assert rows[1][5] == "100 [44, 100] (3)" == rows[2][5], "Wilson's: three of three may be fewer of many"
+    other = {**content, "identity": {**content["identity"], "options": {"mom2_update_weight": 1000}}}
+    write_json(folder / "memit_1000.json", other)
+    assert "| MEMIT (λ = 1,000) | one at a time |" in open_questions.what_follows()
