@@ -169,6 +169,7 @@ def test_the_ablation_s_verdict_needs_an_interval_near_zero():
     assert verdicts("growth", content)[-1].verdict == "not seen here"
     direct = found["it is the direct residual that makes BLUE better"]
     assert "(does not reach BLUE's specificity)" in direct.seen and direct.verdict == "partly"
+    assert found["the error grows with the batch size, through ‖Q‖"].size == "batches of up to 400 edits"
     assert direct.size == "60 edits" and not found["the error grows with the length of the edit sequence"].size
 
 

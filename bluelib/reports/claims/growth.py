@@ -29,12 +29,14 @@ class View:
         single: the best single layer that reaches BLUE's specificity, or None; ``gain``: its success minus BLUE's,
             with an interval in which the choice is repeated.
         searched: whether the ablation tried several λ. At one λ for all, a single layer may lack only strength.
+        largest: the size of the largest batch whose error was measured.
         edits: the number of edits in the ablation.
         once: by layer, how far a sequence ends from one batch, with and without history (True, False); or None.
     """
 
     def __init__(self, numbers: Numbers) -> None:
         self.batch, self.sequence = (numbers["growth"][name] for name in ("batch", "sequence"))
+        self.largest = max(row["edits"] for row in numbers["by_batch"])
         end = pd.DataFrame(numbers["end_differences"]).set_index("metric")
         self.editing, self.specificity = end.loc[end.index.isin(EDITING)], end.loc[["specificity"]]
         once = numbers.get("against_once")
@@ -120,6 +122,7 @@ CLAIMS = (
                 lambda v: apart(v.batch["norm_q"], v.batch["norm_direct"])
             ),
         },
+        size=lambda v: f"batches of up to {v.largest} edits",
     ),
     Claim(
         "the error grows with the length of the edit sequence",

@@ -26,11 +26,12 @@ class View:
         traced, configured: the layers to edit, by tracing and in the configuration; ``start`` is the first configured.
         hidden: effects of the hidden state at the subject's last token, by layer; ``whole`` is the mean at ``start``,
             and ``half`` the half of its interval.
+        known: how many facts were traced: those that the model knows.
         mlps, attention: how much of ``whole`` is lost when the later MLPs, or the later attention, are severed.
     """
 
     def __init__(self, numbers: Numbers) -> None:
-        effects = pd.DataFrame(numbers["effects"])
+        effects, self.known = pd.DataFrame(numbers["effects"]), numbers["known"]
         mlp, attention = (effects[effects.kind == kind] for kind in ("mlp", "attention"))
         self.layers = int(effects.layer.max()) + 1
         self.best = _largest(mlp)
@@ -42,6 +43,10 @@ class View:
         self.half = {end: self.hidden[end][self.start] / 2 for end in ("low", "high")}
         lost = pd.DataFrame(numbers["severed"]).set_index(["path", "layer"])
         self.mlps, self.attention = lost.loc[("MLPs", self.start)], lost.loc[("attention", self.start)]
+
+
+def _traced(view: View) -> str:
+    return f"{view.known} known facts"
 
 
 CLAIMS = (
@@ -62,6 +67,7 @@ CLAIMS = (
         },
         source="ROME, MEMIT",
         published="GPT2-XL: a peak in the middle layers (a picture)",
+        size=_traced,
     ),
     Claim(
         "the state of a critical layer works through the MLPs after it",
@@ -77,6 +83,7 @@ CLAIMS = (
         },
         source="ROME, MEMIT",
         published="GPT-J: severing MLPs takes the effect away (a picture)",
+        size=_traced,
     ),
     Claim(
         "tracing names the layers to edit",
@@ -90,6 +97,7 @@ CLAIMS = (
         },
         source="ROME, MEMIT",
         published="GPT2-XL 13–17, GPT-J 3–8, Llama3 4–8",
+        size=_traced,
         # If the layers that tracing names have next to no effect, tracing has not really named any.
         applies=lambda v: v.hidden.low[v.traced].min() > 0,
     ),

@@ -16,7 +16,7 @@ class View:
         cosine, deviation: means of the two residuals' cosine and of their deviation, by layer.
         trend: by measure, how much it falls, or grows, from the layer before the last to the first.
         steps: the steps that a layer needs once those before it are updated; ``drop`` is the share of the first layer's
-            that the second is spared.
+            that the second is spared. They are those of the first batch's ``at_once`` edits.
         of_direct, of_distributed: mean efficacy of single-layer editing before the last layer; ``times`` is the ratio.
         gains: the paired differences in efficacy, by layer.
     """
@@ -31,6 +31,8 @@ class View:
             compared[compared.measure == measure]["mean"].tolist() for measure in ("cosine", "deviation")
         )
         self.trend = pd.DataFrame(numbers["trend"]).set_index("measure")
+        about = numbers["parameters"]
+        self.at_once = min(about["edits"], about["batch_size"])
         self.steps = ordered(numbers, "steps", "layer")
         first, second = self.steps["mean"].iloc[:2]
         self.drop = 1 - second / first if first else 0.0
@@ -102,6 +104,7 @@ CLAIMS = (
             "the third layer's interval is below 2": lambda v: below(v.steps.iloc[2], 2),
         },
         published=published_layers("optimisation_steps", "mean_steps"),
+        size=lambda v: f"{v.at_once} edits",
     ),
     Claim(
         "single-layer editing is more than 3 times as effective with direct residuals",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,11 +63,16 @@ def _growth(
     axis: Axes, frame: pd.DataFrame, exponents: Mapping[str, Any], x: str, label: str, measures: Mapping[str, tuple]
 ) -> None:
     """Each measure relative to its first value, on logarithmic axes, with its fitted exponent in the legend."""
+    note = "\n(no band where an interval reaches 0)"
     for measure, (name, colour, marker) in measures.items():
         rows = frame[frame.measure == measure].sort_values(x)
         relative = rows.assign(**{end: rows[end] / rows["mean"].iloc[0] for end in ("mean", "low", "high")})
         fit = exponents[measure]
         text = f"{name} ∝ n^{fit['mean']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
+        without = relative.low <= 0  # for which a logarithmic axis has no place
+        relative.loc[without, ["low", "high"]] = math.nan
+        if without.any() and note not in label:
+            label += note
         band(axis, relative, x, text, color=colour, marker=marker)
     axis.set(yscale="log", xlabel=label)
     low, high = axis.get_ylim()
