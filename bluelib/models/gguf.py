@@ -33,19 +33,30 @@ from .adapters import ADAPTERS, adapter_for
 MAGIC = b"GGUF"
 #: The end of a file's name if it is one of several that make up a model.
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
-_TIKTOKEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
-    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+
+
+def _then_bytes(first: pre_tokenizers.PreTokenizer, *, use_regex: bool = False) -> pre_tokenizers.PreTokenizer:
+    """A rule, and then bytes as characters; with ``use_regex``, GPT-2's rule splits what is left before that."""
+    rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    return pre_tokenizers.Sequence([first, rest])
+
+
+def _tiktoken(digits: str) -> pre_tokenizers.PreTokenizer:
+    """The rule of Llama 3 and of Qwen2, which differ in how many digits stay together."""
+    pattern = (
+        rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return _then_bytes(pre_tokenizers.Split(Regex(pattern), "isolated"))
+
+
 #: The rules by which byte-level tokenizers split a text, by llama.cpp's names; None is GPT-2's, which transformers
 #: takes for some of the others, too.
 SPLITS = {
     "gpt-2": None,
-    "smollm": pre_tokenizers.Digits(individual_digits=True),
-    **dict.fromkeys(
-        ("llama-bpe", "llama3", "llama-v3"), pre_tokenizers.Split(Regex(_TIKTOKEN.format(digits="{1,3}")), "isolated")
-    ),
-    "qwen2": pre_tokenizers.Split(Regex(_TIKTOKEN.format(digits="")), "isolated"),
+    "smollm": _then_bytes(pre_tokenizers.Digits(individual_digits=True), use_regex=True),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _tiktoken("{1,3}")),
+    "qwen2": _tiktoken(""),
 }
 
 
@@ -135,10 +146,8 @@ def read_gguf(
     hf_model.config.architectures = [type(hf_model).__name__]  # as a checkpoint's says
     hf_model.config.name_or_path = tokenizer.name_or_path = str(path)
     _check_all_read(path, header, hf_model)
-    if first := SPLITS.get(header.splits or ""):
-        own = isinstance(first, pre_tokenizers.Digits)  # after which GPT-2's rule splits the rest
-        then = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=own)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, then])
+    if rule := SPLITS.get(header.splits or ""):
+        tokenizer.backend_tokenizer.pre_tokenizer = rule
     return hf_model, tokenizer, found
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -41,7 +40,7 @@ from .comparison import (
 )
 from .figures.residuals import overlay
 from .plots import keep
-from .tables import NOT_AVAILABLE, NOT_MEASURED, load_cells, main_frame, markdown_table, short_table
+from .tables import NOT_AVAILABLE, NOT_MEASURED, complete, load_cells, main_frame, markdown_table, short_table
 
 MAIN = "06_main_table"
 
@@ -130,7 +129,7 @@ def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
     cells = load_cells(grid, partial=partial)
     whole = len(cells) == len(grid.cells())
     if not whole:
-        cells = _settled(grid, cells)
+        cells = complete(cells, ("dataset",), len(grid.models) * len(grid.seeds))
     if not cells:
         return []
     scores = record_scores(cells)
@@ -151,13 +150,6 @@ def _of_cells(grid: Grid, partial: bool = False) -> list[Finding]:
     if not whole:
         size += f"; so far of {_so_far(scores)}"
     return _findings(MAIN, (*CLAIMS, AVERAGE), by_model, size)
-
-
-def _settled(grid: Grid, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells of editors that have run on a dataset with all of a grid's models and seeds."""
-    made = Counter((cell["dataset"], cell["editor"]["name"]) for cell in cells)
-    all_of_one = len(grid.models) * len(grid.seeds)
-    return [cell for cell in cells if made[cell["dataset"], cell["editor"]["name"]] == all_of_one]
 
 
 def _so_far(scores: RecordScores) -> str:

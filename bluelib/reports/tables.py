@@ -439,8 +439,10 @@ def write_tables(grid: Grid, *, partial: bool = False) -> list[Path]:
         FileNotFoundError: if cells have not been run; with ``partial``, if no method has all seeds yet.
     """
     cells = load_cells(grid, partial=partial)
-    if partial:
-        cells = with_all_seeds(grid, cells)
+    if partial:  # means over fewer seeds compare with nothing
+        cells = complete(cells, ("model", "dataset"), len(grid.seeds))
+        if not cells:
+            raise FileNotFoundError(f"{grid.results}: no method has been run with all {len(grid.seeds)} seeds yet")
     main = main_frame(cells)
     scores = record_scores(cells)
     missing = len(grid.cells()) - len(cells)
@@ -479,17 +481,11 @@ def write_tables(grid: Grid, *, partial: bool = False) -> list[Path]:
     return [path for path in grid.tables() if path.exists()]
 
 
-def with_all_seeds(grid: Grid, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells of which a grid's other seeds have been run too: means over fewer records compare with nothing.
-
-    Raises:
-        FileNotFoundError: if there are none.
-    """
-    made = Counter((cell["model"], cell["dataset"], cell["editor"]["name"]) for cell in cells)
-    found = [cell for cell in cells if made[cell["model"], cell["dataset"], cell["editor"]["name"]] == len(grid.seeds)]
-    if not found:
-        raise FileNotFoundError(f"{grid.results}: no method has been run with all {len(grid.seeds)} seeds yet")
-    return found
+def complete(cells: Sequence[dict[str, Any]], within: Sequence[str], number: int) -> list[dict[str, Any]]:
+    """The cells of methods that have ``number`` cells in the place that the keys ``within`` name."""
+    places = [(*(cell[key] for key in within), cell["editor"]["name"]) for cell in cells]
+    made = Counter(places)
+    return [cell for cell, place in zip(cells, places, strict=True) if made[place] == number]
 
 
 def _write(path: Path, text: str) -> None:

@@ -140,7 +140,6 @@ def run_ablation(
         method = replace(editor, solver=Ridge(weight))
         place = {"choice": name, "family": family, "mom2_update_weight": weight, "settings": describe(method)}
         if not any(place.items() <= run.items() for run in runs):
-            runs = [run for run in runs if (run["choice"], run["mom2_update_weight"]) != (name, weight)]
             runs.append({**place, **_run(model, records, method, batch_size)})
             content = {"identity": identity, "provenance": origin, **repeated_subjects(records), "runs": runs}
             write_json(path, content, sealed=True)
@@ -151,8 +150,9 @@ def _is_current(run: Mapping[str, Any], tried: Mapping[str, tuple[str, Editor]])
     """Whether a run is of a choice that is still tried, with its present settings, λ apart."""
     if run["choice"] not in tried:
         return False
-    method = replace(tried[run["choice"]][1], solver=Ridge(run["mom2_update_weight"]))
-    return bool(describe(method) == run["settings"])
+    family, editor = tried[run["choice"]]
+    method = replace(editor, solver=Ridge(run["mom2_update_weight"]))
+    return bool((family, describe(method)) == (run["family"], run["settings"]))
 
 
 def rerun(model: Model, choice: str, weight: float) -> dict[str, float]:

@@ -157,9 +157,9 @@ def single_layer_scores(
         for kinds, residual in residuals.items():
             with model.preserved((layer,)):
                 model.edit_in_float32((layer,))
-                weight, limit = model.weight(layer), editor.constraint
-                update = limit.batch((residual.double() @ q).to(weight.dtype), weight)
-                weight.add_(limit.total(update, weight))
+                weight, constraint = model.weight(layer), editor.constraint
+                update = constraint.batch((residual.double() @ q).to(weight.dtype), weight)
+                weight.add_(constraint.total(update, weight))
                 scores = scores_frame(evaluate(model, records, generate=generate, seed=seed))
             frames += [scores.assign(layer=layer, residual=kind) for kind in kinds]
     return pd.concat(frames, ignore_index=True)
