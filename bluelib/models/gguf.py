@@ -50,12 +50,14 @@ def _tiktoken(digits: str) -> pre_tokenizers.PreTokenizer:
     return _then_bytes(pre_tokenizers.Split(Regex(pattern), "isolated"))
 
 
+#: The names of Llama 3's rule. Its tokenizer also takes a piece that is in the vocabulary as it is, without merging.
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 #: The rules by which byte-level tokenizers split a text, by llama.cpp's names; None is GPT-2's, which transformers
 #: takes for some of the others, too.
 SPLITS = {
     "gpt-2": None,
     "smollm": _then_bytes(pre_tokenizers.Digits(individual_digits=True), use_regex=True),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _tiktoken("{1,3}")),
+    **dict.fromkeys(LLAMA3, _tiktoken("{1,3}")),
     "qwen2": _tiktoken(""),
 }
 
@@ -148,6 +150,8 @@ def read_gguf(
     _check_all_read(path, header, hf_model)
     if rule := SPLITS.get(header.splits or ""):
         tokenizer.backend_tokenizer.pre_tokenizer = rule
+    if header.splits in LLAMA3:  # transformers does not read it
+        tokenizer.backend_tokenizer.model.ignore_merges = True
     return hf_model, tokenizer, found
 
 

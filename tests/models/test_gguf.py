@@ -115,6 +115,7 @@ def test_texts_are_split_as_the_file_says(rule, kind, lm, tmp_path):
     for backend in pieces:
         whole.append([piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)])
     assert whole[0] == whole[1]
+    assert [backend.model.ignore_merges for backend in pieces] == [rule == "llama-bpe"] * 2
 
 
 def test_a_rule_that_is_not_known_is_refused(lm, tmp_path):
