@@ -6,6 +6,7 @@ The workflow makes results from a grid; tables and the report use the grid to fi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -27,6 +28,8 @@ COMMITTED_GRID = "pocket"
 #: What a cell measures, unless its grid says otherwise.
 USUAL = {"metrics": ("editing",), "contexts": ("bare",)}
 RESOURCES = ("mem_mb", "runtime", "gpu")
+#: In a task file of the harness, whose tags only the harness can read.
+_DATA_FILES = re.compile(r"\bdata_files: *[\"']?([^\s,}\"']+)")
 
 
 def _beside(folder: Path, name: str) -> str:
@@ -215,7 +218,7 @@ class Grid:
         )
 
     def check_files(self) -> None:
-        """Make sure, before anything runs, that every dataset is known or is a file that exists.
+        """Make sure, before anything runs, that every dataset is known or is a file that exists, also a notebook's.
 
         Raises:
             ValueError: if a dataset is neither.
@@ -224,7 +227,10 @@ class Grid:
         from ..io.plugins import load_plugins
 
         load_plugins()
-        for name in self.datasets:
+        of_notebooks = [
+            values[key] for values in self.notebooks.values() for key in ("dataset", "long_dataset") if values.get(key)
+        ]
+        for name in dict.fromkeys((*self.datasets, *of_notebooks)):
             if name not in (*DATASETS, *BENCHMARKS) and not project_path(name).exists():
                 raise ValueError(
                     f"the grid's dataset {name!r} is neither a name that `blue datasets` lists nor a file beside the "
@@ -314,6 +320,16 @@ class Grid:
     def of_notebook(self, notebook: str) -> dict[str, Any]:
         """An analysis notebook's parameters, without those that name a model or files."""
         return {**self.where, **self.notebooks[notebook]}
+
+    def read_by(self, notebook: str, model: str) -> list[Path]:
+        """The files that an analysis notebook reads, beside its model's, as far as they exist: datasets, task files and
+        the data that these name, and results of other commands."""
+        values = [value if isinstance(value, list) else [value] for value in self.of_notebook(notebook).values()]
+        named = [name for value in values for name in value if isinstance(name, str) and name]
+        for task in [project_path(name) for name in named if name.endswith(".yaml")]:
+            named += _DATA_FILES.findall(task.read_text("utf-8")) if task.is_file() else []
+        named += [name.format(model=plain(model)) for name in study_of(notebook).reads]
+        return [path for path in map(project_path, named) if path.is_file()]
 
     def cell_name(self, cell: Place) -> str:
         return cell_name(cell.model, cell.dataset, cell.editor, self.edits, self.batch_size, cell.seed)

@@ -66,6 +66,11 @@ def run_grid(path: Path, *, profile: str = "local", arguments: Sequence[str] = (
                     "--configfile",
                     str(values),
                     "--nolock",
+                    # Not "input": a result that is there has fewer.
+                    "--rerun-triggers",
+                    "mtime",
+                    "params",
+                    "code",
                     "--workflow-profile",
                     str(profiles / profile),
                     *arguments,

@@ -19,12 +19,14 @@ class Study:
         notebook: the notebook that makes its numbers.
         parameters: of the committed analysis, where they differ from the notebook's own.
         figures: by file name without suffix, the function that draws the figure from the numbers of all models.
+        reads: results of other commands that the notebook takes numbers from, with ``{model}`` for the model's name.
     """
 
     name: str
     notebook: str
     parameters: Mapping[str, Any]
     figures: Mapping[str, str]
+    reads: tuple[str, ...] = ()
 
 
 _ROWS = (
@@ -56,6 +58,7 @@ _ROWS = (
         "05_error_growth",
         {"edits": 100, "batch_size": 10, "largest": 400},
         {"05_error_growth": "error_growth", "05_score_growth": "score_growth", "05_ablation": "ablation"},
+        reads=("results/ablation/{model}.json",),
     ),
     Study(
         "capability",

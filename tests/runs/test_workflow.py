@@ -104,6 +104,7 @@ def test_a_dry_run_plans_the_whole_grid(project, profile, grid):
     assert planned == {"grid": 1, "tables": 1, "report": 1, "all": 1}
 
 
+@pytest.mark.slow
 def test_what_the_file_names_first_runs_first(project):
     """Each editor on all datasets before the next one; then the sequences; then the analyses. What they share, before."""
     grid = yaml.safe_load(GRIDS["grid-small"].read_text())
@@ -131,6 +132,7 @@ def test_what_the_file_names_first_runs_first(project):
     assert {of for rule, given in priority.items() if rule.startswith("analysis") for of in given.values()} == {0}
 
 
+@pytest.mark.slow
 def test_a_grid_on_slurm_asks_for_what_its_file_says(project):
     output = finished(
         blue(
@@ -251,7 +253,76 @@ def test_other_records_make_their_cells_again(project):
     grid = {**TINY, "datasets": [str(data)]}
     seem_made(project, grid)
     data.write_text("[{}]")
-    assert jobs(finished(blue(project, grid, "--", "-n", "--until", "cell"))) == {"before": 1, "cell": 2}
+    assert jobs(finished(blue(project, grid, "--", "-n", "--until", "cell"))) == {"cell": 2}
+
+
+@pytest.mark.slow
+def test_an_analysis_is_made_again_when_what_it_reads_has_changed(project):
+    """By content: in a fresh clone the data are newer than the results that came with it."""
+    data, runs = project / "mine.json", project / "results" / "ablation" / "pocket-llama.json"
+    data.write_text("[]")
+    write_json(runs, {})
+    grid = {**TINY, "notebooks": {"04_residuals": {"dataset": str(data)}, "05_error_growth": {}}}
+    both = {"analysis_04_residuals": 1, "analysis_05_error_growth": 1}
+
+    def planned(**how):
+        output = finished(blue(project, grid, "--", *how.get("options", ["-n"]), "--until", *both))
+        return {name: count for name, count in jobs(output).items() if name.startswith("analysis")}
+
+    assert planned() == both
+    for notebook in grid["notebooks"]:
+        write_json(Grid.of(grid).numbers(notebook, "pocket-llama"), {})
+    assert planned() == {}, "they came with the checkout, and the data after them"
+    planned(options=["--touch", "--forceall"])
+    later = time.time() + 10
+    for path in (data, runs):
+        os.utime(path, (later, later))
+    assert planned() == {}
+    data.write_text("[{}]")
+    assert planned() == {"analysis_04_residuals": 1}
+    write_json(runs, {"more": 1})
+    assert planned() == both
+
+
+def test_the_files_that_an_analysis_reads(project):
+    """Datasets, the data that task files name, and results of other commands; what is no file is not among them."""
+    names = ("mine.json", "long.json", "items.tsv", "more.jsonl")
+    for name in names:
+        (project / name).write_text("")
+    (project / "one.yaml").write_text(
+        "dataset_kwargs: {data_files: items.tsv, delimiter: ' '}\nprocess_docs: !function a.b"
+    )
+    (project / "two.yaml").write_text('dataset_kwargs:\n  data_files: "more.jsonl"\n')
+    write_json(project / "results" / "ablation" / "pocket-llama.json", {})
+    grid = Grid.of(
+        {
+            **TINY,
+            "notebooks": {
+                "05_error_growth": {"dataset": "mine.json"},
+                "07_general_capability": {
+                    "dataset": "pocket-zsre",
+                    "tasks": ["one.yaml", "two.yaml", "lost.yaml", "rte"],
+                },
+                "09_long_texts_and_batches": {"dataset": "mine.json", "long_dataset": "long.json", "sizes": [2, 3]},
+            },
+        }
+    )
+
+    def read(notebook, model="pocket-llama"):
+        return {path.relative_to(project).as_posix() for path in grid.read_by(notebook, model)}
+
+    assert read("05_error_growth") == {"mine.json", "results/ablation/pocket-llama.json"}
+    assert read("05_error_growth", "pocket-gpt2") == {"mine.json"}
+    assert read("07_general_capability") == {"one.yaml", "two.yaml", "items.tsv", "more.jsonl"}
+    assert read("09_long_texts_and_batches") == {"mine.json", "long.json"}
+
+
+def test_a_notebook_s_dataset_that_is_nowhere_is_refused_before_anything_runs(project):
+    grid = Grid.of({**TINY, "notebooks": {"09_long_texts_and_batches": {"long_dataset": "lost.json"}}})
+    with pytest.raises(ValueError, match=r"the grid's dataset 'lost\.json' is neither a name that"):
+        grid.check_files()
+    (project / "lost.json").write_text("[]")
+    grid.check_files()
 
 
 @pytest.mark.slow
@@ -263,9 +334,16 @@ def test_a_grid_that_has_changed_is_told_to_its_tables(project):
     for place in grid.cells():
         write_json(grid.result(place), {})
     assert "cell" not in jobs(finished(blue(project, TINY, "--", "-n", "--until", "cell")))
+    one = grid.result(grid.cells()[0])
+    one.unlink()
+    planned = jobs(finished(blue(project, TINY, "--", "-n", "--until", "cell")))
+    assert planned == {"statistics": 1, "before": 1, "cell": 1}, "the other stays, though what they share is made"
+    write_json(one, {})
     stronger = {**TINY, "settings": [{"editors": ["memit"], "values": {"mom2_update_weight": 1}}]}
-    planned = jobs(finished(blue(project, stronger, "--", "-n", "--until", "cell")))
-    assert planned["cell"] == 2, "its own, and what shares the scores before editing, which are made for it"
+    planned = jobs(finished(blue(project, stronger, "--", "-n")))
+    assert planned["cell"] == planned["grid"] == 1, "its own, and not what shares the scores before editing"
+    planned = jobs(finished(blue(project, stronger, "--", "-n", "--until", "grid")))
+    assert planned["cell"] == 1, "before the change is written down: an interrupted run has it still to make"
     other = {**TINY, "edits": 4}
     assert jobs(finished(blue(project, other, "--", "-n")))["grid"] == 1
     one = Grid.of(other).result(Place("pocket-llama", "pocket-zsre", "memit", 0)).relative_to(project)
