@@ -514,8 +514,10 @@ def train_and_hang(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("hangs", "task", "arguments"),
-    [(edit_and_hang, edit_small, ("history",)), (train_and_hang, train, ())],
-    ids=["edit", "pretrain"],
+    [
+        pytest.param(edit_and_hang, edit_small, ("history",), id="edit"),
+        pytest.param(train_and_hang, train, (), id="pretrain", marks=pytest.mark.slow),
+    ],
 )
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_dead(tmp_path, hangs, task, arguments):
     folder = tmp_path / "shared"

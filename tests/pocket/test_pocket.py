@@ -93,6 +93,7 @@ def test_rows_hold_whole_sentences_and_mark_their_answers(bos):
     assert (rows == again).all()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     class Stopped(Exception):
         pass

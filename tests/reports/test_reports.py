@@ -168,6 +168,7 @@ def strangers(tmp_path, monkeypatch):
     return STRANGERS
 
 
+@pytest.mark.slow
 def test_no_method_is_dropped(strangers):
     """Registered or unknown, it is in every table and picture that has its kind, the unknown one under its own name."""
     shown = ["MEMIT", "MEMIT_BLUE", "MEMIT_FE", "stranger", "Mine", "Mine_BLUE"]

@@ -172,6 +172,7 @@ def test_the_pictures_show_every_run_once(tmp_path):
     assert draw_followed(["pocket-gpt2"], tmp_path / "none", tmp_path / "empty") == []
 
 
+@pytest.mark.slow
 def test_a_run_on_records_without_paraphrases_is_drawn_and_told(llama, project):
     records = load_dataset("pocket-counterfact", split="report", limit=8)
     flat = [

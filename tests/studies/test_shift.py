@@ -202,6 +202,7 @@ def test_edits_move_states_and_leave_the_model(any_model, small_world):
     assert (fact_states(any_model, FACTS, 2) == before).all()
 
 
+@pytest.mark.slow
 def test_known_facts_of_the_pocket_world_are_known_and_edited_by_nobody():
     model = load_model("pocket-llama")
     records = load_dataset("pocket-counterfact", split="report", limit=3)

@@ -16,6 +16,7 @@ from bluelib.studies.single import METRICS, PROTOCOLS, single, singles
 HOW = {"dataset": "pocket-ripple", "edits": 4}
 
 
+@pytest.mark.slow
 def test_each_edit_is_evaluated_alone_and_then_all_at_the_end_of_their_sequence(llama, project):
     """With a method that remembers: what is prepared once for all of them must not be changed by one."""
     editor = "alphaedit"
