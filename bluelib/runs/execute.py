@@ -50,6 +50,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], executed: Path) -> No
                 cwd=str(project_path()),
                 kernel_name="python3",
                 progress_bar=False,
+                extra_arguments=["--log-level=ERROR"],  # the kernel warns of its local sockets, each time
             )
         except papermill.PapermillExecutionError as error:
             raise RuntimeError(
