@@ -518,6 +518,31 @@ def test_bootstrap_means_by_hand():
     assert (high - low) / 2 == pytest.approx(1.96 * wide.std() / 20, rel=0.1)
 
 
+def test_bootstrap_means_are_those_of_the_records_that_were_drawn():
+    """Groups of unequal numbers of clusters, with values that are missing, one draw after another."""
+    values = np.random.default_rng(1).normal(size=(3, 2, 7))
+    values[0, 0, 2] = values[1, 1, 5] = np.nan
+    clusters = np.array([[0, 0, 1, 2, 3, 3, 4], [5, 6, 5, 6, 6, 5, 6]])
+    rng = np.random.default_rng(4)
+    for drawn in bootstrap_means(values, clusters, seed=4).T[:50]:
+        means = []
+        for group in rng.integers(2, size=2):
+            names = np.unique(clusters[group])
+            chosen = names[rng.integers(len(names), size=len(names))]
+            means.append(
+                np.nanmean(
+                    [values[:, group, i] for name in chosen for i in np.flatnonzero(clusters[group] == name)], axis=0
+                )
+            )
+        assert drawn == pytest.approx(np.mean(means, axis=0), rel=1e-12)
+
+
+def test_an_end_of_an_interval_on_a_tie_is_the_same_whatever_order_was_added_in():
+    draws = np.repeat([0.0, 0.0175, 0.03], [1000, 980, 20])
+    other = draws + np.random.default_rng(0).choice([-1e-17, 0, 1e-17, 4e-18], size=2000)
+    assert (draws != other).any() and limits(draws) == limits(other)
+
+
 def test_cells_of_an_older_schema_or_of_two_scales_are_refused(made):
     path = made.result(made.cells()[0])
     content = json.loads(path.read_text())
