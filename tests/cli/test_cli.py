@@ -103,7 +103,8 @@ def test_a_reader_that_has_read_enough_is_no_error():
     assert done.returncode == 0 and not done.stderr
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_says_so_in_a_line(tmp_path, number):
     """Ctrl-C or SIGTERM in the middle of a sequence: one line, status 130, and what is on disk continues."""
     command = [
@@ -409,6 +410,7 @@ def test_a_log_has_lines_where_a_terminal_has_a_bar(monkeypatch, caplog):
     assert list(progress_bar(range(3), show=False)) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_no_bar_is_left_in_a_notebook_that_runs_unattended(tmp_path, monkeypatch):
     """Whatever the caller's own setting; which is as it was afterwards."""
     monkeypatch.setenv("TQDM_DISABLE", "")

@@ -84,6 +84,7 @@ def test_without_anything_to_compare_the_answer_says_so(facts, capsys):
     assert "no metric can be measured on these records" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_of_a_dataset_the_first_records_are_told_of(capsys):
     command = "edit --model pocket-llama --dataset pocket-zsre --editor memit_blue --edits 7 --no-generate"
     assert main([*command.split(), "--json"]) == 0

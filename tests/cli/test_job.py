@@ -46,6 +46,7 @@ def test_a_job_whose_workflow_is_gone_does_not_begin(workflow):
     assert done.stderr == f"blue: the workflow that started this job, process {workflow.pid}, is gone\n"
 
 
+@pytest.mark.slow
 def test_a_job_at_work_ends_with_its_workflow(workflow, tmp_path):
     """Nobody has fetched the dead workflow's status then: its number is still taken."""
     manifest = tmp_path / "run" / "manifest.json"

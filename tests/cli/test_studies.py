@@ -70,6 +70,7 @@ def test_one_file_is_not_for_several_editors(study, capsys):
     assert "--output is the file of one editor's scores; 2 editors were named" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_single_shows_both_protocols_beside_each_other(place, folder, stem, capsys):
     assert main(options("single --model MODEL --dataset pocket-ripple --edits 2 --editor memit --json", folder)) == 0
     found = json.loads(capsys.readouterr().out)

@@ -341,6 +341,7 @@ def test_a_redirect_from_https_to_http_is_refused():
         handler.redirect_request(request, None, 302, "Found", {}, "http://127.0.0.1/b")
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_gone_on_from(server, tmp_path):
     """On the command line, with 21,919 invented records: CounterFact's own file would be refused with another hash."""
     record = {"requested_rewrite": {}, "paraphrase_prompts": [], "neighborhood_prompts": [], "generation_prompts": []}

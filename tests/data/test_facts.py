@@ -157,6 +157,7 @@ def test_nine_of_ten_records_are_known_to_the_small_model():
     assert f"## What {name} knows" in (SHIPPED / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_check_is_of_two_probabilities(tmp_path, monkeypatch):
     """It says of a model what `evaluate` says: a record is known where the edit has no efficacy yet."""
     model = random_model("pocket-gpt2")

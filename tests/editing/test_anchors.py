@@ -11,7 +11,7 @@ from bluelib import get_editor, load_dataset
 from bluelib.editing.anchors import anchored, norm_anchor
 from bluelib.editing.targets import TargetOptions, optimise_targets
 from bluelib.models.representations import subject_hidden
-from tests.support.small import PREFIXES, editor
+from tests.support.small import LLAMA_FIRST, PREFIXES, editor
 
 OPTIONS = TargetOptions(steps=4, learning_rate=0.5)
 REQUESTS = [record.request for record in load_dataset("pocket-counterfact", split="tune", limit=4)]
@@ -65,6 +65,7 @@ def test_of_a_hundred_the_five_longest_do_not_count(any_model, monkeypatch):
     assert norm_anchor(any_model, REQUESTS * 25, 2, PREFIXES, OPTIONS) == pytest.approx(lengths[:95].mean().item())
 
 
+@LLAMA_FIRST
 def test_an_editor_with_an_anchor_aims_at_anchored_targets(any_model):
     plain = editor(layers=(1, 2))
     method = replace(plain, anchor=1.5)

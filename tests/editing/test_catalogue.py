@@ -206,6 +206,7 @@ def test_installed_packages_bring_methods(packages):
     assert "entry point broken in group bluelib.editors failed, so what it adds is missing: out of order" in said
 
 
+@pytest.mark.slow
 def test_installed_packages_bring_architectures_and_datasets(packages):
     (packages / "theirs.py").write_text(
         "from pathlib import Path\n"

@@ -27,7 +27,7 @@ from bluelib.models.contexts import context_prefixes
 from bluelib.models.load import load_model
 from bluelib.models.prompts import encode_prompt
 from bluelib.models.representations import subject_keys
-from tests.support.small import PREFIXES, RECORDS, editor
+from tests.support.small import LLAMA_FIRST, PREFIXES, RECORDS, editor
 
 REQUESTS = [record.request for record in RECORDS[:3]]
 OPTIONS = TargetOptions(steps=8, learning_rate=0.5, kl_factor=0.5, clamp=0.9)
@@ -160,6 +160,7 @@ def test_the_orders_of_rect_end_with_different_weights(any_model, small_world):
     assert not torch.allclose(*ends)
 
 
+@LLAMA_FIRST
 def test_pmets_loss_is_relaxed_once_the_object_is_the_first_choice(any_model):
     """Against the plain reference, in steps too; and the option makes a difference."""
     options = TargetOptions(steps=20, learning_rate=1.0, clamp=1e3, component="mlp", early_stop=0.0, relax=True)

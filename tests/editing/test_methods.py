@@ -19,7 +19,7 @@ from bluelib.editing.residuals import DIRECT
 from bluelib.editing.solvers import Equality, Ridge
 from bluelib.models.model import Model, weights_hash
 from bluelib.models.scoring import request_nll, score_targets
-from tests.support.small import ARCHITECTURES, RECORDS, editor, random_model
+from tests.support.small import QUICK_FIRST, RECORDS, editor, random_model
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
@@ -77,7 +77,7 @@ def test_an_untrained_mend_network_makes_a_gradient_step():
     torch.testing.assert_close(network.update(1, keys, gradients), expected)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", QUICK_FIRST)
 def test_mend_is_trained_and_then_edits(architecture, tmp_path):
     """Training lowers its loss, and the trained network's update makes the new objects more probable."""
     records = [replace(r, paraphrases=(r.request.text,), locality=(Probe("Peru is in", "Asia"),)) for r in RECORDS]

@@ -150,6 +150,7 @@ def test_a_text_counts_with_the_way_it_is_read(text):
     assert corpus_hash(str(copy)) != corpus_hash(str(text))
 
 
+@pytest.mark.slow
 def test_the_pocket_text_needs_a_token_to_separate_texts_with():
     rows = {}
     for bos, eos in (("<|begin_of_text|>", "<|endoftext|>"), (None, "<|endoftext|>"), (None, None)):
@@ -285,6 +286,7 @@ def test_ten_tokens_for_each_dimension_are_enough(d_mlp, tokens):
     assert enough_tokens(d_mlp) == tokens
 
 
+@pytest.mark.slow
 def test_statistics_are_described_for_each_editor_that_needs_them():
     """Null spaces on top of second moments, and nothing for FT, which uses no text."""
     model, about = load_model("pocket-llama"), {"corpus": "pocket", "tokens": 3000}

@@ -23,7 +23,7 @@ from bluelib.io.locks import locked
 from bluelib.io.tensors import load_tensors, save_tensors
 from bluelib.models.model import Model, weights_hash
 from bluelib.models.prompts import encode_prompt
-from tests.support.small import ARCHITECTURES, LLAMA_FIRST, RECORDS, TARGETS, editor, random_model
+from tests.support.small import LLAMA_FIRST, QUICK_FIRST, RECORDS, TARGETS, editor, random_model
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
@@ -317,6 +317,7 @@ def hooks(model):
     return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules]
 
 
+@pytest.mark.slow
 def test_a_model_of_low_precision_has_its_types_back_whatever_happened(tmp_path):
     """After runs that are reverted in turn, a block that is left, and a run that fails before its first batch."""
     model = random_model("pocket-gpt2")
@@ -359,7 +360,7 @@ def test_a_layer_that_is_not_there_is_refused(any_model):
         pass
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", QUICK_FIRST)
 def test_small_updates_survive_in_a_model_of_low_precision(architecture, tmp_path):
     """In bfloat16 the edited matrices are kept in float32: their change is the sum of the updates."""
     model = random_model(architecture)

@@ -25,7 +25,7 @@ from bluelib.models.scoring import score_targets
 from bluelib.pocket.recall import skill_accuracy
 from bluelib.pocket.skills import build_skills
 from bluelib.studies.capability import MEAN, capability_along_sequence, capability_difference, capability_scores
-from tests.support.small import ARCHITECTURES, RECORDS, SUBJECTS, editor, random_model
+from tests.support.small import ARCHITECTURES, QUICK_FIRST, RECORDS, SUBJECTS, editor, random_model
 
 LIMIT = 12
 ITEMS = {f"pocket_{skill}": held_out[:LIMIT] for skill, (_, held_out) in build_skills().items()}
@@ -52,7 +52,7 @@ def log_prob_sums(model, item):
     ]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", QUICK_FIRST)
 def test_the_harness_and_skill_accuracy_agree(name, tasks):
     """Undamaged in accuracy, although one sums over tokens and the other averages; damaged item by item."""
     model = load_model(name)

@@ -32,7 +32,7 @@ from bluelib.studies.locate import causal_trace
 from bluelib.studies.residuals import compare_residuals, measure_residuals, residual_contributions, single_layer_scores
 from bluelib.studies.rules import one_time_and_sequence
 from bluelib.studies.theory import gains_with_history
-from tests.support.small import ARCHITECTURES, PREFIXES, QUICK_FIRST, RECORDS, TARGETS, editor, random_model
+from tests.support.small import PREFIXES, QUICK_FIRST, RECORDS, TARGETS, editor, random_model
 from tests.support.virtual_cards import CARDS, Cards, CardTensor, spread
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -169,6 +169,7 @@ def test_a_causal_trace_on_two_cards_is_that_on_the_cpu(pair):
         torch.testing.assert_close(effect, two.effects[kind], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_the_measurements_behind_blue_on_two_cards_are_those_on_the_cpu(pair):
     requests, method = [record.request for record in RECORDS[:2]], editor(layers=(1, 2))
 
@@ -187,6 +188,7 @@ def test_the_measurements_behind_blue_on_two_cards_are_those_on_the_cpu(pair):
         pd.testing.assert_frame_equal(one, two, check_exact=True)
 
 
+@pytest.mark.slow
 def test_mend_is_trained_on_two_cards_as_on_the_cpu(pair, tmp_path):
     losses = [
         train(model, EVALUATED, (1, 2), tmp_path / f"{i}.safetensors", steps=2, batch_size=3, progress=False)
@@ -212,6 +214,7 @@ def test_a_run_on_two_cards_continues_from_its_checkpoint(pair, tmp_path):
     assert all(torch.equal(one.weight(layer), two.weight(layer).cpu()) for layer in (1, 2))
 
 
+@pytest.mark.slow
 def test_a_low_precision_model_on_two_cards_is_edited_in_float32():
     def bfloat16() -> Model:
         model = random_model("pocket-llama")
@@ -260,7 +263,7 @@ def offloaded(model: Model, layers: tuple[int, ...], folder: Path) -> Model:
     return model
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", QUICK_FIRST)
 def test_layers_that_are_not_edited_may_be_offloaded(architecture, shared, tmp_path):
     """One before the edited layers, and one behind, through which gradients go."""
     one = random_model(architecture)

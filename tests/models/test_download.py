@@ -216,7 +216,10 @@ def test_what_has_changed_in_the_cache_is_refused(name, gone, index):
 
 @pytest.mark.parametrize(
     ("number", "left"),
-    [(signal.SIGINT, 0), pytest.param(signal.SIGTERM, None, marks=pytest.mark.slow), (signal.SIGKILL, None)],
+    [
+        (signal.SIGINT, 0),
+        *(pytest.param(number, None, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGKILL)),
+    ],
 )
 def test_an_interrupted_download_leaves_no_model(number, left, index, server):
     server.stalls = True

@@ -103,6 +103,7 @@ def test_a_model_is_loaded_with_its_commit_and_afterwards_without_a_connection(h
     assert "Without a connection, only models in the hub's cache can be loaded" in again["someone/gated"][1]
 
 
+@pytest.mark.slow
 def test_a_gated_model_wants_a_licence_and_a_token(home, repos, first):
     found, hub = first
     assert set(hub.bearers) == {None}

@@ -27,7 +27,7 @@ from bluelib.models.prompts import (
 from bluelib.models.scoring import score_targets
 from bluelib.runs.cell import run_cell
 from bluelib.studies import layers
-from tests.support.small import PREFIXES, RECORDS, editor
+from tests.support.small import LLAMA_FIRST, PREFIXES, RECORDS, editor
 from tests.support.tokenizers import BYTE_LEVEL, KINDS, make_tokenizer
 
 #: In the forms of SmolLM2 (with a system prompt of its own), Llama 3 (which writes BOS) and Vicuna.
@@ -196,6 +196,7 @@ def test_the_subject_is_found_inside_the_turn_behind_a_context_prefix(chatty):
         assert list(place.ids).count(tokenizer.bos_token_id) == 1
 
 
+@LLAMA_FIRST
 def test_edits_are_made_behind_the_template(chatty, small_world):
     """The new objects become likelier there, and the run is that of the framed records."""
     method = editor(Ridge(1e-3), DIRECT, layers=(0, 1))

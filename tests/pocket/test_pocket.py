@@ -73,6 +73,7 @@ def test_skills_hold_out_what_they_test():
         assert max(shares) < 0.65, "no answer is right much more often than the others"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bos", [False, True])
 def test_rows_hold_whole_sentences_and_mark_their_answers(bos):
     tokenizer = build_tokenizer(bos)

@@ -111,6 +111,7 @@ def test_files_and_calls_that_the_page_names_exist():
         assert any(str(file).endswith(f"/{path}") for file in PACKAGE.rglob("*.py")), path
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_stands_in_a_table(tmp_path):
     """The page's examples, as a reader would run them: a composition, and a part of one's own."""
     code, part, parser, _ = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)

@@ -26,6 +26,7 @@ MODULES = (
 )
 
 
+@pytest.mark.slow
 def test_the_library_is_imported_where_unix_modules_and_signals_are_missing():
     """As on Windows: only what the library itself imports is without them, as other packages know what they run on."""
     code = """

@@ -298,7 +298,13 @@ def test_the_table_of_studies_needs_neither_torch_nor_matplotlib():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 
-@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+@pytest.mark.parametrize(
+    "study",
+    [
+        pytest.param(study, marks=[] if name == "theory" else pytest.mark.slow, id=name)
+        for name, study in STUDIES.items()
+    ],
+)
 def test_the_figures_are_those_of_the_committed_numbers(study, tmp_path):
     committed = {model: NUMBERS / f"{study.notebook}_{model}.json" for model in MODELS}
     drawn = draw(study.name, committed, tmp_path)

@@ -56,8 +56,7 @@ def says(model, prompts):
 @pytest.mark.parametrize(
     "variant",
     [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("memit_blue", "memit_fe")),
-        "prune_blue",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("memit_blue", "memit_fe", "prune_blue")),
         "alphaedit_blue",
     ],
 )

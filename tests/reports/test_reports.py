@@ -266,7 +266,7 @@ def test_a_main_table_pools_seeds_and_marks_the_best(made):
     )
 
 
-@pytest.mark.parametrize("missing", ["generalization", "specificity"])
+@pytest.mark.parametrize("missing", ["generalization", pytest.param("specificity", marks=pytest.mark.slow)])
 def test_records_without_paraphrases_or_neighbours_make_tables(made, missing):
     for place in made.cells():
         content = json.loads(made.result(place).read_text())

@@ -352,6 +352,7 @@ def test_what_myst_builds_is_the_site(fake_myst, in_project, tmp_path):
     assert page.read_text() == "by MyST"
 
 
+@pytest.mark.slow
 def test_myst_understands_the_sources(tmp_path):
     """All of the project's own, without a warning. Content only: a theme of our own stands in for the real one."""
     pytest.importorskip("jupyter_book", reason="Jupyter Book is not installed")

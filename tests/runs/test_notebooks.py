@@ -156,6 +156,7 @@ def test_nbval_would_notice_another_number(tmp_path):
 SEQUENTIAL = ROOT / "notebooks" / "06_main_table.ipynb"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -163,15 +164,10 @@ SEQUENTIAL = ROOT / "notebooks" / "06_main_table.ipynb"
             {"modle": "x"},
             r"unknown parameter: modle; known: model \(str\), dataset \(str\), editor \(str\), edits \(int\)",
         ),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)  # seven seconds each, for the kernel
-            for case in (
-                ({"editor": "nonsense"}, "no editor is called 'nonsense'; known: ft, mend, rome, memit, memit_blue"),
-                ({"edits": "forty"}, r"parameter edits must be int, not 'forty'; known: model \(str\)"),
-                ({"model": "pocket-bert"}, "model 'pocket-bert' is not shipped here; known: "),
-                ({"dataset": "pocket-trivia"}, "no dataset is called 'pocket-trivia'; known: pocket-counterfact, "),
-            )
-        ),
+        ({"editor": "nonsense"}, "no editor is called 'nonsense'; known: ft, mend, rome, memit, memit_blue"),
+        ({"edits": "forty"}, r"parameter edits must be int, not 'forty'; known: model \(str\)"),
+        ({"model": "pocket-bert"}, "model 'pocket-bert' is not shipped here; known: "),
+        ({"dataset": "pocket-trivia"}, "no dataset is called 'pocket-trivia'; known: pocket-counterfact, "),
     ],
 )
 def test_a_wrong_parameter_is_refused_with_the_known_ones(parameters, message, tmp_path):

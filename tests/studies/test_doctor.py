@@ -258,6 +258,7 @@ def test_memory_follows_layers_types_and_batches(tmp_path):
     assert saved == pytest.approx(weights / 2, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_page_on_adapters_works(monkeypatch, small_world):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"), re.S)
     assert len(code.strip().splitlines()) < 20

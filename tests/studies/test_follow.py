@@ -40,6 +40,7 @@ def test_a_run_is_scored_at_each_length_as_if_it_had_ended_there(llama, project)
         run.revert()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_is_kept_and_another_one_has_its_own_place(llama, project, monkeypatch):
     path = follow(llama, "memit", others=0, **HOW)
     written = path.stat().st_mtime_ns
@@ -49,6 +50,7 @@ def test_a_run_that_is_there_is_kept_and_another_one_has_its_own_place(llama, pr
     assert other != path and "mom2_update_weight-1.0" in other.name and len(list(path.parent.glob("*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_run_can_be_written_elsewhere_and_read_another_text(llama, project):
     """A grid knows where its run is to be, also that of a checkpoint in a folder; and it has a text of its own."""
     path = follow(
@@ -60,7 +62,8 @@ def test_a_run_can_be_written_elsewhere_and_read_another_text(llama, project):
         follow(llama, "memit", others=0, options={"name": "x"}, **HOW)
 
 
-@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 2, 3])
 def test_an_interrupted_run_continues_with_the_scores_it_has(llama, project, monkeypatch, caplog, at):
     how = {**HOW, "at": (2, 6), "others": 2}
     whole = read_json(follow(llama, "memit_history", **how))
@@ -84,6 +87,7 @@ def test_an_interrupted_run_continues_with_the_scores_it_has(llama, project, mon
     assert not list((project / "results" / "raw" / "follow").iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_run_with_other_settings_is_removed(llama, project, monkeypatch, caplog):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -197,6 +201,7 @@ def test_a_run_on_records_without_paraphrases_is_drawn_and_told(llama, project):
     assert "MEMIT_BLUE" in summary._length(frame)
 
 
+@pytest.mark.slow
 def test_a_run_with_other_settings_is_not_written_over(llama, project):
     path = follow(llama, "memit", at=(4,), others=0, **HOW)
     kept = path.read_bytes()

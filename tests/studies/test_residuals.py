@@ -341,6 +341,7 @@ def test_an_editor_that_does_not_distribute_evenly_is_refused(world, unchanged):
         shifts_of_batch(model, REQUESTS, method, state, layers=(3,))
 
 
+@pytest.mark.slow
 def test_updates_of_a_low_precision_model_are_not_lost(small_world, monkeypatch):
     monkeypatch.setattr("bluelib.studies.residuals.context_prefixes", lambda *_: PREFIXES)
     made = random_model("pocket-llama")

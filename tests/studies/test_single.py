@@ -44,6 +44,7 @@ def test_each_edit_is_evaluated_alone_and_then_all_at_the_end_of_their_sequence(
     assert single(llama, editor, **HOW) == path and path.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_next_edit(llama, project, monkeypatch):
     path = single(llama, "memit_blue", **HOW)
     whole = read_json(path)

@@ -147,6 +147,7 @@ def test_candidates_of_your_own_are_searched_alone(model, tmp_path, capsys):
     assert "give only one of them" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_norm_anchor_is_measured_once_for_each_way_to_optimise_targets(model, monkeypatch):
     """Its settings are AlphaEdit's. A choice is of what is searched; the best one has the anchor as well."""
     measured, anchor_of = [], tuning.norm_anchor
@@ -173,6 +174,7 @@ def test_a_norm_anchor_of_your_own_candidates_is_not_measured(model, monkeypatch
     assert found.anchor == best["anchor"] and found.solver == get_editor("alphaedit", model).solver
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on(model, tmp_path, monkeypatch, caplog):
     evaluate, calls = tuning.evaluate, []
 
