@@ -66,6 +66,16 @@ def test_the_benchmarks_of_the_real_model_stand_apart():
     assert "it is +8.3 % and -16.7 %; the abstract" in found
 
 
+def test_a_method_that_makes_the_average_is_named():
+    """PRUNE's 90 % are more than half of the sum; three of 10 % each are alike, and of two methods each has its half."""
+    means = {"MEMIT": 50.0, "MEMIT_BLUE": 55.0, "RECT": 50.0, "RECT_BLUE": 55.0, "PRUNE": 50.0}
+    told = summary._gain({"small": scores_of({**means, "PRUNE_BLUE": 95.0})})
+    assert "it is +36.7 % (+10.0 % without PRUNE); the abstract" in told
+    assert "without" not in summary._gain({"small": scores_of({**means, "PRUNE_BLUE": 55.0})})
+    of_two = {"MEMIT": 50.0, "MEMIT_BLUE": 51.0, "PRUNE": 50.0, "PRUNE_BLUE": 95.0}
+    assert "without" not in summary._gain({"small": scores_of(of_two)})
+
+
 def test_what_an_ablation_says_is_told_where_there_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     grid = Grid.load("results/small/grid.json")
